@@ -1,0 +1,1 @@
+"""The program on the server: collects masks and updates the global probabilities."""

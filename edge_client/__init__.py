@@ -1,0 +1,1 @@
+"""The program on the device: trains the exported graph and publishes masks."""

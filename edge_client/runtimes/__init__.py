@@ -1,0 +1,86 @@
+"""What trains on a device: one file per runtime, its name is the name in the configuration.
+
+The contract is `Runtime`; `reference` (NumPy, slow, obvious) defines the truth, and `tests/test_runtimes.py` holds
+every file of this folder to it. A runtime module has NAME, NEEDS (packages it imports beyond the base install) and
+`open_runtime(bundle, threads)`; it imports those packages only there.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import pkgutil
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from seedmask.bundle import Bundle
+from seedmask.errors import UserError
+
+F32 = npt.NDArray[np.float32]
+I64 = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class State:
+    """What one round's training carries from step to step: `scores`, Adam's moments `m` and `v`, float32 [d]; steps `t`."""
+
+    scores: F32
+    m: F32
+    v: F32
+    t: int
+
+    @classmethod
+    def start(cls, scores: F32) -> State:
+        """A new round: fresh optimiser state, as devices cannot be assumed to keep one."""
+        return cls(scores, np.zeros_like(scores), np.zeros_like(scores), 0)
+
+
+@dataclass(frozen=True, eq=False)
+class StepResult:
+    """`state` after the step, mean `loss` (nats) and `correct` predictions of the batch, both before the step."""
+
+    state: State
+    loss: float
+    correct: int
+
+
+class Runtime(Protocol):
+    """One model made ready to train and to predict."""
+
+    def step(self, x: F32, y: I64, state: State, noise: F32, rate: float) -> StepResult:
+        """One Adam step on the scores.
+
+        x [n, *input] normalised, 1 <= n <= batch; y [n] class numbers; noise [d] uniform in 0 .. 1: the mask of this
+        step is noise < sigmoid(scores); rate > 0. Straight-through estimator dL/dtheta := dL/dmask; Adam with
+        beta 0.9, 0.999, eps 1e-8 (Kingma and Ba, arXiv 1412.6980).
+        """
+
+    def logits(self, x: F32, mask: F32) -> F32:
+        """Class scores [n, classes] of x [n, *input] under weights w * mask; mask float32 [d], 0/1 or probabilities."""
+
+
+def names() -> list[str]:
+    """Every runtime there is a file for, installed or not."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+
+
+def missing(name: str) -> list[str]:
+    """The packages that runtime `name` needs and this environment lacks."""
+    return [package for package in _module(name).NEEDS if importlib.util.find_spec(package) is None]
+
+
+def open_runtime(name: str, bundle: Bundle, threads: int = 0) -> Runtime:
+    """Make `bundle` ready on runtime `name`; `threads` 0 leaves the choice to it. Raises UserError."""
+    if name not in names():
+        raise UserError(f"no runtime called {name!r}; there are {', '.join(names())}")
+    if lacking := missing(name):
+        raise UserError(f"runtime {name} needs {', '.join(lacking)}: pip install 'seedmask[{name}]'")
+    runtime: Runtime = _module(name).open_runtime(bundle, threads)
+    return runtime
+
+
+def _module(name: str) -> Any:
+    return importlib.import_module(f"{__name__}.{name}")

@@ -1,0 +1,118 @@
+"""A bundle: what `seedmask export` writes and a device opens. One zip file, every byte under a digest.  PROTOCOL 9.
+
+`manifest.json` names every other member with its size and SHA-256; `spec.json` is the canonical ModelSpec. Opening
+reads and checks, it never extracts and never executes. Members are stored, not deflated, so that a bundle cannot grow
+on the way into memory, and written with a fixed date, so that the same model gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import re
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from seedmask.errors import BundleError, SpecError, UserError
+from seedmask.spec import ModelSpec, from_json
+
+FORMAT: Final = 1
+MAX_BYTES: Final = 1 << 28
+_MEMBER: Final = re.compile(r"[a-z0-9_-]+(/[a-z0-9_-]+)*\.[a-z0-9]+\Z")
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """`spec`; `batch`, the examples per training step its graphs take; `files`, member name to bytes."""
+
+    spec: ModelSpec
+    batch: int
+    files: Mapping[str, bytes]
+
+    def file(self, name: str) -> bytes:
+        """One member. Raises BundleError and lists what there is."""
+        if name not in self.files:
+            raise BundleError(f"the bundle has no {name}; it has {', '.join(sorted(self.files))}")
+        return self.files[name]
+
+
+def to_bytes(bundle: Bundle) -> bytes:
+    """The zip file of `bundle`."""
+    for name in bundle.files:
+        if not _MEMBER.match(name) or name in ("manifest.json", "spec.json"):
+            raise ValueError(f"a member's name is like onnx/step.onnx, found {name!r}")
+    members = {"spec.json": bundle.spec.canonical(), **bundle.files}
+    manifest = {
+        "format": FORMAT,
+        "model": bundle.spec.digest.hex(),
+        "batch": bundle.batch,
+        "files": {n: {"bytes": len(b), "sha256": hashlib.sha256(b).hexdigest()} for n, b in members.items()},
+    }
+    members = {"manifest.json": json.dumps(manifest, indent=1, sort_keys=True).encode(), **members}
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
+        for name, data in members.items():
+            archive.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), data)
+    return out.getvalue()
+
+
+def from_bytes(data: bytes) -> Bundle:
+    """Open a bundle. Raises BundleError and says which check failed."""
+    if len(data) > MAX_BYTES:
+        raise BundleError(f"a bundle is at most {MAX_BYTES} bytes, found {len(data)}")
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            return _read(archive)
+    except (BundleError, SpecError):
+        raise
+    # zipfile and json raise a dozen kinds for a damaged file; to the one who opens it they are the same thing.
+    except Exception as error:
+        raise BundleError(f"not a bundle, or a damaged one: {error}") from None
+
+
+def load(path: Path) -> Bundle:
+    """Open a bundle file. Raises UserError that names the file."""
+    try:
+        return from_bytes(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"cannot read the bundle {path}: {error.strerror}") from None
+    except (BundleError, SpecError) as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def _read(archive: zipfile.ZipFile) -> Bundle:
+    infos = {info.filename: info for info in archive.infolist()}
+    if len(infos) != len(archive.infolist()):
+        raise BundleError("a member occurs twice")
+    if "manifest.json" not in infos:
+        raise BundleError(f"no manifest.json; it has {', '.join(sorted(infos)) or 'nothing'}")
+    for info in infos.values():
+        if info.compress_type != zipfile.ZIP_STORED or info.file_size > MAX_BYTES:
+            raise BundleError(f"{info.filename} is compressed or too large; members are stored")
+    manifest: dict[str, Any] = json.loads(archive.read("manifest.json"))
+    if manifest.get("format") != FORMAT:
+        raise BundleError(f"bundle format {manifest.get('format')!r}; this program reads {FORMAT}")
+    listed = manifest["files"]
+    if set(listed) != set(infos) - {"manifest.json"}:
+        odd = sorted(set(listed) ^ (set(infos) - {"manifest.json"}))
+        raise BundleError(f"manifest and members disagree about {', '.join(odd)}")
+    files = {}
+    for name, entry in listed.items():
+        content = archive.read(name)
+        found = hashlib.sha256(content).hexdigest()
+        if entry["bytes"] != len(content) or entry["sha256"] != found:
+            raise BundleError(f"{name} has SHA-256 {found[:16]}..., the manifest says {str(entry['sha256'])[:16]}...")
+        files[name] = content
+    if "spec.json" not in files:
+        raise BundleError("no spec.json")
+    spec = from_json(files.pop("spec.json"))
+    if spec.digest.hex() != manifest["model"]:
+        raise BundleError(f"spec.json is model {spec.digest.hex()[:16]}..., the manifest says {manifest['model'][:16]}...")
+    batch = manifest["batch"]
+    if type(batch) is not int or not 1 <= batch <= 1 << 16:
+        raise BundleError(f"batch is 1 .. 65536, found {batch!r}")
+    return Bundle(spec, batch, files)

@@ -1,0 +1,69 @@
+"""Large objects in small frames, because brokers limit packets and queue whole messages.  PROTOCOL 7.
+
+The transfer id is a digest of the content, so sending again is harmless and a changed byte never goes unnoticed.
+Sixty KiB fits every broker's default limit that we know of.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from seedmask.errors import ChecksumError, FieldError, LimitError
+from seedmask.wire import Chunk
+
+CHUNK_BYTES: Final = 60 * 1024
+MAX_COUNT: Final = 65535
+
+
+def transfer_id(blob: bytes) -> bytes:
+    """16 bytes that name `blob`: the first half of its SHA-256."""
+    return hashlib.sha256(blob).digest()[:16]
+
+
+def split(blob: bytes, size: int = CHUNK_BYTES) -> list[Chunk]:
+    """`blob` as chunks of `size` bytes. Raises ValueError for an empty one or for one that needs too many chunks."""
+    count = -(-len(blob) // size)
+    if not 1 <= count <= MAX_COUNT:
+        raise ValueError(f"{len(blob)} bytes in chunks of {size} are {count}; 1 .. {MAX_COUNT} can be sent")
+    name = transfer_id(blob)
+    return [Chunk(name, len(blob), size, i, count, blob[i * size : (i + 1) * size]) for i in range(count)]
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """One transfer on its way in; a value, `add` gives the next one."""
+
+    first: Chunk
+    parts: dict[int, bytes] = field(default_factory=dict)
+
+    def add(self, chunk: Chunk) -> Assembly:
+        """With `chunk` in its place; a repeat changes nothing. Raises FieldError if it belongs to something else."""
+        if (chunk.transfer, chunk.total, chunk.size) != (self.first.transfer, self.first.total, self.first.size):
+            raise FieldError("a chunk of another transfer")
+        return self if chunk.index in self.parts else replace(self, parts={**self.parts, chunk.index: chunk.data})
+
+    @property
+    def complete(self) -> bool:
+        """Whether every part is here."""
+        return len(self.parts) == self.first.count
+
+    @property
+    def missing(self) -> list[int]:
+        """Indices that have not come yet."""
+        return [i for i in range(self.first.count) if i not in self.parts]
+
+    def blob(self) -> bytes:
+        """The whole. Raises ChecksumError if it is not what its transfer id names."""
+        whole = b"".join(self.parts[i] for i in range(self.first.count))
+        if transfer_id(whole) != self.first.transfer:
+            raise ChecksumError("a transfer's content does not match its id")
+        return whole
+
+
+def begin(chunk: Chunk, limit: int) -> Assembly:
+    """Start a transfer with its first seen chunk. Raises LimitError above `limit` bytes."""
+    if chunk.total > limit:
+        raise LimitError(f"a transfer of {chunk.total} bytes; at most {limit} are taken here")
+    return Assembly(chunk).add(chunk)

@@ -1,0 +1,75 @@
+"""Codec 16, `counts`: the global probabilities as integer levels, the downlink.  PROTOCOL 5.4.
+
+Levels above eight bits are split: the high part is entropy coded under its own frequencies, the low bits follow raw,
+since nothing is left to gain in them.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Final
+
+import numpy as np
+
+from seedmask.codec import ans
+from seedmask.errors import CodecError, LimitError
+from seedmask.mask import MAX_D, ONE, Theta
+
+ID = 16
+NAME = "counts"
+
+_HEAD: Final = struct.Struct("<IHH")  # d, top, clamp
+
+
+def encode(theta: Theta) -> bytes:
+    """u32 d | u16 top | u16 clamp | u16 frequency per symbol | u32 length, rANS payload | raw low bits."""
+    shift = _shift(theta.top)
+    high = theta.level >> shift
+    frequency = ans.normalise(np.bincount(high, minlength=(theta.top >> shift) + 1))
+    coded = ans.encode(high, np.zeros(theta.d, np.intp), frequency[None, :])
+    low = (theta.level[:, None] >> np.arange(shift, dtype=np.uint16)) & np.uint16(1)
+    return b"".join(
+        [
+            _HEAD.pack(theta.d, theta.top, theta.clamp),
+            frequency.astype("<u2").tobytes(),
+            struct.pack("<I", len(coded)),
+            coded,
+            np.packbits(low.astype(np.uint8).reshape(-1), bitorder="little").tobytes(),
+        ]
+    )
+
+
+def decode(payload: bytes, d: int) -> Theta:
+    """The probabilities of a model of `d` weights. Raises CodecError, or LimitError if they are of another size."""
+    if len(payload) < _HEAD.size:
+        raise CodecError(f"counts: a header of {_HEAD.size} bytes expected, found {len(payload)}")
+    size, top, clamp = _HEAD.unpack_from(payload)
+    if size != d or not 1 <= size <= MAX_D:
+        raise LimitError(f"counts for {size} weights, the model has {d}")
+    if top < 1 or not 1 <= clamp < ONE // 2:
+        raise CodecError(f"counts: top {top}, clamp {clamp} out of range")
+    shift = _shift(top)
+    symbols = (top >> shift) + 1
+    at = _HEAD.size + 2 * symbols + 4
+    if len(payload) < at:
+        raise CodecError(f"counts: {symbols} frequencies expected, found {len(payload)} bytes in all")
+    frequency = np.frombuffer(payload, "<u2", symbols, _HEAD.size).astype(np.uint32)
+    if int(frequency.sum()) != ans.TOTAL:
+        raise CodecError(f"counts: frequencies sum to {int(frequency.sum())}, not {ans.TOTAL}")
+    (length,) = struct.unpack_from("<I", payload, at - 4)
+    if len(payload) != at + length + (d * shift + 7) // 8:
+        raise CodecError(f"counts: {len(payload)} bytes do not fit a coded part of {length}")
+    level = ans.decode(payload[at : at + length], np.zeros(d, np.intp), frequency[None, :]).astype(np.uint16) << shift
+    bits = np.unpackbits(np.frombuffer(payload, np.uint8, -1, at + length), bitorder="little")
+    if bits[d * shift :].any():
+        raise CodecError("counts: padding bits must be zero")
+    low = bits[: d * shift].reshape(d, shift).astype(np.uint16) << np.arange(shift, dtype=np.uint16)
+    level += low.sum(axis=1, dtype=np.uint16)
+    if int(level.max()) > top:
+        raise CodecError(f"counts: a level above the top, {int(level.max())} > {top}")
+    return Theta(level, top, clamp)
+
+
+def _shift(top: int) -> int:
+    """How many low bits of a level travel raw, so that at most 256 symbols are entropy coded."""
+    return max(0, top.bit_length() - 8)

@@ -1,0 +1,89 @@
+"""Codec 2, `rans`: an exact mask coded under the global probabilities that both sides hold.  PROTOCOL 5.2.
+
+Weights are sorted by probability into at most 64 buckets; inside one bucket the bits are as good as independent, so
+four at a time become one rANS symbol whose frequency depends only on how many of the four are set. The sender states
+each bucket's share of ones (12 bits), which adapts to what the device learnt. Cost: the cross-entropy of the mask
+under theta plus about one percent.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from seedmask.codec import ans
+from seedmask.errors import CodecError
+from seedmask.mask import Mask, Theta, check_mask
+
+ID = 2
+NAME = "rans"
+
+_BUCKET_SHIFT: Final = 10  # 2**16 probabilities into 64 buckets
+_BUCKETS: Final = 1 << (16 - _BUCKET_SHIFT)
+_ONES: Final = np.array([bin(symbol).count("1") for symbol in range(16)])
+
+
+def encode(mask: Mask, theta: Theta) -> bytes:
+    """Code `mask`, uint8 [d] of 0/1, under `theta`: u16 share of ones per occupied bucket, then the rANS payload."""
+    check_mask(mask, theta.d)
+    order, sizes, place = _layout(theta)
+    sorted_bits = mask[order]
+    bounds = np.concatenate([[0], np.cumsum(sizes)])
+    total = np.concatenate([[0], np.cumsum(sorted_bits, dtype=np.int64)])
+    ones = total[bounds[1:]] - total[bounds[:-1]]
+    share = np.clip((2 * ans.TOTAL * ones + sizes) // np.maximum(2 * sizes, 1), 1, ans.TOTAL - 1)
+    padded = np.zeros(4 * _contexts(sizes).size, np.uint8)
+    padded[place] = sorted_bits
+    nibbles = padded.reshape(-1, 4) @ np.array([1, 2, 4, 8], np.uint8)
+    head = share[sizes > 0].astype("<u2").tobytes()
+    return head + ans.encode(nibbles, _contexts(sizes), _frequencies(share))
+
+
+def decode(payload: bytes, theta: Theta) -> Mask:
+    """The mask, uint8 [d]. Raises CodecError for bytes that `encode` could not have written under `theta`."""
+    order, sizes, place = _layout(theta)
+    used = int(np.count_nonzero(sizes))
+    if len(payload) < 2 * used:
+        raise CodecError(f"rans mask: {used} bucket shares need {2 * used} bytes, found {len(payload)}")
+    stated = np.frombuffer(payload, "<u2", used)
+    if np.any(stated < 1) or np.any(stated >= ans.TOTAL):
+        raise CodecError(f"rans mask: a bucket's share of ones is 1 .. {ans.TOTAL - 1}")
+    share = np.ones(_BUCKETS, np.int64)
+    share[sizes > 0] = stated
+    nibbles = ans.decode(payload[2 * used :], _contexts(sizes), _frequencies(share))
+    padded = np.unpackbits(nibbles[:, None], axis=1, count=4, bitorder="little").reshape(-1)
+    mask = np.empty(theta.d, np.uint8)
+    mask[order] = padded[place]
+    if int(padded.sum()) != int(mask.sum()):
+        raise CodecError("rans mask: padding bits must be zero")
+    return mask
+
+
+def _layout(theta: Theta) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """(stable order by bucket [d], weights per bucket [64], place of each sorted weight among the padded bits [d])."""
+    bucket = (theta.q16() >> _BUCKET_SHIFT).astype(np.uint8)
+    sizes = np.bincount(bucket, minlength=_BUCKETS)
+    order = np.argsort(bucket, kind="stable")
+    padding = np.cumsum(-sizes % 4) - (-sizes % 4)  # zeros that end the buckets before this one
+    return order, sizes, np.arange(theta.d) + np.repeat(padding, sizes)
+
+
+def _contexts(sizes: npt.NDArray[np.int64]) -> npt.NDArray[np.intp]:
+    """Bucket of each four-bit symbol."""
+    return np.repeat(np.arange(_BUCKETS), (sizes + 3) // 4)
+
+
+def _frequencies(share: npt.NDArray[np.int64]) -> npt.NDArray[np.uint32]:
+    """Frequency of each four-bit symbol per bucket, uint32 [64, 16], rows sum to 4096; products stay below 2**48."""
+    p = share.astype(np.uint64)[:, None]
+    q = np.uint64(ans.TOTAL) - p
+    power = [np.ones_like(p), p, p * p, p * p * p, p * p * p * p]
+    rest = [np.ones_like(q), q, q * q, q * q * q, q * q * q * q]
+    by_ones = np.concatenate([power[k] * rest[4 - k] >> np.uint64(36) for k in range(5)], axis=1)
+    frequency = np.maximum(by_ones, np.uint64(1))[:, _ONES].astype(np.int64)
+    # What rounding lost or took settles on the likeliest symbol, which is always 0 or 15.
+    likeliest = frequency.argmax(axis=1)
+    frequency[np.arange(_BUCKETS), likeliest] += ans.TOTAL - frequency.sum(axis=1)
+    return frequency.astype(np.uint32)

@@ -1,0 +1,97 @@
+"""Mask and Theta: the two values that devices and aggregator exchange, and the one table that turns counts into odds.
+
+A mask is uint8 [d] of 0/1, one entry per weight of the flat vector. Theta, the global probability per weight, is
+never a float between two parties: it is a level 0..top per weight (with top = K accepted masks it is the number of
+ones), and PROTOCOL 3 gives the integer table from level to probability in units of 2**-16. FedPM: Isik et al.,
+arXiv 2209.15328; the clamp away from 0 and 1 sits on the server, as its authors intended.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+Mask = npt.NDArray[np.uint8]
+F32 = npt.NDArray[np.float32]
+
+ONE: Final = 1 << 16
+CLAMP: Final = 655
+"""Default distance of theta from 0 and 1, in units of 2**-16 (about 0.01)."""
+MAX_TOP: Final = 65535
+MAX_D: Final = 1 << 28
+
+
+def table(top: int, clamp: int = CLAMP) -> npt.NDArray[np.uint16]:
+    """Probability of each level in units of 2**-16, uint16 [top + 1]; integer arithmetic only (PROTOCOL 3)."""
+    levels = np.arange(top + 1, dtype=np.int64)
+    span = ONE - 2 * clamp
+    return (clamp + (2 * span * levels + top) // (2 * top)).astype(np.uint16)
+
+
+@dataclass(frozen=True, eq=False)
+class Theta:
+    """The global probabilities: `level` uint16 [d] of 0..top, `top` levels above zero, `clamp` in units of 2**-16."""
+
+    level: npt.NDArray[np.uint16]
+    top: int
+    clamp: int = CLAMP
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.top <= MAX_TOP:
+            raise ValueError(f"top is 1 .. {MAX_TOP}, found {self.top}")
+        if not 1 <= self.clamp < ONE // 2:
+            raise ValueError(f"clamp is 1 .. {ONE // 2 - 1} (units of 2**-16), found {self.clamp}")
+        if self.level.dtype != np.uint16 or self.level.ndim != 1 or not 1 <= self.level.size <= MAX_D:
+            raise ValueError(f"level is uint16 [d], found {self.level.dtype} {self.level.shape}")
+        if int(self.level.max()) > self.top:
+            raise ValueError(f"a level is 0 .. {self.top}, found {int(self.level.max())}")
+
+    @classmethod
+    def even(cls, d: int, clamp: int = CLAMP) -> Theta:
+        """Where every job starts: probability one half for each of `d` weights."""
+        return cls(np.ones(d, np.uint16), 2, clamp)
+
+    @property
+    def d(self) -> int:
+        """Number of weights."""
+        return self.level.size
+
+    def q16(self) -> npt.NDArray[np.uint16]:
+        """Probabilities in units of 2**-16, uint16 [d]."""
+        return table(self.top, self.clamp)[self.level]
+
+    def probability(self) -> F32:
+        """Probabilities, float32 [d]; for use at home, never on the wire."""
+        return self.q16().astype(np.float32) / np.float32(ONE)
+
+    def logit(self) -> F32:
+        """Mask scores s with sigmoid(s) = theta, float32 [d]; where a device starts its round."""
+        p = table(self.top, self.clamp).astype(np.float64) / ONE
+        return np.log(p / (1 - p)).astype(np.float32)[self.level]
+
+    def threshold(self) -> Mask:
+        """The mask of the finished model: 1 where theta is at least one half, uint8 [d]."""
+        return (self.q16() >= ONE // 2).astype(np.uint8)
+
+    def digest(self) -> bytes:
+        """16 bytes that name exactly these probabilities: SHA-256 of the PROTOCOL 3 layout, first half."""
+        head = struct.pack("<IHH", self.d, self.top, self.clamp)
+        return hashlib.sha256(head + self.level.astype("<u2").tobytes()).digest()[:16]
+
+
+def sample(probability: F32, rng: np.random.Generator) -> Mask:
+    """Draw m ~ Bernoulli(probability), uint8 [d], from randomness private to this machine."""
+    return (rng.random(probability.size, np.float32) < probability).astype(np.uint8)
+
+
+def check_mask(mask: Mask, d: int) -> None:
+    """Raise ValueError unless `mask` is uint8 [d] of 0/1; an encoder's guard against a bug at home."""
+    if mask.dtype != np.uint8 or mask.shape != (d,):
+        raise ValueError(f"a mask is uint8 [{d}], found {mask.dtype} {list(mask.shape)}")
+    if mask.size and int(mask.max()) > 1:
+        raise ValueError(f"a mask holds 0 and 1 only, found {int(mask.max())}")

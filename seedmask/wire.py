@@ -1,0 +1,373 @@
+"""Messages to bytes and back: the one door, and it is total.  PROTOCOL 6.
+
+`decode` returns a message or raises the ProtocolError named for the rule that was broken; nothing else escapes,
+whatever arrives. A frame is "SM", version, kind, body, CRC-32. Integers are little-endian and unsigned, text is ASCII
+or UTF-8 with its length in front. CRC finds accidents; identity and secrecy are the channel's business (TLS).
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import ClassVar, Final, TypeAlias
+
+from seedmask import PROTOCOL_VERSION
+from seedmask.errors import (
+    ChecksumError,
+    FieldError,
+    KindError,
+    MagicError,
+    ProtocolError,
+    TrailingBytesError,
+    TruncatedError,
+    VersionError,
+)
+
+MAGIC: Final = b"SM"
+MAX_FRAME: Final = 1 << 28
+_OVERHEAD: Final = 8  # magic 2, version 1, kind 1, CRC-32 4
+_NAME: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,62}\Z")
+
+
+class Phase(IntEnum):
+    """Where a job stands."""
+
+    WAITING = 0  # for enough devices; `text` says what is missing
+    OPEN = 1  # the round's updates are welcome
+    DONE = 2  # the job's last round is closed
+
+
+class Status(IntEnum):
+    """What became of an update. Each one ends the device's duty to send it again."""
+
+    ACCEPTED = 1
+    DUPLICATE = 2  # this device's update of this round is already counted
+    LATE = 3  # the round closed before it came
+    STALE = 4  # made for a round or for probabilities that are not the current ones
+    INVALID = 5  # it broke a rule; `reason` names it
+    NOT_SELECTED = 6  # this device was not asked in this round
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a device does in one round; integers, so that it is the same everywhere.
+
+    `epochs` passes over its data; `learning_rate` of Adam in millionths; `codec` id of the mask's codec.
+    """
+
+    epochs: int = 3
+    learning_rate: int = 100_000
+    codec: int = 2
+
+
+@dataclass(frozen=True)
+class Announce:
+    """Aggregator to all, retained: the job's state. `model` 32 bytes, `theta` the digest of the round's probabilities.
+
+    `transfer`, `chunks`: where the counts are to be had (topic theta/<round>/<chunk>); `deadline_ms` from now, 0 for
+    none; `selected` names the devices that are asked, empty for all; `text` is for people.
+    """
+
+    KIND: ClassVar[int] = 1
+    job: str
+    round: int
+    rounds: int
+    phase: Phase
+    model: bytes
+    theta: bytes
+    transfer: bytes
+    chunks: int
+    deadline_ms: int
+    work: Work
+    selected: tuple[str, ...]
+    text: str
+
+
+@dataclass(frozen=True)
+class Update:
+    """Device to aggregator: one mask, sampled once. `loss` in millionths of a nat, `correct` of `samples` x epochs."""
+
+    KIND: ClassVar[int] = 2
+    job: str
+    device: str
+    round: int
+    model: bytes
+    theta: bytes
+    samples: int
+    loss: int
+    correct: int
+    codec: int
+    payload: bytes
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """Aggregator to one device: what became of the update whose transfer id is `transfer`."""
+
+    KIND: ClassVar[int] = 3
+    job: str
+    round: int
+    transfer: bytes
+    status: Status
+    reason: str
+
+
+@dataclass(frozen=True)
+class Presence:
+    """Device to all, retained, and its last will: online or not. `boot` tells one start of a device from the next."""
+
+    KIND: ClassVar[int] = 4
+    device: str
+    online: bool
+    boot: int
+    model: bytes
+    samples: int
+    runtime: str
+    agent: str
+
+
+@dataclass(frozen=True)
+class Heartbeat:
+    """Aggregator to all, retained, and its last will."""
+
+    KIND: ClassVar[int] = 5
+    job: str
+    online: bool
+    boot: int
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A part of a larger object. `transfer` is the first 16 bytes of the SHA-256 of the whole, `total` its bytes."""
+
+    KIND: ClassVar[int] = 6
+    transfer: bytes
+    total: int
+    size: int
+    index: int
+    count: int
+    data: bytes
+
+
+Message: TypeAlias = Announce | Update | Receipt | Presence | Heartbeat | Chunk
+
+
+class _Reader:
+    """A cursor that knows where the bytes end."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.at = 0
+
+    def take(self, n: int) -> bytes:
+        if self.at + n > len(self.data):
+            raise TruncatedError(f"{n} bytes expected at {self.at}, {len(self.data) - self.at} left")
+        self.at += n
+        return self.data[self.at - n : self.at]
+
+    def uint(self, size: int) -> int:
+        return int.from_bytes(self.take(size), "little")
+
+    def name(self) -> str:
+        text = self.text(1)
+        if not _NAME.match(text):
+            raise FieldError(f"a name is [a-z0-9-], at most 63 long, found {text!r}")
+        return text
+
+    def text(self, width: int = 2) -> str:
+        raw = self.take(self.uint(width))
+        try:
+            return raw.decode()
+        except UnicodeDecodeError:
+            raise FieldError("text is not UTF-8") from None
+
+    def flag(self) -> bool:
+        value = self.uint(1)
+        if value > 1:
+            raise FieldError(f"a flag is 0 or 1, found {value}")
+        return value == 1
+
+
+def _text(value: str, width: int = 2) -> bytes:
+    raw = value.encode()
+    if len(raw) >= 1 << 8 * width:
+        raise ValueError(f"text of {len(raw)} bytes does not fit a {width}-byte length")
+    return len(raw).to_bytes(width, "little") + raw
+
+
+def _name(value: str) -> bytes:
+    check_name(value)
+    return _text(value, 1)
+
+
+def _digest(value: bytes, size: int) -> bytes:
+    if len(value) != size:
+        raise ValueError(f"a digest of {size} bytes expected, found {len(value)}")
+    return value
+
+
+def check_name(value: str) -> str:
+    """`value` if it can name a job or a device on the wire; ValueError otherwise."""
+    if not _NAME.match(value):
+        raise ValueError(f"a name is a-z, 0-9 and '-', at most 63 characters, found {value!r}")
+    return value
+
+
+def _put_announce(m: Announce) -> bytes:
+    return b"".join(
+        [
+            _name(m.job),
+            struct.pack("<IIB", m.round, m.rounds, m.phase),
+            _digest(m.model, 32) + _digest(m.theta, 16) + _digest(m.transfer, 16),
+            struct.pack("<HI", m.chunks, m.deadline_ms),
+            struct.pack("<HIB", m.work.epochs, m.work.learning_rate, m.work.codec),
+            struct.pack("<H", len(m.selected)),
+            *[_name(device) for device in m.selected],
+            _text(m.text),
+        ]
+    )
+
+
+def _get_announce(r: _Reader) -> Announce:
+    job, round_, rounds = r.name(), r.uint(4), r.uint(4)
+    phase = r.uint(1)
+    if phase not in tuple(Phase):
+        raise KindError(f"phase {phase} is unknown; known: {', '.join(f'{p.value} {p.name.lower()}' for p in Phase)}")
+    model, theta, transfer = r.take(32), r.take(16), r.take(16)
+    chunks, deadline = r.uint(2), r.uint(4)
+    work = Work(r.uint(2), r.uint(4), r.uint(1))
+    if not work.epochs or not work.learning_rate:
+        raise FieldError("epochs and learning rate are at least 1")
+    selected = tuple(r.name() for _ in range(r.uint(2)))
+    return Announce(
+        job, round_, rounds, Phase(phase), model, theta, transfer, chunks, deadline, work, selected, r.text()
+    )
+
+
+def _put_update(m: Update) -> bytes:
+    return b"".join(
+        [
+            _name(m.job) + _name(m.device),
+            struct.pack("<I", m.round) + _digest(m.model, 32) + _digest(m.theta, 16),
+            struct.pack("<IIIBI", m.samples, m.loss, m.correct, m.codec, len(m.payload)),
+            m.payload,
+        ]
+    )
+
+
+def _get_update(r: _Reader) -> Update:
+    job, device, round_ = r.name(), r.name(), r.uint(4)
+    model, theta = r.take(32), r.take(16)
+    samples, loss, correct, codec = r.uint(4), r.uint(4), r.uint(4), r.uint(1)
+    if not samples:
+        raise FieldError("an update without samples says nothing")
+    return Update(job, device, round_, model, theta, samples, loss, correct, codec, r.take(r.uint(4)))
+
+
+def _put_receipt(m: Receipt) -> bytes:
+    return b"".join(
+        [_name(m.job), struct.pack("<I", m.round), _digest(m.transfer, 16), bytes([m.status]), _text(m.reason)]
+    )
+
+
+def _get_receipt(r: _Reader) -> Receipt:
+    job, round_, transfer, status = r.name(), r.uint(4), r.take(16), r.uint(1)
+    if status not in tuple(Status):
+        raise KindError(f"receipt status {status} is unknown; known: 1 .. {max(Status)}")
+    return Receipt(job, round_, transfer, Status(status), r.text())
+
+
+def _put_presence(m: Presence) -> bytes:
+    return b"".join(
+        [
+            _name(m.device),
+            struct.pack("<BQ", m.online, m.boot) + _digest(m.model, 32),
+            struct.pack("<I", m.samples) + _text(m.runtime, 1) + _text(m.agent, 1),
+        ]
+    )
+
+
+def _get_presence(r: _Reader) -> Presence:
+    return Presence(r.name(), r.flag(), r.uint(8), r.take(32), r.uint(4), r.text(1), r.text(1))
+
+
+def _put_heartbeat(m: Heartbeat) -> bytes:
+    return _name(m.job) + struct.pack("<BQ", m.online, m.boot)
+
+
+def _get_heartbeat(r: _Reader) -> Heartbeat:
+    return Heartbeat(r.name(), r.flag(), r.uint(8))
+
+
+def _put_chunk(m: Chunk) -> bytes:
+    return _digest(m.transfer, 16) + struct.pack("<IIHH", m.total, m.size, m.index, m.count) + m.data
+
+
+def _get_chunk(r: _Reader) -> Chunk:
+    transfer, total, size, index, count = r.take(16), r.uint(4), r.uint(4), r.uint(2), r.uint(2)
+    if not 1 <= size or not 1 <= total <= MAX_FRAME or count != -(-total // size) or index >= count:
+        raise FieldError(f"chunk {index} of {count}, {size} bytes each, cannot be part of {total} bytes")
+    length = min(size, total - index * size)
+    return Chunk(transfer, total, size, index, count, r.take(length))
+
+
+_PUT: dict[type, Callable[..., bytes]] = {
+    Announce: _put_announce,
+    Update: _put_update,
+    Receipt: _put_receipt,
+    Presence: _put_presence,
+    Heartbeat: _put_heartbeat,
+    Chunk: _put_chunk,
+}
+_GET: dict[int, Callable[[_Reader], Message]] = {
+    Announce.KIND: _get_announce,
+    Update.KIND: _get_update,
+    Receipt.KIND: _get_receipt,
+    Presence.KIND: _get_presence,
+    Heartbeat.KIND: _get_heartbeat,
+    Chunk.KIND: _get_chunk,
+}
+
+
+def encode(message: Message) -> bytes:
+    """One frame. Raises ValueError where a field cannot be written, which is a bug at home."""
+    try:
+        body = _PUT[type(message)](message)
+    except struct.error as error:
+        raise ValueError(f"{type(message).__name__}: {error}") from None
+    frame = MAGIC + bytes([PROTOCOL_VERSION, message.KIND]) + body
+    return frame + struct.pack("<I", zlib.crc32(frame))
+
+
+def decode(frame: bytes) -> Message:
+    """The message in `frame`. Raises a ProtocolError, and nothing else, for any other bytes."""
+    if len(frame) < _OVERHEAD:
+        raise TruncatedError(f"a frame has at least {_OVERHEAD} bytes, found {len(frame)}")
+    if frame[:2] != MAGIC:
+        raise MagicError(f"a frame begins with {MAGIC!r}, found {bytes(frame[:2])!r}")
+    if frame[2] != PROTOCOL_VERSION:
+        raise VersionError(f"protocol version {frame[2]}; this program speaks {PROTOCOL_VERSION}")
+    if frame[3] not in _GET:
+        raise KindError(f"message kind {frame[3]} is unknown; known: 1 .. {max(_GET)}")
+    if zlib.crc32(frame[:-4]) != int.from_bytes(frame[-4:], "little"):
+        raise ChecksumError("CRC-32 does not match")
+    reader = _Reader(bytes(frame[4:-4]))
+    message = _GET[frame[3]](reader)
+    if reader.at != len(reader.data):
+        raise TrailingBytesError(f"{len(reader.data) - reader.at} bytes after the message's end")
+    return message
+
+
+def expect(frame: bytes, kind: type[Message]) -> Message:
+    """`decode`, and KindError unless it is a `kind`."""
+    message = decode(frame)
+    if not isinstance(message, kind):
+        raise KindError(f"{kind.__name__} expected here, found {type(message).__name__}")
+    return message
+
+
+__all__ = ["ProtocolError", "decode", "encode"]  # the door; everything else is by its own name

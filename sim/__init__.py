@@ -1,0 +1,1 @@
+"""Fleets of devices on one machine, with the deployed client and the deployed aggregator."""
