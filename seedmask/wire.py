@@ -89,7 +89,10 @@ class Announce:
 
 @dataclass(frozen=True)
 class Update:
-    """Device to aggregator: one mask, sampled once. `loss` in millionths of a nat, `correct` of `samples` x epochs."""
+    """Device to aggregator: one mask, sampled once.
+
+    `loss` (mean, millionths of a nat) and `correct` (of `samples`) are those of the last epoch while it trained.
+    """
 
     KIND: ClassVar[int] = 2
     job: str

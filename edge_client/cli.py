@@ -1,0 +1,82 @@
+"""`seedmask client`: run this machine as a device, or see what could train here."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+import time
+from pathlib import Path
+
+from edge_client import data as datasets
+from edge_client import runtimes
+from edge_client.client import Client, Identity, new_boot
+from edge_client.config import EXAMPLE, EdgeConfig
+from edge_client.outbox import Outbox
+from edge_client.trainer import ProcessTrainer
+from seedmask import bundle as bundles
+from seedmask.errors import UserError
+from seedmask.io import logs, settings
+from seedmask.io.commands import Command
+from seedmask.io.mqtt import MqttLink
+
+
+def _arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = "example of edge.toml:\n\n" + "".join(f"    {line}\n" for line in EXAMPLE.splitlines())
+    actions = parser.add_subparsers(dest="action", required=True, metavar="action")
+    run = actions.add_parser("run", help="take part in a job until it is done")
+    run.add_argument("--config", type=Path, required=True, metavar="edge.toml", help="settings of this device")
+    run.add_argument("--check", action="store_true", help="read everything, say what was found, and stop")
+    run.add_argument("-v", "--verbose", action="store_true", help="say more")
+    listing = actions.add_parser("runtimes", help="what can train on this machine")
+    listing.add_argument("--json", action="store_true", help="as JSON")
+
+
+def _run(options: argparse.Namespace) -> int:
+    if options.action == "runtimes":
+        return _runtimes(options.json)
+    config = settings.load(EdgeConfig, options.config)
+    bundle = bundles.load(config.bundle)
+    data = datasets.load(config.data, bundle.spec)
+    if lacking := (runtimes.missing(config.runtime) if config.runtime in runtimes.names() else None):
+        raise UserError(f"runtime {config.runtime} needs {', '.join(lacking)}: pip install 'seedmask[{config.runtime}]'")
+    if config.runtime not in runtimes.names():
+        raise UserError(f"no runtime called {config.runtime!r}; there are {', '.join(runtimes.names())}")
+    print(
+        f"device {config.device}, job {config.job}: model {bundle.spec.name} ({bundle.spec.digest.hex()[:12]}), "
+        f"{bundle.spec.d:,} weights, {len(data.y):,} examples, runtime {config.runtime}",
+        file=sys.stderr,
+    )
+    if options.check:
+        return 0
+    return _work(config, Identity(config.device, config.job, bundle.spec, len(data.y), config.runtime, new_boot()), options)
+
+
+def _work(config: EdgeConfig, who: Identity, options: argparse.Namespace) -> int:
+    logs.to_stderr(config.device, options.verbose)
+    # A service manager ends us with SIGTERM; that is as good a reason to leave in order as Ctrl-C.
+    signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+    link = MqttLink(config.broker, f"{config.job}-{config.device}", who.will())
+    outbox = Outbox(config.state_dir / "outbox", config.job)
+    trainer = ProcessTrainer(config)
+    client = Client(who, link, outbox, trainer, time.monotonic, config.state_dir / "journal.jsonl")
+    try:
+        client.run(config.stay)
+    finally:
+        client.leave()
+    return 0
+
+
+def _runtimes(as_json: bool) -> int:
+    rows = [{"runtime": name, "missing": runtimes.missing(name)} for name in runtimes.names()]
+    if as_json:
+        print(json.dumps(rows, indent=1))
+        return 0
+    for row in rows:
+        state = f"needs {', '.join(row['missing'])}: pip install 'seedmask[{row['runtime']}]'" if row["missing"] else "ready"
+        print(f"{row['runtime']:<16}{state}")
+    return 0
+
+
+COMMAND = Command("client", "train on this machine as one device of a fleet", (), "onnxruntime", _arguments, _run)

@@ -1,0 +1,179 @@
+"""The shell around the device's session: carries out its effects on a real link, outbox and trainer.
+
+Nothing here decides anything about a round. `feed` takes one event; `run` is the loop of a real device, and the
+simulator calls `feed` from its own loop instead.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from edge_client.outbox import Outbox
+from edge_client.session import (
+    Cancel,
+    Drop,
+    Effect,
+    Event,
+    Failed,
+    Finish,
+    Greet,
+    Pending,
+    Save,
+    Say,
+    Send,
+    Session,
+    Subscribe,
+    Ticked,
+    Train,
+    Trained,
+    Unsubscribe,
+    start,
+    step,
+)
+from edge_client.trainer import Advanced, Trainer
+from seedmask import __version__, topics
+from seedmask.chunks import split
+from seedmask.io.files import append_json
+from seedmask.io.link import Link, Will
+from seedmask.spec import ModelSpec
+from seedmask.wire import Presence, encode
+
+log = logging.getLogger("seedmask.client")
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Who we are on the wire. `samples`: how many examples we train on; `runtime`: what trains them."""
+
+    device: str
+    job: str
+    spec: ModelSpec
+    samples: int
+    runtime: str
+    boot: int
+
+    def presence(self, online: bool) -> bytes:
+        """The frame that says so."""
+        return encode(
+            Presence(self.device, online, self.boot, self.spec.digest, self.samples, self.runtime, __version__)
+        )
+
+    def will(self) -> Will:
+        """What the broker says for us when we vanish."""
+        return Will(topics.presence(self.job, self.device), self.presence(False))
+
+
+def new_boot() -> int:
+    """A number that tells this start of a program from the next, 64 bits."""
+    return secrets.randbits(64)
+
+
+class Client:
+    """One device at work."""
+
+    def __init__(
+        self, who: Identity, link: Link, outbox: Outbox, trainer: Trainer, clock: Callable[[], float], journal: Path
+    ) -> None:
+        """Pick up where the outbox says we were. `clock` gives seconds; `journal` gets a line of JSON per receipt."""
+        self.who, self.link, self.outbox, self.trainer = who, link, outbox, trainer
+        self.clock, self.journal = clock, journal
+        self.finished = False
+        self.progress = (0, 0)
+        self._began = 0.0
+        self._trained = 0.0
+        kept, odd = outbox.load()
+        for line in odd:
+            log.warning(line)
+        pending = tuple(Pending(m.round, m.theta, transfer, frame) for transfer, frame, m in kept)
+        if pending:
+            log.info("%d update(s) in the outbox are sent again", len(pending))
+        work = (pending[-1].round, pending[-1].theta) if pending else outbox.finished()
+        self.session = Session(who.job, who.device, who.spec.digest, who.spec.d, now=clock(), pending=pending, work=work)
+        self._carry_out(start(self.session))
+
+    def feed(self, event: Event) -> None:
+        """Take one event."""
+        self.session, effects = step(self.session, event)
+        self._carry_out(effects)
+
+    def _carry_out(self, effects: list[Effect]) -> None:
+        for effect in effects:
+            self._do(effect)
+
+    def _do(self, effect: Effect) -> None:
+        who = self.who
+        match effect:
+            case Say(text):
+                log.info(text)
+            case Greet():
+                self.link.publish(topics.presence(who.job, who.device), who.presence(True), retain=True)
+            case Subscribe(topic):
+                self.link.subscribe(topic)
+            case Unsubscribe(topic):
+                self.link.unsubscribe(topic)
+            case Train(announce, theta):
+                self._began, self.progress = self.clock(), (0, 0)
+                self.trainer.begin(announce, theta)
+            case Cancel():
+                self.trainer.cancel()
+            case Save(transfer, frame):
+                self._trained = self.clock() - self._began
+                self.outbox.save(transfer, frame)
+            case Send(frame):
+                log.info("sending %s bytes", f"{len(frame):,}")
+                for chunk in split(frame, self.link.chunk_bytes()):
+                    self.link.publish(topics.update(who.job, who.device), encode(chunk))
+            case Drop(transfer, theta, receipt):
+                self.outbox.drop(transfer, theta, receipt)
+                self._note(round=receipt.round, status=receipt.status.name.lower(), reason=receipt.reason)
+            case Finish(text):
+                self.finished = True
+                log.info(text)
+                self._note(round=None, status="done", reason=text)
+
+    def _note(self, **fields: object) -> None:
+        traffic = self.link.traffic()
+        counted = {"sent_bytes": traffic.sent, "received_bytes": traffic.received}
+        append_json(self.journal, {**fields, "train_seconds": round(self._trained, 3), **counted})
+
+    def run(self, stay: bool) -> None:
+        """Work until the job is done, or for ever if `stay`. Ends on an exception of the network thread."""
+        ticked = said = self.clock()
+        while stay or not self.finished:
+            event = self.link.receive(0.02 if self.session.training else 0.2)
+            if event is not None:
+                self.feed(event)
+            news = self.trainer.news()
+            while news is not None:
+                if isinstance(news, Advanced):
+                    self.progress = (news.step, news.steps)
+                elif isinstance(news, Trained | Failed):
+                    self.feed(news)
+                news = self.trainer.news()
+            now = self.clock()
+            if now - ticked >= 1:
+                ticked = now
+                self.feed(Ticked(now))
+            if self.session.training and now - said >= 5:
+                said = now
+                log.info("training: step %d of %d", *self.progress)
+
+    def leave(self) -> None:
+        """Go in good order: say so, stop training, close the link."""
+        self.link.publish(topics.presence(self.who.job, self.who.device), self.who.presence(False), retain=True)
+        self.trainer.close()
+        self.link.close()
+
+
+def read_journal(path: Path) -> list[dict[str, object]]:
+    """The lines a client noted, for the simulator's report."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+

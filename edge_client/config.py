@@ -1,0 +1,49 @@
+"""edge.toml, read once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from edge_client.data import DataSettings
+from seedmask.io.mqtt import Broker
+from seedmask.wire import check_name
+
+EXAMPLE = """\
+device = "jetson-01"            # a-z, 0-9 and '-'; unique in the fleet
+job = "fashion"                 # the aggregator's job
+bundle = "mlp.bundle"           # written by `seedmask export`; paths are relative to this file
+state_dir = "state"             # outbox and log
+runtime = "onnxruntime"         # or "reference" (NumPy only, slow)
+threads = 0                     # 0: all cores
+
+[data]
+format = "npz"                  # arrays x [n, ...] and y [n]; or "idx" with images = ..., labels = ...
+path = "mine.npz"
+
+[broker]
+host = "192.0.2.10"
+port = 8883
+ca = "ca.crt"                   # TLS; cert and key for a client certificate
+"""
+
+
+@dataclass(frozen=True)
+class EdgeConfig:
+    """What one device needs to know. `stay`: keep running after the job is done."""
+
+    device: str
+    job: str
+    bundle: Path
+    state_dir: Path
+    data: DataSettings
+    runtime: str = "onnxruntime"
+    threads: int = 0
+    stay: bool = False
+    broker: Broker = field(default_factory=Broker)
+
+    def __post_init__(self) -> None:
+        check_name(self.device)
+        check_name(self.job)
+        if not 0 <= self.threads <= 1024:
+            raise ValueError(f"threads is 0 (all cores) .. 1024, found {self.threads}")

@@ -1,0 +1,65 @@
+"""A device's own examples: one file per format, its name is the `format` in the configuration.
+
+A format module has `load(settings) -> Dataset`. Inputs stay as they are stored (bytes for images); the model's spec
+says how they are scaled, batch by batch.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from seedmask.errors import UserError
+from seedmask.spec import ModelSpec
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Inputs `x` [n, ...] as stored (uint8 or float), labels `y` int64 [n]."""
+
+    x: npt.NDArray[Any]
+    y: npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """The [data] table: `format`, and the files it needs: `path` for npz; `images` and `labels` for idx."""
+
+    format: str = "npz"
+    path: Path | None = None
+    images: Path | None = None
+    labels: Path | None = None
+
+
+def formats() -> list[str]:
+    """Every format there is a file for."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+
+
+def load(settings: DataSettings, spec: ModelSpec) -> Dataset:
+    """Read the data and hold it against the model. Raises UserError: what was found, what was expected."""
+    if settings.format not in formats():
+        raise UserError(f"[data] format {settings.format!r} is unknown; there are {', '.join(formats())}")
+    module: Any = importlib.import_module(f"{__name__}.{settings.format}")
+    return check(module.load(settings), spec)
+
+
+def check(data: Dataset, spec: ModelSpec) -> Dataset:
+    """`data` in the model's shape. Raises UserError where it cannot train `spec`."""
+    n = len(data.y)
+    if n == 0 or len(data.x) != n:
+        raise UserError(f"data: {len(data.x)} inputs and {n} labels")
+    if int(np.prod(data.x.shape[1:])) != int(np.prod(spec.input)):
+        raise UserError(f"data: inputs are {list(data.x.shape[1:])}, model {spec.name} takes {list(spec.input)}")
+    low, high = int(data.y.min()), int(data.y.max())
+    if low < 0 or high >= spec.classes:
+        raise UserError(f"data: labels {low} .. {high}, model {spec.name} has classes 0 .. {spec.classes - 1}")
+    if data.x.dtype.kind == "f" and not np.isfinite(data.x).all():
+        raise UserError("data: an input is not a finite number")
+    return Dataset(data.x.reshape(n, *spec.input), data.y)

@@ -1,0 +1,34 @@
+"""Format `npz`: a NumPy archive with arrays `x` [n, ...] and `y` [n], as numpy.savez writes it."""
+
+from __future__ import annotations
+
+import zipfile
+from typing import Any
+
+import numpy as np
+
+from edge_client.data import Dataset, DataSettings
+from seedmask.errors import UserError
+
+
+def load(settings: DataSettings) -> Dataset:
+    """Read settings.path. Raises UserError."""
+    path = settings.path
+    if path is None:
+        raise UserError("[data] format npz needs `path`")
+    try:
+        archive: Any = np.load(path, allow_pickle=False)  # a pickle is a program, not data
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise ValueError("a single array, not an archive")
+        with archive:
+            absent = {"x", "y"} - set(archive.files)
+            if absent:
+                raise UserError(f"{path} has arrays {', '.join(archive.files)}; it lacks {', '.join(sorted(absent))}")
+            x, y = archive["x"], archive["y"]
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} is not an npz archive of numbers: {error}") from None
+    if x.dtype.kind not in "uif" or y.dtype.kind not in "ui" or y.ndim != 1:
+        raise UserError(f"{path}: x must be numbers and y [n] integers, found x {x.dtype}, y {y.dtype} {list(y.shape)}")
+    return Dataset(x, y.astype(np.int64))

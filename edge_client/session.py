@@ -1,0 +1,339 @@
+"""The device's half of a round: `step(state, event) -> (state, effects)`, pure.
+
+No clock, no network, no disk, and nothing a peer sends can raise here: time comes in as Ticked, everything else goes
+out as an effect that the shell (client.py) carries out in order. Training is an effect too, so a slow step cannot
+hold up the conversation. The order Save, then Send is the point of it all: a mask is drawn once, and after a power
+cut the same bytes go out again.  PROTOCOL 8.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Final, TypeAlias
+
+from seedmask import topics
+from seedmask.chunks import Assembly, begin
+from seedmask.codec import counts
+from seedmask.errors import ProtocolError, ThetaMismatchError
+from seedmask.io.link import Connected, Disconnected, Received, Refused
+from seedmask.mask import Theta
+from seedmask.wire import Announce, Chunk, Heartbeat, Phase, Receipt, Status, decode
+
+FETCH_SECONDS: Final = 60.0
+RETRY_SECONDS: Final = 15.0
+MAX_RETRY_SECONDS: Final = 240.0
+
+
+@dataclass(frozen=True)
+class Ticked:
+    """`now`: seconds on whatever clock the shell uses."""
+
+    now: float
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Training of `round` under `theta` (its digest) ended; `frame` is the encoded Update, `transfer` its id."""
+
+    round: int
+    theta: bytes
+    transfer: bytes
+    frame: bytes
+
+
+@dataclass(frozen=True)
+class Failed:
+    """Training of `round` under `theta` ended without a mask; `reason` is for people."""
+
+    round: int
+    theta: bytes
+    reason: str
+
+
+Event: TypeAlias = Connected | Disconnected | Received | Refused | Ticked | Trained | Failed
+
+
+@dataclass(frozen=True)
+class Greet:
+    """Publish our presence."""
+
+
+@dataclass(frozen=True)
+class Subscribe:
+    """Receive a topic filter."""
+
+    topic: str
+
+
+@dataclass(frozen=True)
+class Unsubscribe:
+    """Stop receiving a topic filter."""
+
+    topic: str
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train `announce.work` from `theta`, answer with Trained or Failed."""
+
+    announce: Announce
+    theta: Theta
+
+
+@dataclass(frozen=True)
+class Cancel:
+    """Give up the training under way; no answer is expected."""
+
+
+@dataclass(frozen=True)
+class Save:
+    """Put an update into the outbox so that it survives a power cut."""
+
+    transfer: bytes
+    frame: bytes
+
+
+@dataclass(frozen=True)
+class Send:
+    """Publish a saved update in chunks."""
+
+    frame: bytes
+
+
+@dataclass(frozen=True)
+class Drop:
+    """Take an update, made under `theta`, out of the outbox; `receipt` says why. A note that it is finished stays."""
+
+    transfer: bytes
+    theta: bytes
+    receipt: Receipt
+
+
+@dataclass(frozen=True)
+class Say:
+    """Tell people."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Finish:
+    """The job is over."""
+
+    text: str
+
+
+Effect: TypeAlias = Greet | Subscribe | Unsubscribe | Train | Cancel | Save | Send | Drop | Say | Finish
+
+
+@dataclass(frozen=True)
+class Pending:
+    """An update without a receipt: `due` when to send it again (0: as soon as possible), `wait` the pause after that."""
+
+    round: int
+    theta: bytes
+    transfer: bytes
+    frame: bytes
+    due: float = 0.0
+    wait: float = RETRY_SECONDS
+
+
+@dataclass(frozen=True)
+class Session:
+    """All that a device knows of its job.
+
+    `model` is our spec's digest, `d` its weights. `work`: (round, theta digest) that we fetch, train or have finished,
+    so that no round is trained twice. `fetching` until the probabilities are complete; none of their chunks before
+    `fetch_due` means asking again. `training` while Train is under way.
+    """
+
+    job: str
+    device: str
+    model: bytes
+    d: int
+    now: float = 0.0
+    online: bool = False
+    announce: Announce | None = None
+    assembly: Assembly | None = None
+    work: tuple[int, bytes] | None = None
+    fetching: bool = False
+    fetch_due: float = 0.0
+    training: bool = False
+    pending: tuple[Pending, ...] = ()
+    aggregator: int | None = None
+    finished: bool = False
+
+
+Step: TypeAlias = tuple[Session, list[Effect]]
+
+
+def start(session: Session) -> list[Effect]:
+    """What a device does first."""
+    watch = [
+        topics.round_(session.job),
+        topics.aggregator(session.job),
+        topics.receipt(session.job, session.device),
+    ]
+    return [Subscribe(topic) for topic in watch]
+
+
+def step(session: Session, event: Event) -> Step:
+    """One event; total, whatever a peer sends."""
+    match event:
+        case Ticked(now):
+            return _ticked(replace(session, now=now))
+        case Connected():
+            return replace(session, online=True), [Greet()]
+        case Disconnected(reason):
+            return replace(session, online=False), [Say(f"offline: {reason}")]
+        case Refused(topic, reason):
+            return session, [Say(f"the broker refused {topic}: {reason}")]
+        case Trained():
+            return _trained(session, event)
+        case Failed(round_, theta, reason):
+            if session.work != (round_, theta):
+                return session, []
+            return replace(session, training=False), [Say(f"round {round_}: training failed: {reason}")]
+        case Received(topic, payload):
+            try:
+                return _received(session, topic, payload)
+            except ProtocolError as error:
+                return session, [Say(f"ignored a message on {topic}: {error.code}: {error}")]
+
+
+def _ticked(session: Session) -> Step:
+    session, effects = _send_due(session)
+    if session.fetching and session.online and session.announce is not None and session.now >= session.fetch_due:
+        # Subscribing anew makes the broker send what it retained once more.
+        topic = topics.theta(session.job, session.announce.round, "+")
+        effects += [Say("the probabilities do not come; asking again"), Unsubscribe(topic), Subscribe(topic)]
+        session = replace(session, fetch_due=session.now + FETCH_SECONDS)
+    return session, effects
+
+
+def _received(session: Session, topic: str, payload: bytes) -> Step:
+    if not payload:  # a cleared retained message
+        return session, []
+    match decode(payload):
+        case Announce() as announce if announce.job == session.job:
+            return _announced(session, announce)
+        case Chunk() as chunk if session.fetching and session.announce is not None:
+            return _theta_chunk(session, session.announce, chunk)
+        case Receipt() as receipt if receipt.job == session.job:
+            return _receipt(session, receipt)
+        case Heartbeat() as heartbeat if heartbeat.job == session.job:
+            return _heartbeat(session, heartbeat)
+    return session, []
+
+
+def _announced(session: Session, announce: Announce) -> Step:
+    effects: list[Effect] = []
+    if announce.model != session.model:
+        theirs, ours = announce.model.hex()[:12], session.model.hex()[:12]
+        text = f"job {session.job} trains model {theirs}, our bundle is model {ours}: not taking part"
+        changed = session.announce is None or session.announce.model != announce.model
+        return replace(session, announce=announce), [Say(text)] if changed else []
+    wanted = (announce.round, announce.theta)
+    if session.work is not None and session.work != wanted:
+        # Whatever we were doing for another round, or for other probabilities, nobody wants any more.
+        effects += _stop_fetching(session)
+        effects += [Cancel()] if session.training else []
+        session = replace(session, fetching=False, training=False, assembly=None, work=None)
+    session = replace(session, announce=announce)
+    if announce.phase is Phase.DONE:
+        return _maybe_finish(session, effects)
+    if announce.phase is Phase.WAITING:
+        return session, [*effects, Say(f"waiting: {announce.text}")]
+    asked = not announce.selected or session.device in announce.selected
+    if not asked:
+        return session, [*effects, Say(f"round {announce.round}: not selected")]
+    if session.work == wanted or any(p.round == announce.round for p in session.pending):
+        return session, effects
+    effects += [
+        Say(f"round {announce.round} of {announce.rounds}: fetching probabilities"),
+        Subscribe(topics.theta(session.job, announce.round, "+")),
+    ]
+    return replace(session, work=wanted, fetching=True, fetch_due=session.now + FETCH_SECONDS), effects
+
+
+def _theta_chunk(session: Session, announce: Announce, chunk: Chunk) -> Step:
+    if chunk.transfer != announce.transfer:
+        return session, []
+    # Sixteen bits a weight is more than any levels need; a larger transfer is not probabilities.
+    assembly = session.assembly.add(chunk) if session.assembly else begin(chunk, 2 * session.d + (1 << 16))
+    if not assembly.complete:
+        return replace(session, assembly=assembly, fetch_due=session.now + FETCH_SECONDS), []
+    effects = _stop_fetching(session)
+    session = replace(session, assembly=None, fetching=False)
+    try:
+        theta = counts.decode(assembly.blob(), session.d)
+        if theta.digest() != announce.theta:
+            raise ThetaMismatchError("the probabilities that came are not the announced ones")
+    except ProtocolError as error:
+        # Forget the round, so that the next announcement starts over.
+        return replace(session, work=None), [*effects, Say(f"round {announce.round}: {error.code}: {error}")]
+    return replace(session, training=True), [*effects, Train(announce, theta)]
+
+
+def _trained(session: Session, event: Trained) -> Step:
+    if session.work != (event.round, event.theta) or not session.training:
+        return session, [Say(f"round {event.round} closed while we trained; its mask is dropped")]
+    pending = Pending(event.round, event.theta, event.transfer, event.frame)
+    session = replace(session, training=False, pending=(*session.pending, pending))
+    session, effects = _send_due(session)
+    return session, [Save(event.transfer, event.frame), *effects]
+
+
+def _send_due(session: Session) -> Step:
+    """Send what has waited long enough; a receipt is what stops it."""
+    if not session.online:
+        return session, []
+    effects: list[Effect] = []
+    pending = []
+    for item in session.pending:
+        if item.due <= session.now:
+            effects.append(Send(item.frame))
+            item = replace(item, due=session.now + item.wait, wait=min(2 * item.wait, MAX_RETRY_SECONDS))
+        pending.append(item)
+    return replace(session, pending=tuple(pending)), effects
+
+
+def _receipt(session: Session, receipt: Receipt) -> Step:
+    matched = [item for item in session.pending if item.transfer == receipt.transfer]
+    if not matched:
+        return session, []
+    session = replace(session, pending=tuple(item for item in session.pending if item not in matched))
+    reason = f" ({receipt.reason})" if receipt.reason else ""
+    text = f"round {receipt.round}: {receipt.status.name.lower().replace('_', '-')}{reason}"
+    effects: list[Effect] = [*(Drop(item.transfer, item.theta, receipt) for item in matched), Say(text)]
+    if receipt.status is Status.STALE and session.announce is not None and session.work != _wanted(session):
+        session, more = _announced(session, session.announce)
+        effects += more
+    return _maybe_finish(session, effects)
+
+
+def _wanted(session: Session) -> tuple[int, bytes] | None:
+    return None if session.announce is None else (session.announce.round, session.announce.theta)
+
+
+def _heartbeat(session: Session, heartbeat: Heartbeat) -> Step:
+    if not heartbeat.online:
+        return session, [Say("the aggregator is away; waiting for it")]
+    if heartbeat.boot == session.aggregator:
+        return session, []
+    # A new life of the aggregator may have lost what was on its way to the old one.
+    pending = tuple(replace(item, due=0.0, wait=RETRY_SECONDS) for item in session.pending)
+    return _send_due(replace(session, aggregator=heartbeat.boot, pending=pending))
+
+
+def _maybe_finish(session: Session, effects: list[Effect]) -> Step:
+    done = session.announce is not None and session.announce.phase is Phase.DONE
+    if done and not session.pending and not session.finished:
+        return replace(session, finished=True), [*effects, Finish(f"job {session.job} is done")]
+    return session, effects
+
+
+def _stop_fetching(session: Session) -> list[Effect]:
+    if session.fetching and session.announce is not None:
+        return [Unsubscribe(topics.theta(session.job, session.announce.round, "+"))]
+    return []

@@ -1,0 +1,191 @@
+"""Training in a process of its own, so that it can neither starve the network nor take the client down with it.
+
+A runtime may hold Python's lock for seconds, use all memory or crash in native code; the client outlives each of these
+and says what happened. The child gets its work through a pipe and ends when the pipe does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import traceback
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Protocol, TypeAlias
+
+import numpy as np
+
+from edge_client import data as datasets
+from edge_client.config import EdgeConfig
+from edge_client.runtimes import DivergedError, open_runtime
+from edge_client.session import Failed, Trained
+from edge_client.training import train, update_of
+from seedmask import bundle as bundles
+from seedmask.chunks import transfer_id
+from seedmask.errors import UserError
+from seedmask.mask import Theta
+from seedmask.wire import Announce, encode
+
+
+@dataclass(frozen=True)
+class Advanced:
+    """The training has done `step` of `steps`."""
+
+    step: int
+    steps: int
+
+
+@dataclass(frozen=True)
+class _Begin:
+    announce: Announce
+    theta: Theta
+
+
+@dataclass(frozen=True)
+class _Stop:
+    pass
+
+
+@dataclass(frozen=True)
+class _Broken:
+    """The child cannot train at all."""
+
+    reason: str
+
+
+News: TypeAlias = Trained | Failed | Advanced
+
+
+class Trainer(Protocol):
+    """Something that trains one round at a time."""
+
+    def begin(self, announce: Announce, theta: Theta) -> None:
+        """Start; `news` brings Trained or Failed in the end."""
+
+    def cancel(self) -> None:
+        """Give up what was begun, if anything."""
+
+    def news(self) -> News | None:
+        """What happened since, None for nothing."""
+
+    def close(self) -> None:
+        """End."""
+
+
+class ProcessTrainer:
+    """A Trainer in a child process, which starts with the first round and again after a crash."""
+
+    def __init__(self, config: EdgeConfig) -> None:
+        """Nothing is started yet."""
+        self._config = config
+        self._context = multiprocessing.get_context("spawn")
+        self._process: multiprocessing.process.BaseProcess | None = None
+        self._pipe: Connection | None = None
+        self._begun: tuple[int, bytes] | None = None
+
+    def begin(self, announce: Announce, theta: Theta) -> None:
+        """See Trainer."""
+        self._begun = (announce.round, announce.theta)
+        for attempt in (1, 2):
+            if self._process is None or not self._process.is_alive() or self._pipe is None:
+                self.close()
+                self._pipe, theirs = self._context.Pipe()
+                self._process = self._context.Process(target=_serve, args=(self._config, theirs), daemon=True)
+                self._process.start()
+                theirs.close()
+            try:
+                self._pipe.send(_Begin(announce, theta))
+                return
+            except OSError:
+                # It died between the question and the work; once more with a fresh one.
+                if attempt == 2:
+                    raise
+                self.close()
+
+    def cancel(self) -> None:
+        """See Trainer."""
+        self._begun = None
+        if self._pipe is not None:
+            with contextlib.suppress(OSError):
+                self._pipe.send(_Stop())
+
+    def news(self) -> News | None:
+        """See Trainer."""
+        if self._pipe is None or self._begun is None:
+            return None
+        try:
+            if not self._pipe.poll():
+                return None
+            message = self._pipe.recv()
+        except (EOFError, OSError):
+            return self._died()
+        if isinstance(message, _Broken):
+            message = Failed(*self._begun, message.reason)
+        if isinstance(message, Trained | Failed):
+            if (message.round, message.theta) != self._begun:
+                return None  # of a round that was cancelled
+            self._begun = None
+        news: News = message
+        return news
+
+    def _died(self) -> Failed:
+        code = None
+        if self._process is not None:
+            self._process.join(5)
+            code = self._process.exitcode
+        begun, self._begun = self._begun, None
+        assert begun is not None
+        self.close()
+        why = f"signal {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit status {code}"
+        hint = " (out of memory? use a smaller batch)" if code == -signal.SIGKILL else ""
+        return Failed(*begun, f"the training process ended with {why}{hint}")
+
+    def close(self) -> None:
+        """See Trainer."""
+        if self._pipe is not None:
+            self._pipe.close()
+        if self._process is not None:
+            self._process.terminate()
+            self._process.join(10)
+        self._pipe = self._process = None
+
+
+def _serve(config: EdgeConfig, pipe: Connection) -> None:
+    """The child: open everything once, then one round per _Begin, until the pipe ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    with contextlib.suppress(OSError):
+        os.nice(5)
+    with contextlib.suppress(EOFError, OSError):
+        try:
+            bundle = bundles.load(config.bundle)
+            data = datasets.load(config.data, bundle.spec)
+            runtime = open_runtime(config.runtime, bundle, config.threads)
+        except UserError as error:
+            pipe.send(_Broken(str(error)))
+            return
+        rng = np.random.default_rng()
+
+        def progress(step: int, steps: int) -> bool:
+            pipe.send(Advanced(step, steps))
+            return not (pipe.poll() and isinstance(pipe.recv(), _Stop))
+
+        while True:
+            message = pipe.recv()
+            if not isinstance(message, _Begin):
+                continue
+            announce = message.announce
+            try:
+                outcome = train(runtime, bundle.spec, data, message.theta, announce.work, bundle.batch, rng, progress)
+            except (DivergedError, MemoryError) as error:
+                pipe.send(Failed(announce.round, announce.theta, str(error) or type(error).__name__))
+                continue
+            except (EOFError, OSError):
+                raise
+            except Exception:
+                pipe.send(Failed(announce.round, announce.theta, traceback.format_exc(limit=-2)))
+                continue
+            if outcome is not None:
+                frame = encode(update_of(announce, config.device, message.theta, outcome, len(data.y)))
+                pipe.send(Trained(announce.round, announce.theta, transfer_id(frame), frame))

@@ -1,0 +1,79 @@
+"""The `seedmask` command: finds the programs that are installed here and hands over to one of them.
+
+Exit status: 0 done, 1 the work failed, 2 something the caller can mend (bad arguments, files, settings),
+3 a package is missing, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import os
+import sys
+from collections.abc import Sequence
+
+from seedmask import __version__
+from seedmask.errors import UserError
+from seedmask.io.commands import Command
+
+GROUP = "seedmask.commands"
+
+
+def commands() -> dict[str, Command]:
+    """Every sub-command that an installed distribution announces, whether its packages are here or not."""
+    found = [entry.load() for entry in importlib.metadata.entry_points(group=GROUP)]
+    return {command.name: command for command in sorted(found, key=lambda command: command.name)}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one sub-command; the value is the exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    known = commands()
+    usable = {name: command for name, command in known.items() if not command.missing}
+    absent = {name: command for name, command in known.items() if command.missing}
+    if arguments and arguments[0] in absent:
+        command = absent[arguments[0]]
+        print(
+            f"seedmask {command.name} needs {', '.join(command.missing)}, which this machine does not have.\n"
+            f"    pip install 'seedmask[{command.extra}]'",
+            file=sys.stderr,
+        )
+        return 3
+    options = _parser(usable, absent).parse_args(arguments)
+    try:
+        return usable[options.command].run(options)
+    except UserError as error:
+        print(f"seedmask {options.command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"seedmask {options.command}: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of our output (head, less) left; there is nobody to tell.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _parser(usable: dict[str, Command], absent: dict[str, Command]) -> argparse.ArgumentParser:
+    others = [f"  {c.name:<12}pip install 'seedmask[{c.extra}]'" for c in absent.values()]
+    parser = argparse.ArgumentParser(
+        prog="seedmask",
+        description="Train one network across small machines over MQTT, sending masks and never a weight.",
+        epilog="\n".join(["not installed on this machine:", *others]) if others else None,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"seedmask {__version__}")
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="command", title="commands")
+    for command in usable.values():
+        sub = subparsers.add_parser(
+            command.name,
+            help=command.summary,
+            description=command.summary,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        command.add_arguments(sub)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,83 @@
+"""Link: all that a program sees of the network. MQTT is one implementation, the simulator's broker in memory another.
+
+A link connects and reconnects by itself. It reports what happened as events, in order; `publish` never blocks and
+promises at-least-once while this process lives. What must outlive the process is the caller's business (the outbox,
+the store), because a broker's acknowledgement is not delivery.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+
+@dataclass(frozen=True)
+class Connected:
+    """The broker answers. Subscriptions are in place again; what was retained is on its way again."""
+
+
+@dataclass(frozen=True)
+class Disconnected:
+    """The connection is gone; the link is trying again. `reason` is for people."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Received:
+    """A message on a topic we subscribed to."""
+
+    topic: str
+    payload: bytes
+
+
+@dataclass(frozen=True)
+class Refused:
+    """The broker would not take a message of ours (access rules, size). `reason` is for people."""
+
+    topic: str
+    reason: str
+
+
+Event: TypeAlias = Connected | Disconnected | Received | Refused
+
+
+@dataclass(frozen=True)
+class Will:
+    """What the broker publishes for us, retained, when we vanish."""
+
+    topic: str
+    payload: bytes
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes on the wire so far, all connections of this link together."""
+
+    sent: int
+    received: int
+
+
+class Link(Protocol):
+    """A connection to a broker."""
+
+    def subscribe(self, topic: str) -> None:
+        """Receive what is published under a topic filter, now and after every reconnection."""
+
+    def unsubscribe(self, topic: str) -> None:
+        """Stop receiving under a filter that was subscribed."""
+
+    def publish(self, topic: str, payload: bytes, retain: bool = False) -> None:
+        """Hand over a message; an empty retained one clears the topic."""
+
+    def receive(self, timeout: float) -> Event | None:
+        """The next event, waiting up to `timeout` seconds; None if there was none."""
+
+    def chunk_bytes(self) -> int:
+        """How many bytes of a large object one message may carry here (PROTOCOL 7; lower if the broker says so)."""
+
+    def traffic(self) -> Traffic:
+        """Bytes as counted on the wire."""
+
+    def close(self) -> None:
+        """Leave in good order."""

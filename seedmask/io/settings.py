@@ -1,0 +1,72 @@
+"""A TOML file into a frozen dataclass, once, at the edge. Unknown keys name the nearest known one."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import sys
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from seedmask.errors import UserError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+T = TypeVar("T")
+
+
+def load(kind: type[T], path: Path) -> T:
+    """Read `path` as a `kind`; relative paths in it are relative to the file. Raises UserError."""
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not TOML: {error}") from None
+    return build(kind, values, str(path), path.resolve().parent)
+
+
+def build(kind: type[T], values: Mapping[str, Any], where: str, base: Path) -> T:
+    """A `kind` from `values`, nested tables into nested dataclasses. Raises UserError that names the key."""
+    hints = typing.get_type_hints(kind)
+    fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    for key in values:
+        if key not in fields:
+            near = difflib.get_close_matches(key, fields, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(fields)}"
+            raise UserError(f"{where}: unknown key {key!r}; {hint}")
+    out: dict[str, Any] = {}
+    for name, field in fields.items():
+        if name in values:
+            out[name] = _convert(hints[name], values[name], f"{where}: {name}", base)
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            raise UserError(f"{where}: {name!r} is missing")
+    try:
+        return kind(**out)
+    except ValueError as error:
+        raise UserError(f"{where}: {error}") from None
+
+
+def _convert(hint: Any, value: Any, where: str, base: Path) -> Any:
+    if isinstance(hint, types.UnionType):
+        hint = next(option for option in typing.get_args(hint) if option is not type(None))
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, Mapping):
+            raise UserError(f"{where} is a table, found {value!r}")
+        return build(typing.cast("type[Any]", hint), value, where, base)
+    if hint is Path:
+        if not isinstance(value, str) or not value:
+            raise UserError(f"{where} is a path, found {value!r}")
+        return base / Path(value).expanduser()
+    if hint is float and type(value) is int:
+        return float(value)
+    if type(value) is not hint:
+        kinds = {int: "an integer", float: "a number", str: "a text", bool: "true or false"}
+        raise UserError(f"{where} is {kinds.get(hint, hint)}, found {value!r}")
+    return value
