@@ -2,7 +2,8 @@
 
 `manifest.json` names every other member with its size and SHA-256; `spec.json` is the canonical ModelSpec. Opening
 reads and checks, it never extracts and never executes. Members are stored, not deflated, so that a bundle cannot grow
-on the way into memory, and written with a fixed date, so that the same model gives the same bytes.
+on the way into memory. One model has one bundle, to the byte: order, dates and flags are fixed, and a file that
+`to_bytes` could not have written is refused, so that nothing hides between the members.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def to_bytes(bundle: Bundle) -> bytes:
     for name in bundle.files:
         if not _MEMBER.match(name) or name in ("manifest.json", "spec.json"):
             raise ValueError(f"a member's name is like onnx/step.onnx, found {name!r}")
-    members = {"spec.json": bundle.spec.canonical(), **bundle.files}
+    members = dict(sorted({"spec.json": bundle.spec.canonical(), **bundle.files}.items()))
     manifest = {
         "format": FORMAT,
         "model": bundle.spec.digest.hex(),
@@ -56,7 +57,9 @@ def to_bytes(bundle: Bundle) -> bytes:
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
         for name, data in members.items():
-            archive.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), data)
+            info = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
+            info.create_system = 3  # Unix, wherever we run
+            archive.writestr(info, data)
     return out.getvalue()
 
 
@@ -66,7 +69,10 @@ def from_bytes(data: bytes) -> Bundle:
         raise BundleError(f"a bundle is at most {MAX_BYTES} bytes, found {len(data)}")
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            return _read(archive)
+            bundle = _read(archive, len(data))
+        if to_bytes(bundle) != data:
+            raise BundleError("not as seedmask writes it: names, order, dates, flags or bytes between the members")
+        return bundle
     except (BundleError, SpecError):
         raise
     # zipfile and json raise a dozen kinds for a damaged file; to the one who opens it they are the same thing.
@@ -84,15 +90,17 @@ def load(path: Path) -> Bundle:
         raise UserError(f"{path}: {error}") from None
 
 
-def _read(archive: zipfile.ZipFile) -> Bundle:
+def _read(archive: zipfile.ZipFile, size: int) -> Bundle:
     infos = {info.filename: info for info in archive.infolist()}
     if len(infos) != len(archive.infolist()):
         raise BundleError("a member occurs twice")
     if "manifest.json" not in infos:
         raise BundleError(f"no manifest.json; it has {', '.join(sorted(infos)) or 'nothing'}")
+    if sum(info.file_size for info in infos.values()) > size:
+        raise BundleError("the members overlap, or are larger than the bundle")
     for info in infos.values():
-        if info.compress_type != zipfile.ZIP_STORED or info.file_size > MAX_BYTES:
-            raise BundleError(f"{info.filename} is compressed or too large; members are stored")
+        if info.compress_type != zipfile.ZIP_STORED:
+            raise BundleError(f"{info.filename} is compressed; members are stored")
     manifest: dict[str, Any] = json.loads(archive.read("manifest.json"))
     if manifest.get("format") != FORMAT:
         raise BundleError(f"bundle format {manifest.get('format')!r}; this program reads {FORMAT}")

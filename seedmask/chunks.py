@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from seedmask.errors import ChecksumError, FieldError, LimitError
-from seedmask.wire import Chunk
+from seedmask.wire import MAX_FRAME, Chunk
 
 CHUNK_BYTES: Final = 60 * 1024
 MAX_COUNT: Final = 65535
@@ -25,8 +25,9 @@ def transfer_id(blob: bytes) -> bytes:
 def split(blob: bytes, size: int = CHUNK_BYTES) -> list[Chunk]:
     """`blob` as chunks of `size` bytes. Raises ValueError for an empty one or for one that needs too many chunks."""
     count = -(-len(blob) // size)
-    if not 1 <= count <= MAX_COUNT:
-        raise ValueError(f"{len(blob)} bytes in chunks of {size} are {count}; 1 .. {MAX_COUNT} can be sent")
+    if not 1 <= count <= MAX_COUNT or len(blob) > MAX_FRAME:
+        limits = f"1 .. {MAX_COUNT} chunks and {MAX_FRAME} bytes can be sent"
+        raise ValueError(f"{len(blob)} bytes in chunks of {size} are {count}; {limits}")
     name = transfer_id(blob)
     return [Chunk(name, len(blob), size, i, count, blob[i * size : (i + 1) * size]) for i in range(count)]
 

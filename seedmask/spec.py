@@ -230,6 +230,8 @@ def _check(spec: ModelSpec) -> None:
     _integers("classes", (spec.classes,), 2, 1 << 16)
     if not 1 <= len(spec.input) <= 3:
         raise SpecError(f"an input has 1 to 3 dimensions, found {list(spec.input)}")
+    if math.prod(spec.input) > MAX_ACTIVATION:
+        raise SpecError(f"an input has at most {MAX_ACTIVATION} values, found {list(spec.input)}")
     if spec.range[0] >= spec.range[1]:
         raise SpecError(f"range is (low, high) with low < high, found {spec.range}")
     if not spec.tensors:
@@ -237,12 +239,16 @@ def _check(spec: ModelSpec) -> None:
     for tensor in spec.tensors:
         if not isinstance(tensor.name, str) or not _PATH.match(tensor.name):
             raise SpecError(f"a tensor's name is [A-Za-z0-9_.], found {tensor.name!r}")
+        # Before any product: a long list of large dimensions costs seconds to multiply.
+        if not 1 <= len(tensor.shape) <= 4:
+            raise SpecError(f"{tensor.name} has {len(tensor.shape)} dimensions; 1 to 4 are possible")
         _integers(f"shape of {tensor.name}", tensor.shape, 1, MAX_D)
         _integers(f"scale of {tensor.name}", (tensor.scale,), 1, 0x7F7FFFFF)  # finite, above zero
     if spec.d > MAX_D:
         raise SpecError(f"at most {MAX_D} masked weights, found {spec.d}")
-    used = [n for layer in spec.layers if isinstance(layer, Linear | Conv2d) for n in (layer.weight, layer.bias) if n]
-    if used != [tensor.name for tensor in spec.tensors]:
+    used = [n for layer in spec.layers if isinstance(layer, Linear | Conv2d) for n in (layer.weight, layer.bias)]
+    used = [name for name in used if name is not None]
+    if used != [tensor.name for tensor in spec.tensors] or len(set(used)) != len(used):
         raise SpecError("tensors must be listed once each, in the order in which the layers use them")
     last = spec.shapes()[-1]
     if last != (spec.classes,):

@@ -6,7 +6,7 @@ keeps one device from speaking for another.
 
 from __future__ import annotations
 
-from seedmask.wire import check_name
+from seedmask.wire import check_name, is_name
 
 ROOT = "seedmask/1"
 
@@ -42,6 +42,6 @@ def receipt(job: str, device: str) -> str:
 
 
 def device_of(topic: str) -> str | None:
-    """The device in `.../d/<device>/...`, None for other topics."""
+    """The device in `.../d/<device>/...`, None for other topics and for what cannot be a device's name."""
     parts = topic.split("/")
-    return parts[4] if len(parts) == 6 and parts[3] == "d" else None
+    return parts[4] if len(parts) == 6 and parts[3] == "d" and is_name(parts[4]) else None

@@ -177,7 +177,7 @@ class _Reader:
 
     def name(self) -> str:
         text = self.text(1)
-        if not _NAME.match(text):
+        if not is_name(text):
             raise FieldError(f"a name is [a-z0-9-], at most 63 long, found {text!r}")
         return text
 
@@ -213,9 +213,14 @@ def _digest(value: bytes, size: int) -> bytes:
     return value
 
 
+def is_name(value: str) -> bool:
+    """Whether `value` can name a job or a device on the wire."""
+    return _NAME.match(value) is not None
+
+
 def check_name(value: str) -> str:
     """`value` if it can name a job or a device on the wire; ValueError otherwise."""
-    if not _NAME.match(value):
+    if not is_name(value):
         raise ValueError(f"a name is a-z, 0-9 and '-', at most 63 characters, found {value!r}")
     return value
 
@@ -337,13 +342,18 @@ _GET: dict[int, Callable[[_Reader], Message]] = {
 
 
 def encode(message: Message) -> bytes:
-    """One frame. Raises ValueError where a field cannot be written, which is a bug at home."""
+    """One frame. Raises ValueError where a field cannot be written, or not be read again: a bug at home."""
     try:
         body = _PUT[type(message)](message)
     except struct.error as error:
         raise ValueError(f"{type(message).__name__}: {error}") from None
     frame = MAGIC + bytes([PROTOCOL_VERSION, message.KIND]) + body
-    return frame + struct.pack("<I", zlib.crc32(frame))
+    frame += struct.pack("<I", zlib.crc32(frame))
+    try:
+        decode(frame)
+    except ProtocolError as error:
+        raise ValueError(f"{type(message).__name__} that nobody would accept: {error}") from None
+    return frame
 
 
 def decode(frame: bytes) -> Message:

@@ -1,0 +1,1 @@
+"""What a train step is lowered to: one file per target."""

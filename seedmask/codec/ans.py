@@ -4,6 +4,8 @@ Jarek Duda, "Asymmetric numeral systems", arXiv 1311.2540; interleaving after Fa
 Frequencies sum to 4096, states are below 2**32, words have 16 bits. Symbol i belongs to lane i mod W, and the lanes of
 one row step together, which is what makes it fast in NumPy; a scalar loop over i in order reads the same bytes.
 The surprise of any ANS coder: it is a stack, so the encoder walks backwards and the decoder forwards.
+W follows from the number of symbols and every state must end where the encoder began, so that for given frequencies
+one list of symbols has one payload and no other bytes decode to it.
 """
 
 from __future__ import annotations
@@ -22,9 +24,9 @@ _LOW: Final = 1 << 16  # every state rests in _LOW .. 2**32 - 1
 Ints = npt.NDArray[Any]
 
 
-def lanes_log2(n: int) -> int:
-    """How many lanes (as a power of two) an encoder uses for `n` symbols: speed against 4 bytes a lane."""
-    return min(10, max(0, n.bit_length() - 11))
+def lanes_of(n: int) -> int:
+    """W, the number of lanes for `n` symbols, 1 .. 1024 and a power of two: speed against 4 bytes a lane."""
+    return 1 << min(10, max(0, n.bit_length() - 11))
 
 
 def normalise(counts: Ints) -> npt.NDArray[np.uint32]:
@@ -41,8 +43,7 @@ def normalise(counts: Ints) -> npt.NDArray[np.uint32]:
 def encode(symbols: Ints, contexts: Ints, frequency: Ints) -> bytes:
     """Code `symbols` int [n], each under row `contexts[i]` of `frequency` uint [C, A] (rows sum to 4096)."""
     n = symbols.size
-    log2 = lanes_log2(n)
-    lanes = 1 << log2
+    lanes = lanes_of(n)
     cumulative = np.cumsum(frequency, axis=1) - frequency
     f = frequency[contexts, symbols].astype(np.uint64)
     c = cumulative[contexts, symbols].astype(np.uint64)
@@ -59,20 +60,18 @@ def encode(symbols: Ints, contexts: Ints, frequency: Ints) -> bytes:
         quotient = x // f[row]
         state[: row.stop - start] = (quotient << np.uint64(PRECISION)) + (x - quotient * f[row]) + c[row]
     tail = [words.tobytes() for words in reversed(emitted)]
-    return b"".join([bytes([log2]), state.astype("<u4").tobytes(), *tail])
+    return b"".join([state.astype("<u4").tobytes(), *tail])
 
 
 def decode(payload: bytes, contexts: Ints, frequency: Ints) -> npt.NDArray[np.uint8]:
     """The symbols, uint8 [len(contexts)], that `encode` put into `payload`; A is at most 256. Raises CodecError."""
     n = contexts.size
-    if not payload or payload[0] > 10:
-        raise CodecError("rANS payload: lane count missing or above 2**10")
-    lanes = 1 << payload[0]
-    if len(payload) < 1 + 4 * lanes or (len(payload) - 1) % 2:
+    lanes = lanes_of(n)
+    if len(payload) < 4 * lanes or len(payload) % 2:
         raise CodecError(f"rANS payload of {len(payload)} bytes cannot hold {lanes} lanes and whole words")
-    state = np.frombuffer(payload, "<u4", lanes, 1).astype(np.uint64)
-    words = np.frombuffer(payload, "<u2", -1, 1 + 4 * lanes).astype(np.uint64)
-    if state.size and int(state.min()) < _LOW:
+    state = np.frombuffer(payload, "<u4", lanes).astype(np.uint64)
+    words = np.frombuffer(payload, "<u2", -1, 4 * lanes).astype(np.uint64)
+    if int(state.min()) < _LOW:
         raise CodecError("rANS payload: a lane's state is below 2**16")
 
     # Three look-ups a symbol: which symbol owns a slot, how wide it is, how far the slot lies inside it.

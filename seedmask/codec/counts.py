@@ -7,9 +7,10 @@ since nothing is left to gain in them.
 from __future__ import annotations
 
 import struct
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 
 from seedmask.codec import ans
 from seedmask.errors import CodecError, LimitError
@@ -25,7 +26,7 @@ def encode(theta: Theta) -> bytes:
     """u32 d | u16 top | u16 clamp | u16 frequency per symbol | u32 length, rANS payload | raw low bits."""
     shift = _shift(theta.top)
     high = theta.level >> shift
-    frequency = ans.normalise(np.bincount(high, minlength=(theta.top >> shift) + 1))
+    frequency = _frequencies(high, (theta.top >> shift) + 1)
     coded = ans.encode(high, np.zeros(theta.d, np.intp), frequency[None, :])
     low = (theta.level[:, None] >> np.arange(shift, dtype=np.uint16)) & np.uint16(1)
     return b"".join(
@@ -59,7 +60,10 @@ def decode(payload: bytes, d: int) -> Theta:
     (length,) = struct.unpack_from("<I", payload, at - 4)
     if len(payload) != at + length + (d * shift + 7) // 8:
         raise CodecError(f"counts: {len(payload)} bytes do not fit a coded part of {length}")
-    level = ans.decode(payload[at : at + length], np.zeros(d, np.intp), frequency[None, :]).astype(np.uint16) << shift
+    high = ans.decode(payload[at : at + length], np.zeros(d, np.intp), frequency[None, :])
+    if not np.array_equal(frequency, _frequencies(high, symbols)):
+        raise CodecError("counts: the frequencies are not those of the levels")
+    level = high.astype(np.uint16) << shift
     bits = np.unpackbits(np.frombuffer(payload, np.uint8, -1, at + length), bitorder="little")
     if bits[d * shift :].any():
         raise CodecError("counts: padding bits must be zero")
@@ -68,6 +72,11 @@ def decode(payload: bytes, d: int) -> Theta:
     if int(level.max()) > top:
         raise CodecError(f"counts: a level above the top, {int(level.max())} > {top}")
     return Theta(level, top, clamp)
+
+
+def _frequencies(high: npt.NDArray[Any], symbols: int) -> npt.NDArray[np.uint32]:
+    """Frequency of each of `symbols` high parts, uint32 [symbols]."""
+    return ans.normalise(np.bincount(high, minlength=symbols))
 
 
 def _shift(top: int) -> int:

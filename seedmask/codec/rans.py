@@ -30,14 +30,11 @@ def encode(mask: Mask, theta: Theta) -> bytes:
     check_mask(mask, theta.d)
     order, sizes, place = _layout(theta)
     sorted_bits = mask[order]
-    bounds = np.concatenate([[0], np.cumsum(sizes)])
-    total = np.concatenate([[0], np.cumsum(sorted_bits, dtype=np.int64)])
-    ones = total[bounds[1:]] - total[bounds[:-1]]
-    share = np.clip((2 * ans.TOTAL * ones + sizes) // np.maximum(2 * sizes, 1), 1, ans.TOTAL - 1)
+    share = _shares(sorted_bits, sizes)
     padded = np.zeros(4 * _contexts(sizes).size, np.uint8)
     padded[place] = sorted_bits
     nibbles = padded.reshape(-1, 4) @ np.array([1, 2, 4, 8], np.uint8)
-    head = share[sizes > 0].astype("<u2").tobytes()
+    head = share.astype("<u2").tobytes()
     return head + ans.encode(nibbles, _contexts(sizes), _frequencies(share))
 
 
@@ -50,15 +47,25 @@ def decode(payload: bytes, theta: Theta) -> Mask:
     stated = np.frombuffer(payload, "<u2", used)
     if np.any(stated < 1) or np.any(stated >= ans.TOTAL):
         raise CodecError(f"rans mask: a bucket's share of ones is 1 .. {ans.TOTAL - 1}")
-    share = np.ones(_BUCKETS, np.int64)
-    share[sizes > 0] = stated
+    share = stated.astype(np.int64)
     nibbles = ans.decode(payload[2 * used :], _contexts(sizes), _frequencies(share))
     padded = np.unpackbits(nibbles[:, None], axis=1, count=4, bitorder="little").reshape(-1)
-    mask = np.empty(theta.d, np.uint8)
-    mask[order] = padded[place]
-    if int(padded.sum()) != int(mask.sum()):
+    sorted_bits = padded[place]
+    if int(padded.sum()) != int(sorted_bits.sum()):
         raise CodecError("rans mask: padding bits must be zero")
+    if not np.array_equal(share, _shares(sorted_bits, sizes)):
+        raise CodecError("rans mask: a bucket's share of ones is not that of its bits")
+    mask = np.empty(theta.d, np.uint8)
+    mask[order] = sorted_bits
     return mask
+
+
+def _shares(sorted_bits: Mask, sizes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Share of ones of each occupied bucket in 4096ths, rounded half up, kept off 0 and 4096."""
+    occupied = sizes > 0
+    ones = np.add.reduceat(sorted_bits, (np.cumsum(sizes) - sizes)[occupied], dtype=np.int64)
+    size = sizes[occupied]
+    return np.clip((2 * ans.TOTAL * ones + size) // (2 * size), 1, ans.TOTAL - 1)
 
 
 def _layout(theta: Theta) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
@@ -71,12 +78,13 @@ def _layout(theta: Theta) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.int64], 
 
 
 def _contexts(sizes: npt.NDArray[np.int64]) -> npt.NDArray[np.intp]:
-    """Bucket of each four-bit symbol."""
-    return np.repeat(np.arange(_BUCKETS), (sizes + 3) // 4)
+    """Occupied bucket, counted from 0, of each four-bit symbol."""
+    per_bucket = (sizes[sizes > 0] + 3) // 4
+    return np.repeat(np.arange(per_bucket.size), per_bucket)
 
 
 def _frequencies(share: npt.NDArray[np.int64]) -> npt.NDArray[np.uint32]:
-    """Frequency of each four-bit symbol per bucket, uint32 [64, 16], rows sum to 4096; products stay below 2**48."""
+    """Frequency of each four-bit symbol per bucket, uint32 [B, 16], rows sum to 4096; products stay below 2**48."""
     p = share.astype(np.uint64)[:, None]
     q = np.uint64(ans.TOTAL) - p
     power = [np.ones_like(p), p, p * p, p * p * p, p * p * p * p]
@@ -85,5 +93,5 @@ def _frequencies(share: npt.NDArray[np.int64]) -> npt.NDArray[np.uint32]:
     frequency = np.maximum(by_ones, np.uint64(1))[:, _ONES].astype(np.int64)
     # What rounding lost or took settles on the likeliest symbol, which is always 0 or 15.
     likeliest = frequency.argmax(axis=1)
-    frequency[np.arange(_BUCKETS), likeliest] += ans.TOTAL - frequency.sum(axis=1)
+    frequency[np.arange(share.size), likeliest] += ans.TOTAL - frequency.sum(axis=1)
     return frequency.astype(np.uint32)

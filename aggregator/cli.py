@@ -1,0 +1,67 @@
+"""`seedmask aggregator`: run one job."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import secrets
+import signal
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from aggregator.broker import dev_broker
+from aggregator.config import EXAMPLE, RunConfig
+from aggregator.server import Server, will
+from aggregator.store import Store
+from seedmask import bundle as bundles
+from seedmask.io import logs, settings
+from seedmask.io.commands import Command
+from seedmask.io.mqtt import MqttLink
+
+
+def _arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = "example of run.toml:\n\n" + "".join(f"    {line}\n" for line in EXAMPLE.splitlines())
+    actions = parser.add_subparsers(dest="action", required=True, metavar="action")
+    run = actions.add_parser("run", help="run a job; started again after a crash, it continues the same round")
+    run.add_argument("--config", type=Path, required=True, metavar="run.toml", help="settings of this job")
+    run.add_argument(
+        "--dev-broker",
+        action="store_true",
+        help="start a broker on 127.0.0.1 (the settings' port) for this run; for trying things out",
+    )
+    run.add_argument("--check", action="store_true", help="read everything, say what was found, and stop")
+    run.add_argument("-v", "--verbose", action="store_true", help="say more")
+
+
+def _run(options: argparse.Namespace) -> int:
+    config = settings.load(RunConfig, options.config)
+    spec = bundles.load(config.bundle).spec
+    print(
+        f"job {config.job}: model {spec.name} ({spec.digest.hex()[:12]}), {spec.d:,} weights, "
+        f"{config.rounds.total} rounds, {config.rounds.devices} device(s) to begin",
+        file=sys.stderr,
+    )
+    if options.check:
+        return 0
+    logs.to_stderr("aggregator", options.verbose)
+    signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+    boot = secrets.randbits(64)
+    with contextlib.ExitStack() as stack:
+        if options.dev_broker:
+            config = replace(config, broker=replace(config.broker, host="127.0.0.1"))
+            name = stack.enter_context(dev_broker("127.0.0.1", config.broker.port))
+            print(f"{name} runs on 127.0.0.1:{config.broker.port} until this job ends", file=sys.stderr)
+        store = Store(config.state_dir / "job.sqlite", config.job, spec.digest, spec.canonical(), spec.d)
+        link = MqttLink(config.broker, f"{config.job}.aggregator", will(config.job, boot))
+        server = Server(config, spec, link, store, time.monotonic, boot)
+        try:
+            server.run()
+            server.linger(20)
+        finally:
+            server.leave()
+    return 0
+
+
+COMMAND = Command("aggregator", "collect masks and update the global probabilities", (), "aggregator", _arguments, _run)

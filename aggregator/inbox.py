@@ -1,0 +1,44 @@
+"""Updates on their way in: chunks of many devices become whole transfers, within limits that no sender can stretch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Final
+
+from seedmask.chunks import Assembly, begin
+from seedmask.errors import KindError, LimitError
+from seedmask.wire import Chunk, decode
+
+PER_DEVICE: Final = 2
+PATIENCE_SECONDS: Final = 900.0
+
+
+@dataclass
+class Inbox:
+    """Transfers that are not complete yet. `limit`: bytes of the largest update that can be right."""
+
+    limit: int
+    _open: dict[tuple[str, bytes], tuple[float, Assembly]] = field(default_factory=dict)
+
+    def put(self, device: str, payload: bytes, now: float) -> tuple[bytes, bytes] | None:
+        """Add one message of `device`; (transfer id, whole) once complete. Raises ProtocolError, and forgets nothing else."""
+        chunk = decode(payload)
+        if not isinstance(chunk, Chunk):
+            raise KindError(f"Chunk expected here, found {type(chunk).__name__}")
+        key = (device, chunk.transfer)
+        if key in self._open:
+            assembly = self._open[key][1].add(chunk)
+        else:
+            self._expire(now)
+            if sum(name == device for name, _ in self._open) >= PER_DEVICE:
+                raise LimitError(f"{PER_DEVICE} transfers are open already; the next waits for one to end")
+            assembly = begin(chunk, self.limit)
+        if not assembly.complete:
+            self._open[key] = (now, assembly)
+            return None
+        self._open.pop(key, None)
+        return chunk.transfer, assembly.blob()
+
+    def _expire(self, now: float) -> None:
+        for key in [key for key, (seen, _) in self._open.items() if now - seen > PATIENCE_SECONDS]:
+            del self._open[key]

@@ -1,0 +1,350 @@
+"""The aggregator's half of a round: `step(state, event) -> (state, effects)`, pure.
+
+No clock, no network, no disk; nothing a device sends can raise here. Every update gets exactly one kind of receipt,
+and the effect that stores an update always comes before the effect that sends its receipt, so that a restart at any
+point continues the same round with the same counts.  PROTOCOL 8.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Final, TypeAlias
+
+from aggregator.config import Rounds
+from aggregator.posterior import Posterior
+from seedmask.chunks import transfer_id
+from seedmask.codec import by_id, counts
+from seedmask.errors import ProtocolError
+from seedmask.io.link import Connected, Disconnected, Refused
+from seedmask.mask import Theta
+from seedmask.wire import Announce, Phase, Presence, Receipt, Status, Update, Work
+
+REMIND_SECONDS: Final = 10.0
+
+
+@dataclass(frozen=True)
+class Ticked:
+    """`now`: seconds on whatever clock the shell uses."""
+
+    now: float
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A device's presence changed."""
+
+    presence: Presence
+
+
+@dataclass(frozen=True)
+class Arrived:
+    """A whole update came on the topic of `device`, as transfer `transfer`."""
+
+    device: str
+    transfer: bytes
+    update: Update
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A whole transfer came that is no update; `error` says what rule it breaks."""
+
+    device: str
+    transfer: bytes
+    error: ProtocolError
+
+
+Event: TypeAlias = Ticked | Seen | Arrived | Broken | Connected | Disconnected | Refused
+
+
+@dataclass(frozen=True)
+class Opened:
+    """Store that `round` began, with `theta`, for the devices `selected` (empty: all), to close at `quorum`."""
+
+    round: int
+    theta: Theta
+    selected: tuple[str, ...]
+    quorum: int
+
+
+@dataclass(frozen=True)
+class Counted:
+    """Store an accepted update."""
+
+    transfer: bytes
+    update: Update
+
+
+@dataclass(frozen=True)
+class Reply:
+    """Send a receipt."""
+
+    device: str
+    receipt: Receipt
+
+
+@dataclass(frozen=True)
+class Closed:
+    """Store that `round` ended and that `theta` is what came of it; save the finished model."""
+
+    round: int
+    theta: Theta
+    updates: int
+
+
+@dataclass(frozen=True)
+class Publicise:
+    """Publish the announcement, and first the probabilities if `theta`."""
+
+    theta: bool
+
+
+@dataclass(frozen=True)
+class Say:
+    """Tell people."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Finish:
+    """The job is over."""
+
+
+Effect: TypeAlias = Opened | Counted | Reply | Closed | Publicise | Say | Finish
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """All that the aggregator knows.
+
+    `round` is the open round, or the last one while waiting or done; `theta` the probabilities it started from, or
+    what came of it. `online`: device to its presence. `accepted`: device to transfer id, this round. `counted`: the
+    same for each device's latest accepted update of any round.
+    """
+
+    name: str
+    model: bytes
+    d: int
+    rounds: Rounds
+    work: Work
+    clamp: int
+    theta: Theta
+    phase: Phase = Phase.WAITING
+    round: int = 0
+    now: float = 0.0
+    deadline: float = 0.0
+    reminded: float = 0.0
+    blob: bytes = b""
+    selected: tuple[str, ...] = ()
+    quorum: int = 0
+    posterior: Posterior = field(default_factory=lambda: Posterior.empty(0))
+    online: Mapping[str, Presence] = field(default_factory=dict)
+    accepted: Mapping[str, bytes] = field(default_factory=dict)
+    counted: Mapping[str, bytes] = field(default_factory=dict)
+
+
+Step: TypeAlias = tuple[Job, list[Effect]]
+
+
+def step(job: Job, event: Event) -> Step:
+    """One event; total, whatever a device sends."""
+    match event:
+        case Ticked(now):
+            return _ticked(replace(job, now=now))
+        case Seen(presence):
+            return _seen(job, presence)
+        case Arrived(device, transfer, update):
+            return _arrived(job, device, transfer, update)
+        case Broken(device, transfer, error):
+            text = f"{error.code}: {error}"
+            return job, [_receipt(job, device, transfer, job.round, Status.INVALID, text), Say(f"{device}: {text}")]
+        case Connected():
+            # A broker that restarted has forgotten what it retained.
+            return job, [Publicise(theta=job.phase is Phase.OPEN)]
+        case Disconnected(reason):
+            return job, [Say(f"offline: {reason}")]
+        case Refused(topic, reason):
+            return job, [Say(f"the broker refused {topic}: {reason}")]
+
+
+def resume(job: Job, selected: tuple[str, ...], quorum: int, updates: list[tuple[bytes, Update]]) -> Job:
+    """`job` (its round and theta as stored) with that round open again and the stored updates counted again."""
+    job = _opened(job, selected, quorum)
+    for transfer, update in updates:
+        mask = by_id(update.codec).decode(update.payload, job.theta)
+        job = _fold(job, update.device, transfer, job.posterior.fold(mask))
+    return job
+
+
+def waiting_for(job: Job) -> str:
+    """One line that says what the job waits for."""
+    if job.phase is Phase.DONE:
+        return f"done after {job.round} rounds"
+    if job.phase is Phase.WAITING:
+        return f"{len(job.online)} of {job.rounds.devices} devices online, need {job.rounds.devices}"
+    missing = sorted(set(job.selected or job.online) - set(job.accepted))
+    names = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+    left = job.deadline - job.now
+    time = f"{left:.0f} s left" if left > 0 else f"time is up, need {job.rounds.minimum}"
+    return (
+        f"round {job.round} of {job.rounds.total}: {len(job.accepted)} of {job.quorum} updates, {time}"
+        + (f", waiting for {names}" if missing else "")
+    )
+
+
+def announcement(job: Job, chunks: int) -> Announce:
+    """What every device is told; the round's probabilities come in `chunks` chunks."""
+    left = max(0.0, job.deadline - job.now) if job.phase is Phase.OPEN else 0.0
+    return Announce(
+        job=job.name,
+        round=job.round,
+        rounds=job.rounds.total,
+        phase=job.phase,
+        model=job.model,
+        theta=job.theta.digest(),
+        transfer=transfer_id(job.blob) if job.blob else bytes(16),
+        chunks=chunks,
+        deadline_ms=round(left * 1000),
+        work=job.work,
+        selected=job.selected,
+        text="" if job.phase is Phase.OPEN else waiting_for(job),
+    )
+
+
+def _ticked(job: Job) -> Step:
+    if job.phase is Phase.OPEN and job.now >= job.deadline and len(job.accepted) >= job.rounds.minimum:
+        return _close(job, "time is up")
+    if job.phase is not Phase.DONE and job.now - job.reminded >= REMIND_SECONDS:
+        return replace(job, reminded=job.now), [Say(waiting_for(job))]
+    return job, []
+
+
+def _seen(job: Job, presence: Presence) -> Step:
+    known = job.online.get(presence.device)
+    if not presence.online:
+        if known is None or known.boot != presence.boot:
+            return job, []  # the will of an earlier life
+        online = {name: seen for name, seen in job.online.items() if name != presence.device}
+        job = replace(job, online=online)
+        return job, [Say(f"{presence.device} left; {waiting_for(job)}")]
+    if presence.model != job.model:
+        theirs, ours = presence.model.hex()[:12], job.model.hex()[:12]
+        return job, [Say(f"{presence.device} has model {theirs}, the job trains {ours}: it is not counted")]
+    job = replace(job, online={**job.online, presence.device: presence})
+    if known is not None:
+        return job, []
+    said: list[Effect] = [Say(f"{presence.device} is here: {presence.samples:,} examples, {presence.runtime}")]
+    if job.phase is Phase.WAITING:
+        job, more = _maybe_open(job)
+        return job, said + more
+    return job, said
+
+
+def _maybe_open(job: Job) -> Step:
+    """Open the next round if enough devices are online; otherwise say what is missing."""
+    if len(job.online) < job.rounds.devices:
+        return job, [Publicise(theta=False), Say(waiting_for(job))]
+    names = sorted(job.online)
+    few = 0 < job.rounds.per_round < len(names)
+    selected = tuple(sorted(_draw(job, names, job.rounds.per_round))) if few else ()
+    quorum = job.rounds.quorum or len(selected or names)
+    job = _opened(replace(job, round=job.round + 1), selected, quorum)
+    return job, [
+        Opened(job.round, job.theta, selected, quorum),
+        Publicise(theta=True),
+        Say(waiting_for(job)),
+    ]
+
+
+def _draw(job: Job, names: list[str], n: int) -> list[str]:
+    """`n` of `names`, as random as a hash and the same after a restart."""
+
+    def rank(name: str) -> bytes:
+        return hashlib.sha256(f"{job.name}/{job.round + 1}/{name}".encode()).digest()
+
+    return sorted(names, key=rank)[:n]
+
+
+def _opened(job: Job, selected: tuple[str, ...], quorum: int) -> Job:
+    return replace(
+        job,
+        phase=Phase.OPEN,
+        deadline=job.now + job.rounds.deadline_s,
+        reminded=job.now,
+        blob=counts.encode(job.theta),
+        selected=selected,
+        quorum=quorum,
+        posterior=Posterior.empty(job.d),
+        accepted={},
+    )
+
+
+def _arrived(job: Job, device: str, transfer: bytes, update: Update) -> Step:
+    status, reason = _judge(job, device, transfer, update)
+    if status is Status.ACCEPTED:
+        try:
+            mask = by_id(update.codec).decode(update.payload, job.theta)
+        except ProtocolError as error:
+            status, reason = Status.INVALID, f"{error.code}: {error}"
+    reply = _receipt(job, device, transfer, update.round, status, reason)
+    if status is not Status.ACCEPTED:
+        return job, [reply, Say(f"{device}, round {update.round}: {status.name.lower().replace('_', '-')}: {reason}")]
+    job = _fold(job, device, transfer, job.posterior.fold(mask))
+    effects: list[Effect] = [Counted(transfer, update), reply, Say(waiting_for(job))]
+    if len(job.accepted) < job.quorum:
+        return job, effects
+    job, more = _close(job, "quorum")
+    return job, effects + more
+
+
+def _judge(job: Job, device: str, transfer: bytes, update: Update) -> tuple[Status, str]:
+    """What becomes of an update, before its mask is decoded."""
+    if update.job != job.name:
+        return Status.INVALID, f"job {update.job}, this is {job.name}"
+    if update.device != device:
+        return Status.INVALID, f"signed {update.device}, sent by {device}"
+    if update.model != job.model:
+        return Status.INVALID, f"model {update.model.hex()[:12]}, the job trains {job.model.hex()[:12]}"
+    if job.counted.get(device) == transfer:
+        return Status.DUPLICATE, "already counted"
+    if update.round > job.round:
+        return Status.STALE, f"round {update.round} has not been"
+    if update.round < job.round or job.phase is not Phase.OPEN:
+        return Status.LATE, f"round {update.round} is closed"
+    if device in job.accepted:
+        return Status.DUPLICATE, "another update of this device is counted in this round"
+    if update.theta != job.theta.digest():
+        return Status.STALE, "made under other probabilities than this round's"
+    if job.selected and device not in job.selected:
+        return Status.NOT_SELECTED, "not asked in this round"
+    return Status.ACCEPTED, ""
+
+
+def _fold(job: Job, device: str, transfer: bytes, posterior: Posterior) -> Job:
+    return replace(
+        job,
+        posterior=posterior,
+        accepted={**job.accepted, device: transfer},
+        counted={**job.counted, device: transfer},
+    )
+
+
+def _close(job: Job, why: str) -> Step:
+    theta = job.posterior.theta(job.clamp)
+    last = job.round >= job.rounds.total
+    job = replace(job, phase=Phase.DONE if last else Phase.WAITING, theta=theta, blob=b"", selected=())
+    effects: list[Effect] = [
+        Closed(job.round, theta, job.posterior.n),
+        Say(f"round {job.round} closed ({why}) with {job.posterior.n} masks"),
+    ]
+    if last:
+        return job, [*effects, Publicise(theta=False), Finish()]
+    job, more = _maybe_open(job)
+    return job, effects + more
+
+
+def _receipt(job: Job, device: str, transfer: bytes, round_: int, status: Status, reason: str) -> Reply:
+    return Reply(device, Receipt(job.name, round_, transfer, status, reason))

@@ -1,0 +1,219 @@
+"""The shell around the aggregator's round: carries out its effects on a real link, store and disk.
+
+Nothing here decides anything about a round. `feed` takes one event; `run` is the loop of a real server, and the
+simulator calls `receive` and `feed` from its own loop instead.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from aggregator.config import RunConfig
+from aggregator.inbox import Inbox
+from aggregator.round import (
+    Arrived,
+    Broken,
+    Closed,
+    Counted,
+    Effect,
+    Event,
+    Finish,
+    Job,
+    Opened,
+    Publicise,
+    Reply,
+    Say,
+    Seen,
+    Ticked,
+    announcement,
+    resume,
+    step,
+    waiting_for,
+)
+from aggregator.store import Store
+from seedmask import model, topics, wire
+from seedmask.chunks import split
+from seedmask.errors import KindError, ProtocolError
+from seedmask.io.files import write_atomic
+from seedmask.io.link import Connected, Link, Received, Will
+from seedmask.io.link import Event as LinkEvent
+from seedmask.mask import CLAMP, Theta
+from seedmask.spec import ModelSpec
+from seedmask.wire import Heartbeat, Phase, Presence, Update
+
+log = logging.getLogger("seedmask.aggregator")
+
+
+def will(job: str, boot: int) -> Will:
+    """What the broker says for us when we vanish."""
+    return Will(topics.aggregator(job), wire.encode(Heartbeat(job, False, boot)))
+
+
+class Server:
+    """One job at work."""
+
+    def __init__(
+        self, config: RunConfig, spec: ModelSpec, link: Link, store: Store, clock: Callable[[], float], boot: int
+    ) -> None:
+        """Pick up where the store says the job is."""
+        self.config, self.spec, self.link, self.store = config, spec, link, store
+        self.clock, self.boot = clock, boot
+        # Coded worse than four bits a weight, an update is no mask of this model.
+        self.inbox = Inbox(spec.d // 2 + (1 << 16))
+        self.job = self._resumed()
+        self._published: tuple[int, int] | None = None  # (round, chunks) whose probabilities are retained
+        link.subscribe(topics.presence(config.job, "+"))
+        link.subscribe(topics.update(config.job, "+"))
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last round is closed."""
+        return self.job.phase is Phase.DONE
+
+    def _resumed(self) -> Job:
+        config, spec = self.config, self.spec
+        job = Job(
+            name=config.job,
+            model=spec.digest,
+            d=spec.d,
+            rounds=config.rounds,
+            work=config.work.work(),
+            clamp=CLAMP,
+            theta=Theta.even(spec.d),
+            now=self.clock(),
+            counted=self.store.last_transfers(),
+        )
+        known = self.store.resume()
+        if known is None:
+            return job
+        job = replace(job, round=known.round, theta=known.theta)
+        if not known.closed:
+            job = resume(job, known.selected, known.quorum, known.updates)
+            log.info("resumed: %s", waiting_for(job))
+        elif known.round >= config.rounds.total:
+            job = replace(job, phase=Phase.DONE)
+            log.info("all %d rounds are already done", known.round)
+        else:
+            log.info("resumed after round %d", known.round)
+        return job
+
+    def receive(self, event: LinkEvent) -> None:
+        """Take one event of the link."""
+        if not isinstance(event, Received):
+            if isinstance(event, Connected):
+                self.link.publish(
+                    topics.aggregator(self.config.job), wire.encode(Heartbeat(self.config.job, True, self.boot)), retain=True
+                )
+            self.feed(event)
+            return
+        device = topics.device_of(event.topic)
+        if device is None or not event.payload:
+            return
+        try:
+            understood = self._understand(device, event)
+        except ProtocolError as error:
+            log.warning("ignored a message on %s: %s: %s", event.topic, error.code, error)
+            return
+        if understood is not None:
+            self.feed(understood)
+
+    def _understand(self, device: str, event: Received) -> Event | None:
+        """The round's event in a message; None while a transfer is incomplete. Raises ProtocolError."""
+        if event.topic == topics.presence(self.config.job, device):
+            presence = wire.decode(event.payload)
+            if not isinstance(presence, Presence) or presence.device != device:
+                raise KindError(f"the presence of {device} expected here")
+            return Seen(presence)
+        whole = self.inbox.put(device, event.payload, self.clock())
+        if whole is None:
+            return None
+        transfer, frame = whole
+        try:
+            update = wire.decode(frame)
+            if not isinstance(update, Update):
+                raise KindError(f"Update expected, found {type(update).__name__}")
+        except ProtocolError as error:
+            return Broken(device, transfer, error)
+        return Arrived(device, transfer, update)
+
+    def feed(self, event: Event) -> None:
+        """Take one event of the round."""
+        self.job, effects = step(self.job, event)
+        for effect in effects:
+            self._do(effect)
+
+    def _do(self, effect: Effect) -> None:
+        match effect:
+            case Say(text):
+                log.info(text)
+            case Opened(round_, theta, selected, quorum):
+                self.store.opened(round_, theta, selected, quorum)
+            case Counted(transfer, update):
+                self.store.counted(transfer, update)
+            case Reply(device, receipt):
+                self.link.publish(topics.receipt(self.config.job, device), wire.encode(receipt))
+            case Closed(round_, theta, _):
+                self._close(round_, theta)
+            case Publicise(theta):
+                self._publicise(theta)
+            case Finish():
+                log.info("job %s is done: %s", self.config.job, self.config.state_dir / "model.smm")
+
+    def _close(self, round_: int, theta: Theta) -> None:
+        finished = model.encode(model.FinishedModel(self.spec, theta.threshold()))
+        record = {"round": round_, **self.store.figures(round_), "model_bytes": len(finished)}
+        write_atomic(self.config.state_dir / "model.smm", finished)
+        self.store.closed(round_, theta, record)
+        write_atomic(self.config.state_dir / "rounds.json", json.dumps(self.store.records(), indent=1).encode())
+        self._retire()
+
+    def _publicise(self, theta: bool) -> None:
+        chunks = split(self.job.blob, self.link.chunk_bytes()) if self.job.blob else []
+        if theta:
+            # Before the announcement, so that whoever hears of the round finds its probabilities.
+            for chunk in chunks:
+                topic = topics.theta(self.config.job, self.job.round, chunk.index)
+                self.link.publish(topic, wire.encode(chunk), retain=True)
+            self._published = (self.job.round, len(chunks))
+        announce = announcement(self.job, len(chunks))
+        self.link.publish(topics.round_(self.config.job), wire.encode(announce), retain=True)
+
+    def _retire(self) -> None:
+        """Clear the retained probabilities of a round that is over."""
+        if self._published is not None:
+            round_, chunks = self._published
+            for index in range(chunks):
+                self.link.publish(topics.theta(self.config.job, round_, index), b"", retain=True)
+        self._published = None
+
+    def run(self) -> None:
+        """Work until the last round is closed."""
+        ticked = self.clock()
+        while not self.finished:
+            event = self.link.receive(0.2)
+            if event is not None:
+                self.receive(event)
+            if self.clock() - ticked >= 0.5:
+                ticked = self.clock()
+                self.feed(Ticked(ticked))
+
+    def linger(self, seconds: float) -> None:
+        """After the last round: answer what is still on its way, until every device of it has gone or time is up."""
+        until = self.clock() + seconds
+        while self.job.online and self.clock() < until:
+            event = self.link.receive(0.2)
+            if event is not None:
+                self.receive(event)
+
+    def leave(self) -> None:
+        """Go in good order; what is retained stays, so that devices see where the job stands."""
+        self.link.publish(
+            topics.aggregator(self.config.job), wire.encode(Heartbeat(self.config.job, False, self.boot)), retain=True
+        )
+        self.link.close()
+        self.store.close()
+

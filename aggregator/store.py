@@ -1,0 +1,156 @@
+"""What must survive a crash: rounds and accepted updates, in SQLite.
+
+Write-ahead log with full sync: when a method returns, the disk has it. That is what allows a receipt to be sent.
+Masks of closed rounds are cleared, their probabilities and figures stay.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from seedmask.codec import counts
+from seedmask.errors import UserError
+from seedmask.mask import Theta
+from seedmask.wire import Update, decode, encode
+
+_SCHEMA: Final = """
+CREATE TABLE IF NOT EXISTS job (name TEXT NOT NULL, model BLOB NOT NULL, spec BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS rounds (
+    round INTEGER PRIMARY KEY, theta BLOB NOT NULL, selected TEXT NOT NULL, quorum INTEGER NOT NULL,
+    result BLOB, record TEXT
+);
+CREATE TABLE IF NOT EXISTS updates (
+    round INTEGER NOT NULL, device TEXT NOT NULL, transfer BLOB NOT NULL, frame BLOB, bytes INTEGER NOT NULL,
+    samples INTEGER NOT NULL, loss INTEGER NOT NULL, correct INTEGER NOT NULL,
+    PRIMARY KEY (round, device)
+);
+"""
+
+
+@dataclass(frozen=True, eq=False)
+class Resumed:
+    """What the store knows: the latest `round` with the `theta` it began from or, if `closed`, what came of it."""
+
+    round: int
+    theta: Theta
+    closed: bool
+    selected: tuple[str, ...]
+    quorum: int
+    updates: list[tuple[bytes, Update]]
+
+
+class Store:
+    """One job's database."""
+
+    def __init__(self, path: Path, job: str, model: bytes, spec: bytes, d: int) -> None:
+        """Open or create. Raises UserError if the file is another job's, another model's, or no database."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._d = d
+        self._lock = open(path.with_suffix(".lock"), "w")  # noqa: SIM115 - held as long as the store
+        try:
+            # One aggregator per job writes its history; readers (results, below) are welcome beside it.
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"another aggregator is at work on {path}") from None
+        try:
+            self._db = sqlite3.connect(path, isolation_level=None)
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=FULL")
+            self._db.executescript(_SCHEMA)
+            row = self._db.execute("SELECT name, model FROM job").fetchone()
+            if row is None:
+                self._db.execute("INSERT INTO job VALUES (?, ?, ?)", (job, model, spec))
+                row = (job, model)
+        except sqlite3.DatabaseError as error:
+            raise UserError(f"{path} cannot be used as the job's database: {error}") from None
+        if row != (job, model):
+            raise UserError(
+                f"{path} holds job {row[0]} of model {row[1].hex()[:12]}, the settings say job {job} of model "
+                f"{model.hex()[:12]}; choose another state_dir or remove it"
+            )
+
+    def opened(self, round_: int, theta: Theta, selected: tuple[str, ...], quorum: int) -> None:
+        """A round began."""
+        row = (round_, counts.encode(theta), json.dumps(selected), quorum)
+        self._db.execute("INSERT INTO rounds (round, theta, selected, quorum) VALUES (?, ?, ?, ?)", row)
+
+    def counted(self, transfer: bytes, update: Update) -> None:
+        """An update was accepted. sqlite3.IntegrityError if this device's update of this round already was."""
+        frame = encode(update)
+        row = (update.round, update.device, transfer, frame, len(frame), update.samples, update.loss, update.correct)
+        self._db.execute("INSERT INTO updates VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
+
+    def closed(self, round_: int, theta: Theta, record: dict[str, Any]) -> None:
+        """A round ended; its masks are not needed any more."""
+        self._db.execute("BEGIN")
+        self._db.execute(
+            "UPDATE rounds SET result = ?, record = ? WHERE round = ?", (counts.encode(theta), json.dumps(record), round_)
+        )
+        self._db.execute("UPDATE updates SET frame = NULL WHERE round = ?", (round_,))
+        self._db.execute("COMMIT")
+
+    def figures(self, round_: int) -> dict[str, Any]:
+        """What the updates of a round add up to: their number, bytes, examples, mean loss (nats), training accuracy."""
+        n, size, samples, loss, correct = self._db.execute(
+            "SELECT COUNT(*), SUM(bytes), SUM(samples), SUM(1.0 * loss * samples), SUM(correct) FROM updates WHERE round = ?",
+            (round_,),
+        ).fetchone()
+        if not n:
+            return {"updates": 0, "update_bytes": 0, "samples": 0, "train_loss": None, "train_accuracy": None}
+        return {
+            "updates": n,
+            "update_bytes": size,
+            "samples": samples,
+            "train_loss": round(loss / samples / 1e6, 6),
+            "train_accuracy": round(correct / samples, 6),
+        }
+
+    def records(self) -> list[dict[str, Any]]:
+        """One record per closed round, in order."""
+        rows = self._db.execute("SELECT record FROM rounds WHERE record IS NOT NULL ORDER BY round")
+        return [json.loads(row[0]) for row in rows]
+
+    def last_transfers(self) -> dict[str, bytes]:
+        """Each device's latest accepted transfer, of any round."""
+        return dict(self._db.execute("SELECT device, transfer FROM updates ORDER BY round").fetchall())
+
+    def resume(self) -> Resumed | None:
+        """Where the job stands, None if no round ever began."""
+        row = self._db.execute(
+            "SELECT round, theta, result, selected, quorum FROM rounds ORDER BY round DESC LIMIT 1"
+        ).fetchone()
+        if row is None:
+            return None
+        round_, theta, result, selected, quorum = row
+        updates = []
+        if result is None:
+            for transfer, frame in self._db.execute(
+                "SELECT transfer, frame FROM updates WHERE round = ? ORDER BY device", (round_,)
+            ):
+                message = decode(frame)
+                assert isinstance(message, Update)
+                updates.append((transfer, message))
+        current = counts.decode(theta if result is None else result, self._d)
+        return Resumed(round_, current, result is not None, tuple(json.loads(selected)), quorum, updates)
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._db.close()
+        self._lock.close()
+
+
+def results(path: Path, d: int, after: int = 0) -> Iterator[tuple[dict[str, Any], Theta]]:
+    """(record, probabilities) of each closed round above `after`, read beside a running aggregator; for reports."""
+    if not path.exists():
+        return
+    with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=30)) as db:
+        rows = db.execute("SELECT record, result FROM rounds WHERE record IS NOT NULL AND round > ? ORDER BY round", (after,))
+        for record, result in rows:
+            yield json.loads(record), counts.decode(result, d)

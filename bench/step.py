@@ -1,0 +1,194 @@
+"""How long one training step takes: the exported graph on onnxruntime, against torch eager with autograd and Adam.
+
+Both train the same scores on the same batch with the same noise, in this process, in turn, so that a busy
+moment of the machine falls on both alike; reported are medians. Quote the ratio: the milliseconds belong to
+one machine and one hour. Peak memory is that of a process which runs one of the two and nothing else, four
+steps long.
+
+    python bench/step.py [--model conv4] [--batch 128] [--rounds N] [--threads 2] [--json out/bench/step.json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+SIDES = ("onnxruntime", "torch")
+
+
+def make(side: str, model: str, batch: int, threads: int) -> Callable[[], float]:
+    """A function that runs one more step of `side` and returns its loss."""
+    from export.trace import trace
+    from export.zoo import ZOO
+
+    entry = ZOO[model]
+    spec = trace(entry.factory(), model, 1, entry.input, (0, 255), entry.classes)
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(batch, *entry.input)).astype(np.float32)
+    y = rng.integers(0, entry.classes, batch)
+    noise = rng.random(spec.d, np.float32)
+    scores = np.zeros(spec.d, np.float32)
+
+    if side == "torch":
+        import torch
+
+        from export.masked import Masked
+
+        torch.set_num_threads(threads)
+        masked = Masked(spec, torch.from_numpy(scores), 0.1)
+        tensors = [torch.from_numpy(value) for value in (x, y, noise)]
+        return lambda: masked.step(*tensors)[0]
+
+    from edge_client.runtimes import State, open_runtime
+    from export.make import make_bundle
+
+    runtime = open_runtime("onnxruntime", make_bundle(spec, batch), threads)
+    state = State.start(scores)
+
+    def step() -> float:
+        nonlocal state
+        result = runtime.step(x, y, state, noise, 0.1)
+        state = result.state
+        return result.loss
+
+    return step
+
+
+def device(bundle: Path, threads: int) -> None:
+    """What a device does, without torch in the process: open a bundle, run four steps."""
+    from edge_client.runtimes import State, open_runtime
+    from seedmask.bundle import load
+
+    made = load(bundle)
+    runtime = open_runtime("onnxruntime", made, threads)
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(made.batch, *made.spec.input)).astype(np.float32)
+    y = rng.integers(0, made.spec.classes, made.batch)
+    state = State.start(np.zeros(made.spec.d, np.float32))
+    for _ in range(4):
+        state = runtime.step(x, y, state, rng.random(made.spec.d, np.float32), 0.1).state
+
+
+def peak_mb(side: str, options: argparse.Namespace) -> float:
+    """Peak resident megabytes of a fresh process that runs four steps of `side`."""
+    command = [sys.executable, __file__, "--alone", side, "--model", options.model]
+    command += ["--batch", str(options.batch), "--threads", str(options.threads)]
+    if side == "onnxruntime":
+        from export.make import make_bundle
+        from export.trace import trace
+        from export.zoo import ZOO
+        from seedmask.bundle import to_bytes
+
+        entry = ZOO[options.model]
+        spec = trace(entry.factory(), options.model, 1, entry.input, (0, 255), entry.classes)
+        bundle = options.scratch / "step.bundle"
+        bundle.write_bytes(to_bytes(make_bundle(spec, options.batch)))
+        command += ["--bundle", str(bundle)]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    return float(run.stdout)
+
+
+def alone(options: argparse.Namespace) -> None:
+    """The process that `peak_mb` measures."""
+    if options.alone == "onnxruntime":
+        device(options.bundle, options.threads)
+    else:
+        step = make("torch", options.model, options.batch, options.threads)
+        for _ in range(4):
+            step()
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+
+
+def measure(options: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
+    steps = {side: make(side, options.model, options.batch, options.threads) for side in SIDES}
+    times: dict[str, dict[str, list[float]]] = {side: {"cpu_ms": [], "wall_ms": []} for side in SIDES}
+    for turn in range(-2, options.rounds):
+        losses = {}
+        for side, step in steps.items():
+            cpu, wall = time.process_time(), time.perf_counter()
+            losses[side] = step()
+            cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+            if turn >= 0:
+                times[side]["cpu_ms"].append(cpu * 1e3)
+                times[side]["wall_ms"].append(wall * 1e3)
+        # Two programs that do not compute the same thing cannot be compared.
+        if turn == -2 and abs(losses["torch"] - losses["onnxruntime"]) > 1e-4 * abs(losses["torch"]):
+            sys.exit(f"the first losses differ: {losses}")
+    return times
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--model", default="conv4", help="a name from the zoo (default conv4)")
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=9, help="timed steps of each (default 9)")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
+    parser.add_argument("--alone", choices=SIDES, help=argparse.SUPPRESS)
+    parser.add_argument("--bundle", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.alone:
+        return alone(options)
+
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as scratch:
+        options.scratch = Path(scratch)
+        memory = {side: peak_mb(side, options) for side in SIDES}
+    times = measure(options)
+    median = {
+        side: {kind: statistics.median(t) for kind, t in kinds.items()} for side, kinds in times.items()
+    }
+
+    print(
+        f"{options.model}, batch {options.batch}, {options.threads} threads, {options.rounds} steps each, medians"
+    )
+    print(f"{'':<12}{'CPU ms':>10}{'wall ms':>10}{'peak MB':>10}")
+    for side in SIDES:
+        row = median[side]
+        print(f"{side:<12}{row['cpu_ms']:>10.1f}{row['wall_ms']:>10.1f}{memory[side]:>10.0f}")
+    ratio = {kind: median["onnxruntime"][kind] / median["torch"][kind] for kind in ("cpu_ms", "wall_ms")}
+    memory_ratio = memory["onnxruntime"] / memory["torch"]
+    print(f"{'ratio':<12}{ratio['cpu_ms']:>10.2f}{ratio['wall_ms']:>10.2f}{memory_ratio:>10.2f}")
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        figures = {
+            **conditions(options),
+            "ratio": ratio,
+            "median": median,
+            "peak_mb": memory,
+            "samples": times,
+        }
+        options.json.write_text(json.dumps(figures, indent=1))
+    return None
+
+
+def conditions(options: argparse.Namespace) -> dict[str, Any]:
+    import onnxruntime
+    import torch
+
+    return {
+        "model": options.model,
+        "batch": options.batch,
+        "threads": options.threads,
+        "rounds": options.rounds,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "torch": torch.__version__,
+        "onnxruntime": onnxruntime.__version__,
+    }
+
+
+if __name__ == "__main__":
+    main()

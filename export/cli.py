@@ -1,0 +1,264 @@
+"""`seedmask export`: from a torch model's name to a bundle file. torch is imported only when it runs."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import secrets
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from seedmask.bundle import MAX_BYTES, to_bytes
+from seedmask.errors import UserError
+from seedmask.io.commands import Command
+from seedmask.io.files import write_atomic
+from seedmask.spec import Conv2d, Linear, MaxPool2d, ModelSpec
+
+if TYPE_CHECKING:
+    from torch import nn
+
+EPILOG: Final = """\
+The model is a name from the zoo, or module:factory, where calling the factory without arguments gives a
+torch.nn.Module (the current directory is searched first). Its forward() is a chain of Linear, Conv2d, ReLU,
+MaxPool2d, Flatten and Identity. Only the architecture is taken: the frozen weights are random signs, which
+every device makes again from the seed.
+
+the zoo:
+  mlp      784-256-128-10, no biases         1x28x28   10 classes      234,752 weights
+  conv4    FedPM's CONV-4                    1x28x28   10 classes    1,933,258 weights
+  conv6    FedPM's CONV-6                    3x32x32   10 classes    2,262,602 weights
+  conv10   FedPM's CONV-10                   3x32x32  100 classes   19,197,092 weights
+
+examples:
+  seedmask export mlp -o mlp.bundle
+  seedmask export conv4 --batch 32 --seed 7 -o conv4.bundle
+  seedmask export nets:Small --input 1,28,28 --classes 10 -o small.bundle      # class Small in ./nets.py
+  seedmask export sensors.nets:make --input 6,1,128 --classes 5 --range=-8,8 -o gait.bundle
+
+A device that runs out of memory wants a smaller --batch: memory grows with it, accuracy hardly depends on it.
+"""
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = EPILOG
+    parser.add_argument("model", metavar="MODEL", help="a name from the zoo, or package.module:factory")
+    parser.add_argument(
+        "-o", "--output", required=True, type=Path, metavar="FILE", help="the bundle to write"
+    )
+    parser.add_argument("--input", type=_integers, metavar="C,H,W", help="shape of one example (zoo: known)")
+    parser.add_argument("--classes", type=int, metavar="N", help="number of classes (zoo: known)")
+    parser.add_argument("--name", metavar="NAME", help="the model's name [a-z0-9-] (default: the factory's)")
+    parser.add_argument(
+        "--seed",
+        type=_seed,
+        metavar="INT|0xHEX",
+        help="64 bits that make the frozen weights (default: random, printed)",
+    )
+    parser.add_argument(
+        "--range",
+        type=_integers,
+        default=(0, 255),
+        metavar="LOW,HIGH",
+        help="raw input values that become -1 and 1 (default 0,255; write --range=-1,1 if LOW is negative)",
+    )
+    parser.add_argument(
+        "--batch", type=int, default=128, metavar="N", help="examples per training step (default 128)"
+    )
+    parser.add_argument(
+        "--scale",
+        choices=("kaiming", "paper"),
+        default="kaiming",
+        help="size of a weight: sqrt(2/fan_in), which learns faster, or the paper's e*sqrt(1/fan_in)",
+    )
+    parser.add_argument("--force", action="store_true", help="overwrite FILE")
+    parser.add_argument("--json", action="store_true", help="print what was made as one JSON object")
+
+
+def _run(options: argparse.Namespace) -> int:
+    output: Path = options.output
+    if output.exists() and not options.force:
+        raise UserError(f"{output} exists; --force overwrites it")
+    if not 1 <= options.batch <= 1 << 16:
+        raise UserError(f"--batch is 1 .. 65536, found {options.batch}")
+    if len(options.range) != 2:
+        raise UserError(f"--range is LOW,HIGH, found {len(options.range)} numbers")
+
+    from export.make import make_bundle
+    from export.trace import trace
+
+    factory, shape, classes, name = _find(options)
+    model = _build(options.model, factory)
+    seed = secrets.randbits(64) if options.seed is None else options.seed
+    spec = trace(model, name, seed, shape, options.range, classes, options.scale)
+    data = to_bytes(make_bundle(spec, options.batch))
+    if len(data) > MAX_BYTES:
+        raise UserError(f"the bundle has {len(data):,} bytes; at most {MAX_BYTES:,} can be opened")
+    try:
+        write_atomic(output, data)
+    except OSError as error:
+        raise UserError(f"cannot write {output}: {error.strerror}") from None
+
+    made = _description(spec, options.batch, output, len(data))
+    print(json.dumps(made) if options.json else _table(spec, made))
+    return 0
+
+
+def _find(options: argparse.Namespace) -> tuple[Callable[[], Any], tuple[int, ...], int, str]:
+    """Factory, input shape, classes and name of the model that was asked for."""
+    if ":" not in options.model:
+        from export.zoo import ZOO
+
+        if options.model not in ZOO:
+            raise UserError(
+                f"no model {options.model!r} in the zoo; there are {', '.join(ZOO)}.\n"
+                "A model of your own is package.module:factory"
+            )
+        entry = ZOO[options.model]
+        shape, classes = options.input or entry.input, options.classes or entry.classes
+        return entry.factory, shape, classes, options.name or options.model
+    if options.input is None or options.classes is None:
+        raise UserError(
+            "a model of your own needs --input (shape of one example, like 1,28,28) and --classes"
+        )
+    factory = _import(options.model)
+    name = options.name or options.model.partition(":")[2].rpartition(".")[2].lower().replace("_", "-").strip(
+        "-"
+    )
+    return factory, options.input, options.classes, name
+
+
+def _import(path: str) -> Callable[[], Any]:
+    """The object that package.module:factory names."""
+    module_name, _, attribute = path.partition(":")
+    if not module_name or not attribute:
+        raise UserError(f"a model is package.module:factory, found {path!r}")
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        found: Any = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        parents = [module_name.rsplit(".", i)[0] for i in range(module_name.count(".") + 1)]
+        if error.name in parents:
+            raise UserError(
+                f"no module {error.name!r} in {Path.cwd()} or among the installed packages"
+            ) from None
+        raise UserError(f"importing {module_name} needs {error.name}, which is not installed") from None
+    # A user's module can fail in any way at all; what it said is what helps.
+    except Exception as error:
+        raise UserError(f"importing {module_name} failed: {type(error).__name__}: {error}") from None
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            public = [
+                name for name in vars(found) if not name.startswith("_") and callable(getattr(found, name))
+            ]
+            raise UserError(
+                f"{module_name} has no {attribute!r}; it has {', '.join(public) or 'nothing to call'}"
+            )
+        found = getattr(found, part)
+    if not callable(found):
+        raise UserError(f"{path} is no factory but a {type(found).__name__}; name what makes the model")
+    return found  # type: ignore[no-any-return]
+
+
+def _build(path: str, factory: Callable[[], Any]) -> nn.Module:
+    from torch import nn
+
+    if isinstance(factory, nn.Module):  # a finished module at the top of a file
+        return factory
+    try:
+        model = factory()
+    except Exception as error:
+        raise UserError(f"{path}() failed: {type(error).__name__}: {error}") from None
+    if not isinstance(model, nn.Module):
+        raise UserError(f"{path}() gave a {type(model).__name__}, not a torch.nn.Module")
+    return model
+
+
+def _description(spec: ModelSpec, batch: int, output: Path, size: int) -> dict[str, Any]:
+    layers: list[dict[str, Any]] = []
+    for layer, shape in zip(spec.layers, spec.shapes()[1:], strict=False):
+        names = [n for n in (layer.weight, layer.bias) if n] if isinstance(layer, Linear | Conv2d) else []
+        tensors = [spec.offsets[name][0] for name in names]
+        layers.append(
+            {
+                "op": layer.op,
+                "tensors": {tensor.name: list(tensor.shape) for tensor in tensors},
+                "weights": sum(tensor.size for tensor in tensors),
+                "output": list(shape),
+                "constant": tensors[0].constant if tensors else None,
+            }
+        )
+    return {
+        "bundle": str(output),
+        "bytes": size,
+        "name": spec.name,
+        "model": spec.digest.hex(),
+        "seed": f"0x{spec.seed:016x}",
+        "d": spec.d,
+        "input": list(spec.input),
+        "range": list(spec.range),
+        "classes": spec.classes,
+        "batch": batch,
+        "layers": layers,
+    }
+
+
+def _table(spec: ModelSpec, made: dict[str, Any]) -> str:
+    lines = [f"{'layer':<34}{'output':<16}{'weights':>12}   each +- c", f"{'input':<34}{_by(spec.input):<16}"]
+    for layer, row in zip(spec.layers, made["layers"], strict=True):
+        what = row["op"]
+        if isinstance(layer, Linear | Conv2d):
+            kernel = spec.offsets[layer.weight][0].shape[2:]
+            what += f" {_by(kernel)}" if kernel else ""
+            what += f" {layer.weight.rpartition('.')[0]}" + (" + bias" if layer.bias else "")
+        elif isinstance(layer, MaxPool2d):
+            what += f" {_by(layer.size)}"
+        numbers = f"{row['weights']:>12,}   {row['constant']:.6f}" if row["weights"] else ""
+        lines.append(f"{what:<34}{_by(row['output']):<16}{numbers}".rstrip())
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"model   {made['name']}, {made['model'][:16]}",
+            f"seed    {made['seed']}",
+            f"masked  {made['d']:,} weights; an uncoded mask is {(made['d'] + 7) // 8:,} bytes",
+            f"batch   {made['batch']}",
+            f"wrote   {made['bundle']}, {made['bytes']:,} bytes, no weight among them",
+        ]
+    )
+
+
+def _by(shape: Any) -> str:
+    return "x".join(map(str, shape))
+
+
+def _integers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"integers separated by commas expected, found {text!r}") from None
+
+
+def _seed(text: str) -> int:
+    try:
+        seed = int(text, 0)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"an integer or 0x and hexadecimal digits expected, found {text!r}"
+        ) from None
+    if not 0 <= seed < 1 << 64:
+        raise argparse.ArgumentTypeError(f"a seed is 0 .. 2**64 - 1, found {text}")
+    return seed
+
+
+COMMAND: Final = Command(
+    name="export",
+    summary="Turn a torch model into a bundle that devices can train.",
+    needs=("torch", "onnx"),
+    extra="export",
+    add_arguments=_add_arguments,
+    run=_run,
+)

@@ -1,0 +1,219 @@
+"""One training step of a masked network: forward tape, reverse loop, optimiser. No target's names here.
+
+The step is written once, against `Ops`, the operations a target must offer; V is whatever the target calls a
+value: a tensor's name in ONNX, a tensor where the program is traced. Backward is written by hand, because no
+inference runtime differentiates, and what a training runtime differentiates by itself is slower or wrong
+(DECISIONS). The method is FedPM's: Isik et al., arXiv 2209.15328; the optimiser is Adam: Kingma and Ba, arXiv
+1412.6980.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Final, Generic, Protocol, TypeVar
+
+from seedmask.spec import Conv2d, Linear, MaxPool2d, ModelSpec, ReLU, Shape
+
+BETA1: Final = 0.9
+BETA2: Final = 0.999
+EPSILON: Final = 1e-8
+
+V = TypeVar("V")
+
+
+class Ops(Protocol[V]):
+    """What a target must be able to emit. Values are float32 and activations [batch, ...] unless it says not.
+
+    A `shape` argument is that of one example, without the batch; a `layer` carries stride, padding or size.
+    """
+
+    def number(self, value: float) -> V:
+        """A scalar constant."""
+
+    def add(self, a: V, b: V) -> V:
+        """a + b, elementwise with broadcasting."""
+
+    def sub(self, a: V, b: V) -> V:
+        """a - b."""
+
+    def mul(self, a: V, b: V) -> V:
+        """a * b."""
+
+    def div(self, a: V, b: V) -> V:
+        """a / b."""
+
+    def sqrt(self, a: V) -> V:
+        """The square root."""
+
+    def sigmoid(self, a: V) -> V:
+        """1 / (1 + exp(-a))."""
+
+    def less(self, a: V, b: V) -> V:
+        """1.0 where a < b, else 0.0."""
+
+    def split(self, flat: V, shapes: Sequence[Shape]) -> list[V]:
+        """A flat vector [d] as tensors of `shapes`, in order."""
+
+    def join(self, parts: Sequence[V]) -> V:
+        """The inverse of `split`."""
+
+    def reshape(self, x: V, shape: Shape) -> V:
+        """Each example in another shape of the same size."""
+
+    def linear(self, x: V, weight: V, bias: V | None) -> V:
+        """The layer `seedmask.spec.Linear`."""
+
+    def linear_dx(self, dy: V, weight: V) -> V:
+        """Its gradient by x."""
+
+    def linear_dw(self, dy: V, x: V) -> V:
+        """Its gradient by the weight, [out, in]."""
+
+    def conv(self, x: V, weight: V, bias: V | None, layer: Conv2d) -> V:
+        """The layer `seedmask.spec.Conv2d`."""
+
+    def conv_dx(self, dy: V, weight: V, layer: Conv2d, kernel: Shape, before: Shape, after: Shape) -> V:
+        """Its gradient by x. Shapes: `before` of x, `after` of dy, `kernel` of the weight, [out, in, kh, kw]."""
+
+    def conv_dw(self, dy: V, x: V, layer: Conv2d, kernel: Shape, before: Shape, after: Shape) -> V:
+        """Its gradient by the weight, [out, in, kh, kw]."""
+
+    def bias_grad(self, dy: V, shape: Shape) -> V:
+        """The sum of dy over all but its channels (the first dimension of `shape`), [out]."""
+
+    def relu(self, x: V) -> V:
+        """max(x, 0)."""
+
+    def relu_dx(self, dy: V, y: V) -> V:
+        """dy where the layer's output y is above zero, else 0."""
+
+    def pool(self, x: V, layer: MaxPool2d, before: Shape) -> tuple[V, V]:
+        """The layer `seedmask.spec.MaxPool2d`, and which entry of each window won (the first of equals)."""
+
+    def pool_dx(self, dy: V, winners: V, layer: MaxPool2d, before: Shape) -> V:
+        """dy at the winners, 0 elsewhere."""
+
+    def cross_entropy(self, logits: V, y: V, weight: V) -> tuple[V, V, V]:
+        """Loss [] = sum(weight * nats); correct int64 [] where weight > 0; the loss's gradient by the logits.
+
+        y int64 [batch], weight [batch].
+        """
+
+
+@dataclass(frozen=True)
+class Step(Generic[V]):
+    """Scores and Adam's moments after a step, [d] each; `loss` [] and `correct`, int64 [], before it."""
+
+    scores: V
+    m: V
+    v: V
+    loss: V
+    correct: V
+
+
+def pool_first(spec: ModelSpec) -> ModelSpec:
+    """The same network with every ReLU before a MaxPool2d moved behind it, where there is less to do.
+
+    Exact, gradients included: the maximum of what ReLU leaves is what ReLU leaves of the maximum, the first
+    winner stays the first winner, and a window without a positive entry passes no gradient either way.
+    """
+    layers = list(spec.layers)
+    for i in range(len(layers) - 1):
+        if isinstance(layers[i], ReLU) and isinstance(layers[i + 1], MaxPool2d):
+            layers[i], layers[i + 1] = layers[i + 1], layers[i]
+    return replace(spec, layers=tuple(layers))
+
+
+def unpack(ops: Ops[V], spec: ModelSpec, flat: V) -> dict[str, V]:
+    """The tensors of a flat vector [d] by name."""
+    parts = ops.split(flat, [tensor.shape for tensor in spec.tensors])
+    return {tensor.name: part for tensor, part in zip(spec.tensors, parts, strict=True)}
+
+
+def forward(ops: Ops[V], spec: ModelSpec, x: V, weights: dict[str, V]) -> tuple[V, list[V]]:
+    """Logits [batch, classes] under `weights`, and the tape: per layer the one value its gradient needs."""
+    tape: list[V] = []
+    for layer, before, after in zip(spec.layers, spec.shapes(), spec.shapes()[1:], strict=False):
+        if isinstance(layer, Linear):
+            tape.append(x)
+            x = ops.linear(x, weights[layer.weight], weights[layer.bias] if layer.bias else None)
+        elif isinstance(layer, Conv2d):
+            tape.append(x)
+            x = ops.conv(x, weights[layer.weight], weights[layer.bias] if layer.bias else None, layer)
+        elif isinstance(layer, ReLU):
+            x = ops.relu(x)
+            tape.append(x)
+        elif isinstance(layer, MaxPool2d):
+            x, winners = ops.pool(x, layer, before)
+            tape.append(winners)
+        else:
+            tape.append(x)
+            x = ops.reshape(x, after)
+    return x, tape
+
+
+def backward(ops: Ops[V], spec: ModelSpec, weights: dict[str, V], tape: list[V], dy: V) -> dict[str, V]:
+    """The loss's gradient by every tensor in `weights`, given that by the logits."""
+    shapes = spec.shapes()
+    # Nothing below the first layer with weights is worth a gradient.
+    first = next(i for i, layer in enumerate(spec.layers) if isinstance(layer, Linear | Conv2d))
+    grads: dict[str, V] = {}
+    for i in range(len(spec.layers) - 1, first - 1, -1):
+        layer, before, after, saved = spec.layers[i], shapes[i], shapes[i + 1], tape[i]
+        if isinstance(layer, Linear | Conv2d) and layer.bias:
+            grads[layer.bias] = ops.bias_grad(dy, after)
+        if isinstance(layer, Linear):
+            grads[layer.weight] = ops.linear_dw(dy, saved)
+            if i > first:
+                dy = ops.linear_dx(dy, weights[layer.weight])
+        elif isinstance(layer, Conv2d):
+            kernel = spec.offsets[layer.weight][0].shape
+            grads[layer.weight] = ops.conv_dw(dy, saved, layer, kernel, before, after)
+            if i > first:
+                dy = ops.conv_dx(dy, weights[layer.weight], layer, kernel, before, after)
+        elif isinstance(layer, ReLU):
+            dy = ops.relu_dx(dy, saved)
+        elif isinstance(layer, MaxPool2d):
+            dy = ops.pool_dx(dy, saved, layer, before)
+        else:
+            dy = ops.reshape(dy, before)
+    return grads
+
+
+def train_step(
+    ops: Ops[V],
+    spec: ModelSpec,
+    *,
+    x: V,
+    y: V,
+    weight: V,
+    scores: V,
+    m: V,
+    v: V,
+    w: V,
+    u: V,
+    rate: V,
+    epsilon: V,
+) -> Step[V]:
+    """One Adam step on the scores of the mask u < sigmoid(scores).
+
+    `rate` and `epsilon` already hold the bias correction of step t, which float32 cannot compute well enough
+    (1 - 0.999**t loses half its digits): rate = lr sqrt(1 - b2^t) / (1 - b1^t), epsilon = 1e-8 sqrt(1 -
+    b2^t).
+    """
+    spec = pool_first(spec)
+    theta = ops.sigmoid(scores)
+    weights = unpack(ops, spec, ops.mul(w, ops.less(u, theta)))
+    logits, tape = forward(ops, spec, x, weights)
+    loss, correct, dlogits = ops.cross_entropy(logits, y, weight)
+    grads = backward(ops, spec, weights, tape, dlogits)
+
+    # Straight through: d loss / d theta := d loss / d mask = d loss / d weight * w.
+    by_theta = ops.mul(ops.join([grads[tensor.name] for tensor in spec.tensors]), w)
+    g = ops.mul(by_theta, ops.mul(theta, ops.sub(ops.number(1.0), theta)))
+
+    m = ops.add(ops.mul(ops.number(BETA1), m), ops.mul(ops.number(1 - BETA1), g))
+    v = ops.add(ops.mul(ops.number(BETA2), v), ops.mul(ops.number(1 - BETA2), ops.mul(g, g)))
+    move = ops.div(ops.mul(rate, m), ops.add(ops.sqrt(v), epsilon))
+    return Step(ops.sub(scores, move), m, v, loss, correct)

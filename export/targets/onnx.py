@@ -1,0 +1,399 @@
+"""ONNX graphs of a masked network: init (seed -> weights), step (one training step) and eval (logits).
+
+Plain inference graphs, so that every onnxruntime there is can train: opset 18, IR 8, domain ai.onnx only,
+built with onnx.helper. What the step computes stands in `export.graph`; here is how each of its operations is
+spelled, and for the gradient of a convolution which of several spellings onnxruntime runs fastest on a CPU
+(`bench/step.py`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from export.graph import BETA1, BETA2, EPSILON, Ops, forward, train_step, unpack
+from seedmask.spec import Conv2d, MaxPool2d, ModelSpec, Shape
+
+OPSET: Final = 18
+IR_VERSION: Final = 8
+
+# Those of seedmask.seed.
+_THREEFRY_ROTATIONS: Final = (13, 15, 26, 6, 17, 29, 16, 24)
+_THREEFRY_PARITY: Final = 0x1BD11BDA
+
+# Above this height the batch is not worth folding into the inner dimension of a convolution's weight
+# gradient.
+_TALL: Final = 20
+
+Dim: TypeAlias = int | str
+Name: TypeAlias = str
+
+
+class Graph:
+    """Collects nodes: `graph("Add", a, b)` returns the result's name. Equal constants are stored once."""
+
+    def __init__(self) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: dict[tuple[str, Shape, bytes], onnx.TensorProto] = {}
+        self.inputs: list[onnx.ValueInfoProto] = []
+        self.outputs: list[onnx.ValueInfoProto] = []
+
+    def __call__(self, op: str, *inputs: Name, **attributes: Any) -> Name:
+        """Add a node with one output."""
+        return self.several(op, 1, *inputs, **attributes)[0]
+
+    def several(self, op: str, count: int, *inputs: Name, **attributes: Any) -> list[Name]:
+        """Add a node with `count` outputs."""
+        names = [f"v{len(self.nodes)}_{i}" for i in range(count)]
+        self.nodes.append(helper.make_node(op, inputs, names, **attributes))
+        return names
+
+    def const(self, value: Any, dtype: Any) -> Name:
+        """A constant of `dtype`; equal ones share a name."""
+        array = np.asarray(value, dtype)
+        key = (array.dtype.str, array.shape, array.tobytes())
+        if key not in self.constants:
+            self.constants[key] = numpy_helper.from_array(array, f"c{len(self.constants)}")
+        return str(self.constants[key].name)
+
+    def ints(self, *values: int) -> Name:
+        """An int64 vector constant: shapes, axes, offsets."""
+        return self.const(values, np.int64)
+
+    def cast(self, x: Name, dtype: Any) -> Name:
+        """`x` in another type."""
+        return self("Cast", x, to=helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
+
+    def slice(self, x: Name, axis: int, start: int, stop: int, step: int = 1) -> Name:
+        """x[start:stop:step] along one axis."""
+        return self("Slice", x, self.ints(start), self.ints(stop), self.ints(axis), self.ints(step))
+
+    def input(self, name: Name, dtype: Any, shape: Sequence[Dim]) -> Name:
+        """Declare an input."""
+        self.inputs.append(
+            helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), shape)
+        )
+        return name
+
+    def output(self, name: Name, value: Name, dtype: Any, shape: Sequence[Dim]) -> None:
+        """Declare that `value` leaves the graph as `name`."""
+        self.nodes.append(helper.make_node("Identity", [value], [name]))
+        kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+        self.outputs.append(helper.make_tensor_value_info(name, kind, shape))
+
+    def model(self, name: str) -> bytes:
+        """The checked model as bytes."""
+        graph = helper.make_graph(self.nodes, name, self.inputs, self.outputs, list(self.constants.values()))
+        made = helper.make_model(
+            graph,
+            opset_imports=[helper.make_opsetid("", OPSET)],
+            ir_version=IR_VERSION,
+            producer_name="seedmask",
+        )
+        onnx.checker.check_model(made, full_check=True)
+        return bytes(made.SerializeToString(deterministic=True))
+
+
+class OnnxOps(Ops[Name]):
+    """`export.graph.Ops` as ONNX nodes. A batch is a number in the step and -1, any size, in eval."""
+
+    def __init__(self, graph: Graph, batch: int) -> None:
+        self.g = graph
+        self.batch = batch
+
+    def number(self, value: float) -> Name:
+        """A scalar constant."""
+        return self.g.const(value, np.float32)
+
+    def add(self, a: Name, b: Name) -> Name:
+        """a + b."""
+        return self.g("Add", a, b)
+
+    def sub(self, a: Name, b: Name) -> Name:
+        """a - b."""
+        return self.g("Sub", a, b)
+
+    def mul(self, a: Name, b: Name) -> Name:
+        """a * b."""
+        return self.g("Mul", a, b)
+
+    def div(self, a: Name, b: Name) -> Name:
+        """a / b."""
+        return self.g("Div", a, b)
+
+    def sqrt(self, a: Name) -> Name:
+        """The square root."""
+        return self.g("Sqrt", a)
+
+    def sigmoid(self, a: Name) -> Name:
+        """1 / (1 + exp(-a))."""
+        return self.g("Sigmoid", a)
+
+    def less(self, a: Name, b: Name) -> Name:
+        """1.0 where a < b."""
+        return self.g.cast(self.g("Less", a, b), np.float32)
+
+    def split(self, flat: Name, shapes: Sequence[Shape]) -> list[Name]:
+        """One Split; slices of a flat vector would each become a scatter on the way back."""
+        if len(shapes) == 1:
+            return [self.g("Reshape", flat, self.g.ints(*shapes[0]))]
+        sizes = self.g.ints(*(math.prod(shape) for shape in shapes))
+        parts = self.g.several("Split", len(shapes), flat, sizes, axis=0)
+        return [self.g("Reshape", p, self.g.ints(*s)) for p, s in zip(parts, shapes, strict=True)]
+
+    def join(self, parts: Sequence[Name]) -> Name:
+        """One Concat."""
+        return self.g("Concat", *(self.g("Reshape", part, self.g.ints(-1)) for part in parts), axis=0)
+
+    def reshape(self, x: Name, shape: Shape) -> Name:
+        """Each example in another shape."""
+        return self.g("Reshape", x, self.g.ints(self.batch, *shape))
+
+    def linear(self, x: Name, weight: Name, bias: Name | None) -> Name:
+        """Gemm."""
+        return self.g("Gemm", x, weight, *([bias] if bias else []), transB=1)
+
+    def linear_dx(self, dy: Name, weight: Name) -> Name:
+        """dY W."""
+        return self.g("Gemm", dy, weight)
+
+    def linear_dw(self, dy: Name, x: Name) -> Name:
+        """dY^T X."""
+        return self.g("Gemm", dy, x, transA=1)
+
+    def conv(self, x: Name, weight: Name, bias: Name | None, layer: Conv2d) -> Name:
+        """Conv."""
+        pads = [*layer.padding, *layer.padding]
+        return self.g("Conv", x, weight, *([bias] if bias else []), strides=layer.stride, pads=pads)
+
+    def conv_dx(
+        self, dy: Name, weight: Name, layer: Conv2d, kernel: Shape, before: Shape, after: Shape
+    ) -> Name:
+        """ConvTranspose; what a stride leaves over at the far edges is its output_padding."""
+        over = [
+            h + 2 * p - k - (q - 1) * s
+            for h, p, k, q, s in zip(
+                before[1:], layer.padding, kernel[2:], after[1:], layer.stride, strict=True
+            )
+        ]
+        pads = [*layer.padding, *layer.padding]
+        return self.g("ConvTranspose", dy, weight, strides=layer.stride, pads=pads, output_padding=over)
+
+    def conv_dw(self, dy: Name, x: Name, layer: Conv2d, kernel: Shape, before: Shape, after: Shape) -> Name:
+        """The hot spot: matrix products over all positions, kh kernel rows at a time if the stride is 1."""
+        if layer.stride == (1, 1):
+            return self._dw_rows(dy, x, layer, kernel, before, after)
+        return self._dw_taps(dy, x, layer, kernel, after)
+
+    def _dw_rows(self, dy: Name, x: Name, layer: Conv2d, kernel: Shape, before: Shape, after: Shape) -> Name:
+        """Stride 1: dy once per kernel row, each shifted a row further down, times x once per kernel column.
+
+        With rows flattened, shifting is concatenation: dy, gap, dy, gap, ... cut every `high` rows gives copy
+        i starting at row i. One row of padding is saved at either end by cutting the first and the last copy
+        instead.
+        """
+        g, (out, channels, kh, kw), (_, rows, columns) = self.g, kernel, after
+        saved = 1 if layer.padding[0] >= 1 and kh >= 2 else 0
+        pad = layer.padding[0] - saved
+        high = before[1] + 2 * pad
+        if kh == 1:
+            stacked = g("Reshape", dy, g.ints(self.batch, out, rows * columns))
+        else:
+            flat = g("Reshape", dy, g.ints(self.batch, out, rows * columns))
+            # A node, not a constant: the zeros of a large batch would be most of the file.
+            gap = g("ConstantOfShape", g.ints(self.batch, out, (high + 1 - rows) * columns))
+            parts = [flat, *[part for _ in range(kh - 1) for part in (gap, flat)]]
+            if saved:
+                parts[0] = g.slice(flat, 2, columns, rows * columns)
+                parts[-1] = g.slice(flat, 2, 0, (rows - 1) * columns)
+            if high + 1 == rows:
+                parts = [part for part in parts if part != gap]
+            stacked = g("Concat", *parts, axis=2)
+            stacked = g("Reshape", stacked, g.ints(self.batch, out * kh, high * columns))
+        fold = rows <= _TALL
+        if fold:
+            stacked = g("Reshape", g("Transpose", stacked, perm=[1, 0, 2]), g.ints(out * kh, -1))
+        padded = self._pad(x, pad, layer.padding[1])
+        products = []
+        for j in range(kw):
+            shifted = padded if kw == 1 else g.slice(padded, 3, j, j + columns)
+            if fold:
+                shifted = g("Reshape", g("Transpose", shifted, perm=[1, 0, 2, 3]), g.ints(channels, -1))
+                products.append(g("Gemm", stacked, shifted, transB=1))
+            else:
+                shifted = g("Reshape", shifted, g.ints(self.batch, channels, high * columns))
+                products.append(self._sum_of_products(stacked, shifted))
+        # kw times [out * kh, channels] -> [out, channels, kh, kw]
+        apart = [g("Reshape", product, g.ints(out, kh, channels, 1)) for product in products]
+        return g("Transpose", g("Concat", *apart, axis=3) if kw > 1 else apart[0], perm=[0, 2, 1, 3])
+
+    def _dw_taps(self, dy: Name, x: Name, layer: Conv2d, kernel: Shape, after: Shape) -> Name:
+        """Any stride: per kernel entry one product, dy times every stride-th position of x from there."""
+        g, (out, channels, kh, kw), (_, rows, columns), (sv, sh) = self.g, kernel, after, layer.stride
+        flat = g("Reshape", dy, g.ints(self.batch, out, rows * columns))
+        padded = self._pad(x, *layer.padding)
+        taps = []
+        for i in range(kh):
+            line = g.slice(padded, 2, i, i + (rows - 1) * sv + 1, sv)
+            for j in range(kw):
+                tap = g.slice(line, 3, j, j + (columns - 1) * sh + 1, sh)
+                tap = g("Reshape", tap, g.ints(self.batch, channels, rows * columns))
+                taps.append(g("Reshape", self._sum_of_products(flat, tap), g.ints(out, channels, 1)))
+        together = g("Concat", *taps, axis=2) if len(taps) > 1 else taps[0]
+        return g("Reshape", together, g.ints(out, channels, kh, kw))
+
+    def _sum_of_products(self, a: Name, b: Name) -> Name:
+        """The sum over n of a[n] b[n]^T, for a [batch, A, K] and b [batch, B, K]: [A, B]."""
+        products = self.g("MatMul", a, self.g("Transpose", b, perm=[0, 2, 1]))
+        return self.g("ReduceSum", products, self.g.ints(0), keepdims=0)
+
+    def _pad(self, x: Name, vertical: int, horizontal: int) -> Name:
+        if vertical == horizontal == 0:
+            return x
+        return self.g("Pad", x, self.g.ints(0, 0, vertical, horizontal, 0, 0, vertical, horizontal))
+
+    def bias_grad(self, dy: Name, shape: Shape) -> Name:
+        """ReduceSum."""
+        axes = [0, *range(2, len(shape) + 1)]
+        return self.g("ReduceSum", dy, self.g.ints(*axes), keepdims=0)
+
+    def relu(self, x: Name) -> Name:
+        """Relu."""
+        return self.g("Relu", x)
+
+    def relu_dx(self, dy: Name, y: Name) -> Name:
+        """A product; Where measured 1.4 times slower."""
+        return self.g("Mul", dy, self.g.cast(self.g("Greater", y, self.number(0.0)), np.float32))
+
+    def pool(self, x: Name, layer: MaxPool2d, before: Shape) -> tuple[Name, Name]:
+        """MaxPool with indices, over whole windows only, so that MaxUnpool can tell the size it came from."""
+        for axis, side, size in zip((2, 3), before[1:], layer.size, strict=True):
+            if side % size:
+                x = self.g.slice(x, axis, 0, side // size * size)
+        y, winners = self.g.several("MaxPool", 2, x, kernel_shape=layer.size, strides=layer.size)
+        return y, winners
+
+    def pool_dx(self, dy: Name, winners: Name, layer: MaxPool2d, before: Shape) -> Name:
+        """MaxUnpool, then zeros where `pool` dropped incomplete windows."""
+        dx = self.g("MaxUnpool", dy, winners, kernel_shape=layer.size, strides=layer.size)
+        rest = [side % size for side, size in zip(before[1:], layer.size, strict=True)]
+        return self.g("Pad", dx, self.g.ints(0, 0, 0, 0, 0, 0, *rest)) if any(rest) else dx
+
+    def cross_entropy(self, logits: Name, y: Name, weight: Name) -> tuple[Name, Name, Name]:
+        """LogSoftmax subtracts the maximum first, so no logit is too large."""
+        g = self.g
+        logp = g("LogSoftmax", logits, axis=1)
+        classes = g(
+            "Range",
+            g.const(0, np.int64),
+            g("Gather", g("Shape", logits), g.const(1, np.int64)),
+            g.const(1, np.int64),
+        )
+        column = g("Unsqueeze", weight, g.ints(1))
+        truth = g.cast(g("Equal", g("Unsqueeze", y, g.ints(1)), classes), np.float32)
+        loss = g("Neg", g("ReduceSum", g("Mul", g("Mul", truth, logp), column), keepdims=0))
+        right = g("Equal", g("ArgMax", logits, axis=1, keepdims=0), y)
+        counted = g("And", right, g("Greater", weight, self.number(0.0)))
+        correct = g("ReduceSum", g.cast(counted, np.int64), keepdims=0)
+        return loss, correct, g("Mul", g("Sub", g("Exp", logp), truth), column)
+
+
+def step_graph(spec: ModelSpec, batch: int) -> bytes:
+    """The training step.
+
+    x float32 [batch, *input]; y int64 [batch]; weight float32 [batch], 1/n for a real example and 0 for
+    padding; scores, m, v, w (weights), u (noise) float32 [d]; t int64 [], the number of this step from 1; lr
+    float32 [] -> scores_out, m_out, v_out float32 [d]; loss float32 []; correct int64 [].
+    """
+    g, d = Graph(), spec.d
+    inputs = {
+        "x": g.input("x", np.float32, [batch, *spec.input]),
+        "y": g.input("y", np.int64, [batch]),
+        "weight": g.input("weight", np.float32, [batch]),
+        **{name: g.input(name, np.float32, [d]) for name in ("scores", "m", "v", "w", "u")},
+    }
+    t, lr = g.input("t", np.int64, []), g.input("lr", np.float32, [])
+    rate, epsilon = _bias_correction(g, t, lr)
+    after = train_step(OnnxOps(g, batch), spec, **inputs, rate=rate, epsilon=epsilon)
+    g.output("scores_out", after.scores, np.float32, [d])
+    g.output("m_out", after.m, np.float32, [d])
+    g.output("v_out", after.v, np.float32, [d])
+    g.output("loss", after.loss, np.float32, [])
+    g.output("correct", after.correct, np.int64, [])
+    return g.model("step")
+
+
+def eval_graph(spec: ModelSpec) -> bytes:
+    """x float32 [n, *input], w and mask float32 [d] -> logits float32 [n, classes], for any n."""
+    g, d = Graph(), spec.d
+    x = g.input("x", np.float32, ["n", *spec.input])
+    w, mask = g.input("w", np.float32, [d]), g.input("mask", np.float32, [d])
+    ops = OnnxOps(g, -1)
+    logits, _ = forward(ops, spec, x, unpack(ops, spec, ops.mul(w, mask)))
+    g.output("logits", logits, np.float32, ["n", spec.classes])
+    return g.model("eval")
+
+
+def init_graph(spec: ModelSpec) -> bytes:
+    """key int64 [2], from `seedmask.seed.weights_key` -> w float32 [d], bit for bit spec.weights()."""
+    g, count = Graph(), (spec.d + 31) // 32
+    stream = _threefry_words(g, g.input("key", np.int64, [2]), (count + 1) // 2)
+    bits = g(
+        "BitwiseAnd", g("Reshape", stream, g.ints(-1, 1)), g.const([1 << b for b in range(32)], np.uint32)
+    )
+    flat = g(
+        "Reshape",
+        g("Where", g.cast(bits, np.bool_), g.const(-1, np.float32), g.const(1, np.float32)),
+        g.ints(-1),
+    )
+    ops = OnnxOps(g, 0)
+    signs = ops.split(g.slice(flat, 0, 0, spec.d), [(tensor.size,) for tensor in spec.tensors])
+    scaled = [ops.mul(sign, ops.number(t.constant)) for sign, t in zip(signs, spec.tensors, strict=True)]
+    g.output("w", ops.join(scaled), np.float32, [spec.d])
+    return g.model("init")
+
+
+def _bias_correction(g: Graph, t: Name, lr: Name) -> tuple[Name, Name]:
+    """Adam's rate and epsilon of step t as `train_step` wants them, computed in double."""
+
+    def rest(beta: float) -> Name:
+        return g("Sub", one, g("Pow", g.const(beta, np.float64), steps))
+
+    one, steps = g.const(1.0, np.float64), g.cast(t, np.float64)
+    root = g("Sqrt", rest(BETA2))
+    rate = g("Div", g("Mul", g.cast(lr, np.float64), root), rest(BETA1))
+    return g.cast(rate, np.float32), g.cast(g("Mul", g.const(EPSILON, np.float64), root), np.float32)
+
+
+def _threefry_words(g: Graph, key: Name, blocks: int) -> Name:
+    """The first 2 * blocks words of a key's stream, uint32 [blocks, 2]: `seedmask.seed.words` in int64 lanes.
+
+    onnxruntime 1.19 adds and multiplies only signed integers and shifts only unsigned ones, so a rotation is
+    a Mul by 2^r (left part) plus a BitShift of the uint32 Cast (right part). Nothing overflows: sums stay
+    below 2^40, products below 2^62, and the Cast to uint32, which drops high bits by definition, is the
+    reduction modulo 2^32.
+    """
+    k0, k1 = g.several("Split", 2, key, axis=0, num_outputs=2)
+    k2 = g("BitwiseXor", g("BitwiseXor", k0, k1), g.ints(_THREEFRY_PARITY))
+    picks = [0, 1] + [i for s in range(1, 6) for i in (s % 3, (s + 1) % 3)]
+    steps = [0, 0] + [i for s in range(1, 6) for i in (0, s)]
+    schedule = g("Add", g("Gather", g("Concat", k0, k1, k2, axis=0), g.ints(*picks)), g.ints(*steps))
+    k = g.several("Split", 12, schedule, axis=0, num_outputs=12)
+    x0 = g("Add", g("Range", *(g.const(v, np.int64) for v in (0, blocks, 1))), k[0])
+    x1 = k[1]  # the second counter word is 0, so x1 is one number until it meets x0
+    for r in range(20):
+        rotation = _THREEFRY_ROTATIONS[r % 8]
+        x0 = g("Add", x0, x1)
+        right = g("BitShift", g.cast(x1, np.uint32), g.const(32 - rotation, np.uint32), direction="RIGHT")
+        turned = g("Add", g("Mul", x1, g.const(1 << rotation, np.int64)), g.cast(right, np.int64))
+        x1 = g.cast(g.cast(g("BitwiseXor", turned, x0), np.uint32), np.int64)
+        if r % 4 == 3:
+            s = r // 4 + 1
+            x0, x1 = g("Add", x0, k[2 * s]), g("Add", x1, k[2 * s + 1])
+    columns = [g("Unsqueeze", g.cast(x, np.uint32), g.ints(1)) for x in (x0, x1)]
+    return g("Concat", *columns, axis=1)

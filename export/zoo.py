@@ -1,0 +1,69 @@
+"""Networks to begin with: a small perceptron, and FedPM's convolutional nets (Isik et al., arXiv 2209.15328).
+
+Each is an ordinary torch module without batch norm, which is what masking random weights wants; `ZOO` says
+what each takes. All biases that exist are masked along with the weights, as in the paper.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import nn
+
+
+def mlp() -> nn.Module:
+    """784-256-128-10 without biases; d = 234,752. Small enough for a Raspberry Pi's first try."""
+    return nn.Sequential(
+        nn.Flatten(),
+        nn.Linear(784, 256, bias=False),
+        nn.ReLU(),
+        nn.Linear(256, 128, bias=False),
+        nn.ReLU(),
+        nn.Linear(128, 10, bias=False),
+    )
+
+
+def conv4() -> nn.Module:
+    """CONV-4 for 1x28x28 (MNIST, EMNIST, Fashion-MNIST); d = 1,933,258."""
+    return _pairs(1, (64, 128), flat=6272, classes=10)
+
+
+def conv6() -> nn.Module:
+    """CONV-6 for 3x32x32 (CIFAR-10); d = 2,262,602."""
+    return _pairs(3, (64, 128, 256), flat=4096, classes=10)
+
+
+def conv10() -> nn.Module:
+    """CONV-10 for 3x32x32 (CIFAR-100); d = 19,197,092."""
+    return _pairs(3, (64, 128, 256, 512, 1024), flat=1024, classes=100)
+
+
+def _pairs(channels: int, widths: tuple[int, ...], flat: int, classes: int) -> nn.Module:
+    """Two 3x3 convolutions and a 2x2 pool per width, then three fully connected layers."""
+    layers: list[nn.Module] = []
+    for width in widths:
+        for before in (channels, width):
+            layers += [nn.Conv2d(before, width, 3, padding=1), nn.ReLU()]
+        layers.append(nn.MaxPool2d(2))
+        channels = width
+    layers += [nn.Flatten(), nn.Linear(flat, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(256, classes))
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A network by name: how to make it, the shape of one `input`, its `classes`, its masked weights `d`."""
+
+    factory: Callable[[], nn.Module]
+    input: tuple[int, ...]
+    classes: int
+    d: int
+
+
+ZOO: dict[str, Entry] = {
+    "mlp": Entry(mlp, (1, 28, 28), 10, 234_752),
+    "conv4": Entry(conv4, (1, 28, 28), 10, 1_933_258),
+    "conv6": Entry(conv6, (3, 32, 32), 10, 2_262_602),
+    "conv10": Entry(conv10, (3, 32, 32), 100, 19_197_092),
+}

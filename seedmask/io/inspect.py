@@ -1,0 +1,88 @@
+"""`seedmask inspect`: what is in a bundle or a finished model, after every digest has been checked."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from seedmask import bundle as bundles
+from seedmask import model as models
+from seedmask.errors import ProtocolError, UserError
+from seedmask.io.commands import Command
+from seedmask.spec import ModelSpec
+
+
+def _arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", type=Path, help="a .bundle of `seedmask export`, or the .smm of a finished job")
+    parser.add_argument("--json", action="store_true", help="as JSON")
+
+
+def _run(options: argparse.Namespace) -> int:
+    facts = describe(options.file)
+    if options.json:
+        print(json.dumps(facts, indent=1))
+        return 0
+    print(f"{facts['kind']} {options.file}, {facts['bytes']:,} bytes, every digest right")
+    print(f"model     {facts['name']}, {facts['model']}")
+    print(f"seed      {facts['seed']}")
+    shape = "x".join(str(side) for side in facts["input"])
+    print(f"input     {shape}, values {facts['range'][0]} .. {facts['range'][1]}; {facts['classes']} classes")
+    print(f"weights   {facts['parameters']:,}, none stored")
+    for row in facts["tensors"]:
+        print(f"          {row['name']:<16}{'x'.join(map(str, row['shape'])):<16}{row['size']:>11,}  +-{row['constant']:.6g}")
+    print(f"layers    {' -> '.join(facts['layers'])}")
+    if "batch" in facts:
+        print(f"batch     {facts['batch']} examples per training step")
+        for name, size in facts["files"].items():
+            print(f"          {name:<32}{size:>11,} bytes")
+    else:
+        print(f"mask      {facts['ones']:.1%} ones, {facts['bits_per_parameter']:.4f} bit per parameter (whole file)")
+    return 0
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """What a file says about itself. Raises UserError."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    try:
+        if data[:4] == b"SMM1":
+            model = models.decode(data)
+            return {
+                "kind": "finished model",
+                **_of_spec(model.spec, data),
+                "ones": round(float(model.mask.mean()), 6),
+                "bits_per_parameter": round(8 * len(data) / model.spec.d, 6),
+            }
+        bundle = bundles.from_bytes(data)
+    except ProtocolError as error:
+        raise UserError(f"{path}: {error}") from None
+    return {
+        "kind": "bundle",
+        **_of_spec(bundle.spec, data),
+        "batch": bundle.batch,
+        "files": {name: len(content) for name, content in sorted(bundle.files.items())},
+    }
+
+
+def _of_spec(spec: ModelSpec, data: bytes) -> dict[str, Any]:
+    return {
+        "bytes": len(data),
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "name": spec.name,
+        "model": spec.digest.hex(),
+        "seed": f"{spec.seed:016x}",
+        "input": list(spec.input),
+        "range": list(spec.range),
+        "classes": spec.classes,
+        "parameters": spec.d,
+        "layers": [layer.op for layer in spec.layers],
+        "tensors": [{"name": t.name, "shape": list(t.shape), "size": t.size, "constant": t.constant} for t in spec.tensors],
+    }
+
+
+COMMAND = Command("inspect", "say what is in a bundle or a finished model", (), "onnxruntime", _arguments, _run)

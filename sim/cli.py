@@ -1,0 +1,279 @@
+"""`seedmask simulate`: a whole fleet on this machine, as real processes or on virtual time."""
+
+from __future__ import annotations
+
+import argparse
+import secrets
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from aggregator.config import RunConfig, Rounds, WorkSettings
+from edge_client.data import Dataset, check
+from edge_client.runtimes import Runtime, names, open_runtime
+from seedmask import bundle as bundles
+from seedmask.bundle import Bundle
+from seedmask.codec import NAMES as CODECS
+from seedmask.errors import UserError
+from seedmask.io.commands import Command
+from seedmask.io.files import write_atomic
+from seedmask.mask import Theta
+from sim import datasets, partition, report
+from sim.evaluate import Accuracy, accuracy
+from sim.fleet import Faults, Fleet
+from sim.processes import ProcessFleet
+from sim.screen import Screen
+
+BATCH = 128
+
+EPILOG = """\
+examples:
+    seedmask simulate                                8 device processes, a real broker, Fashion-MNIST, the small MLP
+    seedmask simulate --model conv4 --rounds 10      another network
+    seedmask simulate --split c_max:2                two classes per device
+    seedmask simulate --virtual --devices 100 --per-round 10 --rounds 50 --seed 1 --json run.json
+    seedmask simulate --bundle my.bundle --broker 127.0.0.1:1883
+
+Real processes are the default: what they send is counted by the kernel. With --virtual everything runs in this process
+on a pretended clock, and the same arguments give the same bytes.
+"""
+
+
+def _arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = EPILOG
+    fleet = parser.add_argument_group("fleet")
+    fleet.add_argument("--devices", type=int, default=8, metavar="N", help="number of devices (8)")
+    fleet.add_argument("--virtual", action="store_true", help="one process, virtual time, reproducible")
+    fleet.add_argument("--runtime", default="onnxruntime", choices=names(), help="what trains (onnxruntime)")
+    fleet.add_argument("--threads", type=int, default=1, metavar="N", help="threads per training (1)")
+    fleet.add_argument("--broker", metavar="HOST:PORT", help="use this broker instead of starting one")
+    fleet.add_argument("--crash", type=float, default=0.0, metavar="P", help="virtual: chance to die in a round's training")
+    fleet.add_argument("--cut", type=float, default=0.0, metavar="P", help="virtual: chance to lose the connection in a round")
+    data = parser.add_argument_group("model and data")
+    data.add_argument("--model", default="mlp", metavar="NAME", help="mlp or conv4 (mlp); for your own see --bundle")
+    data.add_argument("--bundle", type=Path, metavar="FILE", help="a bundle of `seedmask export` instead of --model")
+    data.add_argument("--dataset", default="auto", choices=datasets.NAMES, help="auto: Fashion-MNIST, else digits")
+    data.add_argument("--data", type=Path, metavar="DIR", help="folder with the four Fashion-MNIST files")
+    data.add_argument("--split", default="iid", metavar="HOW", help="iid or c_max:<classes per device> (iid)")
+    data.add_argument("--images", type=int, default=2000, metavar="N", help="training images per device, 0: all (2000)")
+    data.add_argument("--eval-images", type=int, default=2000, metavar="N", help="test images after each round, 0: all (2000)")
+    work = parser.add_argument_group("job")
+    work.add_argument("--rounds", type=int, default=20, metavar="N", help="rounds (20)")
+    work.add_argument("--epochs", type=int, default=3, metavar="N", help="passes over a device's data per round (3)")
+    work.add_argument("--learning-rate", type=float, default=0.1, metavar="X", help="of Adam on the mask scores (0.1)")
+    work.add_argument("--codec", default="rans", choices=sorted(CODECS), help="how masks are coded (rans)")
+    work.add_argument("--per-round", type=int, default=0, metavar="N", help="ask only N devices each round, 0: all")
+    work.add_argument("--quorum", type=int, default=0, metavar="N", help="close a round at N updates, 0: all asked")
+    work.add_argument("--minimum", type=int, default=1, metavar="N", help="updates that are enough when time is up (1)")
+    work.add_argument("--deadline", type=float, default=600.0, metavar="S", help="seconds per round (600)")
+    out = parser.add_argument_group("output")
+    out.add_argument("--seed", type=int, metavar="N", help="of the model, the split and all virtual chance (random)")
+    out.add_argument("--out", type=Path, default=Path("out/simulate"), metavar="DIR", help="folder for everything (out/simulate)")
+    out.add_argument("--json", type=Path, metavar="FILE", help="also write the summary here")
+
+
+@dataclass(frozen=True)
+class _Setup:
+    """Everything a run needs, made once."""
+
+    bundle: Bundle
+    images: datasets.Images
+    parts: list[Dataset]
+    runtime: Runtime
+    eval_set: Dataset
+    seed: int
+
+
+def _run(options: argparse.Namespace) -> int:
+    setup = _setup(options)
+    _clear(options.out)
+    write_atomic(options.out / "model.bundle", bundles.to_bytes(setup.bundle))
+    spec = setup.bundle.spec
+    rng = np.random.default_rng([setup.seed, 3])
+    rows: list[report.Row] = []
+    thetas: list[Theta] = []
+    print(
+        f"{spec.name}: {spec.d:,} weights from seed {spec.seed:016x}; {setup.images.name} ({setup.images.origin}); "
+        f"{len(setup.parts)} devices with {min(len(p.y) for p in setup.parts):,} to "
+        f"{max(len(p.y) for p in setup.parts):,} images, {options.split}",
+        flush=True,
+    )
+    with Screen(options.rounds, spec.d) as screen:
+
+        def closed(record: dict[str, Any], theta: Theta, seconds: float) -> None:
+            reached = accuracy(setup.runtime, spec, setup.eval_set, theta, rng)
+            row = report.Row(
+                record["round"], seconds, record["updates"], reached, record["train_loss"], record["update_bytes"]
+            )
+            rows.append(row)
+            thetas[:] = [theta]
+            screen.row(row)
+
+        run = _virtual if options.virtual else _processes
+        seconds, traffic, broker = run(options, setup, closed, screen.waiting)
+    final = accuracy(setup.runtime, spec, setup.images.test, thetas[0], rng)
+    facts = report.Facts(
+        model=spec.name,
+        dataset=setup.images.name,
+        split=options.split,
+        devices=options.devices,
+        parameters=spec.d,
+        broker=broker,
+        clock="virtual" if options.virtual else "wall",
+        seed=setup.seed,
+        test_images=len(setup.images.test.y),
+    )
+    _finish(options, report.summary(facts, rows, final, traffic, seconds))
+    return 0
+
+
+def _setup(options: argparse.Namespace) -> _Setup:
+    for name in ("devices", "rounds"):
+        if getattr(options, name) < 1:
+            raise UserError(f"--{name} is at least 1, found {getattr(options, name)}")
+    if not options.virtual and (options.crash or options.cut):
+        raise UserError("--crash and --cut need --virtual; kill a real process instead (pids.json tells who is who)")
+    seed = options.seed if options.seed is not None else secrets.randbits(32)
+    if not 0 <= seed < 1 << 32:
+        raise UserError(f"--seed is 0 .. 2**32 - 1, found {seed}")
+    images = datasets.load(options.dataset, options.data)
+    bundle = bundles.load(options.bundle) if options.bundle else _export(options.model, seed)
+    check(images.test, bundle.spec)
+    rng = np.random.default_rng([seed, 0])
+    picks = partition.split(options.split, images.train.y, options.devices, options.images, rng)
+    parts = [datasets.subset(images.train, pick) for pick in picks]
+    runtime = open_runtime(options.runtime, bundle, options.threads if options.virtual else 0)
+    few = rng.permutation(len(images.test.y))[: options.eval_images or None]
+    return _Setup(bundle, images, parts, runtime, datasets.subset(images.test, few), seed)
+
+
+def _export(model: str, seed: int) -> Bundle:
+    """The bundle of a network by name, made here and now."""
+    try:
+        from export.make import make_bundle
+        from export.trace import trace
+        from export.zoo import ZOO
+    except ImportError as error:
+        raise UserError(
+            f"--model needs {error.name} to export the network: pip install 'seedmask[export]', or pass --bundle"
+        ) from None
+    if model not in ZOO:
+        raise UserError(f"no network called {model!r}; there are {', '.join(ZOO)}; for your own, export it and pass --bundle")
+    entry = ZOO[model]
+    spec = trace(entry.factory(), model, seed, entry.input, (0, 255), entry.classes, "kaiming")
+    return make_bundle(spec, BATCH)
+
+
+def _clear(out: Path) -> None:
+    """Make `out` new; refuse to remove what we did not write."""
+    if out.exists() and any(out.iterdir()):
+        if not (out / "model.bundle").exists():
+            raise UserError(f"{out} is not empty and not an earlier simulation's folder; choose another with --out")
+        shutil.rmtree(out)
+    out.mkdir(parents=True, exist_ok=True)
+
+
+def _config(options: argparse.Namespace) -> tuple[Rounds, WorkSettings]:
+    try:
+        rounds = Rounds(
+            total=options.rounds,
+            devices=options.devices,
+            per_round=options.per_round,
+            quorum=options.quorum,
+            minimum=options.minimum,
+            deadline_s=options.deadline,
+        )
+        return rounds, WorkSettings(options.epochs, options.learning_rate, options.codec)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+Closed = Callable[[dict[str, Any], Theta, float], None]
+Found = tuple[float, report.Traffic, str]
+
+
+def _virtual(options: argparse.Namespace, setup: _Setup, closed: Closed, waiting: Callable[[str], None]) -> Found:
+    rounds, work = _config(options)
+    config = RunConfig("sim", options.out / "model.bundle", options.out / "aggregator", rounds, work)
+    faults = Faults(options.cut, options.crash)
+    fleet = Fleet(config, setup.bundle, setup.parts, setup.runtime, options.runtime, setup.seed, faults)
+    waiting("virtual time")
+    seconds = fleet.run(closed)
+    up, down = fleet.traffic()
+    counted = "simulator: MQTT 5 PUBLISH packets, without acknowledgements and TCP"
+    return seconds, report.Traffic(up, down, counted), "in memory"
+
+
+def _processes(options: argparse.Namespace, setup: _Setup, closed: Closed, waiting: Callable[[str], None]) -> Found:
+    rounds, work = _config(options)
+    settings = (
+        f"[rounds]\ntotal = {rounds.total}\ndevices = {rounds.devices}\nper_round = {rounds.per_round}\n"
+        f"quorum = {rounds.quorum}\nminimum = {rounds.minimum}\ndeadline_s = {rounds.deadline_s}\n\n"
+        f'[work]\nepochs = {work.epochs}\nlearning_rate = {work.learning_rate}\ncodec = "{work.codec}"\n'
+    )
+    fleet = ProcessFleet(
+        folder=options.out,
+        bundle=options.out / "model.bundle",
+        spec=setup.bundle.spec,
+        job="sim",
+        parts=setup.parts,
+        settings=settings,
+        runtime=options.runtime,
+        threads=options.threads,
+        broker=_address(options.broker),
+    )
+    seconds = fleet.run(closed, waiting)
+    if fleet.restarts:
+        print(f"{fleet.restarts} process(es) died and were started again", file=sys.stderr)
+    up, down = fleet.traffic()
+    return seconds, report.Traffic(up, down, "kernel: TCP bytes of every device's connection"), fleet.broker_name
+
+
+def _address(text: str | None) -> tuple[str, int] | None:
+    if text is None:
+        return None
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdigit():
+        raise UserError(f"--broker is HOST:PORT, found {text!r}")
+    return host, int(port)
+
+
+def _finish(options: argparse.Namespace, value: dict[str, Any]) -> None:
+    out: Path = options.out
+    report.write_json(out / "summary.json", value)
+    report.write_csv(out / "rounds.csv", value)
+    report.draw(out / "accuracy.png", value)
+    shutil.copyfile(out / "aggregator" / "model.smm", out / "model.smm")
+    if options.json:
+        report.write_json(options.json, value)
+    reached = Accuracy(**value["accuracy"])
+    print(
+        f"\ntest accuracy on {value['test_images']:,} images: {reached.sampled:.1%} sampled, "
+        f"{reached.thresholded:.1%} thresholded, {reached.mean:.1%} mean\n"
+        f"up   {value['uplink_bits_per_parameter_per_round']:.3f} bit per parameter and round "
+        f"({value['uplink_bytes_per_device_per_round'] / 1000:,.1f} kB per device and round, "
+        f"{value['uplink_bytes'] / 1e6:,.2f} MB in all)\n"
+        f"down {value['downlink_bits_per_parameter_per_round']:.3f} bit per parameter and round "
+        f"({value['downlink_bytes_per_device_per_round'] / 1000:,.1f} kB per device and round, "
+        f"{value['downlink_bytes'] / 1e6:,.2f} MB in all)\n"
+        f"counted by the {value['bytes_counted_by']}\n"
+        f"{value['rounds']} rounds in {value['seconds']:,.1f} {'virtual ' if options.virtual else ''}seconds "
+        f"with {value['devices']} devices over {value['broker']}\n"
+    )
+    files = ("summary.json", "rounds.csv", "accuracy.png", "model.smm", "model.bundle")
+    print("wrote " + ", ".join(str(out / name) for name in files))
+
+
+COMMAND = Command(
+    "simulate",
+    "run a whole fleet on this machine: broker, aggregator and devices",
+    ("rich", "matplotlib", "sklearn", "pooch"),
+    "sim",
+    _arguments,
+    _run,
+)

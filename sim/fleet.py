@@ -1,0 +1,209 @@
+"""A fleet in one process on virtual time: the deployed client and aggregator over a broker in memory.
+
+Everything random comes from one seed and everything timed from one agenda, so a run is a pure function of its
+arguments: twice the same arguments give twice the same bytes. Only the clock, the wire and the processes are
+pretended; sessions, rounds, outbox, database, codec and training are the ones that are deployed.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from aggregator.config import RunConfig
+from aggregator.round import Ticked as RoundTicked
+from aggregator.round import waiting_for
+from aggregator.server import Server, will
+from aggregator.store import Store, results
+from edge_client.client import Client, Identity
+from edge_client.data import Dataset
+from edge_client.outbox import Outbox
+from edge_client.runtimes import DivergedError, Runtime
+from edge_client.session import Failed, Ticked, Trained
+from edge_client.training import train, update_of
+from seedmask.bundle import Bundle
+from seedmask.chunks import transfer_id
+from seedmask.errors import UserError
+from seedmask.io.link import Event
+from seedmask.mask import Theta
+from seedmask.wire import Announce, Phase, encode
+from sim.broker import Agenda, MemoryBroker, MemoryLink, Wire
+from sim.device import Profile, profile_of
+
+RESTART_SECONDS = 20.0
+
+Closed = Callable[[dict[str, object], Theta, float], None]
+"""Called as closed(record, theta, seconds) after each round."""
+
+
+@dataclass(frozen=True)
+class Faults:
+    """Chances, per device and round, that it loses its connection for 15 s, or dies in training and starts again."""
+
+    cut: float = 0.0
+    crash: float = 0.0
+
+
+class Device:
+    """One virtual machine: a client that can die and come back with its disk."""
+
+    def __init__(self, fleet: Fleet, index: int, data: Dataset) -> None:
+        """Switch it on."""
+        self.fleet, self.index, self.data = fleet, index, data
+        self.name = f"device-{index:03d}"
+        self.profile: Profile = profile_of(index)
+        self.folder = fleet.folder / self.name
+        self.rng = np.random.default_rng([fleet.seed, 1, index])
+        self.boots = 0
+        self.sent = self.received = 0
+        self._token = 0
+        self._start()
+
+    def _start(self) -> None:
+        fleet = self.fleet
+        self.boots += 1
+        spec = fleet.bundle.spec
+        boot = int(self.rng.integers(1 << 62))
+        who = Identity(self.name, fleet.config.job, spec, len(self.data.y), fleet.runtime_name, boot)
+        self.link = MemoryLink(fleet.broker, self.profile.wire, self._feed, who.will())
+        outbox = Outbox(self.folder / "outbox", fleet.config.job)
+        self.client = Client(who, self.link, outbox, self, lambda: fleet.agenda.now, self.folder / "journal.jsonl")
+        self._tick(self.boots)
+
+    def _tick(self, boot: int) -> None:
+        if boot == self.boots:
+            self.client.feed(Ticked(self.fleet.agenda.now))
+            self.fleet.agenda.at(self.fleet.agenda.now + 1, lambda: self._tick(boot))
+
+    def _feed(self, event: Event) -> None:
+        self.client.feed(event)
+
+    # --- the Trainer of this device's client ---
+
+    def begin(self, announce: Announce, theta: Theta) -> None:
+        """Train at once in reality, and be done after the virtual time that this profile takes."""
+        self._token += 1
+        token, agenda = self._token, self.fleet.agenda
+        steps = announce.work.epochs * -(-len(self.data.y) // self.fleet.bundle.batch)
+        seconds = steps * theta.d / self.profile.weights_per_second * float(self.rng.uniform(0.9, 1.2))
+        fate = float(self.rng.random())
+        faults = self.fleet.faults
+        if fate < faults.crash:
+            agenda.at(agenda.now + seconds / 2, lambda: self._crash(token))
+            return
+        if fate < faults.crash + faults.cut:
+            agenda.at(agenda.now + seconds / 2, lambda: self.link.cut(15.0))
+        agenda.at(agenda.now + seconds, lambda: self._end(token, announce, theta))
+
+    def _end(self, token: int, announce: Announce, theta: Theta) -> None:
+        if token != self._token:
+            return
+        fleet = self.fleet
+        rng = np.random.default_rng([fleet.seed, 2, self.index, announce.round, self.boots])
+        spec = fleet.bundle.spec
+        try:
+            outcome = train(fleet.runtime, spec, self.data, theta, announce.work, fleet.bundle.batch, rng)
+        except DivergedError as error:
+            self.client.feed(Failed(announce.round, announce.theta, str(error)))
+            return
+        assert outcome is not None
+        frame = encode(update_of(announce, self.name, theta, outcome, len(self.data.y)))
+        self.client.feed(Trained(announce.round, announce.theta, transfer_id(frame), frame))
+
+    def _crash(self, token: int) -> None:
+        if token == self._token:
+            self._token += 1
+            self._settle()
+            self.boots += 1  # stops this life's ticking
+            self.link.vanish()
+            self.fleet.agenda.at(self.fleet.agenda.now + RESTART_SECONDS, self._start)
+
+    def _settle(self) -> None:
+        traffic = self.link.traffic()
+        self.sent, self.received = self.sent + traffic.sent, self.received + traffic.received
+
+    def cancel(self) -> None:
+        """See Trainer."""
+        self._token += 1
+
+    def news(self) -> None:
+        """See Trainer; results come through the agenda."""
+
+    def close(self) -> None:
+        """See Trainer."""
+
+    def total(self) -> tuple[int, int]:
+        """Bytes sent and received in all lives."""
+        traffic = self.link.traffic()
+        return self.sent + traffic.sent, self.received + traffic.received
+
+
+class Fleet:
+    """A job on virtual time."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        bundle: Bundle,
+        parts: list[Dataset],
+        runtime: Runtime,
+        runtime_name: str,
+        seed: int,
+        faults: Faults,
+    ) -> None:
+        """Switch on an aggregator and one device per part of the data, in config.state_dir."""
+        self.config, self.bundle, self.runtime, self.runtime_name = config, bundle, runtime, runtime_name
+        self.seed, self.faults = seed, faults
+        self.folder = config.state_dir
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.agenda = Agenda()
+        self.broker = MemoryBroker(self.agenda)
+        spec = bundle.spec
+        self.database = self.folder / "job.sqlite"
+        store = Store(self.database, config.job, spec.digest, spec.canonical(), spec.d)
+        # The server's link needs somebody to deliver to, and the server needs its link.
+        link = MemoryLink(self.broker, Wire(), self._to_server, will(config.job, seed))
+        self.server = Server(config, spec, link, store, lambda: self.agenda.now, seed)
+        self.devices = [Device(self, index, part) for index, part in enumerate(parts)]
+        self._reported = 0
+
+    def _to_server(self, event: Event) -> None:
+        self.server.receive(event)
+
+    def run(self, closed: Closed) -> float:
+        """Work until the job is done; the virtual seconds it took. Raises UserError if it gets stuck."""
+        rounds = self.config.rounds
+        self._tick(closed)
+        limit = rounds.total * (rounds.deadline_s + 60) + 3600
+        done = self.agenda.run(lambda: self.server.finished and self._reported == rounds.total, limit)
+        if not done:
+            raise UserError(f"the job did not finish within {limit:.0f} virtual seconds: {self.waiting()}")
+        ended = self.agenda.now
+        # Let the last receipts arrive.
+        self.agenda.run(lambda: all(device.client.finished for device in self.devices), self.agenda.now + 600)
+        self.server.store.close()
+        return ended
+
+    def waiting(self) -> str:
+        """What the aggregator waits for."""
+        return waiting_for(self.server.job)
+
+    def _tick(self, closed: Closed) -> None:
+        self.server.feed(RoundTicked(self.agenda.now))
+        ended = self.server.job.round - (self.server.job.phase is Phase.OPEN)
+        if ended > self._reported:
+            for record, theta in results(self.database, self.bundle.spec.d, self._reported):
+                closed(record, theta, self.agenda.now)
+                self._reported = int(str(record["round"]))
+        if not self.server.finished:
+            self.agenda.at(self.agenda.now + 0.5, lambda: self._tick(closed))
+
+    def traffic(self) -> tuple[int, int]:
+        """Bytes sent and received by all devices."""
+        totals = [device.total() for device in self.devices]
+        return sum(up for up, _ in totals), sum(down for _, down in totals)
+

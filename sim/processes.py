@@ -1,0 +1,192 @@
+"""A fleet of real processes on loopback: broker, aggregator and N clients, started with the commands one would type.
+
+Each device has a folder with its own data and edge.toml, as on its own machine. A process that dies is started again,
+as a service manager would; each finds its state on disk. Ctrl-C, or our own death, ends them all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from aggregator.broker import dev_broker, free_port
+from aggregator.store import results
+from edge_client.client import read_journal
+from edge_client.data import Dataset
+from seedmask.errors import UserError
+from seedmask.io.files import write_atomic
+from seedmask.mask import Theta
+from seedmask.spec import ModelSpec
+
+MAX_RESTARTS = 5
+HOST = "127.0.0.1"
+
+Closed = Callable[[dict[str, object], Theta, float], None]
+Idle = Callable[[str], None]
+
+
+@dataclass
+class _Process:
+    """One program of the fleet, with its log file; `arguments` after `seedmask`."""
+
+    name: str
+    arguments: list[str]
+    log: Path
+    restarts: int = 0
+    running: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        with open(self.log, "ab") as log:
+            self.running = subprocess.Popen(
+                [sys.executable, "-m", "seedmask.cli", *self.arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+                start_new_session=True,
+                preexec_fn=_die_with_parent,
+            )
+
+    def last_words(self) -> str:
+        lines = self.log.read_text(errors="replace").strip().splitlines()
+        return "\n".join(f"    {line}" for line in lines[-4:])
+
+
+def _die_with_parent() -> None:
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+
+
+@dataclass
+class ProcessFleet:
+    """A job on this machine. `folder` gets everything; `settings` are lines for run.toml's [rounds] and [work]."""
+
+    folder: Path
+    bundle: Path
+    spec: ModelSpec
+    job: str
+    parts: list[Dataset]
+    settings: str
+    runtime: str
+    threads: int
+    broker: tuple[str, int] | None
+    restarts: int = 0
+    broker_name: str = ""
+    _all: list[_Process] = field(default_factory=list)
+
+    def run(self, closed: Closed, idle: Idle) -> float:
+        """Work until the job is done; seconds it took. `idle` hears what is being waited for. Raises UserError."""
+        with contextlib.ExitStack() as stack:
+            host, port = self.broker or (HOST, free_port(HOST))
+            if self.broker is None:
+                self.broker_name = stack.enter_context(dev_broker(host, port, self.folder / "broker.log"))
+            else:
+                self.broker_name = f"{host}:{port}"
+            self._write(host, port)
+            stack.enter_context(self._processes())
+            began = time.monotonic()
+            reported = 0
+            database = self.folder / "aggregator" / "job.sqlite"
+            while any(process.running is not None for process in self._all):
+                self._watch()
+                for record, theta in results(database, self.spec.d, reported):
+                    closed(record, theta, time.monotonic() - began)
+                    reported = int(str(record["round"]))
+                idle(self._last_line())
+                time.sleep(0.2)
+            return time.monotonic() - began
+
+    def _write(self, host: str, port: int) -> None:
+        """Every program's settings, and every device's data."""
+        address = f'[broker]\nhost = "{host}"\nport = {port}\n'
+        bundle = json.dumps(str(self.bundle.resolve()))
+        home = self.folder / "aggregator"
+        run = f'job = "{self.job}"\nbundle = {bundle}\nstate_dir = "."\n\n{self.settings}\n{address}'
+        write_atomic(home / "run.toml", run.encode())
+        self._all.append(
+            _Process("aggregator", ["aggregator", "run", "--config", str(home / "run.toml")], self.folder / "aggregator.log")
+        )
+        for index, part in enumerate(self.parts):
+            name = f"device-{index:03d}"
+            home = self.folder / "devices" / name
+            home.mkdir(parents=True, exist_ok=True)
+            np.savez(home / "data.npz", x=part.x, y=part.y)
+            edge = (
+                f'device = "{name}"\njob = "{self.job}"\nbundle = {bundle}\nstate_dir = "."\n'
+                f'runtime = "{self.runtime}"\nthreads = {self.threads}\n\n'
+                f'[data]\nformat = "npz"\npath = "data.npz"\n\n{address}'
+            )
+            write_atomic(home / "edge.toml", edge.encode())
+            self._all.append(
+                _Process(name, ["client", "run", "--config", str(home / "edge.toml")], home / "client.log")
+            )
+
+    @contextlib.contextmanager
+    def _processes(self) -> Iterator[None]:
+        try:
+            for process in self._all:
+                process.start()
+            self._note_pids()
+            yield
+        finally:
+            alive = [process.running for process in self._all if process.running is not None]
+            for child in alive:
+                child.terminate()
+            for child in alive:
+                try:
+                    child.wait(10)
+                except subprocess.TimeoutExpired:
+                    child.kill()
+                    child.wait()
+
+    def _note_pids(self) -> None:
+        """Who is who, for people and tests that want to kill somebody."""
+        pids = {process.name: process.running.pid for process in self._all if process.running is not None}
+        write_atomic(self.folder / "pids.json", json.dumps(pids, indent=1).encode())
+
+    def _watch(self) -> None:
+        """Start again what died; give up on what dies of its settings, or too often."""
+        for process in self._all:
+            status = process.running.poll() if process.running is not None else None
+            if status is None:
+                continue
+            process.running = None
+            if status == 0:
+                continue
+            process.restarts += 1
+            if status == 2 or process.restarts > MAX_RESTARTS:
+                raise UserError(f"{process.name} ended with status {status}; its last words:\n{process.last_words()}")
+            self.restarts += 1
+            process.start()
+            self._note_pids()
+
+    def _last_line(self) -> str:
+        """What the aggregator said last, without its time stamp."""
+        log = self.folder / "aggregator.log"
+        lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+        return lines[-1].partition("aggregator: ")[2] if lines else "starting"
+
+    def traffic(self) -> tuple[int, int]:
+        """Bytes sent and received by all devices, as their kernels counted them, from their journals."""
+        up = down = 0
+        for index in range(len(self.parts)):
+            home = self.folder / "devices" / f"device-{index:03d}"
+            sent = received = 0
+            for line in read_journal(home / "journal.jsonl"):
+                now_sent, now_received = int(str(line["sent_bytes"])), int(str(line["received_bytes"]))
+                if now_sent < sent:  # the client was started again and counts from zero
+                    up, down = up + sent, down + received
+                sent, received = now_sent, now_received
+            up, down = up + sent, down + received
+        return up, down

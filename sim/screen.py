@@ -1,0 +1,93 @@
+"""What a person sees while a simulation runs: a table that grows by a row per round, and what is being waited for.
+
+On a terminal it is live; in a file or a pipe it is one plain line per round.
+"""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+from rich.console import Console
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from sim.report import Row
+
+_HEAD = ("round", "updates", "sampled", "thresholded", "mean", "train loss", "kB/update", "bit/param", "time")
+
+
+class Screen:
+    """A context in which rows appear."""
+
+    def __init__(self, rounds: int, parameters: int) -> None:
+        """`parameters`: weights of the model, for bits per parameter."""
+        self._rounds, self._parameters = rounds, parameters
+        self._console = Console()
+        self._rows: list[tuple[str, ...]] = []
+        self._progress = Progress(
+            TextColumn("round"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[waiting]}"),
+            console=self._console,
+        )
+        self._task: TaskID = self._progress.add_task("rounds", total=rounds, waiting="starting")
+        self._live = Live(self._picture(), console=self._console, refresh_per_second=4, transient=True)
+
+    def __enter__(self) -> Screen:
+        if self._console.is_terminal:
+            self._live.start()
+        else:
+            print("  ".join(f"{name:>11}" for name in _HEAD), flush=True)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._console.is_terminal:
+            self._live.stop()
+            self._console.print(self._table(self._rows))
+
+    def row(self, row: Row) -> None:
+        """A round closed."""
+        reached = row.accuracy
+        size = row.update_bytes / max(row.updates, 1)
+        cells = (
+            str(row.round),
+            str(row.updates),
+            f"{reached.sampled:.1%}",
+            f"{reached.thresholded:.1%}",
+            f"{reached.mean:.1%}",
+            "-" if row.train_loss is None else f"{row.train_loss:.3f}",
+            f"{size / 1000:.1f}",
+            f"{8 * size / self._parameters:.3f}",
+            f"{row.seconds:.1f} s",
+        )
+        self._rows.append(cells)
+        self._progress.update(self._task, completed=row.round)
+        if self._console.is_terminal:
+            self._live.update(self._picture())
+        else:
+            print("  ".join(f"{cell:>11}" for cell in cells), flush=True)
+
+    def waiting(self, text: str) -> None:
+        """What the fleet waits for."""
+        self._progress.update(self._task, waiting=text)
+        if self._console.is_terminal:
+            self._live.update(self._picture())
+
+    def _table(self, rows: list[tuple[str, ...]]) -> Table:
+        table = Table(box=None, header_style="bold")
+        for name in _HEAD:
+            table.add_column(name, justify="right")
+        for cells in rows:
+            table.add_row(*cells)
+        return table
+
+    def _picture(self) -> Table:
+        # As many of the latest rows as fit; the whole table is printed at the end.
+        room = max(3, self._console.height - 6)
+        picture = Table.grid()
+        picture.add_row(self._table(self._rows[-room:]))
+        picture.add_row(self._progress)
+        return picture
