@@ -150,7 +150,11 @@ def results(path: Path, d: int, after: int = 0) -> Iterator[tuple[dict[str, Any]
     """(record, probabilities) of each closed round above `after`, read beside a running aggregator; for reports."""
     if not path.exists():
         return
+    query = "SELECT record, result FROM rounds WHERE record IS NOT NULL AND round > ? ORDER BY round"
     with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=30)) as db:
-        rows = db.execute("SELECT record, result FROM rounds WHERE record IS NOT NULL AND round > ? ORDER BY round", (after,))
-        for record, result in rows:
-            yield json.loads(record), counts.decode(result, d)
+        try:
+            rows = db.execute(query, (after,)).fetchall()
+        except sqlite3.OperationalError:  # the aggregator is about to make its tables; the caller asks again
+            return
+    for record, result in rows:
+        yield json.loads(record), counts.decode(result, d)

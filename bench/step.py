@@ -1,4 +1,4 @@
-"""How long one training step takes: the exported graph on onnxruntime, against torch eager with autograd and Adam.
+"""How long one training step takes: the exported graph on onnxruntime, against torch eager with autograd.
 
 Both train the same scores on the same batch with the same noise, in this process, in turn, so that a busy
 moment of the machine falls on both alike; reported are medians. Quote the ratio: the milliseconds belong to
@@ -13,18 +13,26 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import resource
+import re
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 SIDES = ("onnxruntime", "torch")
+
+
+def draw(batch: int, shape: tuple[int, ...], classes: int, d: int) -> Iterator[tuple[Any, Any, Any]]:
+    """Batches x, y and noise without end. Fresh ones: on one batch gradients vanish into denormal numbers."""
+    rng = np.random.default_rng(1)
+    while True:
+        x = rng.normal(size=(batch, *shape)).astype(np.float32)
+        yield x, rng.integers(0, classes, batch), rng.random(d, np.float32)
 
 
 def make(side: str, model: str, batch: int, threads: int) -> Callable[[], float]:
@@ -34,11 +42,8 @@ def make(side: str, model: str, batch: int, threads: int) -> Callable[[], float]
 
     entry = ZOO[model]
     spec = trace(entry.factory(), model, 1, entry.input, (0, 255), entry.classes)
-    rng = np.random.default_rng(1)
-    x = rng.normal(size=(batch, *entry.input)).astype(np.float32)
-    y = rng.integers(0, entry.classes, batch)
-    noise = rng.random(spec.d, np.float32)
     scores = np.zeros(spec.d, np.float32)
+    batches = draw(batch, entry.input, entry.classes, spec.d)
 
     if side == "torch":
         import torch
@@ -47,8 +52,7 @@ def make(side: str, model: str, batch: int, threads: int) -> Callable[[], float]
 
         torch.set_num_threads(threads)
         masked = Masked(spec, torch.from_numpy(scores), 0.1)
-        tensors = [torch.from_numpy(value) for value in (x, y, noise)]
-        return lambda: masked.step(*tensors)[0]
+        return lambda: masked.step(*(torch.from_numpy(value) for value in next(batches)))[0]
 
     from edge_client.runtimes import State, open_runtime
     from export.make import make_bundle
@@ -58,6 +62,7 @@ def make(side: str, model: str, batch: int, threads: int) -> Callable[[], float]
 
     def step() -> float:
         nonlocal state
+        x, y, noise = next(batches)
         result = runtime.step(x, y, state, noise, 0.1)
         state = result.state
         return result.loss
@@ -72,12 +77,10 @@ def device(bundle: Path, threads: int) -> None:
 
     made = load(bundle)
     runtime = open_runtime("onnxruntime", made, threads)
-    rng = np.random.default_rng(1)
-    x = rng.normal(size=(made.batch, *made.spec.input)).astype(np.float32)
-    y = rng.integers(0, made.spec.classes, made.batch)
+    batches = draw(made.batch, made.spec.input, made.spec.classes, made.spec.d)
     state = State.start(np.zeros(made.spec.d, np.float32))
-    for _ in range(4):
-        state = runtime.step(x, y, state, rng.random(made.spec.d, np.float32), 0.1).state
+    for _, (x, y, noise) in zip(range(4), batches, strict=False):
+        state = runtime.step(x, y, state, noise, 0.1).state
 
 
 def peak_mb(side: str, options: argparse.Namespace) -> float:
@@ -107,7 +110,8 @@ def alone(options: argparse.Namespace) -> None:
         step = make("torch", options.model, options.batch, options.threads)
         for _ in range(4):
             step()
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    # Not getrusage: its maximum begins with what the parent had before exec.
+    print(int(re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[0]) / 1024)
 
 
 def measure(options: argparse.Namespace) -> dict[str, dict[str, list[float]]]:

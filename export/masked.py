@@ -1,4 +1,4 @@
-"""The same training step in plain torch with autograd: what the exported graphs are compared with and timed against.
+"""The training step in plain torch with autograd: what exported graphs are compared with and timed against.
 
 Nothing clever here: a Bernoulli mask with a straight-through estimator (FedPM: Isik et al., arXiv
 2209.15328), torch's own layers, torch's own Adam, one flat score vector.
@@ -15,7 +15,7 @@ from seedmask.spec import Conv2d, Linear, MaxPool2d, ModelSpec, ReLU
 
 def forward(spec: ModelSpec, x: Tensor, flat: Tensor) -> Tensor:
     """Logits [n, classes] of x [n, *input] under effective weights `flat` [d]."""
-    parts = flat.split([tensor.size for tensor in spec.tensors])
+    parts = torch.split(flat, [tensor.size for tensor in spec.tensors])
     weights = {t.name: part.view(t.shape) for t, part in zip(spec.tensors, parts, strict=True)}
     for layer in spec.layers:
         if isinstance(layer, Linear):
@@ -42,13 +42,13 @@ class Masked:
         self.adam = torch.optim.Adam([self.scores], lr=rate)
 
     def step(self, x: Tensor, y: Tensor, noise: Tensor) -> tuple[float, int]:
-        """Mean loss (nats) and correct predictions under the mask noise < sigmoid(scores), before the step."""
+        """Mean loss (nats) and correct predictions before the step, under the mask noise < sigmoid(scores)."""
         theta = self.scores.sigmoid()
         # The value of the mask, the derivative of theta.
         mask = (noise < theta).float() + (theta - theta.detach())
         logits = forward(self.spec, x, self.w * mask)
         loss = F.cross_entropy(logits, y)
         self.adam.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         self.adam.step()
         return loss.item(), int((logits.argmax(1) == y).sum())

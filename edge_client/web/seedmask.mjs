@@ -1,0 +1,877 @@
+// Seedmask in JavaScript: the generator, mask and theta, model spec, codecs, frames and chunks of seedmask/PROTOCOL.md.
+//
+// The second implementation, and the phone client's base. It does no IO and has no dependencies, so the same file runs
+// in a browser, in a worker and in Node; what it leaves to others is training, storage and the MQTT connection.
+// `tests/vectors/v1.json` holds it and the Python package to the same bytes (`node tests/vectors/verify.mjs`).
+// Written to be ported: typed arrays, 32-bit arithmetic, and nowhere a number above 2**53. Section numbers are
+// PROTOCOL.md's.
+//
+// Two kinds of wrong: a ProtocolError with the code of section 10 is theirs; a RangeError or TypeError is ours, a bug.
+
+export const PROTOCOL_VERSION = 1;
+
+export class ProtocolError extends Error {
+  constructor(code, text) {
+    super(`${code}: ${text}`);
+    this.name = "ProtocolError";
+    this.code = code;
+  }
+}
+
+const fail = (code, text) => { throw new ProtocolError(code, text); };
+
+// ---------------------------------------------------------------------------------------------- 1 conventions
+
+/** Bytes to lower-case hexadecimal digits. */
+export function toHex(bytes) {
+  let text = "";
+  for (const byte of bytes) text += byte.toString(16).padStart(2, "0");
+  return text;
+}
+
+/** Hexadecimal digits to Uint8Array. */
+export function fromHex(text) {
+  if (!/^([0-9a-f]{2})*$/.test(text)) throw new RangeError(`not pairs of hexadecimal digits: ${text}`);
+  return Uint8Array.from({ length: text.length / 2 }, (_, i) => parseInt(text.slice(2 * i, 2 * i + 2), 16));
+}
+
+/** Uint8Arrays, one after the other. */
+export function concat(parts) {
+  const out = new Uint8Array(parts.reduce((sum, part) => sum + part.length, 0));
+  let at = 0;
+  for (const part of parts) {
+    out.set(part, at);
+    at += part.length;
+  }
+  return out;
+}
+
+/** Whether two byte arrays (or typed arrays) hold the same. */
+export function same(a, b) {
+  if (a.length !== b.length) return false;
+  for (let i = 0; i < a.length; i++) if (a[i] !== b[i]) return false;
+  return true;
+}
+
+const viewOf = (bytes) => new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+
+const CRC_TABLE = Uint32Array.from({ length: 256 }, (_, n) => {
+  for (let bit = 0; bit < 8; bit++) n = n & 1 ? (n >>> 1) ^ 0xedb88320 : n >>> 1;
+  return n >>> 0;
+});
+
+/** CRC-32 as in IEEE 802.3, zip and zlib. */
+export function crc32(bytes) {
+  let crc = 0xffffffff;
+  for (let i = 0; i < bytes.length; i++) crc = CRC_TABLE[(crc ^ bytes[i]) & 0xff] ^ (crc >>> 8);
+  return ~crc >>> 0;
+}
+
+const SHA_K = Uint32Array.from(
+  ("428a2f98 71374491 b5c0fbcf e9b5dba5 3956c25b 59f111f1 923f82a4 ab1c5ed5 d807aa98 12835b01 243185be 550c7dc3 " +
+    "72be5d74 80deb1fe 9bdc06a7 c19bf174 e49b69c1 efbe4786 0fc19dc6 240ca1cc 2de92c6f 4a7484aa 5cb0a9dc 76f988da " +
+    "983e5152 a831c66d b00327c8 bf597fc7 c6e00bf3 d5a79147 06ca6351 14292967 27b70a85 2e1b2138 4d2c6dfc 53380d13 " +
+    "650a7354 766a0abb 81c2c92e 92722c85 a2bfe8a1 a81a664b c24b8b70 c76c51a3 d192e819 d6990624 f40e3585 106aa070 " +
+    "19a4c116 1e376c08 2748774c 34b0bcb5 391c0cb3 4ed8aa4a 5b9cca4f 682e6ff3 748f82ee 78a5636f 84c87814 8cc70208 " +
+    "90befffa a4506ceb bef9a3f7 c67178f2").split(" ").map((word) => parseInt(word, 16)),
+);
+
+/** SHA-256, FIPS 180-4, 32 bytes. In this file because WebCrypto's is asynchronous, and absent on plain http pages. */
+export function sha256(bytes) {
+  const blocks = Math.floor((bytes.length + 8) / 64) + 1;
+  const padded = new Uint8Array(64 * blocks);
+  padded.set(bytes);
+  padded[bytes.length] = 0x80;
+  const view = viewOf(padded);
+  view.setUint32(64 * blocks - 8, Math.floor(bytes.length / 0x20000000));
+  view.setUint32(64 * blocks - 4, (bytes.length << 3) >>> 0);
+  const h = Int32Array.of(
+    0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a, 0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19,
+  );
+  const w = new Int32Array(64);
+  for (let block = 0; block < blocks; block++) {
+    for (let t = 0; t < 16; t++) w[t] = view.getInt32(64 * block + 4 * t);
+    for (let t = 16; t < 64; t++) {
+      const p = w[t - 15];
+      const q = w[t - 2];
+      const s0 = ((p >>> 7) | (p << 25)) ^ ((p >>> 18) | (p << 14)) ^ (p >>> 3);
+      const s1 = ((q >>> 17) | (q << 15)) ^ ((q >>> 19) | (q << 13)) ^ (q >>> 10);
+      w[t] = (w[t - 16] + s0 + w[t - 7] + s1) | 0;
+    }
+    let [a, b, c, d, e, f, g, k] = h;
+    for (let t = 0; t < 64; t++) {
+      const s1 = ((e >>> 6) | (e << 26)) ^ ((e >>> 11) | (e << 21)) ^ ((e >>> 25) | (e << 7));
+      const t1 = (k + s1 + ((e & f) ^ (~e & g)) + SHA_K[t] + w[t]) | 0;
+      const s0 = ((a >>> 2) | (a << 30)) ^ ((a >>> 13) | (a << 19)) ^ ((a >>> 22) | (a << 10));
+      const t2 = (s0 + ((a & b) ^ (a & c) ^ (b & c))) | 0;
+      k = g; g = f; f = e; e = (d + t1) | 0; d = c; c = b; b = a; a = (t1 + t2) | 0;
+    }
+    [a, b, c, d, e, f, g, k].forEach((value, i) => { h[i] = (h[i] + value) | 0; });
+  }
+  const out = new Uint8Array(32);
+  h.forEach((word, i) => viewOf(out).setInt32(4 * i, word));
+  return out;
+}
+
+// ------------------------------------------------------------------------------------------------ 2 generator
+
+export const WEIGHTS = 1;
+export const UNIFORMS = 2;
+const ROTATIONS = [[13, 15, 26, 6], [17, 29, 16, 24]];
+
+/** Threefry-2x32-20 (Salmon et al., SC 2011): encrypt the counter (c0, c1) under `key`, two words each. */
+export function threefry2x32(key, c0, c1) {
+  const k = [key[0], key[1], key[0] ^ key[1] ^ 0x1bd11bda];
+  let x0 = (c0 + k[0]) | 0;
+  let x1 = (c1 + k[1]) | 0;
+  for (let group = 0; group < 5; group++) {
+    for (const r of ROTATIONS[group & 1]) {
+      x0 = (x0 + x1) | 0;
+      x1 = ((x1 << r) | (x1 >>> (32 - r))) ^ x0;
+    }
+    x0 = (x0 + k[(group + 1) % 3]) | 0;
+    x1 = (x1 + k[(group + 2) % 3] + group + 1) | 0;
+  }
+  return [x0 >>> 0, x1 >>> 0];
+}
+
+/** The key of a 64-bit number: (low word, high word). A number up to 2**53, a BigInt, or 16 hexadecimal digits. */
+export function keyOf(seed) {
+  if (typeof seed === "string") {
+    if (!/^[0-9a-f]{16}$/.test(seed)) throw new RangeError(`a seed is 16 hexadecimal digits, found ${seed}`);
+    return [parseInt(seed.slice(8), 16), parseInt(seed.slice(0, 8), 16)];
+  }
+  if (typeof seed === "bigint" ? seed < 0n || seed >> 64n !== 0n : !Number.isSafeInteger(seed) || seed < 0) {
+    throw new RangeError(`a seed is an integer in 0 .. 2**64 - 1, found ${seed}`);
+  }
+  if (typeof seed === "bigint") return [Number(seed & 0xffffffffn), Number(seed >> 32n)];
+  return [seed >>> 0, Math.floor(seed / 0x100000000)];
+}
+
+/** A new key that depends on `key` and on one 64-bit `number` (a stream, a round, a slot). */
+export const fold = (key, number) => threefry2x32(key, ...keyOf(number));
+
+/** The first `n` words of the key's stream, Uint32Array: block i has counter (i, 0) and gives words 2i and 2i + 1. */
+export function words(key, n) {
+  const out = new Uint32Array(n);
+  for (let i = 0; i < n; i += 2) {
+    const [x0, x1] = threefry2x32(key, i / 2, 0);
+    out[i] = x0;
+    if (i + 1 < n) out[i + 1] = x1;
+  }
+  return out;
+}
+
+export const weightsKey = (seed) => fold(keyOf(seed), WEIGHTS);
+
+/** The sign bit of each of `d` frozen weights, Uint8Array of 0 (plus) or 1 (minus): bit j % 32 of word j div 32. */
+export function signBits(seed, d) {
+  const stream = words(weightsKey(seed), Math.ceil(d / 32));
+  return Uint8Array.from({ length: d }, (_, j) => (stream[j >>> 5] >>> (j & 31)) & 1);
+}
+
+export const uniformsKey = (seed, round, slot) => fold(fold(fold(keyOf(seed), UNIFORMS), round), slot);
+
+/** `n` shared uniforms, Uint16Array: the low and then the high half of each word. */
+export function uniforms16(key, n) {
+  const stream = words(key, Math.ceil(n / 2));
+  return Uint16Array.from({ length: n }, (_, i) => (i & 1 ? stream[i >>> 1] >>> 16 : stream[i >>> 1] & 0xffff));
+}
+
+// ------------------------------------------------------------------------------------------- 3 mask and theta
+
+export const CLAMP = 655;
+export const MAX_D = 2 ** 28;
+const ONE = 65536;
+
+/** Probability of each level in units of 2**-16, Uint16Array [top + 1]. */
+export function table(top, clamp = CLAMP) {
+  const span = ONE - 2 * clamp;
+  return Uint16Array.from({ length: top + 1 }, (_, l) => clamp + Math.floor((2 * span * l + top) / (2 * top)));
+}
+
+/** The global probabilities: `level` Uint16Array [d] of 0..top. A mask is a Uint8Array [d] of 0/1. */
+export class Theta {
+  constructor(level, top, clamp = CLAMP) {
+    if (!(top >= 1 && top <= 65535 && clamp >= 1 && clamp < ONE / 2 && level.length >= 1 && level.length <= MAX_D)) {
+      throw new RangeError(`no theta has top ${top}, clamp ${clamp}, d ${level.length}`);
+    }
+    for (const l of level) if (l > top) throw new RangeError(`a level is 0 .. ${top}, found ${l}`);
+    this.level = level;
+    this.top = top;
+    this.clamp = clamp;
+  }
+
+  get d() {
+    return this.level.length;
+  }
+
+  /** Probabilities in units of 2**-16, Uint16Array [d]. */
+  q16() {
+    const probability = table(this.top, this.clamp);
+    return this.level.map((l) => probability[l]);
+  }
+
+  /** 16 bytes that name exactly these probabilities. */
+  digest() {
+    const layout = new Uint8Array(8 + 2 * this.d);
+    putHead(viewOf(layout), this);
+    const view = viewOf(layout);
+    for (let i = 0; i < this.d; i++) view.setUint16(8 + 2 * i, this.level[i], true);
+    return sha256(layout).slice(0, 16);
+  }
+}
+
+function putHead(view, theta) {
+  view.setUint32(0, theta.d, true);
+  view.setUint16(4, theta.top, true);
+  view.setUint16(6, theta.clamp, true);
+}
+
+function checkMask(mask, d) {
+  if (mask.length !== d || mask.some((bit) => bit > 1)) throw new RangeError(`a mask is ${d} times 0 or 1`);
+}
+
+// ----------------------------------------------------------------------------------------------- 4 model spec
+
+const OPS = {
+  linear: ["weight", "bias"],
+  conv2d: ["weight", "bias", "stride", "padding"],
+  relu: [],
+  maxpool2d: ["size"],
+  flatten: [],
+};
+const MAX_ACTIVATION = 2 ** 28;
+
+/** Canonical JSON: sorted keys, no spaces, integers and ASCII strings only. */
+export function canonical(value) {
+  if (Array.isArray(value)) return `[${value.map(canonical).join(",")}]`;
+  if (value === null || typeof value !== "object") return JSON.stringify(value);
+  return `{${Object.keys(value).sort().map((key) => `${JSON.stringify(key)}:${canonical(value[key])}`).join(",")}}`;
+}
+
+/** The spec in its canonical JSON, a plain object with `d` and `digest` (32 bytes) added. Throws `spec`. */
+export function readSpec(bytes) {
+  let spec;
+  try {
+    if (bytes.length > 1 << 20) fail("spec", `a spec is at most ${1 << 20} bytes, found ${bytes.length}`);
+    const text = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(bytes);
+    spec = listed(JSON.parse(text), ["version", "name", "seed", "input", "range", "classes", "layers", "tensors"]);
+    spec.layers = spec.layers.map((layer) => listed(layer, ["op", ...OPS[layer.op]]));
+    spec.tensors = spec.tensors.map((tensor) => listed(tensor, ["name", "shape", "scale"]));
+    if (canonical(spec) !== text) fail("spec", "the JSON is not in canonical form");
+    checkSpec(spec);
+  } catch (error) {
+    if (error instanceof ProtocolError) throw error;
+    fail("spec", `not a model spec: ${error.message}`);
+  }
+  return { ...spec, d: spec.tensors.reduce((sum, t) => sum + product(t.shape), 0), digest: sha256(bytes) };
+}
+
+/** The frozen weights of a read spec, Float32Array [d]: each tensor's entries +c or -c. */
+export function weights(spec) {
+  const signs = signBits(spec.seed, spec.d);
+  const out = new Float32Array(spec.d);
+  const cell = new DataView(new ArrayBuffer(4));
+  let at = 0;
+  for (const tensor of spec.tensors) {
+    cell.setUint32(0, tensor.scale);
+    const c = cell.getFloat32(0);
+    for (const end = at + product(tensor.shape); at < end; at++) out[at] = signs[at] ? -c : c;
+  }
+  return out;
+}
+
+const product = (numbers) => numbers.reduce((a, b) => a * b, 1);
+const listed = (value, keys) => Object.fromEntries(keys.map((key) => [key, value[key]]));
+
+function checkSpec(spec) {
+  const rule = (holds, text) => { if (!holds) fail("spec", text); };
+  const integers = (what, values, low, high, least, most) =>
+    rule(
+      Array.isArray(values) && values.length >= least && values.length <= most &&
+        values.every((v) => Number.isInteger(v) && v >= low && v <= high),
+      `${what}: ${least} to ${most} integers ${low} .. ${high} expected, found ${canonical(values)}`,
+    );
+  rule(spec.version === 1, `spec version ${spec.version}; this program reads 1`);
+  rule(typeof spec.name === "string" && NAME.test(spec.name), "a model's name is [a-z0-9-], at most 63 long");
+  rule(typeof spec.seed === "string" && /^[0-9a-f]{16}$/.test(spec.seed), "a seed is 16 hexadecimal digits");
+  integers("input", spec.input, 1, 1 << 20, 1, 3);
+  integers("range", spec.range, -(2 ** 31), 2 ** 31 - 1, 2, 2);
+  integers("classes", [spec.classes], 2, 1 << 16, 1, 1);
+  rule(product(spec.input) <= MAX_ACTIVATION, "the input is too large");
+  rule(spec.range[0] < spec.range[1], "range is (low, high) with low < high");
+  rule(spec.tensors.length > 0, "a model without a masked tensor has nothing to learn");
+  const shapes = new Map();
+  for (const { name, shape, scale } of spec.tensors) {
+    rule(typeof name === "string" && /^[A-Za-z0-9_.]{1,128}$/.test(name), "a tensor's name is [A-Za-z0-9_.]");
+    integers(name, shape, 1, MAX_D, 1, 4);
+    integers(`scale of ${name}`, [scale], 1, 0x7f7fffff, 1, 1);
+    shapes.set(name, shape);
+  }
+  rule(spec.tensors.reduce((sum, t) => sum + product(t.shape), 0) <= MAX_D, `at most ${MAX_D} masked weights`);
+  const used = spec.layers.flatMap(({ weight = null, bias = null }) => [weight, bias].filter((n) => n !== null));
+  rule(
+    same(used, spec.tensors.map((t) => t.name)) && shapes.size === used.length,
+    "tensors must be listed once each, in the order in which the layers use them",
+  );
+  let shape = spec.input;
+  spec.layers.forEach((layer, number) => {
+    const fits = (holds) => rule(holds, `layer ${number} (${layer.op}) does not take an input of [${shape}]`);
+    const w = shapes.get(layer.weight);
+    if (layer.op === "linear") {
+      fits(shape.length === 1 && w.length === 2 && w[1] === shape[0]);
+      shape = [w[0]];
+    } else if (layer.op === "conv2d") {
+      integers("stride", layer.stride, 1, 1024, 2, 2);
+      integers("padding", layer.padding, 0, 1024, 2, 2);
+      fits(shape.length === 3 && w.length === 4 && w[1] === shape[0]);
+      const side = (i) => Math.floor((shape[i] + 2 * layer.padding[i - 1] - w[i + 1]) / layer.stride[i - 1]) + 1;
+      shape = [w[0], side(1), side(2)];
+    } else if (layer.op === "maxpool2d") {
+      integers("size", layer.size, 1, 1024, 2, 2);
+      fits(shape.length === 3);
+      shape = [shape[0], Math.floor(shape[1] / layer.size[0]), Math.floor(shape[2] / layer.size[1])];
+    } else if (layer.op === "flatten") {
+      shape = [product(shape)];
+    }
+    if (layer.bias !== undefined && layer.bias !== null) {
+      rule(same(shapes.get(layer.bias), [shape[0]]), `layer ${number}: ${layer.bias} has the wrong shape`);
+    }
+    rule(Math.min(...shape) >= 1 && product(shape) <= MAX_ACTIVATION, `layer ${number} gives [${shape}]`);
+  });
+  rule(same(shape, [spec.classes]), `the last layer gives [${shape}], the model has ${spec.classes} classes`);
+}
+
+// --------------------------------------------------------------------------------------------------- 5 codecs
+
+/** 5.1: one bit per weight, least significant bit first. */
+export const packed = {
+  ID: 1,
+  NAME: "packed",
+
+  encode(mask, theta) {
+    checkMask(mask, theta.d);
+    return packBits(mask);
+  },
+
+  decode(payload, theta) {
+    if (payload.length !== Math.ceil(theta.d / 8)) fail("codec", `packed mask of ${payload.length} bytes`);
+    return unpackBits(payload, theta.d, "packed mask");
+  },
+};
+
+function packBits(bits) {
+  const out = new Uint8Array(Math.ceil(bits.length / 8));
+  for (let i = 0; i < bits.length; i++) out[i >>> 3] |= bits[i] << (i & 7);
+  return out;
+}
+
+function unpackBits(bytes, n, what) {
+  for (let i = n; i < 8 * bytes.length; i++) {
+    if ((bytes[i >>> 3] >>> (i & 7)) & 1) fail("codec", `${what}: padding bits must be zero`);
+  }
+  return Uint8Array.from({ length: n }, (_, i) => (bytes[i >>> 3] >>> (i & 7)) & 1);
+}
+
+/** 5.2: the mask coded under the probabilities that both sides hold. */
+export const rans = {
+  ID: 2,
+  NAME: "rans",
+
+  encode(mask, theta) {
+    checkMask(mask, theta.d);
+    const { place, sizes, contexts } = layout(theta);
+    const symbols = new Uint8Array(contexts.length);
+    for (let i = 0; i < mask.length; i++) symbols[place[i] >>> 2] |= mask[i] << (place[i] & 3);
+    const share = shares(symbols, contexts, sizes);
+    const head = new Uint8Array(2 * sizes.length);
+    share.forEach((value, b) => viewOf(head).setUint16(2 * b, value, true));
+    return concat([head, ansEncode(symbols, contexts, share.map(nibbleFrequencies))]);
+  },
+
+  decode(payload, theta) {
+    const { place, sizes, contexts } = layout(theta);
+    const used = sizes.length;
+    if (payload.length < 2 * used) fail("codec", `rans mask: ${used} bucket shares need ${2 * used} bytes`);
+    const share = sizes.map((_, b) => viewOf(payload).getUint16(2 * b, true));
+    if (share.some((p) => p < 1 || p > 4095)) fail("codec", "rans mask: a bucket's share of ones is 1 .. 4095");
+    const symbols = ansDecode(payload.subarray(2 * used), contexts, share.map(nibbleFrequencies));
+    const mask = new Uint8Array(theta.d);
+    let ones = 0;
+    for (let i = 0; i < mask.length; i++) {
+      mask[i] = (symbols[place[i] >>> 2] >>> (place[i] & 3)) & 1;
+      ones += mask[i];
+    }
+    if (symbols.reduce((sum, s) => sum + NIBBLE_ONES[s], 0) !== ones) {
+      fail("codec", "rans mask: padding bits must be zero");
+    }
+    if (!same(share, shares(symbols, contexts, sizes))) {
+      fail("codec", "rans mask: a bucket's share of ones is not that of its bits");
+    }
+    return mask;
+  },
+};
+
+const NIBBLE_ONES = Array.from({ length: 16 }, (_, s) => (s & 1) + ((s >> 1) & 1) + ((s >> 2) & 1) + (s >> 3));
+
+/**
+ * Weights by bucket: `sizes` of the occupied buckets in ascending order; `place` of each weight among the bits, four to
+ * a symbol, a bucket beginning on a symbol; `contexts` the occupied bucket of each symbol, counted from 0.
+ */
+function layout(theta) {
+  const bucket = theta.q16().map((q) => q >>> 10);
+  const count = new Uint32Array(64);
+  for (const b of bucket) count[b]++;
+  const next = new Uint32Array(64);
+  const sizes = [];
+  let symbol = 0;
+  const runs = [];
+  count.forEach((size, b) => {
+    if (!size) return;
+    next[b] = 4 * symbol;
+    runs.push([symbol, (symbol += Math.ceil(size / 4))]);
+    sizes.push(size);
+  });
+  const contexts = new Uint8Array(symbol);
+  runs.forEach(([start, end], b) => contexts.fill(b, start, end));
+  const place = new Uint32Array(theta.d);
+  for (let i = 0; i < place.length; i++) place[i] = next[bucket[i]]++;
+  return { place, sizes, contexts };
+}
+
+/** Share of ones of each occupied bucket in 4096ths, rounded half up, kept off 0 and 4096. */
+function shares(symbols, contexts, sizes) {
+  const ones = sizes.map(() => 0);
+  for (let i = 0; i < symbols.length; i++) ones[contexts[i]] += NIBBLE_ONES[symbols[i]];
+  return sizes.map((size, b) => Math.min(4095, Math.max(1, Math.floor((8192 * ones[b] + size) / (2 * size)))));
+}
+
+/** Frequency of each four-bit symbol when a share p of 4096 bits is set; they sum to 4096. */
+function nibbleFrequencies(p) {
+  const q = 4096 - p;
+  const byOnes = [0, 1, 2, 3, 4].map((k) => Math.max(1, Math.floor((p ** k * q ** (4 - k)) / 2 ** 36)));
+  const frequency = NIBBLE_ONES.map((k) => byOnes[k]);
+  const likeliest = frequency[15] > frequency[0] ? 15 : 0;
+  frequency[likeliest] += 4096 - frequency.reduce((a, b) => a + b);
+  return frequency;
+}
+
+// 5.3: interleaved rANS (Duda, arXiv 1311.2540; Giesen, arXiv 1402.3392). A stack: written backwards, read forwards.
+
+const LOW = 65536;
+
+const lanesOf = (n) => 2 ** Math.min(10, Math.max(0, 32 - Math.clz32(n) - 11));
+
+const cumulate = (frequency) => {
+  let sum = 0;
+  return frequency.map((f) => (sum += f) - f);
+};
+
+/** Code `symbols` [n], each under row `contexts[i]` of `frequency`, whose rows sum to 4096. */
+export function ansEncode(symbols, contexts, frequency) {
+  const n = symbols.length;
+  const lanes = lanesOf(n);
+  const cumulative = frequency.map(cumulate);
+  const state = new Uint32Array(lanes).fill(LOW);
+  const out = new Uint16Array(n); // at most one word a symbol
+  let at = n;
+  for (let i = n - 1; i >= 0; i--) {
+    const f = frequency[contexts[i]][symbols[i]];
+    let x = state[i % lanes];
+    if (x >= f * 2 ** 20) {
+      out[--at] = x & 0xffff;
+      x >>>= 16;
+    }
+    const quotient = Math.floor(x / f);
+    state[i % lanes] = quotient * 4096 + (x - quotient * f) + cumulative[contexts[i]][symbols[i]];
+  }
+  const bytes = new Uint8Array(4 * lanes + 2 * (n - at));
+  const view = viewOf(bytes);
+  state.forEach((x, lane) => view.setUint32(4 * lane, x, true));
+  for (let k = at; k < n; k++) view.setUint16(4 * lanes + 2 * (k - at), out[k], true);
+  return bytes;
+}
+
+/** The symbols, Uint8Array [contexts.length]. */
+export function ansDecode(payload, contexts, frequency) {
+  const n = contexts.length;
+  const lanes = lanesOf(n);
+  if (payload.length < 4 * lanes || payload.length % 2) {
+    fail("codec", `rANS payload of ${payload.length} bytes cannot hold ${lanes} lanes and whole words`);
+  }
+  const view = viewOf(payload);
+  const state = Uint32Array.from({ length: lanes }, (_, lane) => view.getUint32(4 * lane, true));
+  if (state.some((x) => x < LOW)) fail("codec", "rANS payload: a lane's state is below 2**16");
+
+  const cumulative = frequency.map(cumulate);
+  const owner = frequency.map((row, c) => {
+    const slots = new Uint8Array(4096);
+    row.forEach((f, symbol) => slots.fill(symbol, cumulative[c][symbol], cumulative[c][symbol] + f));
+    return slots;
+  });
+  const symbols = new Uint8Array(n);
+  let at = 4 * lanes;
+  for (let i = 0; i < n; i++) {
+    const c = contexts[i];
+    let x = state[i % lanes];
+    const slot = x & 4095;
+    const symbol = owner[c][slot];
+    symbols[i] = symbol;
+    x = frequency[c][symbol] * (x >>> 12) + slot - cumulative[c][symbol];
+    if (x < LOW) {
+      if (at === payload.length) fail("codec", "rANS payload ends before its last symbol");
+      x = x * LOW + view.getUint16(at, true);
+      at += 2;
+    }
+    state[i % lanes] = x;
+  }
+  if (at !== payload.length || state.some((x) => x !== LOW)) {
+    fail("codec", "rANS payload does not end where its encoder began");
+  }
+  return symbols;
+}
+
+/** Frequencies that sum to 4096, at least 1 wherever a symbol occurs. */
+function normalise(counts) {
+  const total = counts.reduce((a, b) => a + b);
+  const frequency = counts.map((count) => Math.max(Math.floor((count * 4096) / total), count ? 1 : 0));
+  for (;;) {
+    const spare = 4096 - frequency.reduce((a, b) => a + b);
+    if (!spare) return frequency;
+    frequency[frequency.indexOf(Math.max(...frequency))] += Math.max(spare, -1);
+  }
+}
+
+/** 5.4: the global probabilities, the downlink. */
+export const counts = {
+  ID: 16,
+  NAME: "counts",
+
+  encode(theta) {
+    const shift = lowBits(theta.top);
+    const high = Uint8Array.from(theta.level, (l) => l >>> shift);
+    const frequency = highFrequencies(high, (theta.top >>> shift) + 1);
+    const coded = ansEncode(high, new Uint8Array(theta.d), [frequency]);
+    const head = new Uint8Array(8 + 2 * frequency.length + 4);
+    const view = viewOf(head);
+    putHead(view, theta);
+    frequency.forEach((f, symbol) => view.setUint16(8 + 2 * symbol, f, true));
+    view.setUint32(head.length - 4, coded.length, true);
+    const low = new Uint8Array(theta.d * shift);
+    for (let i = 0; i < low.length; i++) low[i] = (theta.level[Math.floor(i / shift)] >>> i % shift) & 1;
+    return concat([head, coded, packBits(low)]);
+  },
+
+  decode(payload, d) {
+    if (payload.length < 8) fail("codec", `counts: a header of 8 bytes expected, found ${payload.length}`);
+    const view = viewOf(payload);
+    const [size, top, clamp] = [view.getUint32(0, true), view.getUint16(4, true), view.getUint16(6, true)];
+    if (size !== d || size < 1 || size > MAX_D) fail("limit", `counts for ${size} weights, the model has ${d}`);
+    if (top < 1 || clamp < 1 || clamp >= ONE / 2) fail("codec", `counts: top ${top}, clamp ${clamp} out of range`);
+    const shift = lowBits(top);
+    const at = 8 + 2 * ((top >>> shift) + 1) + 4;
+    if (payload.length < at) fail("codec", `counts: ${payload.length} bytes cannot hold the frequencies`);
+    const frequency = Array.from({ length: (top >>> shift) + 1 }, (_, s) => view.getUint16(8 + 2 * s, true));
+    if (frequency.reduce((a, b) => a + b) !== 4096) fail("codec", "counts: frequencies do not sum to 4096");
+    const end = at + view.getUint32(at - 4, true);
+    if (payload.length !== end + Math.ceil((d * shift) / 8)) fail("codec", "counts: the lengths do not fit");
+    const high = ansDecode(payload.subarray(at, end), new Uint8Array(d), [frequency]);
+    if (!same(frequency, highFrequencies(high, frequency.length))) {
+      fail("codec", "counts: the frequencies are not those of the levels");
+    }
+    const low = unpackBits(payload.subarray(end), d * shift, "counts");
+    const level = Uint16Array.from(high, (symbol, i) => {
+      let bits = 0;
+      for (let b = 0; b < shift; b++) bits |= low[i * shift + b] << b;
+      return (symbol << shift) | bits;
+    });
+    if (level.some((l) => l > top)) fail("codec", `counts: a level above the top ${top}`);
+    return new Theta(level, top, clamp);
+  },
+};
+
+function highFrequencies(high, symbols) {
+  const count = new Array(symbols).fill(0);
+  for (const symbol of high) count[symbol]++;
+  return normalise(count);
+}
+
+/** How many low bits of a level travel raw, so that at most 256 symbols are entropy coded. */
+const lowBits = (top) => Math.max(0, 32 - Math.clz32(top) - 8);
+
+/** The id table of mask codecs. */
+export const CODECS = new Map([packed, rans].map((codec) => [codec.ID, codec]));
+
+/** The mask codec of a wire id. */
+export const codecById = (id) => CODECS.get(id) ?? fail("kind", `codec ${id} is unknown; known: 1 packed, 2 rans`);
+
+// -------------------------------------------------------------------------------------- 6 frames and messages
+
+export const MAX_FRAME = 2 ** 28;
+export const Phase = { WAITING: 0, OPEN: 1, DONE: 2 };
+export const Status = { ACCEPTED: 1, DUPLICATE: 2, LATE: 3, STALE: 4, INVALID: 5, NOT_SELECTED: 6 };
+
+const NAME = /^[a-z0-9][a-z0-9-]{0,62}$/;
+
+/** A cursor that knows where the bytes end. */
+class Reader {
+  constructor(bytes) {
+    this.bytes = bytes;
+    this.view = viewOf(bytes);
+    this.at = 0;
+  }
+
+  take(n) {
+    if (this.at + n > this.bytes.length) fail("truncated", `${n} bytes expected at ${this.at} of ${this.bytes.length}`);
+    this.at += n;
+    return this.bytes.slice(this.at - n, this.at);
+  }
+
+  uint(size) {
+    const view = viewOf(this.take(size));
+    return size === 1 ? view.getUint8(0) : size === 2 ? view.getUint16(0, true) : view.getUint32(0, true);
+  }
+
+  uint64() {
+    return viewOf(this.take(8)).getBigUint64(0, true);
+  }
+
+  text(size = 2) {
+    try {
+      return new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(this.take(this.uint(size)));
+    } catch (error) {
+      if (error instanceof ProtocolError) throw error;
+      return fail("field", "text is not UTF-8");
+    }
+  }
+
+  name() {
+    const text = this.text(1);
+    return NAME.test(text) ? text : fail("field", `a name is [a-z0-9-], at most 63 long, found ${text}`);
+  }
+
+  flag() {
+    const value = this.uint(1);
+    return value > 1 ? fail("field", `a flag is 0 or 1, found ${value}`) : value === 1;
+  }
+
+  listed(values, what) {
+    const value = this.uint(1);
+    return Object.values(values).includes(value) ? value : fail("kind", `${what} ${value} is unknown`);
+  }
+}
+
+/** The bytes of a frame under construction. */
+class Writer {
+  constructor() {
+    this.parts = [];
+  }
+
+  bytes(value, size = value.length) {
+    if (value.length !== size) throw new RangeError(`${size} bytes expected, found ${value.length}`);
+    this.parts.push(value);
+    return this;
+  }
+
+  uint(size, value) {
+    if (!Number.isInteger(value) || value < 0 || value >= 256 ** size) {
+      throw new RangeError(`${value} does not fit ${size} bytes`);
+    }
+    return this.bytes(Uint8Array.from({ length: size }, (_, i) => Math.floor(value / 256 ** i) % 256));
+  }
+
+  uint64(value) {
+    const cell = new Uint8Array(8);
+    if (BigInt.asUintN(64, value) !== value) throw new RangeError(`${value} does not fit 8 bytes`);
+    viewOf(cell).setBigUint64(0, value, true);
+    return this.bytes(cell);
+  }
+
+  text(value, size = 2) {
+    const raw = new TextEncoder().encode(value);
+    if (new TextDecoder("utf-8", { ignoreBOM: true }).decode(raw) !== value) throw new RangeError("text with half a character");
+    return this.uint(size, raw.length).bytes(raw);
+  }
+
+  name(value) {
+    if (!NAME.test(value)) throw new RangeError(`a name is a-z, 0-9 and '-', at most 63 characters, found ${value}`);
+    return this.text(value, 1);
+  }
+
+  flag(value) {
+    return this.uint(1, value ? 1 : 0);
+  }
+}
+
+// One entry per message: its kind on the wire, how to write it and how to read it. Fields stand in wire order.
+// Digests are Uint8Arrays, `boot` is a BigInt.
+const MESSAGES = {
+  announce: {
+    kind: 1,
+    put(w, m) {
+      w.name(m.job).uint(4, m.round).uint(4, m.rounds).uint(1, m.phase);
+      w.bytes(m.model, 32).bytes(m.theta, 16).bytes(m.transfer, 16).uint(2, m.chunks).uint(4, m.deadline_ms);
+      w.uint(2, m.work.epochs).uint(4, m.work.learning_rate).uint(1, m.work.codec).uint(2, m.selected.length);
+      m.selected.forEach((device) => w.name(device));
+      w.text(m.text);
+    },
+    get(r) {
+      const m = { job: r.name(), round: r.uint(4), rounds: r.uint(4), phase: r.listed(Phase, "phase") };
+      Object.assign(m, { model: r.take(32), theta: r.take(16), transfer: r.take(16) });
+      Object.assign(m, { chunks: r.uint(2), deadline_ms: r.uint(4) });
+      m.work = { epochs: r.uint(2), learning_rate: r.uint(4), codec: r.uint(1) };
+      if (!m.work.epochs || !m.work.learning_rate) fail("field", "epochs and learning rate are at least 1");
+      m.selected = [];
+      for (let left = r.uint(2); left > 0; left--) m.selected.push(r.name());
+      m.text = r.text();
+      return m;
+    },
+  },
+  update: {
+    kind: 2,
+    put(w, m) {
+      w.name(m.job).name(m.device).uint(4, m.round).bytes(m.model, 32).bytes(m.theta, 16);
+      w.uint(4, m.samples).uint(4, m.loss).uint(4, m.correct).uint(1, m.codec);
+      w.uint(4, m.payload.length).bytes(m.payload);
+    },
+    get(r) {
+      const m = { job: r.name(), device: r.name(), round: r.uint(4), model: r.take(32), theta: r.take(16) };
+      Object.assign(m, { samples: r.uint(4), loss: r.uint(4), correct: r.uint(4), codec: r.uint(1) });
+      if (!m.samples) fail("field", "an update without samples says nothing");
+      m.payload = r.take(r.uint(4));
+      return m;
+    },
+  },
+  receipt: {
+    kind: 3,
+    put(w, m) {
+      w.name(m.job).uint(4, m.round).bytes(m.transfer, 16).uint(1, m.status).text(m.reason);
+    },
+    get(r) {
+      const m = { job: r.name(), round: r.uint(4), transfer: r.take(16), status: r.listed(Status, "receipt status") };
+      m.reason = r.text();
+      return m;
+    },
+  },
+  presence: {
+    kind: 4,
+    put(w, m) {
+      w.name(m.device).flag(m.online).uint64(m.boot).bytes(m.model, 32);
+      w.uint(4, m.samples).text(m.runtime, 1).text(m.agent, 1);
+    },
+    get(r) {
+      const m = { device: r.name(), online: r.flag(), boot: r.uint64(), model: r.take(32) };
+      return Object.assign(m, { samples: r.uint(4), runtime: r.text(1), agent: r.text(1) });
+    },
+  },
+  heartbeat: {
+    kind: 5,
+    put(w, m) {
+      w.name(m.job).flag(m.online).uint64(m.boot);
+    },
+    get(r) {
+      return { job: r.name(), online: r.flag(), boot: r.uint64() };
+    },
+  },
+  chunk: {
+    kind: 6,
+    put(w, m) {
+      w.bytes(m.transfer, 16).uint(4, m.total).uint(4, m.size).uint(2, m.index).uint(2, m.count).bytes(m.data);
+    },
+    get(r) {
+      const m = { transfer: r.take(16), total: r.uint(4), size: r.uint(4), index: r.uint(2), count: r.uint(2) };
+      const { total, size, index, count } = m;
+      if (!size || !total || total > MAX_FRAME || count !== Math.ceil(total / size) || index >= count) {
+        fail("field", `chunk ${index} of ${count}, ${size} bytes each, cannot be part of ${total} bytes`);
+      }
+      m.data = r.take(Math.min(size, total - index * size));
+      return m;
+    },
+  },
+};
+const BY_KIND = new Map(Object.entries(MESSAGES).map(([type, entry]) => [entry.kind, { type, ...entry }]));
+
+/** One frame, Uint8Array. `message.type` is a key of MESSAGES. Throws RangeError for what nobody would accept. */
+export function encode(message) {
+  const entry = MESSAGES[message.type];
+  const writer = new Writer().bytes(Uint8Array.of(0x53, 0x4d, PROTOCOL_VERSION, entry.kind));
+  entry.put(writer, message);
+  const frame = concat(writer.parts);
+  const whole = concat([frame, new Writer().uint(4, crc32(frame)).parts[0]]);
+  try {
+    decode(whole);
+  } catch (error) {
+    throw new RangeError(`${message.type} that nobody would accept: ${error.message}`);
+  }
+  return whole;
+}
+
+/** The message in `frame`. Throws a ProtocolError, and nothing else, for any other bytes. */
+export function decode(frame) {
+  if (frame.length < 8) fail("truncated", `a frame has at least 8 bytes, found ${frame.length}`);
+  if (frame[0] !== 0x53 || frame[1] !== 0x4d) fail("magic", "a frame begins with SM");
+  if (frame[2] !== PROTOCOL_VERSION) fail("version", `protocol version ${frame[2]}; this program speaks 1`);
+  const entry = BY_KIND.get(frame[3]) ?? fail("kind", `message kind ${frame[3]} is unknown; known: 1 .. 6`);
+  const end = frame.length - 4;
+  if (crc32(frame.subarray(0, end)) !== viewOf(frame).getUint32(end, true)) fail("checksum", "CRC-32 does not match");
+  const reader = new Reader(frame.subarray(4, end));
+  const message = { type: entry.type, ...entry.get(reader) };
+  if (reader.at !== reader.bytes.length) fail("trailing-bytes", `${reader.bytes.length - reader.at} bytes too many`);
+  return message;
+}
+
+// --------------------------------------------------------------------------------------------------- 7 chunks
+
+export const CHUNK_BYTES = 60 * 1024;
+
+/** 16 bytes that name `blob`. */
+export const transferId = (blob) => sha256(blob).slice(0, 16);
+
+/** `blob` as chunk messages of `size` bytes each. */
+export function split(blob, size = CHUNK_BYTES) {
+  const count = Math.ceil(blob.length / size);
+  if (count < 1 || count > 65535 || blob.length > MAX_FRAME) {
+    throw new RangeError(`${blob.length} bytes in chunks of ${size} are ${count}; 1 .. 65535 can be sent`);
+  }
+  const transfer = transferId(blob);
+  return Array.from({ length: count }, (_, index) => {
+    const data = blob.slice(index * size, (index + 1) * size);
+    return { type: "chunk", transfer, total: blob.length, size, index, count, data };
+  });
+}
+
+/** One transfer on its way in, begun with its first seen chunk. */
+export class Assembly {
+  constructor(chunk, limit) {
+    if (chunk.total > limit) fail("limit", `a transfer of ${chunk.total} bytes; at most ${limit} are taken here`);
+    this.first = chunk;
+    this.parts = new Map();
+    this.add(chunk);
+  }
+
+  /** Put `chunk` in its place; a repeat changes nothing. */
+  add(chunk) {
+    const { transfer, total, size } = this.first;
+    if (!same(chunk.transfer, transfer) || chunk.total !== total || chunk.size !== size) {
+      fail("field", "a chunk of another transfer");
+    }
+    if (!this.parts.has(chunk.index)) this.parts.set(chunk.index, chunk.data);
+    return this;
+  }
+
+  get complete() {
+    return this.parts.size === this.first.count;
+  }
+
+  get missing() {
+    return Array.from({ length: this.first.count }, (_, i) => i).filter((i) => !this.parts.has(i));
+  }
+
+  /** The whole, once complete. */
+  blob() {
+    const whole = concat(Array.from({ length: this.first.count }, (_, i) => this.parts.get(i)));
+    if (!same(transferId(whole), this.first.transfer)) fail("checksum", "a transfer's content does not match its id");
+    return whole;
+  }
+}
