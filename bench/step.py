@@ -1,9 +1,9 @@
 """How long one training step takes: the exported graph on onnxruntime, against torch eager with autograd.
 
-Both train the same scores on the same batch with the same noise, in this process, in turn, so that a busy
-moment of the machine falls on both alike; reported are medians. Quote the ratio: the milliseconds belong to
-one machine and one hour. Peak memory is that of a process which runs one of the two and nothing else, four
-steps long.
+Both take the same batches with the same noise, Adam included, in this process, in turn, so that a busy moment
+of the machine falls on both alike; reported are medians. Quote the ratio: the milliseconds belong to one
+machine and one hour. Peak memory is that of a process which runs one of the two and nothing else, four steps
+long.
 
     python bench/step.py [--model conv4] [--batch 128] [--rounds N] [--threads 2] [--json out/bench/step.json]
 """
@@ -11,7 +11,9 @@ steps long.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import os
 import platform
 import re
 import statistics
@@ -22,12 +24,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+# Waiting threads sleep, as they do in our onnxruntime sessions. Left to spin, torch's threads fight every
+# other process for the cores: on a machine with neighbours that alone made a 5 ms step one of 250 ms. Before
+# torch's first import.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import numpy as np
 
+Batch = tuple[Any, Any, Any]
+Step = Callable[[Any, Any, Any], float]
 SIDES = ("onnxruntime", "torch")
 
 
-def draw(batch: int, shape: tuple[int, ...], classes: int, d: int) -> Iterator[tuple[Any, Any, Any]]:
+def draw(batch: int, shape: tuple[int, ...], classes: int, d: int) -> Iterator[Batch]:
     """Batches x, y and noise without end. Fresh ones: on one batch gradients vanish into denormal numbers."""
     rng = np.random.default_rng(1)
     while True:
@@ -35,15 +44,14 @@ def draw(batch: int, shape: tuple[int, ...], classes: int, d: int) -> Iterator[t
         yield x, rng.integers(0, classes, batch), rng.random(d, np.float32)
 
 
-def make(side: str, model: str, batch: int, threads: int) -> Callable[[], float]:
-    """A function that runs one more step of `side` and returns its loss."""
+def make(side: str, model: str, batch: int, threads: int) -> Step:
+    """The next step of `side` as a function of a batch; its value is the loss."""
     from export.trace import trace
     from export.zoo import ZOO
 
     entry = ZOO[model]
     spec = trace(entry.factory(), model, 1, entry.input, (0, 255), entry.classes)
     scores = np.zeros(spec.d, np.float32)
-    batches = draw(batch, entry.input, entry.classes, spec.d)
 
     if side == "torch":
         import torch
@@ -52,7 +60,7 @@ def make(side: str, model: str, batch: int, threads: int) -> Callable[[], float]
 
         torch.set_num_threads(threads)
         masked = Masked(spec, torch.from_numpy(scores), 0.1)
-        return lambda: masked.step(*(torch.from_numpy(value) for value in next(batches)))[0]
+        return lambda *batch: masked.step(*(torch.from_numpy(value) for value in batch))[0]
 
     from edge_client.runtimes import State, open_runtime
     from export.make import make_bundle
@@ -60,9 +68,8 @@ def make(side: str, model: str, batch: int, threads: int) -> Callable[[], float]
     runtime = open_runtime("onnxruntime", make_bundle(spec, batch), threads)
     state = State.start(scores)
 
-    def step() -> float:
+    def step(x: Any, y: Any, noise: Any) -> float:
         nonlocal state
-        x, y, noise = next(batches)
         result = runtime.step(x, y, state, noise, 0.1)
         state = result.state
         return result.loss
@@ -79,7 +86,7 @@ def device(bundle: Path, threads: int) -> None:
     runtime = open_runtime("onnxruntime", made, threads)
     batches = draw(made.batch, made.spec.input, made.spec.classes, made.spec.d)
     state = State.start(np.zeros(made.spec.d, np.float32))
-    for _, (x, y, noise) in zip(range(4), batches, strict=False):
+    for x, y, noise in itertools.islice(batches, 4):
         state = runtime.step(x, y, state, noise, 0.1).state
 
 
@@ -107,9 +114,12 @@ def alone(options: argparse.Namespace) -> None:
     if options.alone == "onnxruntime":
         device(options.bundle, options.threads)
     else:
+        from export.zoo import ZOO
+
         step = make("torch", options.model, options.batch, options.threads)
-        for _ in range(4):
-            step()
+        entry = ZOO[options.model]
+        for batch in itertools.islice(draw(options.batch, entry.input, entry.classes, entry.d), 4):
+            step(*batch)
     # Not getrusage: its maximum begins with what the parent had before exec.
     print(int(re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[0]) / 1024)
 
@@ -117,11 +127,15 @@ def alone(options: argparse.Namespace) -> None:
 def measure(options: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
     steps = {side: make(side, options.model, options.batch, options.threads) for side in SIDES}
     times: dict[str, dict[str, list[float]]] = {side: {"cpu_ms": [], "wall_ms": []} for side in SIDES}
+    from export.zoo import ZOO
+
+    entry = ZOO[options.model]
+    batches = draw(options.batch, entry.input, entry.classes, entry.d)
     for turn in range(-2, options.rounds):
-        losses = {}
+        batch, losses = next(batches), {}
         for side, step in steps.items():
             cpu, wall = time.process_time(), time.perf_counter()
-            losses[side] = step()
+            losses[side] = step(*batch)
             cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
             if turn >= 0:
                 times[side]["cpu_ms"].append(cpu * 1e3)
@@ -155,9 +169,8 @@ def main() -> None:
         side: {kind: statistics.median(t) for kind, t in kinds.items()} for side, kinds in times.items()
     }
 
-    print(
-        f"{options.model}, batch {options.batch}, {options.threads} threads, {options.rounds} steps each, medians"
-    )
+    head = f"{options.model}, batch {options.batch}, {options.threads} threads"
+    print(f"{head}: medians of {options.rounds} steps each")
     print(f"{'':<12}{'CPU ms':>10}{'wall ms':>10}{'peak MB':>10}")
     for side in SIDES:
         row = median[side]

@@ -74,7 +74,7 @@ class Ops(Protocol[V]):
         """The layer `seedmask.spec.Conv2d`."""
 
     def conv_dx(self, dy: V, weight: V, layer: Conv2d, kernel: Shape, before: Shape, after: Shape) -> V:
-        """Its gradient by x. Shapes: `before` of x, `after` of dy, `kernel` of the weight, [out, in, kh, kw]."""
+        """Its gradient by x. Shapes: `before` of x, `after` of dy, `kernel` of W, [out, in, kh, kw]."""
 
     def conv_dw(self, dy: V, x: V, layer: Conv2d, kernel: Shape, before: Shape, after: Shape) -> V:
         """Its gradient by the weight, [out, in, kh, kw]."""

@@ -42,7 +42,7 @@ class Masked:
         self.adam = torch.optim.Adam([self.scores], lr=rate)
 
     def step(self, x: Tensor, y: Tensor, noise: Tensor) -> tuple[float, int]:
-        """Mean loss (nats) and correct predictions before the step, under the mask noise < sigmoid(scores)."""
+        """Mean loss (nats) and correct predictions, both before the step; the mask is noise < theta."""
         theta = self.scores.sigmoid()
         # The value of the mask, the derivative of theta.
         mask = (noise < theta).float() + (theta - theta.detach())

@@ -119,7 +119,9 @@ def _read(archive: zipfile.ZipFile, size: int) -> Bundle:
         raise BundleError("no spec.json")
     spec = from_json(files.pop("spec.json"))
     if spec.digest.hex() != manifest["model"]:
-        raise BundleError(f"spec.json is model {spec.digest.hex()[:16]}..., the manifest says {manifest['model'][:16]}...")
+        raise BundleError(
+            f"spec.json is model {spec.digest.hex()[:16]}..., the manifest says {manifest['model'][:16]}..."
+        )
     batch = manifest["batch"]
     if type(batch) is not int or not 1 <= batch <= 1 << 16:
         raise BundleError(f"batch is 1 .. 65536, found {batch!r}")

@@ -72,7 +72,8 @@ class Theta:
     def logit(self) -> F32:
         """Mask scores s with sigmoid(s) = theta, float32 [d]; where a device starts its round."""
         p = table(self.top, self.clamp).astype(np.float64) / ONE
-        return np.log(p / (1 - p)).astype(np.float32)[self.level]
+        scores: F32 = np.log(p / (1 - p)).astype(np.float32)
+        return scores[self.level]
 
     def threshold(self) -> Mask:
         """The mask of the finished model: 1 where theta is at least one half, uint8 [d]."""

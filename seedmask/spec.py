@@ -44,7 +44,7 @@ class Linear:
 
 @dataclass(frozen=True)
 class Conv2d:
-    """Cross-correlation, W [out, in, kh, kw], b [out]; `stride` and symmetric zero `padding` are (vertical, horizontal)."""
+    """Cross-correlation, W [out, in, kh, kw], b [out]; `stride` and symmetric zero `padding` (vertical, horizontal)."""
 
     op: ClassVar[str] = "conv2d"
     weight: str
@@ -160,13 +160,15 @@ class ModelSpec:
 
     def weights(self) -> F32:
         """The frozen weights regenerated from the seed, float32 [d], each tensor's entries +c or -c."""
-        scale = np.concatenate([np.full(t.size, t.constant, np.float32) for t in self.tensors])
-        return np.where(sign_bits(self.seed, self.d) == 1, -scale, scale)
+        scale: F32 = np.concatenate([np.full(t.size, t.constant, np.float32) for t in self.tensors])
+        scale[sign_bits(self.seed, self.d) == 1] *= np.float32(-1)
+        return scale
 
     def normalise(self, raw: npt.NDArray[Any]) -> F32:
         """Raw inputs [n, *input] (uint8 or float) as the network takes them, float32 in -1 .. 1."""
         low, high = self.range
-        return (raw.astype(np.float32) - np.float32(low)) * np.float32(2.0 / (high - low)) - np.float32(1)
+        out: F32 = (raw.astype(np.float32) - np.float32(low)) * np.float32(2.0 / (high - low)) - np.float32(1)
+        return out
 
     def shapes(self) -> list[Shape]:
         """Shape of one example before each layer and after the last, len(layers) + 1 entries."""
@@ -197,9 +199,9 @@ def _build(value: dict[str, Any]) -> ModelSpec:
         raise SpecError(f"spec version {value['version']!r}; this program reads {SPEC_VERSION}")
     if not re.fullmatch(r"[0-9a-f]{16}", value["seed"]):
         raise SpecError(f"a seed is 16 hexadecimal digits, found {value['seed']!r}")
-    layers = []
+    layers: list[Layer] = []
     for item in value["layers"]:
-        attributes = {k: tuple(v) if isinstance(v, list) else v for k, v in item.items()}
+        attributes: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in item.items()}
         kind = _LAYERS.get(attributes.pop("op"))
         if kind is None:
             raise SpecError(f"unknown layer {item['op']!r}; known: {', '.join(_LAYERS)}")

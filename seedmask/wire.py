@@ -317,7 +317,7 @@ def _put_chunk(m: Chunk) -> bytes:
 
 def _get_chunk(r: _Reader) -> Chunk:
     transfer, total, size, index, count = r.take(16), r.uint(4), r.uint(4), r.uint(2), r.uint(2)
-    if not 1 <= size or not 1 <= total <= MAX_FRAME or count != -(-total // size) or index >= count:
+    if size < 1 or not 1 <= total <= MAX_FRAME or count != -(-total // size) or index >= count:
         raise FieldError(f"chunk {index} of {count}, {size} bytes each, cannot be part of {total} bytes")
     length = min(size, total - index * size)
     return Chunk(transfer, total, size, index, count, r.take(length))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import secrets
 import shutil
 import sys
@@ -26,6 +27,7 @@ from seedmask.mask import Theta
 from sim import datasets, partition, report
 from sim.evaluate import Accuracy, accuracy
 from sim.fleet import Faults, Fleet
+from sim.pool import Pool
 from sim.processes import ProcessFleet
 from sim.screen import Screen
 
@@ -201,9 +203,11 @@ def _virtual(options: argparse.Namespace, setup: _Setup, closed: Closed, waiting
     rounds, work = _config(options)
     config = RunConfig("sim", options.out / "model.bundle", options.out / "aggregator", rounds, work)
     faults = Faults(options.cut, options.crash)
-    fleet = Fleet(config, setup.bundle, setup.parts, setup.runtime, options.runtime, setup.seed, faults)
-    waiting("virtual time")
-    seconds = fleet.run(closed)
+    workers = max(1, (os.cpu_count() or 1) // options.threads)
+    with Pool(setup.bundle, setup.parts, options.runtime, options.threads, min(workers, options.devices)) as pool:
+        fleet = Fleet(config, setup.bundle, setup.parts, pool, options.runtime, setup.seed, faults)
+        waiting("virtual time")
+        seconds = fleet.run(closed)
     up, down = fleet.traffic()
     counted = "simulator: MQTT 5 PUBLISH packets, without acknowledgements and TCP"
     return seconds, report.Traffic(up, down, counted), "in memory"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,19 +23,19 @@ from aggregator.store import Store, results
 from edge_client.client import Client, Identity
 from edge_client.data import Dataset
 from edge_client.outbox import Outbox
-from edge_client.runtimes import DivergedError, Runtime
 from edge_client.session import Failed, Ticked, Trained
-from edge_client.training import train, update_of
 from seedmask.bundle import Bundle
 from seedmask.chunks import transfer_id
 from seedmask.errors import UserError
 from seedmask.io.link import Event
 from seedmask.mask import Theta
-from seedmask.wire import Announce, Phase, encode
+from seedmask.wire import Announce, Phase
 from sim.broker import Agenda, MemoryBroker, MemoryLink, Wire
 from sim.device import Profile, profile_of
+from sim.pool import Done, Job, Pool
 
 RESTART_SECONDS = 20.0
+CUT_SECONDS = 15.0
 
 Closed = Callable[[dict[str, object], Theta, float], None]
 """Called as closed(record, theta, seconds) after each round."""
@@ -42,7 +43,7 @@ Closed = Callable[[dict[str, object], Theta, float], None]
 
 @dataclass(frozen=True)
 class Faults:
-    """Chances, per device and round, that it loses its connection for 15 s, or dies in training and starts again."""
+    """Chances, per device and round, that it loses its connection for CUT_SECONDS, or dies in training and starts again."""
 
     cut: float = 0.0
     crash: float = 0.0
@@ -68,7 +69,7 @@ class Device:
         self.boots += 1
         spec = fleet.bundle.spec
         boot = int(self.rng.integers(1 << 62))
-        who = Identity(self.name, fleet.config.job, spec, len(self.data.y), fleet.runtime_name, boot)
+        who = Identity(self.name, fleet.config.job, spec, len(self.data.y), fleet.runtime, boot)
         self.link = MemoryLink(fleet.broker, self.profile.wire, self._feed, who.will())
         outbox = Outbox(self.folder / "outbox", fleet.config.job)
         self.client = Client(who, self.link, outbox, self, lambda: fleet.agenda.now, self.folder / "journal.jsonl")
@@ -85,7 +86,7 @@ class Device:
     # --- the Trainer of this device's client ---
 
     def begin(self, announce: Announce, theta: Theta) -> None:
-        """Train at once in reality, and be done after the virtual time that this profile takes."""
+        """Train in reality on some core, and be done after the virtual time that this profile takes."""
         self._token += 1
         token, agenda = self._token, self.fleet.agenda
         steps = announce.work.epochs * -(-len(self.data.y) // self.fleet.bundle.batch)
@@ -96,23 +97,19 @@ class Device:
             agenda.at(agenda.now + seconds / 2, lambda: self._crash(token))
             return
         if fate < faults.crash + faults.cut:
-            agenda.at(agenda.now + seconds / 2, lambda: self.link.cut(15.0))
-        agenda.at(agenda.now + seconds, lambda: self._end(token, announce, theta))
+            agenda.at(agenda.now + seconds / 2, lambda: self.link.cut(CUT_SECONDS))
+        chance = (self.fleet.seed, 2, self.index, announce.round, self.boots)
+        future = self.fleet.pool.begin(Job(self.index, self.name, announce, theta, chance))
+        agenda.at(agenda.now + seconds, lambda: self._end(token, announce, future))
 
-    def _end(self, token: int, announce: Announce, theta: Theta) -> None:
+    def _end(self, token: int, announce: Announce, future: Future[Done]) -> None:
         if token != self._token:
             return
-        fleet = self.fleet
-        rng = np.random.default_rng([fleet.seed, 2, self.index, announce.round, self.boots])
-        spec = fleet.bundle.spec
-        try:
-            outcome = train(fleet.runtime, spec, self.data, theta, announce.work, fleet.bundle.batch, rng)
-        except DivergedError as error:
-            self.client.feed(Failed(announce.round, announce.theta, str(error)))
-            return
-        assert outcome is not None
-        frame = encode(update_of(announce, self.name, theta, outcome, len(self.data.y)))
-        self.client.feed(Trained(announce.round, announce.theta, transfer_id(frame), frame))
+        done = future.result()
+        if done.failure:
+            self.client.feed(Failed(announce.round, announce.theta, done.failure))
+        else:
+            self.client.feed(Trained(announce.round, announce.theta, transfer_id(done.frame), done.frame))
 
     def _crash(self, token: int) -> None:
         if token == self._token:
@@ -150,13 +147,13 @@ class Fleet:
         config: RunConfig,
         bundle: Bundle,
         parts: list[Dataset],
-        runtime: Runtime,
-        runtime_name: str,
+        pool: Pool,
+        runtime: str,
         seed: int,
         faults: Faults,
     ) -> None:
         """Switch on an aggregator and one device per part of the data, in config.state_dir."""
-        self.config, self.bundle, self.runtime, self.runtime_name = config, bundle, runtime, runtime_name
+        self.config, self.bundle, self.pool, self.runtime = config, bundle, pool, runtime
         self.seed, self.faults = seed, faults
         self.folder = config.state_dir
         shutil.rmtree(self.folder, ignore_errors=True)

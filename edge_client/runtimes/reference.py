@@ -7,6 +7,7 @@ tests, for small nets, and for a device that no wheel of onnxruntime fits. FedPM
 
 from __future__ import annotations
 
+import math
 from typing import Any, Final
 
 import numpy as np
@@ -87,7 +88,7 @@ def forward(spec: ModelSpec, x: F64, tensors: dict[str, F64]) -> tuple[F64, list
                 x = x + tensors[layer.bias][:, None, None]
         elif isinstance(layer, ReLU):
             tape.append(x > 0)
-            x = x * (x > 0)
+            x = np.maximum(x, 0)
         elif isinstance(layer, MaxPool2d):
             windows = _windows(x, layer)
             winners = windows.argmax(axis=-1)  # the first of equals
@@ -95,7 +96,7 @@ def forward(spec: ModelSpec, x: F64, tensors: dict[str, F64]) -> tuple[F64, list
             x = np.take_along_axis(windows, winners[..., None], axis=-1)[..., 0]
         else:
             tape.append(x.shape)
-            x = x.reshape(len(x), -1)
+            x = x.reshape(len(x), math.prod(x.shape[1:]))
     return x, tape
 
 

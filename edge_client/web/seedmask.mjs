@@ -452,7 +452,7 @@ function nibbleFrequencies(p) {
   const q = 4096 - p;
   const byOnes = [0, 1, 2, 3, 4].map((k) => Math.max(1, Math.floor((p ** k * q ** (4 - k)) / 2 ** 36)));
   const frequency = NIBBLE_ONES.map((k) => byOnes[k]);
-  const likeliest = frequency[15] > frequency[0] ? 15 : 0;
+  const likeliest = p > 2048 ? 15 : 0;
   frequency[likeliest] += 4096 - frequency.reduce((a, b) => a + b);
   return frequency;
 }

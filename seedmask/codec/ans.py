@@ -30,7 +30,7 @@ def lanes_of(n: int) -> int:
 
 
 def normalise(counts: Ints) -> npt.NDArray[np.uint32]:
-    """Frequencies that sum to 4096, at least 1 wherever a symbol occurs, from counts int [A], A <= 4096. Integers only."""
+    """Frequencies that sum to 4096, at least 1 wherever a symbol occurs, from counts int [A], A <= 4096."""
     total = int(counts.sum())
     scaled = counts.astype(np.int64) * TOTAL // max(total, 1)
     frequency = np.where((counts > 0) & (scaled == 0), 1, scaled)
@@ -79,7 +79,9 @@ def decode(payload: bytes, contexts: Ints, frequency: Ints) -> npt.NDArray[np.ui
     cumulative = np.cumsum(frequency, axis=1) - frequency
     owner = np.repeat(np.tile(np.arange(width, dtype=np.uint8), rows), frequency.reshape(-1))
     wide = np.repeat(frequency.reshape(-1), frequency.reshape(-1)).astype(np.uint64)
-    inside = (np.tile(np.arange(TOTAL), rows) - np.repeat(cumulative.reshape(-1), frequency.reshape(-1))).astype(np.uint64)
+    inside = (np.tile(np.arange(TOTAL), rows) - np.repeat(cumulative.reshape(-1), frequency.reshape(-1))).astype(
+        np.uint64
+    )
     base = contexts.astype(np.intp) * TOTAL
 
     out = np.empty(n, np.uint8)

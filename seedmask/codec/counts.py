@@ -63,7 +63,7 @@ def decode(payload: bytes, d: int) -> Theta:
     high = ans.decode(payload[at : at + length], np.zeros(d, np.intp), frequency[None, :])
     if not np.array_equal(frequency, _frequencies(high, symbols)):
         raise CodecError("counts: the frequencies are not those of the levels")
-    level = high.astype(np.uint16) << shift
+    level: npt.NDArray[np.uint16] = high.astype(np.uint16) << np.uint16(shift)
     bits = np.unpackbits(np.frombuffer(payload, np.uint8, -1, at + length), bitorder="little")
     if bits[d * shift :].any():
         raise CodecError("counts: padding bits must be zero")

@@ -1,4 +1,4 @@
-"""Codec 1, `packed`: one bit per weight, least significant bit first. The baseline that others must beat.  PROTOCOL 5.1."""
+"""Codec 1, `packed`: one bit per weight, least significant bit first. The baseline to beat.  PROTOCOL 5.1."""
 
 from __future__ import annotations
 

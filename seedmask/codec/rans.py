@@ -65,7 +65,8 @@ def _shares(sorted_bits: Mask, sizes: npt.NDArray[np.int64]) -> npt.NDArray[np.i
     occupied = sizes > 0
     ones = np.add.reduceat(sorted_bits, (np.cumsum(sizes) - sizes)[occupied], dtype=np.int64)
     size = sizes[occupied]
-    return np.clip((2 * ans.TOTAL * ones + size) // (2 * size), 1, ans.TOTAL - 1)
+    share: npt.NDArray[np.int64] = np.clip((2 * ans.TOTAL * ones + size) // (2 * size), 1, ans.TOTAL - 1)
+    return share
 
 
 def _layout(theta: Theta) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
@@ -90,8 +91,8 @@ def _frequencies(share: npt.NDArray[np.int64]) -> npt.NDArray[np.uint32]:
     power = [np.ones_like(p), p, p * p, p * p * p, p * p * p * p]
     rest = [np.ones_like(q), q, q * q, q * q * q, q * q * q * q]
     by_ones = np.concatenate([power[k] * rest[4 - k] >> np.uint64(36) for k in range(5)], axis=1)
-    frequency = np.maximum(by_ones, np.uint64(1))[:, _ONES].astype(np.int64)
-    # What rounding lost or took settles on the likeliest symbol, which is always 0 or 15.
-    likeliest = frequency.argmax(axis=1)
+    frequency: ans.Ints = np.maximum(by_ones, np.uint64(1))[:, _ONES].astype(np.int64)
+    # What rounding lost or took settles on the likeliest symbol, 0 or 15, by the share: its frequency may be tied.
+    likeliest = np.where(share > ans.TOTAL // 2, 15, 0)
     frequency[np.arange(share.size), likeliest] += ans.TOTAL - frequency.sum(axis=1)
     return frequency.astype(np.uint32)

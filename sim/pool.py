@@ -1,0 +1,87 @@
+"""Real training for virtual devices, on all cores: each round of each device is a job of its own.
+
+A job's randomness comes from its arguments alone, so neither the number of workers nor who finishes first can change
+a result. Workers open the bundle and hold every device's data once.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass
+from types import TracebackType
+
+import numpy as np
+
+from edge_client.data import Dataset
+from edge_client.runtimes import DivergedError, Runtime, open_runtime
+from edge_client.training import train, update_of
+from seedmask.bundle import Bundle
+from seedmask.mask import Theta
+from seedmask.wire import Announce, encode
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """Train `announce.work` from `theta` on the data of device `index`, called `name`; `chance` seeds everything."""
+
+    index: int
+    name: str
+    announce: Announce
+    theta: Theta
+    chance: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Done:
+    """`frame`, the encoded update; or the `failure`, for people."""
+
+    frame: bytes
+    failure: str
+
+
+@dataclass(frozen=True, eq=False)
+class _Worker:
+    runtime: Runtime
+    bundle: Bundle
+    parts: list[Dataset]
+
+
+_worker: _Worker | None = None
+
+
+def _open(bundle: Bundle, parts: list[Dataset], runtime: str, threads: int) -> None:
+    global _worker
+    _worker = _Worker(open_runtime(runtime, bundle, threads), bundle, parts)
+
+
+def _work(job: Job) -> Done:
+    assert _worker is not None
+    spec, data = _worker.bundle.spec, _worker.parts[job.index]
+    rng = np.random.default_rng(job.chance)
+    try:
+        outcome = train(_worker.runtime, spec, data, job.theta, job.announce.work, _worker.bundle.batch, rng)
+    except DivergedError as error:
+        return Done(b"", str(error))
+    assert outcome is not None  # nobody stops it
+    return Done(encode(update_of(job.announce, job.name, job.theta, outcome, len(data.y))), "")
+
+
+class Pool:
+    """Workers for one simulation; a context, so that they end with it."""
+
+    def __init__(self, bundle: Bundle, parts: list[Dataset], runtime: str, threads: int, workers: int) -> None:
+        """Start `workers` processes with `threads` threads each."""
+        self._executor = ProcessPoolExecutor(
+            workers, multiprocessing.get_context("spawn"), _open, (bundle, parts, runtime, threads)
+        )
+
+    def begin(self, job: Job) -> Future[Done]:
+        """Start a job."""
+        return self._executor.submit(_work, job)
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._executor.shutdown(cancel_futures=True)

@@ -1,0 +1,181 @@
+"""The exported graphs against torch autograd: the hand-written backward pass is the gradient, operator by operator.
+
+Adam's first moment after one step from zero is a tenth of the gradient, so m_out shows the gradient itself.
+Inputs are continuous and batches small: weights of one magnitude make near-ties in ReLU and MaxPool, which
+two correct programs may break differently (notes on tolerance stand in bench/step.py's sibling, the runtime
+contract).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("onnx")
+ort = pytest.importorskip("onnxruntime")
+
+from torch import nn  # noqa: E402
+
+from edge_client.runtimes import State, open_runtime  # noqa: E402
+from export import masked, zoo  # noqa: E402
+from export.make import make_bundle  # noqa: E402
+from export.trace import trace  # noqa: E402
+from seedmask.seed import weights_key  # noqa: E402
+from seedmask.spec import ModelSpec  # noqa: E402
+
+pytestmark = pytest.mark.export
+
+
+def conv4_like() -> nn.Module:
+    """CONV-4 with an eighth of its channels; bias throughout."""
+    return nn.Sequential(
+        *(
+            nn.Conv2d(1, 8, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(8, 8, 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+        ),
+        *(
+            nn.Conv2d(8, 16, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(16, 16, 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+        ),
+        *(nn.Flatten(), nn.Linear(784, 32), nn.ReLU(), nn.Linear(32, 10)),
+    )
+
+
+def strided() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(2, 6, 5, stride=2, padding=2, bias=False),
+        nn.ReLU(),
+        nn.Conv2d(6, 8, (3, 2), stride=(2, 3), padding=(0, 1)),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 1, stride=2, bias=False),
+        nn.Flatten(),
+        nn.Linear(48, 10, bias=False),
+    )
+
+
+def kernels() -> nn.Module:
+    """Every way a stride-1 kernel and its padding can lie: wide, flat, even, 1x1, more padding than kernel."""
+    return nn.Sequential(
+        *(nn.Conv2d(2, 4, 5, padding="same"), nn.MaxPool2d((3, 2)), nn.ReLU()),
+        *(nn.Conv2d(4, 5, (4, 1), padding=(3, 0)), nn.ReLU(), nn.Conv2d(5, 4, 2, padding=2), nn.ReLU()),
+        *(
+            nn.Conv2d(4, 4, 1, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(4, 4, 7, padding=3),
+            nn.ReLU(),
+            nn.Conv2d(4, 4, 3),
+        ),
+        *(nn.MaxPool2d(2), nn.Flatten(), nn.Linear(4 * 9 * 6, 10)),
+    )
+
+
+def pool_odd() -> nn.Module:
+    """Windows that do not fit, ReLU before and after, no convolution below the first pool."""
+    return nn.Sequential(
+        *(nn.MaxPool2d(2), nn.ReLU(), nn.Conv2d(1, 4, 3), nn.ReLU(), nn.MaxPool2d((2, 3)), nn.MaxPool2d(2)),
+        *(nn.Flatten(), nn.Linear(4 * 3 * 2, 10)),
+    )
+
+
+NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "mlp": (zoo.mlp, (1, 28, 28)),
+    "conv4-like": (conv4_like, (1, 28, 28)),
+    "strided": (strided, (2, 23, 22)),
+    "kernels": (kernels, (2, 43, 22)),
+    "pool-odd": (pool_odd, (1, 31, 29)),
+}
+
+
+@pytest.fixture(params=NETS)
+def spec(request: pytest.FixtureRequest) -> ModelSpec:
+    factory, shape = NETS[request.param]
+    return trace(factory(), request.param, 0xFEDCBA9876543210, shape)
+
+
+def noise_for(scores: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Uniform noise that the last bit of a sigmoid cannot carry across a score."""
+    noise = rng.random(scores.size, np.float32)
+    near = np.abs(noise - 1 / (1 + np.exp(-scores.astype(np.float64)))) < 1e-5
+    return np.where(near, noise / 2, noise).astype(np.float32)
+
+
+@pytest.mark.parametrize("n", [8, 3])
+def test_the_graph_computes_autograds_gradient(spec: ModelSpec, n: int) -> None:
+    rng = np.random.default_rng(n)
+    runtime = open_runtime("onnxruntime", make_bundle(spec, 8), 1)
+    for _ in range(3):
+        x = rng.normal(size=(n, *spec.input)).astype(np.float32)
+        y = rng.integers(0, spec.classes, n)
+        scores = rng.normal(size=spec.d).astype(np.float32)
+        noise = noise_for(scores, rng)
+        found = runtime.step(x, y, State.start(scores), noise, 0.1)
+        truth = masked.Masked(spec, torch.from_numpy(scores), 0.1)
+        loss, correct = truth.step(torch.from_numpy(x), torch.from_numpy(y), torch.from_numpy(noise))
+        assert found.loss == pytest.approx(loss, rel=1e-5)
+        assert found.correct == correct
+        gradient = truth.scores.grad.numpy()
+        assert np.abs(found.state.m / np.float32(0.1) - gradient).max() <= 1e-6 * np.abs(gradient).max()
+        np.testing.assert_allclose(
+            found.state.v, 0.001 * gradient**2, rtol=1e-4, atol=1e-6 * gradient.max() ** 2
+        )
+
+
+def test_several_steps_of_adam_are_torchs(spec: ModelSpec) -> None:
+    """Steps 1 to 6, where the bias correction matters most; it is computed in double inside the graph."""
+    rng = np.random.default_rng(4)
+    runtime = open_runtime("onnxruntime", make_bundle(spec, 8), 1)
+    scores = rng.normal(size=spec.d).astype(np.float32)
+    truth, state = masked.Masked(spec, torch.from_numpy(scores), 0.01), State.start(scores)
+    moved = np.zeros(spec.d)
+    for _ in range(6):
+        x = rng.normal(size=(8, *spec.input)).astype(np.float32)
+        y = rng.integers(0, spec.classes, 8)
+        noise = noise_for(state.scores, rng)
+        truth.step(torch.from_numpy(x), torch.from_numpy(y), torch.from_numpy(noise))
+        state = runtime.step(x, y, state, noise, 0.01).state
+        # Where the gradient has hardly been above rounding, Adam divides nothing by nothing: no two programs
+        # agree.
+        clear = np.sqrt(state.v / (1 - 0.999**state.t)) > 1e-6
+        moved = np.abs(state.scores - truth.scores.detach().numpy())
+        assert moved[clear].max() <= 1e-4
+    assert clear.mean() > 0.2
+
+
+def test_logits_are_torchs(spec: ModelSpec) -> None:
+    rng = np.random.default_rng(5)
+    x = rng.normal(size=(11, *spec.input)).astype(np.float32)
+    mask = rng.random(spec.d, np.float32)
+    found = open_runtime("onnxruntime", make_bundle(spec, 8), 1).logits(x, mask)
+    truth = masked.forward(spec, torch.from_numpy(x), torch.from_numpy(spec.weights() * mask)).numpy()
+    assert np.abs(found - truth).max() <= 1e-5 * np.abs(truth).max()
+
+
+def test_the_model_is_the_module_it_was_traced_from(spec: ModelSpec) -> None:
+    factory, shape = NETS[spec.name]
+    module, weights = factory(), torch.from_numpy(spec.weights())
+    with torch.no_grad():
+        for name, (tensor, at) in spec.offsets.items():
+            module.get_parameter(name).copy_(weights[at : at + tensor.size].view(tensor.shape))
+        x = torch.randn(5, *shape)
+        assert torch.equal(module(x), masked.forward(spec, x, weights))
+
+
+@pytest.mark.parametrize("seed", [0, 1, 0xFFFFFFFF, 1 << 32, (1 << 64) - 1])
+def test_the_init_graph_makes_the_weights_bit_for_bit(seed: int) -> None:
+    for factory, shape in (NETS["strided"], NETS["mlp"]):
+        spec = trace(factory(), "weights", seed, shape)
+        session = ort.InferenceSession(
+            make_bundle(spec, 1).files["onnx/init.onnx"], providers=["CPUExecutionProvider"]
+        )
+        (found,) = session.run(["w"], {"key": np.array(weights_key(seed), np.int64)})
+        assert found.dtype == np.float32
+        assert found.tobytes() == spec.weights().tobytes()

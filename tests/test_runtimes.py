@@ -1,0 +1,215 @@
+"""The contract of edge_client/runtimes: every file of that folder, held to the reference. A new file is found by itself.
+
+Specs are written by hand, so the reference is tested where neither torch nor onnx is installed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from edge_client import runtimes
+from edge_client.runtimes import DivergedError, Runtime, State
+from seedmask.bundle import Bundle
+from seedmask.errors import BundleError, UserError
+from seedmask.spec import Conv2d, Flatten, Layer, Linear, MaxPool2d, ModelSpec, ReLU, Tensor, scale_bits
+
+BATCH = 16
+
+
+def spec_of(
+    name: str, shape: tuple[int, ...], layers: list[Layer], tensors: dict[str, tuple[int, ...]]
+) -> ModelSpec:
+    scaled = tuple(Tensor(n, s, scale_bits((2 / np.prod(s[1:] or (9,))) ** 0.5)) for n, s in tensors.items())
+    return ModelSpec(name, 0x5EED, shape, (0, 16), 10, tuple(layers), scaled)
+
+
+DENSE = spec_of(
+    "dense",
+    (1, 8, 8),
+    [Flatten(), Linear("a.weight", None), ReLU(), Linear("b.weight", "b.bias")],
+    {"a.weight": (128, 64), "b.weight": (10, 128), "b.bias": (10,)},
+)
+CONVOLUTIONAL = spec_of(
+    "convolutional",
+    (2, 11, 9),
+    [
+        Conv2d("a.weight", "a.bias", (1, 1), (1, 1)),
+        ReLU(),
+        MaxPool2d((2, 2)),  # drops a row and a column
+        Conv2d("b.weight", None, (2, 1), (0, 2)),
+        ReLU(),
+        Flatten(),
+        Linear("c.weight", "c.bias"),
+    ],
+    {
+        "a.weight": (6, 2, 3, 3),
+        "a.bias": (6,),
+        "b.weight": (5, 6, 2, 3),
+        "c.weight": (10, 60),
+        "c.bias": (10,),
+    },
+)
+SPECS = [pytest.param(spec, id=spec.name) for spec in (DENSE, CONVOLUTIONAL)]
+
+
+def named() -> Iterator[object]:
+    for name in runtimes.names():
+        # The reference needs no graph; the others train what `export` has made.
+        yield pytest.param(name, marks=() if name == "reference" else pytest.mark.export)
+
+
+def opened(name: str, spec: ModelSpec) -> Runtime:
+    if name == "reference":
+        return runtimes.open_runtime(name, Bundle(spec, BATCH, {}), 1)
+    if lacking := runtimes.missing(name):
+        pytest.skip(f"{name} needs {', '.join(lacking)}")
+    pytest.importorskip("onnx")
+    from export.make import make_bundle
+
+    return runtimes.open_runtime(name, make_bundle(spec, BATCH), 1)
+
+
+def example(spec: ModelSpec, n: int, seed: int = 1) -> tuple[np.ndarray, np.ndarray, State, np.ndarray]:
+    """A batch, a state in the middle of training, and noise that no rounding of sigmoid can carry across a score."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(n, *spec.input)).astype(np.float32)
+    y = rng.integers(0, spec.classes, n)
+    scores = rng.normal(size=spec.d).astype(np.float32)
+    noise = rng.random(spec.d, np.float32)
+    near = np.abs(noise - 1 / (1 + np.exp(-scores.astype(np.float64)))) < 1e-5
+    m = rng.normal(size=spec.d).astype(np.float32) * np.float32(1e-2)
+    v = rng.random(spec.d, np.float32) * np.float32(1e-4) + np.float32(1e-6)
+    return x, y, State(scores, m, v, 3), np.where(near, noise / 2, noise).astype(np.float32)
+
+
+@pytest.fixture(params=named())
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("n", [BATCH, 5, 1])
+def test_a_step_is_that_of_the_reference(name: str, spec: ModelSpec, n: int) -> None:
+    x, y, state, noise = example(spec, n)
+    truth = opened("reference", spec).step(x, y, state, noise, 0.1)
+    found = opened(name, spec).step(x, y, state, noise, 0.1)
+    assert found.loss == pytest.approx(truth.loss, rel=1e-5)
+    assert found.correct == truth.correct
+    assert found.state.t == truth.state.t == 4
+    for part in ("scores", "m", "v"):
+        expected, got = getattr(truth.state, part), getattr(found.state, part)
+        assert got.dtype == np.float32
+        assert np.abs(got - expected).max() <= 2e-6 * np.abs(expected).max(), part
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_logits_are_those_of_the_reference_for_any_number_of_examples(name: str, spec: ModelSpec) -> None:
+    x, _, state, _ = example(spec, 2 * BATCH + 3)
+    for mask in ((state.scores > 0).astype(np.float32), np.full(spec.d, 0.25, np.float32)):
+        truth, found = (opened(which, spec).logits(x, mask) for which in ("reference", name))
+        assert found.shape == (len(x), spec.classes)
+        np.testing.assert_allclose(found, truth, rtol=0, atol=1e-5 * np.abs(truth).max())
+
+
+def test_no_examples_have_no_logits(name: str) -> None:
+    x = np.zeros((0, *DENSE.input), np.float32)
+    assert opened(name, DENSE).logits(x, np.ones(DENSE.d, np.float32)).shape == (0, 10)
+
+
+def test_a_step_leaves_its_arguments_alone(name: str) -> None:
+    x, y, state, noise = example(DENSE, 5)
+    given = [x, y, state.scores, state.m, state.v, noise]
+    before = [array.copy() for array in given]
+    opened(name, DENSE).step(x, y, state, noise, 0.1)
+    assert all(np.array_equal(a, b) for a, b in zip(given, before, strict=True))
+
+
+def test_a_step_can_be_repeated(name: str) -> None:
+    x, y, state, noise = example(CONVOLUTIONAL, 7)
+    runtime = opened(name, CONVOLUTIONAL)
+    first, second = (runtime.step(x, y, state, noise, 0.1) for _ in range(2))
+    assert first.loss == second.loss
+    assert np.array_equal(first.state.scores, second.state.scores)
+
+
+def test_large_logits_have_a_finite_loss(name: str) -> None:
+    x, y, state, noise = example(DENSE, 5)
+    assert np.isfinite(opened(name, DENSE).step(x * 1e6, y, state, noise, 0.1).loss)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_an_input_that_is_no_number_is_a_diverged_step(name: str, bad: float) -> None:
+    x, y, state, noise = example(DENSE, 5)
+    x[2] = bad
+    with pytest.raises(DivergedError, match="step 4"), np.errstate(invalid="ignore"):
+        opened(name, DENSE).step(x, y, state, noise, 0.1)
+
+
+def test_arguments_of_another_shape_are_refused(name: str) -> None:
+    x, y, state, noise = example(DENSE, 5)
+    runtime = opened(name, DENSE)
+    short = State(state.scores[:-1], state.m, state.v, 0)
+    for arguments, text in [
+        ((x[:4], y, state, noise, 0.1), r"x is \[5, 1, 8, 8\], found \[4, 1, 8, 8\]"),
+        ((x.reshape(5, 64), y, state, noise, 0.1), "x is"),
+        ((x[:0], y[:0], state, noise, 0.1), "1 .. 16 examples, found 0"),
+        ((np.repeat(x, 4, 0), np.repeat(y, 4), state, noise, 0.1), "1 .. 16 examples, found 20"),
+        ((x, y + 10, state, noise, 0.1), "classes in 0 .. 9"),
+        ((x, y - 10, state, noise, 0.1), "classes in 0 .. 9"),
+        ((x, y, short, noise, 0.1), "scores is"),
+        ((x, y, state, noise[1:], 0.1), "noise is"),
+        ((x, y, state, noise, 0.0), "rate is above 0"),
+    ]:
+        with pytest.raises(ValueError, match=text):
+            runtime.step(*arguments)
+    with pytest.raises(ValueError, match="mask is"):
+        runtime.logits(x, noise[1:])
+    with pytest.raises(ValueError, match="x is"):
+        runtime.logits(x[0], noise)
+
+
+def test_real_digits_are_learnt(name: str) -> None:
+    """Alpaydin and Kaynak's digits, 8x8, bundled with scikit-learn."""
+    digits = pytest.importorskip("sklearn.datasets").load_digits()
+    x, y = DENSE.normalise(digits.images[:, None]), digits.target.astype(np.int64)
+    rng = np.random.default_rng(3)
+    runtime, state = opened(name, DENSE), State.start(np.zeros(DENSE.d, np.float32))
+    order = rng.permutation(1500)
+    losses = []
+    for _ in range(2):
+        for at in range(0, 1500, BATCH):
+            pick = order[at : at + BATCH]
+            result = runtime.step(x[pick], y[pick], state, rng.random(DENSE.d, np.float32), 0.1)
+            state = result.state
+            losses.append(result.loss)
+    assert np.mean(losses[-20:]) < 0.4 * np.mean(losses[:5])
+    accuracy = (runtime.logits(x[1500:], (state.scores > 0).astype(np.float32)).argmax(1) == y[1500:]).mean()
+    assert accuracy > 0.8
+
+
+def test_a_runtime_that_is_not_there_is_named_with_those_that_are() -> None:
+    with pytest.raises(UserError, match="no runtime called 'abacus'; there are .*reference"):
+        runtimes.open_runtime("abacus", Bundle(DENSE, BATCH, {}))
+
+
+def test_a_runtime_whose_package_is_absent_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtimes, "missing", lambda name: ["onnxruntime"])
+    with pytest.raises(UserError, match=r"needs onnxruntime: pip install 'seedmask\[onnxruntime\]'"):
+        runtimes.open_runtime("onnxruntime", Bundle(DENSE, BATCH, {}))
+
+
+def test_a_bundle_without_the_graphs_says_which_one_it_lacks() -> None:
+    pytest.importorskip("onnxruntime")
+    with pytest.raises(BundleError, match=r"no onnx/init\.onnx"):
+        runtimes.open_runtime("onnxruntime", Bundle(DENSE, BATCH, {}))
+
+
+def test_every_runtime_module_keeps_to_the_contract() -> None:
+    for name in runtimes.names():
+        module = runtimes._module(name)
+        assert name == module.NAME
+        assert isinstance(module.NEEDS, tuple)
+        assert callable(module.open_runtime)

@@ -1,0 +1,700 @@
+"""The golden vectors of protocol version 1: `python tests/vectors/make.py` writes v1.json, `--check` verifies it.
+
+Literals that two implementations must agree on, and that only change together with the protocol's version; then this
+file gets a sibling, never an edit. `verify.mjs` beside it checks the JavaScript client against the same file. Nothing
+here is drawn from a library's generator: what is too long to store is a recipe over PROTOCOL 2's own words.
+
+Recipes. With u = uniforms16(uniforms_key(seed, 0, 0), d) and v = uniforms16(uniforms_key(seed, 0, 1), d):
+levels `spread` u * (top + 1) div 65536; `polarised` 0 where u < 26214, top where u >= 39322, between them
+(u - 26214) * (top + 1) div 13108; `bottom` 0; `top` top.
+masks `drawn` v < q16; `against` the opposite of drawn; `zeros`; `ones`; bytes of a blob: v mod 256.
+A value of more than 700 bytes is stored as its length and SHA-256.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import io
+import json
+import struct
+import sys
+import zipfile
+import zlib
+from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from seedmask import bundle, chunks, codec, mask, seed, spec, wire
+from seedmask.codec import counts, packed, rans
+from seedmask.errors import ProtocolError
+
+FILE = Path(__file__).with_name("v1.json")
+LONG = 700
+SEED = 0x5EED_0123_4567_89AB
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Write or check the golden vectors.")
+    parser.add_argument("--check", action="store_true", help="compare with v1.json instead of writing it")
+    if not parser.parse_args().check:
+        FILE.write_text(text(vectors()), encoding="ascii")
+        print(f"{FILE.name}: {FILE.stat().st_size} bytes")
+        return 0
+    different = difference(json.loads(FILE.read_text(encoding="ascii")), json.loads(text(vectors())), FILE.name)
+    print(different or f"{FILE.name}: every literal as stored")
+    return 1 if different else 0
+
+
+def vectors() -> dict[str, Any]:
+    return {
+        "about": "Golden vectors of Seedmask protocol 1; tests/vectors/make.py says how to read them.",
+        "protocol": 1,
+        "generator": generator(),
+        "tables": tables(),
+        "cases": [case(*arguments) for arguments in CASES],
+        "specs": [spec_vector(s) for s in SPECS.values()],
+        "frames": [{"name": n, "message": plain(m), "frame": wire.encode(m).hex()} for n, m in MESSAGES.items()],
+        "chunking": chunking(),
+        "bundles": [bundle_vector(b) for b in BUNDLES],
+        "rejects": rejects(),
+    }
+
+
+def text(value: dict[str, Any]) -> str:
+    """One line per vector, so that a difference is one line of a diff."""
+    lines = []
+    for key, part in value.items():
+        if isinstance(part, list):
+            part = "[\n  " + ",\n  ".join(json.dumps(item) for item in part) + "\n ]"
+        elif isinstance(part, dict):
+            groups = [
+                f"  {json.dumps(k)}: [\n   " + ",\n   ".join(map(json.dumps, v)) + "\n  ]" for k, v in part.items()
+            ]
+            part = "{\n" + ",\n".join(groups) + "\n }"
+        else:
+            part = json.dumps(part)
+        lines.append(f' "{key}": {part}')
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def difference(stored: Any, made: Any, where: str) -> str:
+    """The first place where two JSON values differ, as text; empty if there is none."""
+    if isinstance(stored, dict) and isinstance(made, dict) and stored.keys() == made.keys():
+        pairs = [(stored[k], made[k], f"{where}.{k}") for k in stored]
+    elif isinstance(stored, list) and isinstance(made, list) and len(stored) == len(made):
+        pairs = [(s, m, f"{where}[{i}]") for i, (s, m) in enumerate(zip(stored, made, strict=True))]
+    else:
+        return "" if stored == made else f"{where}: stored {short(stored)}, made {short(made)}"
+    return next((found for pair in pairs if (found := difference(*pair))), "")
+
+
+def short(value: Any) -> str:
+    shown = json.dumps(value)
+    return shown if len(shown) < 120 else f"{shown[:117]}..."
+
+
+def blob(data: bytes) -> str | dict[str, Any]:
+    return data.hex() if len(data) <= LONG else {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def word(value: int) -> str:
+    return f"{value:08x}"
+
+
+def key_words(key: seed.Key) -> list[str]:
+    return [word(key[0]), word(key[1])]
+
+
+def le16(values: Any) -> bytes:
+    return np.asarray(values).astype("<u2").tobytes()
+
+
+# --- 2 generator ---
+
+# Random123 1.14, tests/kat_vectors, "threefry 2x32 20": counter, key, result.
+KNOWN = [
+    ((0, 0), (0, 0), (0x6B200159, 0x99BA4EFE)),
+    ((0xFFFFFFFF, 0xFFFFFFFF), (0xFFFFFFFF, 0xFFFFFFFF), (0x1CB996FC, 0xBB002BE7)),
+    ((0x243F6A88, 0x85A308D3), (0x13198A2E, 0x03707344), (0xC4923A9C, 0x483DF7A0)),
+]
+SEEDS = [0, 1, SEED, (1 << 64) - 1]
+
+
+def generator() -> dict[str, Any]:
+    blocks = []
+    for counter, key, known in KNOWN:
+        found = seed.threefry2x32(key, np.array(counter[:1], np.uint32), np.array(counter[1:], np.uint32))
+        if (int(found[0][0]), int(found[1][0])) != known:
+            raise SystemExit(f"Threefry gives {found}, Random123 gives {known}")
+        blocks.append({"counter": key_words(counter), "key": key_words(key), "out": key_words(known)})
+    folds = [
+        {"key": key_words(key), "number": f"{number:016x}", "out": key_words(seed.fold(key, number))}
+        for key in (seed.key_of(0), seed.key_of(SEED))
+        for number in (0, 1, 2, 1 << 32, (1 << 64) - 1)
+    ]
+    streams = [
+        {
+            "key": key_words(seed.key_of(s)),
+            "n": n,
+            "words": blob(seed.words(seed.key_of(s), n).astype("<u4").tobytes()),
+        }
+        for s in SEEDS
+        for n in (1, 2, 9)
+    ]
+    signs = []
+    for s in SEEDS:
+        for d in (1, 7, 31, 32, 33, 65, 1000, 70001):
+            bits = np.packbits(seed.sign_bits(s, d), bitorder="little").tobytes()
+            signs.append({"seed": f"{s:016x}", "d": d, "key": key_words(seed.weights_key(s)), "bits": blob(bits)})
+    uniforms = []
+    for s, round_, slot, n in [
+        (0, 0, 0, 1),
+        (SEED, 1, 0, 9),
+        (SEED, 0xFFFFFFFF, 65535, 8),
+        (SEED, 3, 1, 70001),
+    ]:
+        key = seed.uniforms_key(s, round_, slot)
+        uniforms.append(
+            {"seed": f"{s:016x}", "round": round_, "slot": slot, "n": n, "key": key_words(key)}
+            | {"values": blob(le16(seed.uniforms16(key, n)))}
+        )
+    return {
+        "threefry2x32": blocks,
+        "fold": folds,
+        "words": streams,
+        "sign_bits": signs,
+        "uniforms16": uniforms,
+    }
+
+
+# --- 3, 5 theta, mask, codecs ---
+
+
+def tables() -> list[dict[str, Any]]:
+    tops = [(t, c) for t in (1, 2, 3, 10, 100, 300, 65535) for c in (mask.CLAMP, 1, 32767)]
+    return [{"top": top, "clamp": clamp, "table": blob(le16(mask.table(top, clamp)))} for top, clamp in tops]
+
+
+CASES = [
+    # d, top, clamp, levels, mask
+    (1, 1, 655, "bottom", "zeros"),
+    (1, 1, 655, "top", "zeros"),
+    (1, 2, 655, "spread", "ones"),
+    (1, 65535, 1, "spread", "drawn"),
+    (7, 2, 655, "spread", "drawn"),
+    (7, 10, 655, "spread", "against"),
+    (7, 300, 32767, "spread", "ones"),
+    *[(1000, top, 655, levels, "drawn") for top in (2, 10, 100, 300) for levels in ("spread", "polarised")],
+    (1000, 1, 1, "bottom", "drawn"),
+    (1000, 1, 1, "top", "zeros"),
+    (1000, 10, 1, "polarised", "against"),
+    (1000, 65535, 1, "spread", "drawn"),
+    (1003, 255, 655, "spread", "drawn"),
+    (1003, 256, 655, "spread", "drawn"),
+    (8189, 2, 655, "spread", "drawn"),  # 2048 four-bit symbols in one bucket or more: two lanes
+    *[(70001, top, 655, "polarised", "drawn") for top in (2, 10, 100, 300)],
+    (70001, 10, 1, "polarised", "against"),
+    (70001, 2, 655, "bottom", "zeros"),
+]
+
+
+def case(d: int, top: int, clamp: int, levels: str, bits: str) -> dict[str, Any]:
+    theta = make_theta(d, top, clamp, levels)
+    m = make_mask(theta, bits)
+    coded = {c.NAME: blob(c.encode(m, theta)) for c in codec.CODECS.values()}
+    return {
+        "d": d,
+        "top": top,
+        "clamp": clamp,
+        "levels": levels,
+        "mask": bits,
+        "seed": f"{SEED + d:016x}",
+        **({"level": theta.level.tolist(), "bits": m.tolist()} if d <= 7 else {}),
+        "digest": theta.digest().hex(),
+        "counts": blob(counts.encode(theta)),
+        **coded,
+    }
+
+
+def make_theta(d: int, top: int, clamp: int, levels: str) -> mask.Theta:
+    u = seed.uniforms16(seed.uniforms_key(SEED + d, 0, 0), d).astype(np.int64)
+    level = {
+        "spread": u * (top + 1) // 65536,
+        "polarised": np.where(u < 26214, 0, np.where(u >= 39322, top, (u - 26214) * (top + 1) // 13108)),
+        "bottom": np.zeros(d),
+        "top": np.full(d, top),
+    }[levels]
+    return mask.Theta(level.astype(np.uint16), top, clamp)
+
+
+def make_mask(theta: mask.Theta, bits: str) -> mask.Mask:
+    v = seed.uniforms16(seed.uniforms_key(SEED + theta.d, 0, 1), theta.d)
+    drawn = v < theta.q16()
+    return {"drawn": drawn, "against": ~drawn, "zeros": drawn & False, "ones": drawn | True}[bits].astype(np.uint8)
+
+
+# --- 4 specs ---
+
+_half, _third = spec.scale_bits(0.5), spec.scale_bits(1 / 3)
+SPECS = {
+    "linear": spec.ModelSpec(
+        "smallest", 1, (2,), (0, 1), 2, (spec.Linear("w", None),), (spec.Tensor("w", (2, 2), _half),)
+    ),
+    "mlp": spec.ModelSpec(
+        name="mlp-20-16-4",
+        seed=SEED,
+        input=(20,),
+        range=(-128, 127),
+        classes=4,
+        layers=(spec.Linear("fc1.weight", "fc1.bias"), spec.ReLU(), spec.Linear("fc2.weight", None)),
+        tensors=(
+            spec.Tensor("fc1.weight", (16, 20), _third),
+            spec.Tensor("fc1.bias", (16,), 1),
+            spec.Tensor("fc2.weight", (4, 16), 0x7F7FFFFF),
+        ),
+    ),
+    "conv": spec.ModelSpec(
+        name="conv",
+        seed=(1 << 64) - 1,
+        input=(1, 13, 12),
+        range=(0, 255),
+        classes=3,
+        layers=(
+            spec.Conv2d("c.weight", None, (2, 1), (1, 0)),
+            spec.ReLU(),
+            spec.MaxPool2d((2, 2)),
+            spec.Flatten(),
+            spec.Linear("f.weight", "f.bias"),
+        ),
+        tensors=(
+            spec.Tensor("c.weight", (4, 1, 3, 3), _half),
+            spec.Tensor("f.weight", (3, 60), _third),
+            spec.Tensor("f.bias", (3,), _third),
+        ),
+    ),
+}
+
+
+def spec_vector(s: spec.ModelSpec) -> dict[str, Any]:
+    weights = s.weights().astype("<f4").tobytes()
+    return {
+        "json": s.canonical().decode(),
+        "digest": s.digest.hex(),
+        "d": s.d,
+        "first_weights": weights[:64].hex(),
+        "weights": blob(weights),
+    }
+
+
+# --- 6 messages ---
+
+_A, _B, _C = bytes(range(32)), bytes(range(16, 32)), bytes(range(240, 256))
+_announce = wire.Announce(
+    "digits",
+    1,
+    20,
+    wire.Phase.OPEN,
+    _A,
+    _B,
+    _C,
+    3,
+    90_000,
+    wire.Work(3, 100_000, 2),
+    ("phone-1", "pi-2"),
+    "go",
+)
+_update = wire.Update("digits", "pi-2", 1, _A, _B, 2000, 693_147, 1234, 2, b"payload")
+_chunk = wire.Chunk(_C, 10, 4, 2, 3, b"ij")
+MESSAGES: dict[str, wire.Message] = {
+    "announce": _announce,
+    "announce, least": wire.Announce(
+        "j", 0, 0, wire.Phase.WAITING, bytes(32), bytes(16), bytes(16), 0, 0, wire.Work(1, 1, 0), (), ""
+    ),
+    "announce, greatest": wire.Announce(
+        "z" * 63,
+        *(
+            0xFFFFFFFF,
+            0xFFFFFFFF,
+            wire.Phase.DONE,
+            b"\xff" * 32,
+            b"\xff" * 16,
+            b"\xff" * 16,
+            65535,
+            0xFFFFFFFF,
+        ),
+        *(wire.Work(65535, 0xFFFFFFFF, 255), ("0" * 63,), "\u00e9\u4e2d\U0001f331\ufeff"),
+    ),
+    "update": _update,
+    "update, empty payload": replace(_update, payload=b"", samples=1, loss=0, correct=0, codec=1),
+    "update, a mask": replace(
+        _update,
+        theta=make_theta(7, 10, 655, "spread").digest(),
+        payload=rans.encode(make_mask(make_theta(7, 10, 655, "spread"), "drawn"), make_theta(7, 10, 655, "spread")),
+    ),
+    **{
+        f"receipt, {status.name.lower()}": wire.Receipt("digits", 1, _C, status, "codec" if status == 5 else "")
+        for status in wire.Status
+    },
+    "presence": wire.Presence("pi-2", True, 0x0123456789ABCDEF, _A, 2000, "onnxruntime", "seedmask 0.1.0"),
+    "presence, will": wire.Presence("pi-2", False, (1 << 64) - 1, _A, 0, "", ""),
+    "heartbeat": wire.Heartbeat("digits", True, 1),
+    "heartbeat, will": wire.Heartbeat("digits", False, 1 << 63),
+    "chunk": _chunk,
+    "chunk, larger than its object": wire.Chunk(_C, 1, 0xFFFFFFFF, 0, 1, b"x"),
+}
+
+
+def plain(value: Any) -> Any:
+    """A message as JSON: bytes in hexadecimal, `boot` as 16 digits, its type by name."""
+    if is_dataclass(value):
+        made = {f.name: plain(getattr(value, f.name)) for f in fields(value)}
+        if "boot" in made:
+            made["boot"] = f"{made['boot']:016x}"
+        return made if isinstance(value, wire.Work) else {"type": type(value).__name__.lower(), **made}
+    if isinstance(value, bytes):
+        return value.hex()
+    return [plain(item) for item in value] if isinstance(value, tuple) else value
+
+
+# --- 7 chunks, 9 bundles ---
+
+
+def recipe_bytes(n: int) -> bytes:
+    return (seed.uniforms16(seed.uniforms_key(SEED + n, 0, 1), n) % 256).astype(np.uint8).tobytes()
+
+
+def chunking() -> list[dict[str, Any]]:
+    out = []
+    for n, size in [(1, 1), (10, 4), (12, 4), (100, 4096), (150_000, chunks.CHUNK_BYTES)]:
+        parts = chunks.split(recipe_bytes(n), size)
+        frames = [blob(wire.encode(part)) for part in parts]
+        name = parts[0].transfer.hex()
+        out.append({"bytes": n, "seed": f"{SEED + n:016x}", "size": size, "transfer": name, "frames": frames})
+    return out
+
+
+BUNDLES = [
+    bundle.Bundle(SPECS["linear"], 1, {}),
+    bundle.Bundle(SPECS["linear"], 64, {"onnx/step.onnx": b"not a graph", "a.bin": b""}),
+]
+
+
+def bundle_vector(b: bundle.Bundle) -> dict[str, Any]:
+    files = {name: data.hex() for name, data in b.files.items()}
+    return {
+        "spec": b.spec.canonical().decode(),
+        "batch": b.batch,
+        "files": files,
+        "bytes": bundle.to_bytes(b).hex(),
+    }
+
+
+# --- rejects: bytes, and the code of the error they must give ---
+
+
+def rejects() -> dict[str, Any]:
+    return {
+        "frames": list(map(reject_frame, frame_rejects())),
+        "masks": mask_rejects(),
+        "counts": counts_rejects(),
+        "specs": spec_rejects(),
+        "chunks": chunk_rejects(),
+        "bundles": bundle_rejects(),
+    }
+
+
+def code_of(action: Any, *arguments: Any) -> str:
+    try:
+        action(*arguments)
+    except ProtocolError as error:
+        return error.code
+    raise SystemExit(f"accepted, and should not be: {arguments}")
+
+
+def reject_frame(pair: tuple[str, bytes]) -> dict[str, Any]:
+    why, frame = pair
+    return {"why": why, "frame": frame.hex(), "error": code_of(wire.decode, frame)}
+
+
+def sealed(kind: int, body: bytes) -> bytes:
+    """A frame with a valid CRC around any body."""
+    frame = b"SM" + bytes([1, kind]) + body
+    return frame + struct.pack("<I", zlib.crc32(frame))
+
+
+def body_of(message: wire.Message, at: int = 0, old: bytes = b"", new: bytes = b"") -> bytes:
+    """A message's body in which the bytes `old` at `at` are replaced by `new`."""
+    body = wire.encode(message)[4:-4]
+    if body[at : at + len(old)] != old:
+        raise SystemExit(f"{type(message).__name__}: {old.hex()} expected at {at}, found {body[at:].hex()}")
+    return body[:at] + new + body[at + len(old) :]
+
+
+def frame_rejects() -> list[tuple[str, bytes]]:
+    good = wire.encode(MESSAGES["heartbeat"])
+    u32 = struct.Struct("<I").pack
+    out = [
+        ("no bytes", b""),
+        ("seven bytes", good[:7]),
+        ("the first eight bytes of a frame", good[:8]),
+        ("all but the last byte", good[:-1]),
+        ("one byte more", good + b"\0"),
+        ("other magic", b"SN" + good[2:]),
+        ("version 0", good[:2] + b"\0" + good[3:]),
+        ("version 2", good[:2] + b"\2" + good[3:]),
+        ("kind 0", sealed(0, b"")),
+        ("kind 7", sealed(7, b"")),
+        ("one bit of the body", good[:6] + bytes([good[6] ^ 1]) + good[7:]),
+        ("one bit of the CRC", good[:-1] + bytes([good[-1] ^ 0x80])),
+    ]
+    for name in ("announce", "update", "receipt, accepted", "presence", "heartbeat", "chunk"):
+        message = MESSAGES[name]
+        body = body_of(message)
+        out += [
+            (f"{name}: empty body", sealed(message.KIND, b"")),
+            (f"{name}: body without its last byte", sealed(message.KIND, body[:-1])),
+            (f"{name}: body with one byte more", sealed(message.KIND, body + b"\0")),
+        ]
+    beat, presence = MESSAGES["heartbeat"], MESSAGES["presence"]
+    out += [
+        ("a name that is empty", sealed(5, body_of(beat, 0, b"\6digits", b"\0"))),
+        ("a name in capitals", sealed(5, body_of(beat, 1, b"d", b"D"))),
+        ("a name that begins with a hyphen", sealed(5, body_of(beat, 1, b"d", b"-"))),
+        ("a name that ends with a line feed", sealed(5, body_of(beat, 6, b"s", b"\n"))),
+        ("a name of 64", sealed(5, body_of(beat, 0, b"\6digits", b"\x40" + b"d" * 64))),
+        ("a name that is not UTF-8", sealed(5, body_of(beat, 1, b"d", b"\xff"))),
+        ("a flag of 2", sealed(5, body_of(beat, 7, b"\1", b"\2"))),
+        ("presence: a flag of 255", sealed(4, body_of(presence, 5, b"\1", b"\xff"))),
+        ("phase 3", sealed(1, body_of(_announce, 15, b"\1", b"\3"))),
+        ("no epochs", sealed(1, body_of(_announce, 86, b"\3\0", b"\0\0"))),
+        ("no learning rate", sealed(1, body_of(_announce, 88, u32(100_000), u32(0)))),
+        ("more devices selected than named", sealed(1, body_of(_announce, 93, b"\2\0", b"\xff\xff"))),
+        ("a selected device in capitals", sealed(1, body_of(_announce, 96, b"p", b"P"))),
+        (
+            "text cut inside a character",
+            sealed(3, body_of(MESSAGES["receipt, accepted"], 28, b"\0\0", b"\1\0\xc3")),
+        ),
+        (
+            "text with a surrogate",
+            sealed(3, body_of(MESSAGES["receipt, accepted"], 28, b"\0\0", b"\3\0\xed\xa0\x80")),
+        ),
+        (
+            "text in overlong form",
+            sealed(3, body_of(MESSAGES["receipt, accepted"], 28, b"\0\0", b"\2\0\xc0\x80")),
+        ),
+        ("receipt status 0", sealed(3, body_of(MESSAGES["receipt, accepted"], 27, b"\1", b"\0"))),
+        ("receipt status 7", sealed(3, body_of(MESSAGES["receipt, accepted"], 27, b"\1", b"\7"))),
+        ("an update without samples", sealed(2, body_of(_update, 64, u32(2000), u32(0)))),
+        ("an update whose payload is longer", sealed(2, body_of(_update, 77, u32(7), u32(8)))),
+        ("an update whose payload is shorter", sealed(2, body_of(_update, 77, u32(7), u32(6)))),
+        ("an update of 4 GiB", sealed(2, body_of(_update, 77, u32(7), b"\xff" * 4))),
+        ("chunk: total 0", sealed(6, body_of(_chunk, 16, u32(10), u32(0)))),
+        ("chunk: total above the limit", sealed(6, body_of(_chunk, 16, u32(10), u32((1 << 28) + 1)))),
+        ("chunk: size 0", sealed(6, body_of(_chunk, 20, u32(4), u32(0)))),
+        ("chunk: index beyond count", sealed(6, body_of(_chunk, 24, b"\2\0", b"\3\0"))),
+        ("chunk: count that does not follow from total", sealed(6, body_of(_chunk, 26, b"\3\0", b"\4\0"))),
+        ("chunk: the last one with a whole size of data", sealed(6, body_of(_chunk) + b"kl")),
+    ]
+    return out
+
+
+def mask_rejects() -> list[dict[str, Any]]:
+    theta = make_theta(7, 10, 655, "spread")
+    coded = rans.encode(make_mask(theta, "drawn"), theta)
+    used = len(set((theta.q16() >> 10).tolist()))
+    shares, rest = coded[: 2 * used], coded[2 * used :]
+    one = make_theta(1, 2, 655, "bottom")
+    tries = [
+        (packed, theta, "no bytes", b""),
+        (packed, theta, "one byte too many", b"\0\0"),
+        (packed, theta, "a padding bit", b"\x80"),
+        (rans, theta, "no bytes", b""),
+        (rans, theta, "shares only", shares),
+        (rans, theta, "all but the last byte", coded[:-1]),
+        (rans, theta, "a word more", coded + b"\0\0"),
+        (rans, theta, "share 0", b"\0\0" + coded[2:]),
+        (rans, theta, "share 4096", b"\0\x10" + coded[2:]),
+        (rans, theta, "a state below 2**16", shares + b"\xff\xff\0\0" + rest[4:]),
+        (rans, theta, "another end state", shares + bytes([rest[0] ^ 1]) + rest[1:]),
+        (rans, one, "a share that is not that of the bits", stated(one, 2)),
+        (rans, one, "a padding bit", padded(one)),
+    ]
+    out = []
+    for c, t, why, data in tries:
+        error = code_of(c.decode, data, t)
+        out.append(
+            {"why": why, "codec": c.ID, "level": t.level.tolist(), "top": t.top, "clamp": t.clamp}
+            | {"payload": data.hex(), "error": error}
+        )
+    error = code_of(codec.by_id, 3)
+    return [
+        *out,
+        {
+            "why": "a reserved codec",
+            "codec": 3,
+            "level": [1],
+            "top": 2,
+            "clamp": 655,
+            "payload": "",
+            "error": error,
+        },
+    ]
+
+
+def stated(theta: mask.Theta, share: int) -> bytes:
+    """One weight, bit 0, well coded under a share that its encoder would not have stated."""
+    frequency = rans._frequencies(np.array([share]))
+    return le16([share]) + codec.ans.encode(np.array([0]), np.array([0]), frequency)
+
+
+def padded(theta: mask.Theta) -> bytes:
+    """One weight, bit 0, with the first padding bit set."""
+    frequency = rans._frequencies(np.array([1]))
+    return le16([1]) + codec.ans.encode(np.array([2]), np.array([0]), frequency)
+
+
+def counts_rejects() -> list[dict[str, Any]]:
+    theta = make_theta(7, 300, 655, "spread")
+    good = counts.encode(theta)
+    small = counts.encode(mask.Theta(np.array([0, 2], np.uint16), 2))
+    wide = (300 >> 1) + 1
+    at = 8 + 2 * wide
+    raw = counts.encode(mask.Theta(np.array([300], np.uint16), 300))
+    tries = [
+        ("no bytes", 7, b""),
+        ("seven bytes", 7, good[:7]),
+        ("of another size", 8, good),
+        ("of size 0", 0, bytes(4) + good[4:]),
+        ("top 0", 7, good[:4] + b"\0\0" + good[6:]),
+        ("clamp 0", 7, good[:6] + b"\0\0" + good[8:]),
+        ("clamp one half", 7, good[:6] + b"\0\x80" + good[8:]),
+        ("cut inside the frequencies", 7, good[:20]),
+        ("frequencies that sum to 4097", 2, small[:8] + le16([2049]) + small[10:]),
+        ("frequencies that are not those of the levels", 2, small[:8] + le16([2049, 0, 2047]) + small[14:]),
+        ("all but the last byte", 7, good[:-1]),
+        ("one byte more", 7, good + b"\0"),
+        ("a coded part of 4 GiB", 7, good[:at] + b"\xff" * 4 + good[at + 4 :]),
+        ("a padding bit", 7, good[:-1] + bytes([good[-1] | 0x80])),
+        ("a level above the top", 1, raw[:-1] + b"\1"),
+    ]
+    return [{"why": why, "d": d, "payload": p.hex(), "error": code_of(counts.decode, p, d)} for why, d, p in tries]
+
+
+def spec_rejects() -> list[dict[str, Any]]:
+    good = SPECS["conv"].canonical().decode()
+    tries = {
+        "no bytes": "",
+        "not JSON": "{",
+        "a list": "[]",
+        "a space": " " + good,
+        "another order of keys": good.replace('"classes":3,', "").replace('"version":1', '"version":1,"classes":3'),
+        "a key more": good.replace('"version":1', '"version":1,"zone":0'),
+        "a key less": good.replace('"classes":3,', ""),
+        "a key twice": good.replace('"classes":3,', '"classes":3,"classes":3,'),
+        "version 2": good.replace('"version":1', '"version":2'),
+        "version 1.0": good.replace('"version":1', '"version":1.0'),
+        "a seed in capitals": good.replace("f" * 16, "F" * 16),
+        "a short seed": good.replace("f" * 16, "f" * 15),
+        "a name in capitals": good.replace('"name":"conv"', '"name":"Conv"'),
+        "one class": good.replace('"classes":3', '"classes":1'),
+        "classes that the last layer does not give": good.replace('"classes":3', '"classes":4'),
+        "an empty range": good.replace("[0,255]", "[0,0]"),
+        "an input of four dimensions": good.replace("[1,13,12]", "[1,13,12,1]"),
+        "an input of 2**40 values": good.replace("[1,13,12]", "[1,1048576,1048576]"),
+        "an unknown layer": good.replace('"relu"', '"gelu"'),
+        "a layer with a key more": good.replace('{"op":"relu"}', '{"op":"relu","x":1}'),
+        "a stride of 0": good.replace('"stride":[2,1]', '"stride":[0,1]'),
+        "a stride of one number": good.replace('"stride":[2,1]', '"stride":[2]'),
+        "a kernel larger than its input": good.replace("[4,1,3,3]", "[4,1,30,3]"),
+        "a bias of the wrong shape": good.replace('"shape":[3]}', '"shape":[2]}'),
+        "a scale of zero": good.replace(f'"scale":{_half}', '"scale":0'),
+        "a scale that is infinite": good.replace(f'"scale":{_half}', f'"scale":{0x7F800000}'),
+        "a tensor that no layer uses": good.replace('"bias":"f.bias"', '"bias":null'),
+        "a layer whose tensor is missing": good.replace('"weight":"c.weight"', '"weight":"d.weight"'),
+        "a tensor of five dimensions": good.replace("[4,1,3,3]", "[4,1,3,3,1]"),
+        "more weights than the limit": good.replace("[3,60]", "[3,268435456]"),
+        "no layers": '{"classes":2,"input":[2],"layers":[],"name":"a","range":[0,1],"seed":"'
+        + "0" * 16
+        + '","tensors":[],"version":1}',
+        "one tensor used twice": '{"classes":2,"input":[2],"layers":[{"bias":null,"op":"linear","weight":"w"},'
+        '{"bias":null,"op":"linear","weight":"w"}],"name":"a","range":[0,1],"seed":"'
+        + "0" * 16
+        + '","tensors":[{"name":"w","scale":1,"shape":[2,2]},{"name":"w","scale":1,"shape":[2,2]}],"version":1}',
+    }
+    stay = [why for why, json_text in tries.items() if json_text == good]
+    if stay:
+        raise SystemExit(f"these rejects change nothing: {stay}")
+    return [{"why": why, "json": j, "error": code_of(spec.from_json, j.encode())} for why, j in tries.items()]
+
+
+def chunk_rejects() -> list[dict[str, Any]]:
+    parts = chunks.split(recipe_bytes(10), 4)
+    wrong = replace(parts[2], data=b"\0\0")
+    tries = [
+        ("larger than the receiver takes", 9, parts),
+        ("a part of another transfer", 10, [parts[0], chunks.split(recipe_bytes(12), 4)[1], parts[2]]),
+        ("the same object in parts of another size", 10, [parts[0], chunks.split(recipe_bytes(10), 5)[1]]),
+        ("content that is not what its id names", 10, [parts[0], parts[1], wrong]),
+    ]
+
+    def assemble(frames: list[wire.Chunk], limit: int) -> None:
+        assembly = chunks.begin(frames[0], limit)
+        for frame in frames[1:]:
+            assembly = assembly.add(frame)
+        assembly.blob()
+
+    return [
+        {
+            "why": why,
+            "limit": limit,
+            "frames": [wire.encode(f).hex() for f in frames],
+            "error": code_of(assemble, frames, limit),
+        }
+        for why, limit, frames in tries
+    ]
+
+
+def bundle_rejects() -> list[dict[str, Any]]:
+    good = bundle.to_bytes(BUNDLES[0])
+    spec_json, other = SPECS["linear"].canonical(), SPECS["mlp"].canonical()
+    manifest = bundle_member(good, "manifest.json")
+    odd = manifest.replace(b'"batch": 1', b'"batch": 0')
+    tries = {
+        "no bytes": b"",
+        "not a zip file": b"SM" * 20,
+        "all but the last byte": good[:-1],
+        "one byte more": good + b"\0",
+        "no manifest": zipped({"spec.json": spec_json}),
+        "no spec": zipped({"manifest.json": b'{"format":1,"files":{},"batch":1,"model":""}'}),
+        "a member that the manifest does not list": zipped(
+            {"manifest.json": manifest, "spec.json": spec_json, "x.y": b""}
+        ),
+        "another spec than the manifest says": zipped({"manifest.json": manifest, "spec.json": other}),
+        "a batch of 0": zipped({"manifest.json": odd, "spec.json": spec_json}),
+        "compressed members": zipped({"manifest.json": manifest, "spec.json": spec_json}, zipfile.ZIP_DEFLATED),
+        "another order of members": zipped({"spec.json": spec_json, "manifest.json": manifest}),
+        "another date": good.replace(b"\0\0\x21\0", b"\0\0\x22\0"),
+    }
+    return [{"why": why, "bytes": b.hex(), "error": code_of(bundle.from_bytes, b)} for why, b in tries.items()]
+
+
+def bundle_member(data: bytes, name: str) -> bytes:
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        return archive.read(name)
+
+
+def zipped(members: dict[str, bytes], how: int = zipfile.ZIP_STORED) -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", how) as archive:
+        for name, data in members.items():
+            info = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
+            info.create_system, info.compress_type = 3, how
+            archive.writestr(info, data)
+    return out.getvalue()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
