@@ -21,7 +21,7 @@ class Inbox:
     _open: dict[tuple[str, bytes], tuple[float, Assembly]] = field(default_factory=dict)
 
     def put(self, device: str, payload: bytes, now: float) -> tuple[bytes, bytes] | None:
-        """Add one message of `device`; (transfer id, whole) once complete. Raises ProtocolError, and forgets nothing else."""
+        """Add one message of `device`; gives (transfer id, whole) once that is complete. Raises ProtocolError."""
         chunk = decode(payload)
         if not isinstance(chunk, Chunk):
             raise KindError(f"Chunk expected here, found {type(chunk).__name__}")

@@ -160,7 +160,10 @@ def step(job: Job, event: Event) -> Step:
             return _arrived(job, device, transfer, update)
         case Broken(device, transfer, error):
             text = f"{error.code}: {error}"
-            return job, [_receipt(job, device, transfer, job.round, Status.INVALID, text), Say(f"{device}: {text}")]
+            return job, [
+                _receipt(job, device, transfer, job.round, Status.INVALID, text),
+                Say(f"{device}: {text}"),
+            ]
         case Connected():
             # A broker that restarted has forgotten what it retained.
             return job, [Publicise(theta=job.phase is Phase.OPEN)]
@@ -189,9 +192,8 @@ def waiting_for(job: Job) -> str:
     names = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
     left = job.deadline - job.now
     time = f"{left:.0f} s left" if left > 0 else f"time is up, need {job.rounds.minimum}"
-    return (
-        f"round {job.round} of {job.rounds.total}: {len(job.accepted)} of {job.quorum} updates, {time}"
-        + (f", waiting for {names}" if missing else "")
+    return f"round {job.round} of {job.rounds.total}: {len(job.accepted)} of {job.quorum} updates, {time}" + (
+        f", waiting for {names}" if missing else ""
     )
 
 
@@ -291,7 +293,10 @@ def _arrived(job: Job, device: str, transfer: bytes, update: Update) -> Step:
             status, reason = Status.INVALID, f"{error.code}: {error}"
     reply = _receipt(job, device, transfer, update.round, status, reason)
     if status is not Status.ACCEPTED:
-        return job, [reply, Say(f"{device}, round {update.round}: {status.name.lower().replace('_', '-')}: {reason}")]
+        return job, [
+            reply,
+            Say(f"{device}, round {update.round}: {status.name.lower().replace('_', '-')}: {reason}"),
+        ]
     job = _fold(job, device, transfer, job.posterior.fold(mask))
     effects: list[Effect] = [Counted(transfer, update), reply, Say(waiting_for(job))]
     if len(job.accepted) < job.quorum:

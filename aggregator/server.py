@@ -10,7 +10,6 @@ import json
 import logging
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 from aggregator.config import RunConfig
 from aggregator.inbox import Inbox
@@ -57,7 +56,13 @@ class Server:
     """One job at work."""
 
     def __init__(
-        self, config: RunConfig, spec: ModelSpec, link: Link, store: Store, clock: Callable[[], float], boot: int
+        self,
+        config: RunConfig,
+        spec: ModelSpec,
+        link: Link,
+        store: Store,
+        clock: Callable[[], float],
+        boot: int,
     ) -> None:
         """Pick up where the store says the job is."""
         self.config, self.spec, self.link, self.store = config, spec, link, store
@@ -106,7 +111,9 @@ class Server:
         if not isinstance(event, Received):
             if isinstance(event, Connected):
                 self.link.publish(
-                    topics.aggregator(self.config.job), wire.encode(Heartbeat(self.config.job, True, self.boot)), retain=True
+                    topics.aggregator(self.config.job),
+                    wire.encode(Heartbeat(self.config.job, True, self.boot)),
+                    retain=True,
                 )
             self.feed(event)
             return
@@ -212,8 +219,9 @@ class Server:
     def leave(self) -> None:
         """Go in good order; what is retained stays, so that devices see where the job stands."""
         self.link.publish(
-            topics.aggregator(self.config.job), wire.encode(Heartbeat(self.config.job, False, self.boot)), retain=True
+            topics.aggregator(self.config.job),
+            wire.encode(Heartbeat(self.config.job, False, self.boot)),
+            retain=True,
         )
         self.link.close()
         self.store.close()
-

@@ -53,7 +53,7 @@ class Store:
         """Open or create. Raises UserError if the file is another job's, another model's, or no database."""
         path.parent.mkdir(parents=True, exist_ok=True)
         self._d = d
-        self._lock = open(path.with_suffix(".lock"), "w")  # noqa: SIM115 - held as long as the store
+        self._lock = open(path.with_suffix(".lock"), "w")
         try:
             # One aggregator per job writes its history; readers (results, below) are welcome beside it.
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -84,14 +84,24 @@ class Store:
     def counted(self, transfer: bytes, update: Update) -> None:
         """An update was accepted. sqlite3.IntegrityError if this device's update of this round already was."""
         frame = encode(update)
-        row = (update.round, update.device, transfer, frame, len(frame), update.samples, update.loss, update.correct)
+        row = (
+            update.round,
+            update.device,
+            transfer,
+            frame,
+            len(frame),
+            update.samples,
+            update.loss,
+            update.correct,
+        )
         self._db.execute("INSERT INTO updates VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
 
     def closed(self, round_: int, theta: Theta, record: dict[str, Any]) -> None:
         """A round ended; its masks are not needed any more."""
         self._db.execute("BEGIN")
         self._db.execute(
-            "UPDATE rounds SET result = ?, record = ? WHERE round = ?", (counts.encode(theta), json.dumps(record), round_)
+            "UPDATE rounds SET result = ?, record = ? WHERE round = ?",
+            (counts.encode(theta), json.dumps(record), round_),
         )
         self._db.execute("UPDATE updates SET frame = NULL WHERE round = ?", (round_,))
         self._db.execute("COMMIT")
@@ -99,7 +109,8 @@ class Store:
     def figures(self, round_: int) -> dict[str, Any]:
         """What the updates of a round add up to: their number, bytes, examples, mean loss (nats), training accuracy."""
         n, size, samples, loss, correct = self._db.execute(
-            "SELECT COUNT(*), SUM(bytes), SUM(samples), SUM(1.0 * loss * samples), SUM(correct) FROM updates WHERE round = ?",
+            "SELECT COUNT(*), SUM(bytes), SUM(samples), SUM(1.0 * loss * samples), SUM(correct) FROM updates"
+            " WHERE round = ?",
             (round_,),
         ).fetchone()
         if not n:

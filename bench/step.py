@@ -165,9 +165,7 @@ def main() -> None:
         options.scratch = Path(scratch)
         memory = {side: peak_mb(side, options) for side in SIDES}
     times = measure(options)
-    median = {
-        side: {kind: statistics.median(t) for kind, t in kinds.items()} for side, kinds in times.items()
-    }
+    median = {side: {kind: statistics.median(t) for kind, t in kinds.items()} for side, kinds in times.items()}
 
     head = f"{options.model}, batch {options.batch}, {options.threads} threads"
     print(f"{head}: medians of {options.rounds} steps each")

@@ -40,7 +40,9 @@ def _run(options: argparse.Namespace) -> int:
     bundle = bundles.load(config.bundle)
     data = datasets.load(config.data, bundle.spec)
     if lacking := (runtimes.missing(config.runtime) if config.runtime in runtimes.names() else None):
-        raise UserError(f"runtime {config.runtime} needs {', '.join(lacking)}: pip install 'seedmask[{config.runtime}]'")
+        raise UserError(
+            f"runtime {config.runtime} needs {', '.join(lacking)}: pip install 'seedmask[{config.runtime}]'"
+        )
     if config.runtime not in runtimes.names():
         raise UserError(f"no runtime called {config.runtime!r}; there are {', '.join(runtimes.names())}")
     print(
@@ -50,7 +52,11 @@ def _run(options: argparse.Namespace) -> int:
     )
     if options.check:
         return 0
-    return _work(config, Identity(config.device, config.job, bundle.spec, len(data.y), config.runtime, new_boot()), options)
+    return _work(
+        config,
+        Identity(config.device, config.job, bundle.spec, len(data.y), config.runtime, new_boot()),
+        options,
+    )
 
 
 def _work(config: EdgeConfig, who: Identity, options: argparse.Namespace) -> int:
@@ -74,7 +80,11 @@ def _runtimes(as_json: bool) -> int:
         print(json.dumps(rows, indent=1))
         return 0
     for row in rows:
-        state = f"needs {', '.join(row['missing'])}: pip install 'seedmask[{row['runtime']}]'" if row["missing"] else "ready"
+        state = (
+            f"needs {', '.join(row['missing'])}: pip install 'seedmask[{row['runtime']}]'"
+            if row["missing"]
+            else "ready"
+        )
         print(f"{row['runtime']:<16}{state}")
     return 0
 

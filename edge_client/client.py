@@ -77,7 +77,13 @@ class Client:
     """One device at work."""
 
     def __init__(
-        self, who: Identity, link: Link, outbox: Outbox, trainer: Trainer, clock: Callable[[], float], journal: Path
+        self,
+        who: Identity,
+        link: Link,
+        outbox: Outbox,
+        trainer: Trainer,
+        clock: Callable[[], float],
+        journal: Path,
     ) -> None:
         """Pick up where the outbox says we were. `clock` gives seconds; `journal` gets a line of JSON per receipt."""
         self.who, self.link, self.outbox, self.trainer = who, link, outbox, trainer
@@ -93,7 +99,9 @@ class Client:
         if pending:
             log.info("%d update(s) in the outbox are sent again", len(pending))
         work = (pending[-1].round, pending[-1].theta) if pending else outbox.finished()
-        self.session = Session(who.job, who.device, who.spec.digest, who.spec.d, now=clock(), pending=pending, work=work)
+        self.session = Session(
+            who.job, who.device, who.spec.digest, who.spec.d, now=clock(), pending=pending, work=work
+        )
         self._carry_out(start(self.session))
 
     def feed(self, event: Event) -> None:
@@ -175,5 +183,3 @@ def read_journal(path: Path) -> list[dict[str, object]]:
     if not path.exists():
         return []
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-

@@ -128,7 +128,7 @@ Effect: TypeAlias = Greet | Subscribe | Unsubscribe | Train | Cancel | Save | Se
 
 @dataclass(frozen=True)
 class Pending:
-    """An update without a receipt: `due` when to send it again (0: as soon as possible), `wait` the pause after that."""
+    """An update without a receipt: `due` when to send it again (0: at once), `wait` the pause after that."""
 
     round: int
     theta: bytes
@@ -228,20 +228,21 @@ def _received(session: Session, topic: str, payload: bytes) -> Step:
 
 def _announced(session: Session, announce: Announce) -> Step:
     effects: list[Effect] = []
-    if announce.model != session.model:
-        theirs, ours = announce.model.hex()[:12], session.model.hex()[:12]
-        text = f"job {session.job} trains model {theirs}, our bundle is model {ours}: not taking part"
-        changed = session.announce is None or session.announce.model != announce.model
-        return replace(session, announce=announce), [Say(text)] if changed else []
+    ours = announce.model == session.model
+    if not ours and (session.announce is None or session.announce.model != announce.model):
+        text = f"job {session.job} trains model {announce.model.hex()[:12]}, our bundle is model {session.model.hex()[:12]}"
+        effects.append(Say(f"{text}: not taking part"))
     wanted = (announce.round, announce.theta)
-    if session.work is not None and session.work != wanted:
-        # Whatever we were doing for another round, or for other probabilities, nobody wants any more.
+    if session.work is not None and (session.work != wanted or not ours):
+        # Whatever we were doing for another round, probabilities or model, nobody wants any more.
         effects += _stop_fetching(session)
         effects += [Cancel()] if session.training else []
         session = replace(session, fetching=False, training=False, assembly=None, work=None)
     session = replace(session, announce=announce)
     if announce.phase is Phase.DONE:
         return _maybe_finish(session, effects)
+    if not ours:
+        return session, effects
     if announce.phase is Phase.WAITING:
         return session, [*effects, Say(f"waiting: {announce.text}")]
     asked = not announce.selected or session.device in announce.selected
@@ -259,8 +260,11 @@ def _announced(session: Session, announce: Announce) -> Step:
 def _theta_chunk(session: Session, announce: Announce, chunk: Chunk) -> Step:
     if chunk.transfer != announce.transfer:
         return session, []
-    # Sixteen bits a weight is more than any levels need; a larger transfer is not probabilities.
-    assembly = session.assembly.add(chunk) if session.assembly else begin(chunk, 2 * session.d + (1 << 16))
+    assembly = session.assembly
+    if assembly is None or (assembly.first.transfer, assembly.first.size) != (chunk.transfer, chunk.size):
+        # Sixteen bits a weight is more than any levels need; a larger transfer is not probabilities.
+        assembly = begin(chunk, 2 * session.d + (1 << 16))
+    assembly = assembly.add(chunk)
     if not assembly.complete:
         return replace(session, assembly=assembly, fetch_due=session.now + FETCH_SECONDS), []
     effects = _stop_fetching(session)

@@ -61,7 +61,8 @@ def train(
             correct += result.correct
     if not np.isfinite(state.scores).all():
         raise DivergedError("mask scores are no longer finite numbers; is the learning rate too high?")
-    probability = 1 / (1 + np.exp(-state.scores))
+    with np.errstate(over="ignore"):  # a score far below zero is a probability of zero
+        probability = (1 / (1 + np.exp(-state.scores))).astype(np.float32, copy=False)
     return Outcome(sample(probability, rng), losses / n, correct)
 
 

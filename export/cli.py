@@ -45,9 +45,7 @@ A device that runs out of memory wants a smaller --batch: memory grows with it, 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     parser.add_argument("model", metavar="MODEL", help="a name from the zoo, or package.module:factory")
-    parser.add_argument(
-        "-o", "--output", required=True, type=Path, metavar="FILE", help="the bundle to write"
-    )
+    parser.add_argument("-o", "--output", required=True, type=Path, metavar="FILE", help="the bundle to write")
     parser.add_argument("--input", type=_integers, metavar="C,H,W", help="shape of one example (zoo: known)")
     parser.add_argument("--classes", type=int, metavar="N", help="number of classes (zoo: known)")
     parser.add_argument("--name", metavar="NAME", help="the model's name [a-z0-9-] (default: the factory's)")
@@ -64,9 +62,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="LOW,HIGH",
         help="raw input values that become -1 and 1 (default 0,255; write --range=-1,1 if LOW is negative)",
     )
-    parser.add_argument(
-        "--batch", type=int, default=128, metavar="N", help="examples per training step (default 128)"
-    )
+    parser.add_argument("--batch", type=int, default=128, metavar="N", help="examples per training step (default 128)")
     parser.add_argument(
         "--scale",
         choices=("kaiming", "paper"),
@@ -120,13 +116,9 @@ def _find(options: argparse.Namespace) -> tuple[Callable[[], Any], tuple[int, ..
         shape, classes = options.input or entry.input, options.classes or entry.classes
         return entry.factory, shape, classes, options.name or options.model
     if options.input is None or options.classes is None:
-        raise UserError(
-            "a model of your own needs --input (shape of one example, like 1,28,28) and --classes"
-        )
+        raise UserError("a model of your own needs --input (shape of one example, like 1,28,28) and --classes")
     factory = _import(options.model)
-    name = options.name or options.model.partition(":")[2].rpartition(".")[2].lower().replace("_", "-").strip(
-        "-"
-    )
+    name = options.name or options.model.partition(":")[2].rpartition(".")[2].lower().replace("_", "-").strip("-")
     return factory, options.input, options.classes, name
 
 
@@ -142,21 +134,15 @@ def _import(path: str) -> Callable[[], Any]:
     except ModuleNotFoundError as error:
         parents = [module_name.rsplit(".", i)[0] for i in range(module_name.count(".") + 1)]
         if error.name in parents:
-            raise UserError(
-                f"no module {error.name!r} in {Path.cwd()} or among the installed packages"
-            ) from None
+            raise UserError(f"no module {error.name!r} in {Path.cwd()} or among the installed packages") from None
         raise UserError(f"importing {module_name} needs {error.name}, which is not installed") from None
     # A user's module can fail in any way at all; what it said is what helps.
     except Exception as error:
         raise UserError(f"importing {module_name} failed: {type(error).__name__}: {error}") from None
     for part in attribute.split("."):
         if not hasattr(found, part):
-            public = [
-                name for name in vars(found) if not name.startswith("_") and callable(getattr(found, name))
-            ]
-            raise UserError(
-                f"{module_name} has no {attribute!r}; it has {', '.join(public) or 'nothing to call'}"
-            )
+            public = [name for name in vars(found) if not name.startswith("_") and callable(getattr(found, name))]
+            raise UserError(f"{module_name} has no {attribute!r}; it has {', '.join(public) or 'nothing to call'}")
         found = getattr(found, part)
     if not callable(found):
         raise UserError(f"{path} is no factory but a {type(found).__name__}; name what makes the model")
@@ -246,9 +232,7 @@ def _seed(text: str) -> int:
     try:
         seed = int(text, 0)
     except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"an integer or 0x and hexadecimal digits expected, found {text!r}"
-        ) from None
+        raise argparse.ArgumentTypeError(f"an integer or 0x and hexadecimal digits expected, found {text!r}") from None
     if not 0 <= seed < 1 << 64:
         raise argparse.ArgumentTypeError(f"a seed is 0 .. 2**64 - 1, found {text}")
     return seed

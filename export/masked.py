@@ -33,11 +33,14 @@ def forward(spec: ModelSpec, x: Tensor, flat: Tensor) -> Tensor:
 
 
 class Masked:
-    """Scores [d] in training: `step` is one Adam step, `scores.grad` the gradient it followed."""
+    """Scores [d] in training: `step` is one Adam step, `scores.grad` the gradient it followed.
+
+    In the scores' precision: float64 makes it the judge between two programs in float32.
+    """
 
     def __init__(self, spec: ModelSpec, scores: Tensor, rate: float) -> None:
         self.spec = spec
-        self.w = torch.from_numpy(spec.weights())
+        self.w = torch.from_numpy(spec.weights()).to(scores.dtype)
         self.scores = scores.detach().clone().requires_grad_()
         self.adam = torch.optim.Adam([self.scores], lr=rate)
 
@@ -45,7 +48,7 @@ class Masked:
         """Mean loss (nats) and correct predictions, both before the step; the mask is noise < theta."""
         theta = self.scores.sigmoid()
         # The value of the mask, the derivative of theta.
-        mask = (noise < theta).float() + (theta - theta.detach())
+        mask = (noise < theta).to(theta.dtype) + (theta - theta.detach())
         logits = forward(self.spec, x, self.w * mask)
         loss = F.cross_entropy(logits, y)
         self.adam.zero_grad()

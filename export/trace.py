@@ -14,7 +14,6 @@ from typing import Any, Final
 
 import torch
 from torch import fx, nn
-from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn import functional as F
 
 from seedmask.errors import SpecError, UserError
@@ -74,9 +73,7 @@ def trace(
         graph = fx.symbolic_trace(model)
     # Whatever a model's own code raises under tracing (control flow, len(), numpy) has the same remedy.
     except Exception as error:
-        raise UserError(
-            f"cannot follow {type(model).__name__}.forward(): {error}\nsupported: {SUPPORTED}"
-        ) from None
+        raise UserError(f"cannot follow {type(model).__name__}.forward(): {error}\nsupported: {SUPPORTED}") from None
     graph.graph.eliminate_dead_code()
     chain = _chain(graph)
     layers, tensors = _layers(graph, chain, SCALES[scale])
@@ -91,17 +88,13 @@ def _chain(graph: fx.GraphModule) -> list[fx.Node]:
     """The nodes that compute, first to last, each fed by the one before it alone; else UserError."""
     inputs = [node for node in graph.graph.nodes if node.op == "placeholder"]
     if len(inputs) != 1:
-        raise UserError(
-            f"forward() takes one tensor, found {len(inputs)}: {', '.join(n.name for n in inputs)}"
-        )
+        raise UserError(f"forward() takes one tensor, found {len(inputs)}: {', '.join(n.name for n in inputs)}")
     chain, last = [], inputs[0]
     for node in graph.graph.nodes:
         if node.op == "placeholder" or _is_size(node):
             continue
         if node.op == "get_attr":
-            if not any(
-                user.op == "call_function" and user.target in (F.linear, F.conv2d) for user in node.users
-            ):
+            if not any(user.op == "call_function" and user.target in (F.linear, F.conv2d) for user in node.users):
                 raise _refusal(f"the tensor self.{node.target}", "only layers may hold numbers")
             continue
         feeds = [n for n in node.all_input_nodes if n.op != "get_attr" and not _is_size(n)]
@@ -238,25 +231,40 @@ def _of_call(graph: fx.GraphModule, node: fx.Node) -> Layer | None:
     raise _refusal(place, _ADVICE.get(what, ""))
 
 
+class _Shapes(fx.Interpreter):
+    """Runs the graph and remembers the shape of every tensor on the way."""
+
+    def __init__(self, graph: fx.GraphModule) -> None:
+        super().__init__(graph)
+        self.of: dict[fx.Node, Shape] = {}
+
+    def run_node(self, node: fx.Node) -> Any:
+        """Compute one node."""
+        result = super().run_node(node)
+        if isinstance(result, torch.Tensor):
+            self.of[node] = tuple(result.shape)
+        return result
+
+
 def _check_shapes(graph: fx.GraphModule, chain: list[fx.Node], input_shape: Shape, classes: int) -> None:
     """Run zeros through the model: UserError where a shape does not fit or a reshape is no Flatten."""
+    shapes, failure = _Shapes(graph), ""
     kind = next((p.dtype for p in graph.parameters()), torch.float32)
     try:
         with torch.no_grad():
-            ShapeProp(graph).propagate(torch.zeros((_PROBE, *input_shape), dtype=kind))
+            shapes.run(torch.zeros((_PROBE, *input_shape), dtype=kind))
     # torch reports a shape that does not fit as one of several kinds of error.
     except Exception as error:
-        reached = next((node for node in chain if "tensor_meta" not in node.meta), chain[-1])
-        text = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"an input of {list(input_shape)} does not fit at {_place(graph, reached)}: {text}"
-        ) from None
+        failure = str(error).strip().splitlines()[0]
     before: Shape = (_PROBE, *input_shape)
     for node in chain:
-        after = tuple(node.meta["tensor_meta"].shape)
+        if node not in shapes.of:
+            place = _place(graph, node)
+            raise UserError(f"an input of {list(input_shape)} does not fit at {place}: {failure}")
+        after = shapes.of[node]
         if _what(graph, node) in _RESHAPES and after != (_PROBE, math.prod(before[1:])):
-            shapes = f"{_example(before)} becomes {_example(after)}"
-            raise _refusal(_place(graph, node), f"{shapes}; only flattening each example is")
+            turn = f"{_example(before)} becomes {_example(after)}"
+            raise _refusal(_place(graph, node), f"{turn}; only flattening each example is")
         before = after
     if before != (_PROBE, classes):
         raise UserError(f"an example gives {_example(before)}, not one number for each of {classes} classes")

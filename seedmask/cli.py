@@ -7,6 +7,8 @@ Exit status: 0 done, 1 the work failed, 2 something the caller can mend (bad arg
 from __future__ import annotations
 
 import argparse
+import difflib
+import functools
 import importlib.metadata
 import os
 import sys
@@ -17,28 +19,38 @@ from seedmask.errors import UserError
 from seedmask.io.commands import Command
 
 GROUP = "seedmask.commands"
+_FORMAT = functools.partial(argparse.RawDescriptionHelpFormatter, max_help_position=28)
 
 
-def commands() -> dict[str, Command]:
-    """Every sub-command that an installed distribution announces, whether its packages are here or not."""
-    found = [entry.load() for entry in importlib.metadata.entry_points(group=GROUP)]
+def commands(wanted: str | None = None) -> dict[str, Command]:
+    """Every sub-command that an installed distribution announces, whether its packages are here or not.
+
+    Only `wanted`, if it is one of them: a device that runs the client need not load the simulator first.
+    """
+    entries = importlib.metadata.entry_points(group=GROUP)
+    found = [entry.load() for entry in (entries.select(name=wanted) if wanted else ()) or entries]
     return {command.name: command for command in sorted(found, key=lambda command: command.name)}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one sub-command; the value is the exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    known = commands()
+    known = commands(arguments[0] if arguments else None)
     usable = {name: command for name, command in known.items() if not command.missing}
     absent = {name: command for name, command in known.items() if command.missing}
     if arguments and arguments[0] in absent:
         command = absent[arguments[0]]
         print(
-            f"seedmask {command.name} needs {', '.join(command.missing)}, which this machine does not have.\n"
-            f"    pip install 'seedmask[{command.extra}]'",
+            f"seedmask {command.name} needs {', '.join(command.missing)}, which this machine does not have:\n"
+            f"    pip install 'seedmask[{command.extra}]'      (in a clone: pip install '.[{command.extra}]')",
             file=sys.stderr,
         )
         return 3
+    if arguments and arguments[0] not in known and not arguments[0].startswith("-"):
+        near = difflib.get_close_matches(arguments[0], known, 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
+        print(f"seedmask: no command {arguments[0]!r}; {hint}", file=sys.stderr)
+        return 2
     options = _parser(usable, absent).parse_args(arguments)
     try:
         return usable[options.command].run(options)
@@ -60,7 +72,7 @@ def _parser(usable: dict[str, Command], absent: dict[str, Command]) -> argparse.
         prog="seedmask",
         description="Train one network across small machines over MQTT, sending masks and never a weight.",
         epilog="\n".join(["not installed on this machine:", *others]) if others else None,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_FORMAT,
     )
     parser.add_argument("--version", action="version", version=f"seedmask {__version__}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="command", title="commands")
@@ -69,7 +81,7 @@ def _parser(usable: dict[str, Command], absent: dict[str, Command]) -> argparse.
             command.name,
             help=command.summary,
             description=command.summary,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            formatter_class=_FORMAT,
         )
         command.add_arguments(sub)
     return parser

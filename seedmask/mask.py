@@ -67,13 +67,14 @@ class Theta:
 
     def probability(self) -> F32:
         """Probabilities, float32 [d]; for use at home, never on the wire."""
-        return self.q16().astype(np.float32) / np.float32(ONE)
+        out: F32 = self.q16().astype(np.float32) / np.float32(ONE)
+        return out
 
     def logit(self) -> F32:
         """Mask scores s with sigmoid(s) = theta, float32 [d]; where a device starts its round."""
         p = table(self.top, self.clamp).astype(np.float64) / ONE
-        scores: F32 = np.log(p / (1 - p)).astype(np.float32)
-        return scores[self.level]
+        scores: F32 = np.log(p / (1 - p)).astype(np.float32)[self.level]
+        return scores
 
     def threshold(self) -> Mask:
         """The mask of the finished model: 1 where theta is at least one half, uint8 [d]."""

@@ -1,4 +1,4 @@
-"""The finished model: a spec (with its seed) and one coded mask. What a job leaves behind, ready to deploy.  PROTOCOL 9.2.
+"""The finished model: a spec (with its seed) and one coded mask, what a job leaves behind.  PROTOCOL 9.2.
 
 "SMM1" | u32 length, canonical spec | u8 mask codec | u32 length, mask | SHA-256 of all before. The mask is coded under
 even probabilities by whichever codec is shorter, since a reader holds no others.

@@ -187,7 +187,7 @@ def from_json(data: bytes) -> ModelSpec:
         spec = _build(json.loads(data))
     except SpecError:
         raise
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError, struct.error) as error:
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError, OverflowError, struct.error) as error:
         raise SpecError(f"not a model spec: {error!r}") from None
     if spec.canonical() != data:
         raise SpecError("the spec's JSON is not in canonical form")
@@ -206,11 +206,12 @@ def _build(value: dict[str, Any]) -> ModelSpec:
         if kind is None:
             raise SpecError(f"unknown layer {item['op']!r}; known: {', '.join(_LAYERS)}")
         layers.append(kind(**attributes))
+    low, high = value["range"]
     return ModelSpec(
         name=value["name"],
         seed=int(value["seed"], 16),
         input=tuple(value["input"]),
-        range=(value["range"][0], value["range"][1]),
+        range=(low, high),
         classes=value["classes"],
         layers=tuple(layers),
         tensors=tuple(Tensor(t["name"], tuple(t["shape"]), t["scale"]) for t in value["tensors"]),

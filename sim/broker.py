@@ -86,7 +86,9 @@ class MemoryBroker:
 class MemoryLink:
     """A Link that hands each event to `deliver` at its time, since virtual programs do not wait in `receive`."""
 
-    def __init__(self, broker: MemoryBroker, wire: Wire, deliver: Callable[[Event], None], will: Will | None = None) -> None:
+    def __init__(
+        self, broker: MemoryBroker, wire: Wire, deliver: Callable[[Event], None], will: Will | None = None
+    ) -> None:
         """Connected from the next event on."""
         self.broker, self.wire, self.deliver, self.will = broker, wire, deliver, will
         self.topics: list[str] = []

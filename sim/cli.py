@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from aggregator.config import RunConfig, Rounds, WorkSettings
+from aggregator.config import Rounds, RunConfig, WorkSettings
 from edge_client.data import Dataset, check
 from edge_client.runtimes import Runtime, names, open_runtime
 from seedmask import bundle as bundles
@@ -29,7 +29,6 @@ from sim.evaluate import Accuracy, accuracy
 from sim.fleet import Faults, Fleet
 from sim.pool import Pool
 from sim.processes import ProcessFleet
-from sim.screen import Screen
 
 BATCH = 128
 
@@ -54,8 +53,16 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     fleet.add_argument("--runtime", default="onnxruntime", choices=names(), help="what trains (onnxruntime)")
     fleet.add_argument("--threads", type=int, default=1, metavar="N", help="threads per training (1)")
     fleet.add_argument("--broker", metavar="HOST:PORT", help="use this broker instead of starting one")
-    fleet.add_argument("--crash", type=float, default=0.0, metavar="P", help="virtual: chance to die in a round's training")
-    fleet.add_argument("--cut", type=float, default=0.0, metavar="P", help="virtual: chance to lose the connection in a round")
+    fleet.add_argument(
+        "--crash", type=float, default=0.0, metavar="P", help="virtual: chance to die in a round's training"
+    )
+    fleet.add_argument(
+        "--cut",
+        type=float,
+        default=0.0,
+        metavar="P",
+        help="virtual: chance to lose the connection in a round",
+    )
     data = parser.add_argument_group("model and data")
     data.add_argument("--model", default="mlp", metavar="NAME", help="mlp or conv4 (mlp); for your own see --bundle")
     data.add_argument("--bundle", type=Path, metavar="FILE", help="a bundle of `seedmask export` instead of --model")
@@ -63,7 +70,13 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument("--data", type=Path, metavar="DIR", help="folder with the four Fashion-MNIST files")
     data.add_argument("--split", default="iid", metavar="HOW", help="iid or c_max:<classes per device> (iid)")
     data.add_argument("--images", type=int, default=2000, metavar="N", help="training images per device, 0: all (2000)")
-    data.add_argument("--eval-images", type=int, default=2000, metavar="N", help="test images after each round, 0: all (2000)")
+    data.add_argument(
+        "--eval-images",
+        type=int,
+        default=2000,
+        metavar="N",
+        help="test images after each round, 0: all (2000)",
+    )
     work = parser.add_argument_group("job")
     work.add_argument("--rounds", type=int, default=20, metavar="N", help="rounds (20)")
     work.add_argument("--epochs", type=int, default=3, metavar="N", help="passes over a device's data per round (3)")
@@ -75,7 +88,13 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     work.add_argument("--deadline", type=float, default=600.0, metavar="S", help="seconds per round (600)")
     out = parser.add_argument_group("output")
     out.add_argument("--seed", type=int, metavar="N", help="of the model, the split and all virtual chance (random)")
-    out.add_argument("--out", type=Path, default=Path("out/simulate"), metavar="DIR", help="folder for everything (out/simulate)")
+    out.add_argument(
+        "--out",
+        type=Path,
+        default=Path("out/simulate"),
+        metavar="DIR",
+        help="folder for everything (out/simulate)",
+    )
     out.add_argument("--json", type=Path, metavar="FILE", help="also write the summary here")
 
 
@@ -92,6 +111,8 @@ class _Setup:
 
 
 def _run(options: argparse.Namespace) -> int:
+    from sim.screen import Screen  # needs rich, which a device does not have
+
     setup = _setup(options)
     _clear(options.out)
     write_atomic(options.out / "model.bundle", bundles.to_bytes(setup.bundle))
@@ -110,7 +131,12 @@ def _run(options: argparse.Namespace) -> int:
         def closed(record: dict[str, Any], theta: Theta, seconds: float) -> None:
             reached = accuracy(setup.runtime, spec, setup.eval_set, theta, rng)
             row = report.Row(
-                record["round"], seconds, record["updates"], reached, record["train_loss"], record["update_bytes"]
+                record["round"],
+                seconds,
+                record["updates"],
+                reached,
+                record["train_loss"],
+                record["update_bytes"],
             )
             rows.append(row)
             thetas[:] = [theta]
@@ -165,7 +191,9 @@ def _export(model: str, seed: int) -> Bundle:
             f"--model needs {error.name} to export the network: pip install 'seedmask[export]', or pass --bundle"
         ) from None
     if model not in ZOO:
-        raise UserError(f"no network called {model!r}; there are {', '.join(ZOO)}; for your own, export it and pass --bundle")
+        raise UserError(
+            f"no network called {model!r}; there are {', '.join(ZOO)}; for your own, export it and pass --bundle"
+        )
     entry = ZOO[model]
     spec = trace(entry.factory(), model, seed, entry.input, (0, 255), entry.classes, "kaiming")
     return make_bundle(spec, BATCH)
@@ -235,7 +263,11 @@ def _processes(options: argparse.Namespace, setup: _Setup, closed: Closed, waiti
     if fleet.restarts:
         print(f"{fleet.restarts} process(es) died and were started again", file=sys.stderr)
     up, down = fleet.traffic()
-    return seconds, report.Traffic(up, down, "kernel: TCP bytes of every device's connection"), fleet.broker_name
+    return (
+        seconds,
+        report.Traffic(up, down, "kernel: TCP bytes of every device's connection"),
+        fleet.broker_name,
+    )
 
 
 def _address(text: str | None) -> tuple[str, int] | None:

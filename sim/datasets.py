@@ -7,11 +7,11 @@ Kaynak, UCI; 1,797 images of 8x8, enlarged to 28x28 so that every network here t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from edge_client.data import Dataset
 from edge_client.data.idx import read
@@ -20,7 +20,12 @@ from seedmask.errors import UserError
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 NAMES = ("auto", "fashion-mnist", "digits")
 
-_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+_FILES = (
+    "train-images-idx3-ubyte",
+    "train-labels-idx1-ubyte",
+    "t10k-images-idx3-ubyte",
+    "t10k-labels-idx1-ubyte",
+)
 _SOURCE = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
 _MD5 = {
     "train-images-idx3-ubyte.gz": "md5:8d4fb7e6c68d591d4c3dfef9ec88bf0d",
@@ -85,7 +90,7 @@ def _fetch() -> Path | None:
 
     store = pooch.create(path=pooch.os_cache("seedmask"), base_url=_SOURCE, registry=_MD5)
     try:
-        return Path([store.fetch(file) for file in _MD5][0]).parent
+        return [Path(store.fetch(file)).parent for file in _MD5].pop()
     except (OSError, ValueError):  # no network; or something else answered, with other bytes
         return None
 
@@ -102,6 +107,6 @@ def _digits() -> Images:
     return Images("digits", "scikit-learn", Dataset(x[train], y[train]), Dataset(x[test], y[test]))
 
 
-def subset(data: Dataset, pick: Sequence[int] | np.ndarray) -> Dataset:  # type: ignore[type-arg]
+def subset(data: Dataset, pick: npt.NDArray[np.int64]) -> Dataset:
     """Only the examples at `pick`."""
     return Dataset(data.x[pick], data.y[pick])

@@ -11,7 +11,6 @@ import shutil
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -43,7 +42,7 @@ Closed = Callable[[dict[str, object], Theta, float], None]
 
 @dataclass(frozen=True)
 class Faults:
-    """Chances, per device and round, that it loses its connection for CUT_SECONDS, or dies in training and starts again."""
+    """Chances, per device and round: to lose the connection for CUT_SECONDS, to die in training and start again."""
 
     cut: float = 0.0
     crash: float = 0.0
@@ -203,4 +202,3 @@ class Fleet:
         """Bytes sent and received by all devices."""
         totals = [device.total() for device in self.devices]
         return sum(up for up, _ in totals), sum(down for _, down in totals)
-

@@ -115,7 +115,11 @@ class ProcessFleet:
         run = f'job = "{self.job}"\nbundle = {bundle}\nstate_dir = "."\n\n{self.settings}\n{address}'
         write_atomic(home / "run.toml", run.encode())
         self._all.append(
-            _Process("aggregator", ["aggregator", "run", "--config", str(home / "run.toml")], self.folder / "aggregator.log")
+            _Process(
+                "aggregator",
+                ["aggregator", "run", "--config", str(home / "run.toml")],
+                self.folder / "aggregator.log",
+            )
         )
         for index, part in enumerate(self.parts):
             name = f"device-{index:03d}"

@@ -43,7 +43,9 @@ class Screen:
             print("  ".join(f"{name:>11}" for name in _HEAD), flush=True)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._console.is_terminal:
             self._live.stop()
             self._console.print(self._table(self._rows))

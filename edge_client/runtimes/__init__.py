@@ -80,9 +80,7 @@ def check_step(bundle: Bundle, x: F32, y: I64, state: State, noise: F32, rate: f
     if x.shape != (n, *spec.input):
         raise ValueError(f"x is [{n}, {', '.join(map(str, spec.input))}], found {list(x.shape)}")
     if y.ndim != 1 or int(y.min()) < 0 or int(y.max()) >= spec.classes:
-        raise ValueError(
-            f"y is {n} classes in 0 .. {spec.classes - 1}, found {int(y.min())} .. {int(y.max())}"
-        )
+        raise ValueError(f"y is {n} classes in 0 .. {spec.classes - 1}, found {int(y.min())} .. {int(y.max())}")
     for name, vector in (("scores", state.scores), ("m", state.m), ("v", state.v), ("noise", noise)):
         if vector.shape != (spec.d,):
             raise ValueError(f"{name} is [{spec.d}], found {list(vector.shape)}")

@@ -1,9 +1,9 @@
 """ONNX graphs of a masked network: init (seed -> weights), step (one training step) and eval (logits).
 
 Plain inference graphs, so that every onnxruntime there is can train: opset 18, IR 8, domain ai.onnx only,
-built with onnx.helper. What the step computes stands in `export.graph`; here is how each of its operations is
-spelled, and for the gradient of a convolution which of several spellings onnxruntime runs fastest on a CPU
-(`bench/step.py`).
+built with onnx.helper (onnxscript's optimiser deletes Adam's epsilon). What the step computes stands in
+`export.graph`; here is how each operation is spelled, and for a convolution's gradients the spelling that
+onnxruntime's CPU runs fastest.
 """
 
 from __future__ import annotations
@@ -75,9 +75,7 @@ class Graph:
 
     def input(self, name: Name, dtype: Any, shape: Sequence[Dim]) -> Name:
         """Declare an input."""
-        self.inputs.append(
-            helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), shape)
-        )
+        self.inputs.append(helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), shape))
         return name
 
     def output(self, name: Name, value: Name, dtype: Any, shape: Sequence[Dim]) -> None:
@@ -171,15 +169,11 @@ class OnnxOps(Ops[Name]):
         pads = [*layer.padding, *layer.padding]
         return self.g("Conv", x, weight, *([bias] if bias else []), strides=layer.stride, pads=pads)
 
-    def conv_dx(
-        self, dy: Name, weight: Name, layer: Conv2d, kernel: Shape, before: Shape, after: Shape
-    ) -> Name:
+    def conv_dx(self, dy: Name, weight: Name, layer: Conv2d, kernel: Shape, before: Shape, after: Shape) -> Name:
         """ConvTranspose; what a stride leaves over at the far edges is its output_padding."""
         over = [
             h + 2 * p - k - (q - 1) * s
-            for h, p, k, q, s in zip(
-                before[1:], layer.padding, kernel[2:], after[1:], layer.stride, strict=True
-            )
+            for h, p, k, q, s in zip(before[1:], layer.padding, kernel[2:], after[1:], layer.stride, strict=True)
         ]
         pads = [*layer.padding, *layer.padding]
         return self.g("ConvTranspose", dy, weight, strides=layer.stride, pads=pads, output_padding=over)
@@ -343,9 +337,7 @@ def init_graph(spec: ModelSpec) -> bytes:
     """key int64 [2], from `seedmask.seed.weights_key` -> w float32 [d], bit for bit spec.weights()."""
     g, count = Graph(), (spec.d + 31) // 32
     stream = _threefry_words(g, g.input("key", np.int64, [2]), (count + 1) // 2)
-    bits = g(
-        "BitwiseAnd", g("Reshape", stream, g.ints(-1, 1)), g.const([1 << b for b in range(32)], np.uint32)
-    )
+    bits = g("BitwiseAnd", g("Reshape", stream, g.ints(-1, 1)), g.const([1 << b for b in range(32)], np.uint32))
     flat = g(
         "Reshape",
         g("Where", g.cast(bits, np.bool_), g.const(-1, np.float32), g.const(1, np.float32)),

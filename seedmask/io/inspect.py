@@ -32,7 +32,8 @@ def _run(options: argparse.Namespace) -> int:
     print(f"input     {shape}, values {facts['range'][0]} .. {facts['range'][1]}; {facts['classes']} classes")
     print(f"weights   {facts['parameters']:,}, none stored")
     for row in facts["tensors"]:
-        print(f"          {row['name']:<16}{'x'.join(map(str, row['shape'])):<16}{row['size']:>11,}  +-{row['constant']:.6g}")
+        shape = "x".join(map(str, row["shape"]))
+        print(f"          {row['name']:<16}{shape:<16}{row['size']:>11,}  +-{row['constant']:.6g}")
     print(f"layers    {' -> '.join(facts['layers'])}")
     if "batch" in facts:
         print(f"batch     {facts['batch']} examples per training step")
@@ -81,7 +82,9 @@ def _of_spec(spec: ModelSpec, data: bytes) -> dict[str, Any]:
         "classes": spec.classes,
         "parameters": spec.d,
         "layers": [layer.op for layer in spec.layers],
-        "tensors": [{"name": t.name, "shape": list(t.shape), "size": t.size, "constant": t.constant} for t in spec.tensors],
+        "tensors": [
+            {"name": t.name, "shape": list(t.shape), "size": t.size, "constant": t.constant} for t in spec.tensors
+        ],
     }
 
 

@@ -20,11 +20,13 @@ import time
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import paho.mqtt.client as paho
+from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
+from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from seedmask.chunks import CHUNK_BYTES
 from seedmask.errors import UserError
@@ -34,12 +36,13 @@ WINDOW: Final = 8
 """Messages in flight: window x chunk / slowest rate must stay below the keepalive (60 s: fine above 8 kB/s)."""
 SESSION_SECONDS: Final = 24 * 3600
 _TOO_LARGE: Final = 0x95
+_QOS1: Final = SubscribeOptions(qos=1)
 _HEADROOM: Final = 512  # topic, properties and our frame around a chunk
 
 
 @dataclass(frozen=True)
 class Broker:
-    """How to reach a broker. `tls` turns on TLS with the system's certificate authorities; `ca`, `cert`, `key` imply it."""
+    """How to reach a broker. `tls`: with the system's certificate authorities; `ca`, `cert` and `key` imply it."""
 
     host: str = "127.0.0.1"
     port: int = 1883
@@ -76,9 +79,17 @@ class _Acked:
 
 
 @dataclass(frozen=True)
+class _Subscribed:
+    mid: int | None
+
+
+@dataclass(frozen=True)
 class _Down:
     code: int
     text: str
+
+
+_Happened: TypeAlias = _Up | _Acked | _Subscribed | _Down | Received | Refused
 
 
 @dataclass(frozen=True)
@@ -94,12 +105,13 @@ class MqttLink:
     def __init__(self, broker: Broker, client_id: str, will: Will | None = None) -> None:
         """Start connecting in the background. Raises UserError where files or passwords cannot be read."""
         self._broker = broker
-        self._events: queue.SimpleQueue[_Up | _Acked | _Down | Received | Refused] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[_Happened] = queue.SimpleQueue()
         self._waiting: deque[_Outgoing] = deque()
         self._flying: dict[int, _Outgoing] = {}
         self._topics: list[str] = []
         self._up = False
         self._ever_up = False
+        self._awaited: int | None = None  # the subscription that a new connection waits for
         self._silent_drops = 0  # connections that ended before the broker said a word
         self._window = WINDOW
         self._packet_limit = 1 << 28
@@ -110,13 +122,13 @@ class MqttLink:
         self._start()
 
     def _make(self, client_id: str, will: Will | None) -> paho.Client:
-        client = paho.Client(paho.CallbackAPIVersion.VERSION2, client_id=client_id, protocol=paho.MQTTv5)
+        client = paho.Client(CallbackAPIVersion.VERSION2, client_id=client_id, protocol=paho.MQTTv5)
         client.suppress_exceptions = True
         client.max_inflight_messages_set(WINDOW)
         # Without jitter a fleet that lost its broker comes back in one instant.
         client.reconnect_delay_set(1, random.randint(30, 60))
         if will is not None:
-            delayed = Properties(PacketTypes.WILLMESSAGE)
+            delayed = Properties(PacketTypes.WILLMESSAGE)  # type: ignore[no-untyped-call]
             delayed.WillDelayInterval = 5  # a quick reconnection is not a departure
             client.will_set(will.topic, will.payload, qos=1, retain=True, properties=delayed)
         if self._broker.username is not None:
@@ -128,16 +140,21 @@ class MqttLink:
         client.on_disconnect = self._on_disconnect
         client.on_message = self._on_message
         client.on_publish = self._on_publish
+        client.on_subscribe = self._on_subscribe
         client.on_socket_open = self._on_socket_open
         client.on_socket_close = self._on_socket_close
         return client
 
     def _start(self) -> None:
-        properties = Properties(PacketTypes.CONNECT)
+        properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
         properties.SessionExpiryInterval = SESSION_SECONDS
         properties.ReceiveMaximum = 64
         self._client.connect_async(
-            self._broker.host, self._broker.port, self._broker.keepalive, clean_start=False, properties=properties
+            self._broker.host,
+            self._broker.port,
+            self._broker.keepalive,
+            clean_start=False,
+            properties=properties,
         )
         before = {thread.ident for thread in threading.enumerate()}
         self._client.loop_start()
@@ -167,6 +184,9 @@ class MqttLink:
     def _on_publish(self, client: Any, userdata: Any, mid: int, code: Any, properties: Any) -> None:
         self._events.put(_Acked(mid, code.value, str(code)))
 
+    def _on_subscribe(self, client: Any, userdata: Any, mid: int, codes: Any, properties: Any) -> None:
+        self._events.put(_Subscribed(mid))
+
     def _on_socket_open(self, client: Any, userdata: Any, sock: Any) -> None:
         with self._socket_lock:
             self._socket = sock
@@ -184,7 +204,7 @@ class MqttLink:
         if topic not in self._topics:
             self._topics.append(topic)
             if self._up:
-                self._client.subscribe(topic, qos=1)
+                self._client.subscribe(topic, options=_QOS1)
 
     def unsubscribe(self, topic: str) -> None:
         """See Link."""
@@ -216,7 +236,7 @@ class MqttLink:
             if seen is not None:
                 return seen
 
-    def _handle(self, event: _Up | _Acked | _Down | Received | Refused) -> Event | None:
+    def _handle(self, event: _Happened) -> Event | None:
         if isinstance(event, Received | Refused):
             return event
         if isinstance(event, _Acked):
@@ -229,17 +249,22 @@ class MqttLink:
             self._packet_limit, self._window = event.packet_limit, event.window
             # A session from an earlier life of this process has its subscriptions, but what was retained reached
             # that life, not this one; and after a broker's restart there is no session at all.
-            if not event.session or not self._ever_up:
-                for topic in self._topics:
-                    self._client.subscribe(topic, qos=1)
+            again = bool(self._topics) and not (event.session and self._ever_up)
             self._up = self._ever_up = True
             self._silent_drops = 0
             self._pump()
-            return Connected()
+            if not again:
+                return Connected()
+            # Connected promises that subscriptions are in place, so it waits for the broker's word.
+            _, self._awaited = self._client.subscribe([(topic, _QOS1) for topic in self._topics])
+            return None
+        if isinstance(event, _Subscribed):
+            return Connected() if event.mid == self._awaited else None
         return self._down(event)
 
     def _down(self, event: _Down) -> Event | None:
         was_up, self._up = self._up, False
+        self._awaited = None
         self._client.drop_out_messages()
         again = [self._flying[mid] for mid in self._flying]
         self._flying.clear()

@@ -1,0 +1,57 @@
+# What a newcomer types and what CI calls are the same targets.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+# The CPU build that this project is tested with; a bare `torch` may fetch gigabytes of CUDA.
+TORCH  ?= torch==2.13.0
+EXTRAS := onnxruntime,export,aggregator,sim,dev
+
+MODEL   ?= mlp
+DEVICES ?= 8
+ROUNDS  ?= 15
+
+.PHONY: help setup system demo test check bench bench-generators vectors device clean
+
+help:            ## this list
+	@grep -E '^[a-z-]+: .*##|^[a-z]+: *##' $(MAKEFILE_LIST) | sed -E 's/:.*## ?/\t/' | expand -t 18
+
+setup: $(VENV)/.ready system  ## a virtual environment with everything, and a broker
+
+$(VENV)/.ready: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --upgrade pip
+	$(BIN)/python -m pip install -q '$(TORCH)'
+	$(BIN)/python -m pip install -q -e '.[$(EXTRAS)]'
+	touch $@
+
+system: $(VENV)/.ready  ## mosquitto and Fashion-MNIST: from apt where we may, else the next best thing
+	@.ci/system '$(BIN)/python'
+
+demo: setup      ## a fleet learns Fashion-MNIST over a real broker (MODEL=conv4 for the larger network)
+	$(BIN)/seedmask simulate --model $(MODEL) --devices $(DEVICES) --rounds $(ROUNDS) --seed 1 --out out/demo
+
+test: setup      ## the test suite
+	$(BIN)/python -m pytest
+
+check: setup     ## lint and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: setup     ## speed, memory, bytes; into out/bench/*.json
+	$(BIN)/python bench/step.py --json out/bench/step.json
+	$(BIN)/python bench/codecs.py --json out/bench/codecs.json
+	$(BIN)/python bench/server.py --json out/bench/aggregator.json
+
+bench-generators: setup  ## Threefry against Philox (DECISIONS.md); ExecuTorch's column needs `pip install executorch`
+	$(BIN)/python bench/generators.py --json out/bench/generators.json
+
+vectors: setup   ## write the golden vectors anew and let the second implementation check them
+	$(BIN)/python tests/vectors/make.py
+	node tests/vectors/verify.mjs
+
+device: setup    ## what a device installs: its size, aarch64 wheels, and a job with it
+	$(BIN)/python bench/device.py --json out/bench/device.json
+
+clean:           ## remove what the targets above made
+	rm -rf $(VENV) .venvs out .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,145 @@
+"""What a device installs, and that it works: size on disk, aarch64 wheels, and a real job in that environment.
+
+1. For each Python of the fleet's boards, the device install (`seedmask[onnxruntime]`) is resolved for aarch64 from
+   wheels only; it must resolve, hold no torch, and stay below the budget.
+2. A fresh environment with only that install trains as the one device of a job over a real broker.
+Run: python bench/device.py [--json FILE] [--budget-mb N]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import venv
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from aggregator.broker import dev_broker, free_port
+
+ROOT = Path(__file__).resolve().parent.parent
+BOARDS = {"3.10": "JetPack 6", "3.11": "Raspberry Pi OS bookworm", "3.13": "Raspberry Pi OS trixie"}
+# glibc 2.28 and newer, which every one of these boards has; pip wants each older name spelt out.
+PLATFORMS = ("manylinux_2_28_aarch64", "manylinux_2_27_aarch64", "manylinux_2_17_aarch64", "manylinux2014_aarch64")
+HOST = "127.0.0.1"
+
+
+def run(*command: str | Path, **options: object) -> str:
+    """Output of a command; its words and its end if it fails."""
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, **options)  # type: ignore[call-overload]
+    if done.returncode:
+        raise SystemExit(f"{' '.join(map(str, command))}\n{done.stdout}{done.stderr}")
+    return str(done.stdout)
+
+
+def wheel(folder: Path) -> Path:
+    """Our own wheel."""
+    run(sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", folder, ROOT)
+    return next(folder.glob("seedmask-*.whl"))
+
+
+def resolve(python: str, ours: Path, folder: Path) -> dict[str, object]:
+    """The device install for aarch64 from wheels only: packages, download and unpacked megabytes."""
+    platforms = [word for platform in PLATFORMS for word in ("--platform", platform)]
+    run(
+        *(sys.executable, "-m", "pip", "download", "-q", "--only-binary=:all:", "--implementation", "cp"),
+        *("--python-version", python, *platforms, "-d", folder, f"{ours}[onnxruntime]"),
+    )
+    wheels = sorted(folder.glob("*.whl"))
+    names = [path.name.split("-")[0] for path in wheels]
+    if any(name.startswith(("torch", "nvidia")) for name in names):
+        raise SystemExit(f"a device would install {', '.join(names)}")
+    unpacked = sum(item.file_size for path in wheels for item in zipfile.ZipFile(path).infolist())
+    return {
+        "python": python,
+        "board": BOARDS[python],
+        "packages": [path.name.split("-")[0] + " " + path.name.split("-")[1] for path in wheels],
+        "download_mb": round(sum(path.stat().st_size for path in wheels) / 1e6, 1),
+        "unpacked_mb": round(unpacked / 1e6, 1),
+    }
+
+
+def environment(folder: Path, ours: Path) -> tuple[Path, float]:
+    """A device's environment here: its python, and megabytes on disk without pip."""
+    venv.create(folder, with_pip=True)
+    python = folder / "bin" / "python"
+    run(python, "-m", "pip", "install", "-q", f"{ours}[onnxruntime]")
+    run(python, "-m", "pip", "uninstall", "-q", "-y", "pip", "setuptools")
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+    return python, size / 1e6
+
+
+def job(python: Path, folder: Path) -> str:
+    """Train one small job with that python as its device and ours as the aggregator; the device's last line."""
+    from export.make import make_bundle
+    from export.trace import trace
+    from export.zoo import ZOO
+    from seedmask.bundle import to_bytes
+
+    seedmask = Path(sys.executable).parent / "seedmask"
+    spec = trace(ZOO["mlp"].factory(), "mlp", 1, (1, 28, 28), (0, 255), 10, "kaiming")
+    (folder / "mlp.bundle").write_bytes(to_bytes(make_bundle(spec, 64)))
+    rng = np.random.default_rng(0)
+    np.savez(folder / "data.npz", x=rng.integers(0, 256, (256, 28, 28), np.uint8), y=rng.integers(0, 10, 256))
+    port = free_port()
+    broker = f'[broker]\nhost = "{HOST}"\nport = {port}\n'
+    common = 'job = "device"\nbundle = "mlp.bundle"\n'
+    (folder / "run.toml").write_text(f'{common}state_dir = "server"\n[rounds]\ntotal = 2\n[work]\nepochs = 1\n{broker}')
+    (folder / "edge.toml").write_text(
+        f'device = "pi"\n{common}state_dir = "pi"\n[data]\nformat = "npz"\npath = "data.npz"\n{broker}'
+    )
+    with dev_broker(HOST, port):
+        server = subprocess.Popen(
+            [seedmask, "aggregator", "run", "--config", folder / "run.toml"], stderr=subprocess.PIPE
+        )
+        try:
+            device = subprocess.run(
+                [python.parent / "seedmask", "client", "run", "--config", folder / "edge.toml"],
+                capture_output=True,
+                text=True,
+                timeout=180,
+            )
+            if device.returncode:
+                raise SystemExit(f"the device failed:\n{device.stderr}")
+            server.wait(60)
+        finally:
+            server.kill()
+            server.wait()
+    return device.stderr.strip().splitlines()[-1]
+
+
+def main() -> int:
+    """Print what was found; 1 above the budget."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--budget-mb", type=float, default=200.0, help="unpacked size that a device may install (200)")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        ours = wheel(folder)
+        boards = [resolve(python, ours, folder / python) for python in BOARDS]
+        for row in boards:
+            print(
+                f"aarch64, Python {row['python']} ({row['board']}): {row['download_mb']} MB to fetch, "
+                f"{row['unpacked_mb']} MB unpacked: {', '.join(map(str, row['packages']))}"  # type: ignore[arg-type]
+            )
+        python, size = environment(folder / "env", ours)
+        print(f"here, Python {sys.version_info.major}.{sys.version_info.minor}: {size:.1f} MB on disk, pip not counted")
+        torch = subprocess.run([python, "-c", "import torch"], capture_output=True).returncode
+        if torch == 0:
+            raise SystemExit("torch can be imported in the device's environment")
+        print(f"a job with it, over a real broker: {job(python, folder)}")
+    largest = max(float(str(row["unpacked_mb"])) for row in boards)
+    print(f"largest {largest} MB, budget {options.budget_mb} MB")
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps({"boards": boards, "here_mb": round(size, 1)}, indent=1))
+    return int(largest > options.budget_mb)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,101 @@
+"""How many updates a second one aggregator takes in: chunks to frame to mask to counts to disk to receipt.
+
+The deployed Server and Store, with updates handed over as a broker would hand them; the network itself is not in it.
+Run: python bench/server.py [--json FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from aggregator.config import Rounds, RunConfig
+from aggregator.server import Server
+from aggregator.store import Store
+from seedmask import topics
+from seedmask.chunks import split
+from seedmask.codec import rans
+from seedmask.io.link import Event, Received
+from seedmask.mask import Theta, sample
+from seedmask.spec import Linear, ModelSpec, Tensor, scale_bits
+from seedmask.wire import Presence, Update, encode
+from sim.broker import Agenda, MemoryBroker, MemoryLink, Wire
+
+DEVICES = 40
+
+
+def spec_of(d: int) -> ModelSpec:
+    """A network of about `d` weights; what it computes does not matter here."""
+    rows = max(2, d // 1000)
+    weight = Tensor("weight", (rows, 1000), scale_bits(0.05))
+    return ModelSpec("bench", 1, (1000,), (0, 255), rows, (Linear("weight", None),), (weight,))
+
+
+def measure(d: int) -> dict[str, object]:
+    """Updates per second for a model of about `d` weights, median of three rounds."""
+    spec = spec_of(d)
+    rng = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as folder:
+        config = RunConfig("bench", Path("-"), Path(folder), Rounds(total=100, devices=DEVICES))
+        store = Store(Path(folder) / "job.sqlite", "bench", spec.digest, spec.canonical(), spec.d)
+        agenda = Agenda()
+
+        def ignore(event: Event) -> None:
+            """The receipts' way back is not measured."""
+
+        link = MemoryLink(MemoryBroker(agenda), Wire(), ignore)
+        server = Server(config, spec, link, store, time.monotonic, 1)
+        names = [f"device-{i:03d}" for i in range(DEVICES)]
+        for name in names:
+            hello = Presence(name, True, 1, spec.digest, 1, "bench", "0")
+            server.receive(Received(topics.presence("bench", name), encode(hello)))
+        rates, sizes = [], []
+        for _ in range(3):
+            theta: Theta = server.job.theta
+            messages = []
+            for name in names:
+                # Masks as after some learning: likelier where theta is high, and not quite theta.
+                tilt = np.clip(theta.probability() + rng.normal(0, 0.1, spec.d).astype(np.float32), 0.01, 0.99)
+                payload = rans.encode(sample(tilt, rng), theta)
+                update = Update("bench", name, server.job.round, spec.digest, theta.digest(), 1, 0, 0, rans.ID, payload)
+                frame = encode(update)
+                sizes.append(len(frame))
+                messages += [Received(topics.update("bench", name), encode(chunk)) for chunk in split(frame)]
+            began = time.perf_counter()
+            for message in messages:
+                server.receive(message)
+            rates.append(DEVICES / (time.perf_counter() - began))
+        store.close()
+    return {
+        "parameters": spec.d,
+        "devices": DEVICES,
+        "update_bytes": round(statistics.mean(sizes)),
+        "updates_per_second": round(statistics.median(rates), 1),
+    }
+
+
+def main() -> int:
+    """Print a table, write JSON."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    rows = [measure(d) for d in (234_752, 1_933_000)]
+    print(f"{'weights':>12}{'bytes/update':>14}{'updates/s':>12}")
+    for row in rows:
+        print(f"{row['parameters']:>12,}{row['update_bytes']:>14,}{row['updates_per_second']:>12,}")
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(rows, indent=1))
+        print(f"wrote {options.json}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

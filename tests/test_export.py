@@ -1,0 +1,424 @@
+"""Export: which torch models become a ModelSpec, which are refused and in what words, and what a bundle then holds."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from export.cli import COMMAND
+from seedmask import bundle
+from seedmask.errors import UserError
+from seedmask.spec import Conv2d, Flatten, Linear, MaxPool2d, ReLU
+
+pytestmark = pytest.mark.export
+
+
+def test_the_command_is_known_where_torch_is_not() -> None:
+    code = (
+        "import sys; sys.modules['torch'] = sys.modules['onnx'] = None\n"
+        "from export.cli import COMMAND; print(COMMAND.name, COMMAND.needs)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "export ('torch', 'onnx')"
+
+
+torch = pytest.importorskip("torch")
+onnx = pytest.importorskip("onnx")
+
+from torch import nn  # noqa: E402
+from torch.nn import functional as F  # noqa: E402
+
+from export.make import make_bundle  # noqa: E402
+from export.trace import trace  # noqa: E402
+from export.zoo import ZOO  # noqa: E402
+
+
+class Chain(nn.Module):
+    """What people write: layers in __init__, functions in forward()."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(1, 4, 3, padding="same"), nn.Identity(), nn.Sequential(nn.ReLU()))
+        self.second = nn.Conv2d(4, 6, (3, 5), stride=(2, 1), padding=(1, 2), bias=False)
+        self.head = nn.Linear(6 * 2 * 4, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.max_pool2d(self.features(x), 2)
+        x = F.relu(self.second(x))
+        x = x.view(x.size(0), -1)
+        return self.head(x)
+
+
+def test_an_ordinary_forward_becomes_a_chain() -> None:
+    spec = trace(Chain(), "chain", 7, (1, 8, 8), (0, 16), 10)
+    assert spec.layers == (
+        Conv2d("features.0.weight", "features.0.bias", (1, 1), (1, 1)),
+        ReLU(),
+        MaxPool2d((2, 2)),
+        Conv2d("second.weight", None, (2, 1), (1, 2)),
+        ReLU(),
+        Flatten(),
+        Linear("head.weight", "head.bias"),
+    )
+    names = ["features.0.weight", "features.0.bias", "second.weight", "head.weight", "head.bias"]
+    assert [tensor.name for tensor in spec.tensors] == names
+    assert (spec.seed, spec.input, spec.range, spec.classes) == (7, (1, 8, 8), (0, 16), 10)
+
+
+@pytest.mark.parametrize(
+    ("scale", "constant"),
+    [("kaiming", lambda fan_in: (2 / fan_in) ** 0.5), ("paper", lambda fan_in: 2.718281828459045 * fan_in**-0.5)],
+)
+def test_a_weights_size_follows_from_its_fan_in_and_a_bias_has_its_layers(
+    scale: str, constant: Callable[[float], float]
+) -> None:
+    spec = trace(Chain(), "chain", 7, (1, 8, 8), scale=scale)
+    fan_in = {"features.0": 9, "second": 60, "head": 48}
+    for tensor in spec.tensors:
+        wanted = constant(fan_in[tensor.name.rpartition(".")[0]])
+        assert tensor.constant == struct.unpack("<f", struct.pack("<f", wanted))[0]
+
+
+class Forward(nn.Module):
+    """A module whose forward() is the function it is given, with a few layers to call."""
+
+    def __init__(self, call: Callable[[Any, Any], Any]) -> None:
+        super().__init__()
+        self.call = call
+        self.conv = nn.Conv2d(1, 1, 3, padding=1)
+        self.other = nn.Conv2d(1, 1, 3, padding=1)
+        self.act = nn.ReLU()
+        self.scale = nn.Parameter(torch.ones(1))
+        self.inner = nn.Sequential(nn.Conv2d(1, 1, 1))
+        self.tied = nn.Conv2d(1, 1, 3, padding=1)
+        self.tied.weight = self.conv.weight
+        self.head = nn.Linear(64, 10)
+
+    def forward(self, x: Any) -> Any:
+        return self.call(self, x)
+
+
+@pytest.mark.parametrize(
+    "flatten",
+    [
+        lambda x: torch.flatten(x, 1),
+        lambda x: torch.flatten(x, start_dim=1),
+        lambda x: x.flatten(1),
+        lambda x: x.view(x.size(0), -1),
+        lambda x: x.view(x.shape[0], -1),
+        lambda x: x.view(-1, 64),
+        lambda x: x.reshape(x.size()[0], -1),
+        lambda x: torch.reshape(x, (-1, 64)),
+    ],
+)
+def test_every_way_to_flatten_is_one(flatten: Callable[[Any], Any]) -> None:
+    spec = trace(Forward(lambda m, x: m.head(flatten(x))), "flat", 0, (1, 8, 8))
+    assert spec.layers == (Flatten(), Linear("head.weight", "head.bias"))
+
+
+@pytest.mark.parametrize(
+    "relu", [F.relu, torch.relu, lambda x: x.relu(), lambda x: F.relu(x, inplace=True), lambda x: x.relu_()]
+)
+def test_every_relu_is_one_and_may_be_used_again(relu: Callable[[Any], Any]) -> None:
+    model = Forward(lambda m, x: m.head(relu(m.act(m.act(x))).flatten(1)))
+    assert trace(model, "relu", 0, (1, 8, 8)).layers[:3] == (ReLU(), ReLU(), ReLU())
+
+
+@pytest.mark.parametrize(
+    "pool",
+    [
+        lambda x: F.max_pool2d(x, 2),
+        lambda x: F.max_pool2d(x, (2, 2), stride=2),
+        lambda x: F.max_pool2d(x, kernel_size=2),
+        lambda x: torch.max_pool2d(x, 2, 2),
+        lambda x: F.max_pool2d(x, 2, 2, 0, 1),
+    ],
+)
+def test_every_max_pool_is_one(pool: Callable[[Any], Any]) -> None:
+    spec = trace(Forward(lambda m, x: m.head(pool(x).flatten(1))), "pool", 0, (1, 16, 16))
+    assert spec.layers[0] == MaxPool2d((2, 2))
+
+
+def seq(*layers: nn.Module) -> nn.Module:
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(64, 10))
+
+
+REFUSALS: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "batch norm": (
+        lambda: nn.ModuleDict({"features": seq(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1))})["features"],
+        "BatchNorm2d '1' is not supported: it has trained scales and running means; leave it out",
+    ),
+    "batch norm inside": (
+        lambda: seq(nn.Sequential(nn.Conv2d(1, 1, 1), nn.Sequential(nn.BatchNorm2d(1)))),
+        "BatchNorm2d '0.1.0' is not supported",
+    ),
+    "dropout": (lambda: seq(nn.Dropout()), "Dropout '0' is not supported: every step already draws a random mask"),
+    "softmax": (lambda: nn.Sequential(seq(), nn.Softmax(1)), "Softmax '1' is not supported: end with the logits"),
+    "log_softmax": (
+        lambda: Forward(lambda m, x: F.log_softmax(m.head(x.flatten(1)), 1)),
+        "log_softmax in forward() of the model is not supported: end with the logits",
+    ),
+    "average pool": (lambda: seq(nn.AvgPool2d(2)), "AvgPool2d '0' is not supported"),
+    "sigmoid": (lambda: seq(nn.Sigmoid()), "Sigmoid '0' is not supported"),
+    "groups": (lambda: seq(nn.Conv2d(2, 2, 1, groups=2)), "Conv2d '0' is not supported: groups=2; only groups=1 is"),
+    "dilation": (lambda: seq(nn.Conv2d(1, 1, 3, dilation=2)), "Conv2d '0' is not supported: dilation=(2, 2)"),
+    "circular": (
+        lambda: seq(nn.Conv2d(1, 1, 3, padding=1, padding_mode="circular")),
+        "Conv2d '0' is not supported: padding_mode='circular'; only 'zeros' is",
+    ),
+    "same, even": (lambda: seq(nn.Conv2d(1, 1, 2, padding="same")), "padding='same' with a kernel of (2, 2)"),
+    "overlapping pool": (
+        lambda: seq(nn.MaxPool2d(3, 2)),
+        "MaxPool2d '0' is not supported: kernel (3, 3) with stride (2, 2); only equal ones are",
+    ),
+    "padded pool": (lambda: seq(nn.MaxPool2d(2, padding=1)), "MaxPool2d '0' is not supported: padding, dilation"),
+    "ceil pool": (
+        lambda: Forward(lambda m, x: m.head(F.max_pool2d(x, 2, ceil_mode=True).flatten(1))),
+        "max_pool2d in forward() of the model is not supported: padding, dilation, ceil_mode",
+    ),
+    "partial flatten": (
+        lambda: nn.Sequential(nn.Flatten(2), nn.Linear(64, 10)),
+        "Flatten '0' is not supported: start_dim=2, end_dim=-1",
+    ),
+    "other view": (
+        lambda: Forward(lambda m, x: m.head(x.view(x.size(0), 2, 32))),
+        "view in forward() of the model is not supported: [1, 8, 8] becomes [2, 32]; only flattening each example is",
+    ),
+    "view over the batch": (
+        lambda: Forward(lambda m, x: m.head(x.view(-1, 32).view(-1, 64))),
+        "view in forward() of the model is not supported: [1, 8, 8] becomes [6, 32] for 3 examples",
+    ),
+    "residual": (
+        lambda: Forward(lambda m, x: m.head((x + m.conv(x)).flatten(1))),
+        "not a chain: add in forward() of the model joins the input and Conv2d 'conv'; a shortcut",
+    ),
+    "concatenation": (
+        lambda: Forward(lambda m, x: m.head(torch.cat([m.conv(x), m.act(x)], 1).flatten(1))),
+        "not a chain: ReLU 'act' does not continue from Conv2d 'conv'",
+    ),
+    "own branch": (
+        lambda: Forward(lambda m, x: (m.conv(x), m.head(m.other(x).flatten(1)))[1] + m.conv(x).sum()),
+        "not a chain",
+    ),
+    "self sum": (lambda: Forward(lambda m, x: m.head((x + x).flatten(1))), "add in forward() of the model is not"),
+    "scaling": (
+        lambda: Forward(lambda m, x: m.head((x / 255).flatten(1))),
+        "truediv in forward() of the model is not supported: raw inputs are brought to -1 .. 1 before the model",
+    ),
+    "parameter": (
+        lambda: Forward(lambda m, x: m.head((x * m.scale).flatten(1))),
+        "the tensor self.scale is not supported: only layers may hold numbers",
+    ),
+    "functional linear": (
+        lambda: Forward(lambda m, x: F.linear(x.flatten(1), m.head.weight)),
+        "linear in forward() of the model is not supported: weights belong to a layer, nn.Linear",
+    ),
+    "twice": (
+        lambda: Forward(lambda m, x: m.head(m.conv(m.conv(x)).flatten(1))),
+        "Conv2d 'conv' is not supported: conv.weight is used twice; every layer has its own",
+    ),
+    "tied": (
+        lambda: Forward(lambda m, x: m.head(m.tied(m.conv(x)).flatten(1))),
+        "Conv2d 'tied' is not supported: tied.weight shares its numbers with conv.weight",
+    ),
+    "two outputs": (lambda: Forward(lambda m, x: (m.head(x.flatten(1)), x)), "forward() returns several values"),
+    "control flow": (
+        lambda: Forward(lambda m, x: m.head(x.flatten(1)) if x.sum() > 0 else x),
+        "cannot follow Forward.forward(): ",
+    ),
+    "wrong width": (
+        lambda: nn.Sequential(nn.Flatten(), nn.Linear(63, 10)),
+        "an input of [1, 8, 8] does not fit at Linear '1': mat1 and mat2 shapes cannot be multiplied (3x64 and 63x10)",
+    ),
+    "wrong classes": (
+        lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 7)),
+        "an example gives [7], not one number for each of 10 classes",
+    ),
+    "no flatten": (
+        lambda: nn.Sequential(nn.Linear(8, 10)),
+        "an example gives [1, 8, 10], not one number for each of 10 classes",
+    ),
+    "nothing to learn": (lambda: nn.Sequential(nn.Flatten(), nn.ReLU()), "an example gives [64]"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_what_is_not_supported_is_refused_by_name(case: str) -> None:
+    factory, text = REFUSALS[case]
+    with pytest.raises(UserError) as refusal:
+        trace(factory(), "refused", 0, (1, 8, 8), (0, 255), 10)
+    assert text in str(refusal.value)
+    if "not supported" in text:
+        assert "supported: a chain of Linear, Conv2d" in str(refusal.value)
+
+
+def test_two_inputs_are_refused() -> None:
+    class Two(nn.Module):
+        def forward(self, x: Any, y: Any) -> Any:
+            return x + y
+
+    with pytest.raises(UserError, match="takes one tensor, found 2: x, y"):
+        trace(Two(), "two", 0, (1, 8, 8))
+
+
+def test_a_name_that_a_spec_does_not_take_is_the_users_to_mend() -> None:
+    with pytest.raises(UserError, match=r"a model's name is \[a-z0-9-\]"):
+        trace(ZOO["mlp"].factory(), "My Model", 0, (1, 28, 28))
+
+
+def test_an_unknown_scale_names_the_known() -> None:
+    with pytest.raises(UserError, match="kaiming, paper; found 'xavier'"):
+        trace(ZOO["mlp"].factory(), "mlp", 0, (1, 28, 28), scale="xavier")
+
+
+@pytest.mark.parametrize(
+    ("name", "d"), [("mlp", 234_752), ("conv4", 1_933_258), ("conv6", 2_262_602), ("conv10", 19_197_092)]
+)
+def test_the_zoo_has_the_sizes_it_says(name: str, d: int) -> None:
+    entry = ZOO[name]
+    spec = trace(entry.factory(), name, 1, entry.input, (0, 255), entry.classes)
+    assert spec.d == entry.d == d
+
+
+def test_a_bundle_goes_round_and_is_the_same_each_time() -> None:
+    spec = trace(Chain(), "chain", 7, (1, 8, 8))
+    data = bundle.to_bytes(make_bundle(spec, 16))
+    assert data == bundle.to_bytes(make_bundle(trace(Chain(), "chain", 7, (1, 8, 8)), 16))
+    opened = bundle.from_bytes(data)
+    assert (opened.spec, opened.batch) == (spec, 16)
+    assert sorted(opened.files) == ["onnx/eval.onnx", "onnx/init.onnx", "onnx/step.onnx"]
+    assert len(data) < 50_000  # no weight among them
+
+
+@pytest.mark.parametrize("name", ["mlp", "conv4"])
+def test_the_graphs_are_plain_onnx_that_old_runtimes_read(name: str) -> None:
+    entry = ZOO[name]
+    made = make_bundle(trace(entry.factory(), name, 1, entry.input, (0, 255), entry.classes), 32)
+    for data in made.files.values():
+        model = onnx.load_from_string(data)
+        onnx.checker.check_model(model, full_check=True)
+        assert model.ir_version == 8
+        assert [(opset.domain, opset.version) for opset in model.opset_import] == [("", 18)]
+        assert {node.domain for node in model.graph.node} == {""}
+        assert len(data) < 50_000
+    step = onnx.load_from_string(made.files["onnx/step.onnx"]).graph
+    assert [i.name for i in step.input] == ["x", "y", "weight", "scores", "m", "v", "w", "u", "t", "lr"]
+    assert [o.name for o in step.output] == ["scores_out", "m_out", "v_out", "loss", "correct"]
+
+
+# ---------------------------------------------------------------------------------------------- the command
+
+
+def export(*arguments: str) -> int:
+    parser = argparse.ArgumentParser()
+    COMMAND.add_arguments(parser)
+    return COMMAND.run(parser.parse_args(arguments))
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    return tmp_path
+
+
+def test_a_zoo_model_by_name(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert export("mlp", "-o", "m.bundle", "--seed", "0x2a") == 0
+    opened = bundle.load(here / "m.bundle")
+    assert (opened.spec.name, opened.spec.seed, opened.spec.d, opened.batch) == ("mlp", 42, 234_752, 128)
+    text = capsys.readouterr().out
+    for part in ("linear 1", "256", "200,704", "0x000000000000002a", opened.spec.digest.hex()[:16], "no weight"):
+        assert part in text
+
+
+def test_a_model_of_ones_own_from_the_current_directory(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "my_export_nets.py").write_text(
+        "from torch import nn\n"
+        "class Tiny_Net(nn.Sequential):\n"
+        "    def __init__(self):\n"
+        "        super().__init__(nn.Flatten(), nn.Linear(12, 3))\n"
+    )
+    arguments = ["my_export_nets:Tiny_Net", "--input", "1,3,4", "--classes", "3", "--range=-8,8", "--batch", "4"]
+    assert export(*arguments, "-o", "sub/t.bundle", "--json") == 0
+    made = json.loads(capsys.readouterr().out)
+    opened = bundle.load(here / "sub" / "t.bundle")
+    assert (opened.spec.name, opened.spec.range, opened.spec.classes, opened.batch) == ("tiny-net", (-8, 8), 3, 4)
+    assert made["model"] == opened.spec.digest.hex()
+    assert made["bytes"] == (here / "sub" / "t.bundle").stat().st_size
+    assert (made["d"], int(made["seed"], 16)) == (39, opened.spec.seed)
+
+
+def test_two_exports_have_two_seeds(here: Path) -> None:
+    export("mlp", "-o", "a.bundle")
+    export("mlp", "-o", "b.bundle")
+    assert bundle.load(here / "a.bundle").spec.seed != bundle.load(here / "b.bundle").spec.seed
+
+
+def test_a_bundle_is_not_overwritten_unless_forced(here: Path) -> None:
+    export("mlp", "-o", "m.bundle")
+    before = (here / "m.bundle").read_bytes()
+    with pytest.raises(UserError, match="exists; --force overwrites it"):
+        export("mlp", "-o", "m.bundle")
+    assert (here / "m.bundle").read_bytes() == before
+    assert export("mlp", "-o", "m.bundle", "--force") == 0
+    assert sorted(path.name for path in here.iterdir()) == ["m.bundle"]
+
+
+BROKEN = """
+import torch
+value = 3
+def fails(): raise RuntimeError("no weights file")
+def number(): return 7
+"""
+
+
+@pytest.mark.parametrize(
+    ("model", "text"),
+    [
+        ("resnet50", "no model 'resnet50' in the zoo; there are mlp, conv4, conv6, conv10"),
+        ("my_absent_module:Net", "no module 'my_absent_module' in "),
+        ("my_broken_module:Net", "importing my_broken_module failed: SyntaxError"),
+        ("my_needy_module:Net", "importing my_needy_module needs my_absent_module, which is not installed"),
+        ("my_odd_module:Net", "my_odd_module has no 'Net'; it has fails, number"),
+        ("my_odd_module:value", "my_odd_module:value is no factory but a int"),
+        ("my_odd_module:fails", "my_odd_module:fails() failed: RuntimeError: no weights file"),
+        ("my_odd_module:number", "my_odd_module:number() gave a int, not a torch.nn.Module"),
+        (":Net", "a model is package.module:factory, found ':Net'"),
+    ],
+)
+def test_what_the_caller_can_mend_is_said(here: Path, model: str, text: str) -> None:
+    (here / "my_broken_module.py").write_text("def (")
+    (here / "my_needy_module.py").write_text("import my_absent_module")
+    (here / "my_odd_module.py").write_text(BROKEN)
+    with pytest.raises(UserError) as refusal:
+        export(model, "--input", "1,8,8", "--classes", "10", "-o", "x.bundle")
+    assert text in str(refusal.value)
+    assert not (here / "x.bundle").exists()
+
+
+def test_ones_own_model_needs_its_shape(here: Path) -> None:
+    with pytest.raises(UserError, match="needs --input"):
+        export("my_odd_module:Net", "-o", "x.bundle")
+
+
+@pytest.mark.parametrize(
+    "bad", [["--seed", "-1"], ["--seed", "1f"], ["--seed", "0x10000000000000000"], ["--input", "1,x"]]
+)
+def test_arguments_that_are_no_numbers_are_refused(here: Path, bad: list[str]) -> None:
+    with pytest.raises(SystemExit):
+        export("mlp", "-o", "x.bundle", *bad)
+
+
+@pytest.mark.parametrize("bad", [["--batch", "0"], ["--range", "1"], ["--range", "5,5"], ["--input", "1,27,28"]])
+def test_arguments_that_make_no_sense_are_refused(here: Path, bad: list[str]) -> None:
+    with pytest.raises(UserError):
+        export("mlp", "-o", "x.bundle", *bad)
+    assert not (here / "x.bundle").exists()

@@ -1,0 +1,158 @@
+"""ModelSpec: one model has one identity, one form, and a wrong one is told what is wrong with it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from seedmask import spec
+from seedmask.errors import SpecError
+from seedmask.seed import sign_bits
+from seedmask.spec import Conv2d, Flatten, Linear, MaxPool2d, ModelSpec, ReLU, Tensor, from_json, scale_bits
+
+settings.register_profile("no clock", deadline=None)
+settings.load_profile("no clock")
+
+VECTORS = json.loads((Path(__file__).parent / "vectors" / "v1.json").read_text())
+
+MODEL = ModelSpec(
+    name="net",
+    seed=7,
+    input=(1, 8, 8),
+    range=(0, 255),
+    classes=3,
+    layers=(Conv2d("c", None, (1, 1), (1, 1)), ReLU(), MaxPool2d((2, 2)), Flatten(), Linear("f", "b")),
+    tensors=(
+        Tensor("c", (2, 1, 3, 3), scale_bits(0.25)),
+        Tensor("f", (3, 32), scale_bits(0.5)),
+        Tensor("b", (3,), scale_bits(0.125)),
+    ),
+)
+
+
+def test_a_spec_comes_back_from_its_canonical_form() -> None:
+    assert from_json(MODEL.canonical()) == MODEL
+
+
+def test_the_identity_is_the_digest_of_the_canonical_form() -> None:
+    assert MODEL.digest == hashlib.sha256(MODEL.canonical()).digest()
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"name": "nets"},
+        {"seed": 8},
+        {"range": (0, 254)},
+        {"layers": MODEL.layers[:1] + MODEL.layers[2:]},
+        {"tensors": (replace(MODEL.tensors[0], scale=MODEL.tensors[0].scale + 1), *MODEL.tensors[1:])},
+    ],
+    ids=lambda other: next(iter(other)),
+)
+def test_another_model_has_another_identity(other: dict[str, Any]) -> None:
+    assert replace(MODEL, **other).digest != MODEL.digest
+
+
+def test_weights_are_signed_constants_in_the_order_of_the_tensors() -> None:
+    weights, signs = MODEL.weights(), sign_bits(7, MODEL.d)
+    constants = np.repeat(np.array([0.25, 0.5, 0.125], np.float32), [18, 96, 3])
+    assert weights.dtype == np.float32
+    assert np.array_equal(weights, np.where(signs == 1, -constants, constants))
+    assert MODEL.offsets["b"] == (MODEL.tensors[2], 114)
+
+
+def test_shapes_follow_the_layers() -> None:
+    assert MODEL.shapes() == [(1, 8, 8), (2, 8, 8), (2, 8, 8), (2, 4, 4), (32,), (3,)]
+
+
+def test_inputs_are_mapped_from_their_range_to_minus_one_and_one() -> None:
+    assert MODEL.normalise(np.array([0, 127.5, 255])).tolist() == [-1.0, 0.0, 1.0]
+
+
+@pytest.mark.parametrize("vector", VECTORS["rejects"]["specs"], ids=lambda vector: vector["why"])
+def test_a_bad_form_is_a_spec_error(vector: dict[str, str]) -> None:
+    with pytest.raises(SpecError):
+        from_json(vector["json"].encode())
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "utf-8-sig"])
+def test_another_encoding_is_not_canonical(encoding: str) -> None:
+    with pytest.raises(SpecError):
+        from_json(MODEL.canonical().decode().encode(encoding))
+
+
+def test_a_spec_has_a_limit() -> None:
+    with pytest.raises(SpecError, match="at most 1048576 bytes"):
+        from_json(b" " * (spec.MAX_SPEC_BYTES + 1))
+
+
+def test_thousands_of_dimensions_are_refused_before_they_are_multiplied() -> None:
+    shape = tuple([1 << 28] * 90_000)
+    with pytest.raises(SpecError, match="90000 dimensions"):
+        replace(MODEL, tensors=(Tensor("c", shape, 1), *MODEL.tensors[1:]))
+
+
+def test_a_deeply_nested_form_is_a_spec_error() -> None:
+    with pytest.raises(SpecError):
+        from_json(b"[" * 500_000)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"name": "Net"}, "name"),
+        ({"seed": 1 << 64}, "seed"),
+        ({"classes": 4}, "4 classes"),
+        ({"range": (1, 1)}, "low < high"),
+        ({"input": (1, 1 << 20, 1 << 20)}, "at most 268435456 values"),
+        ({"input": (2, 8, 8)}, r"layer 0 \(conv2d\)"),
+        ({"tensors": MODEL.tensors[:2]}, "in the order"),
+        ({"tensors": MODEL.tensors[::-1]}, "in the order"),
+        ({"layers": MODEL.layers[:3] + MODEL.layers[4:]}, r"layer 3 \(linear\)"),
+        ({"layers": (Conv2d("c", None, (1, 1), (0, 2000)), *MODEL.layers[1:])}, "padding"),
+        ({"layers": (*MODEL.layers[:2], MaxPool2d((9, 1)), *MODEL.layers[3:])}, r"layer 2 \(maxpool2d\)"),
+    ],
+)
+def test_a_spec_whose_parts_do_not_fit_says_where(change: dict[str, Any], text: str) -> None:
+    with pytest.raises(SpecError, match=text):
+        replace(MODEL, **change)
+
+
+def test_a_tensor_can_be_used_once_only() -> None:
+    tensor = Tensor("w", (2, 2), 1)
+    with pytest.raises(SpecError, match="once each"):
+        ModelSpec("twice", 0, (2,), (0, 1), 2, (Linear("w", None), Linear("w", None)), (tensor, tensor))
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@given(JSON, st.data())
+@settings(max_examples=300)
+def test_any_value_in_any_place_is_a_spec_or_a_spec_error(value: Any, data: st.DataObject) -> None:
+    whole = json.loads(MODEL.canonical())
+    at: Any = whole
+    while True:
+        key = data.draw(st.sampled_from(sorted(at) if isinstance(at, dict) else range(len(at))))
+        if not isinstance(at[key], dict | list) or not at[key] or data.draw(st.booleans()):
+            break
+        at = at[key]
+    at[key] = value
+    data_ = json.dumps(whole, sort_keys=True, separators=(",", ":")).encode()
+    try:
+        found = from_json(data_)
+    except SpecError:
+        return
+    assert found.canonical() == data_

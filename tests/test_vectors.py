@@ -1,0 +1,70 @@
+"""The golden vectors: both implementations agree with every literal."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from seedmask import errors
+from seedmask.codec import CODECS, counts
+from seedmask.wire import Phase, Status
+
+ROOT = Path(__file__).resolve().parent.parent
+VECTORS = ROOT / "tests" / "vectors"
+PROTOCOL = (ROOT / "seedmask" / "PROTOCOL.md").read_text(encoding="utf-8")
+
+
+def run(*command: str) -> str:
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path})
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_python_gives_every_literal() -> None:
+    assert "every literal as stored" in run(sys.executable, "tests/vectors/make.py", "--check")
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="needs Node.js, which is not installed")
+def test_javascript_agrees_both_ways() -> None:
+    assert re.search(r"all \d+ vectors agree", run("node", "tests/vectors/verify.mjs"))
+
+
+def test_the_vectors_stay_small() -> None:
+    assert (VECTORS / "v1.json").stat().st_size < 200_000
+
+
+def test_every_error_that_bytes_can_cause_has_a_reject() -> None:
+    rejects = json.loads((VECTORS / "v1.json").read_text(encoding="ascii"))["rejects"]
+    found = {vector["error"] for group in rejects.values() for vector in group}
+    codes = {kind.code for kind in errors.ProtocolError.__subclasses__()}
+    # Bytes alone cannot be made under other probabilities: that takes an announcement to compare with.
+    assert found == codes - {"theta-mismatch"}
+
+
+def section(number: int) -> str:
+    return re.split(r"^## ", PROTOCOL, flags=re.MULTILINE)[number]
+
+
+def test_the_protocols_error_table_is_the_programs() -> None:
+    listed = re.findall(r"^\| `([a-z-]+)` \|", section(10), re.MULTILINE)
+    assert listed == [kind.code for kind in errors.ProtocolError.__subclasses__()]
+
+
+def test_the_protocols_codec_table_is_the_programs() -> None:
+    rows = re.findall(r"^\| (\d+) \| `(\w+)` \| (a mask|a mask under theta|theta) \|", section(5), re.MULTILINE)
+    known = [(codec.ID, codec.NAME) for codec in CODECS.values()] + [(counts.ID, counts.NAME)]
+    assert [(int(number), name) for number, name, _ in rows] == known
+
+
+def test_the_protocols_status_table_is_the_programs() -> None:
+    rows = re.findall(r"^\| (\d+) \| ([a-z ]+) \|", section(6), re.MULTILINE)
+    assert [(int(n), name) for n, name in rows] == [(s.value, s.name.lower().replace("_", " ")) for s in Status]
+    assert all(f"{phase.value} {phase.name.lower()}" in section(6) for phase in Phase)

@@ -1,0 +1,256 @@
+"""Frames, chunks and topics: what was sent comes back, and whatever else arrives has a name for what is wrong."""
+
+from __future__ import annotations
+
+import json
+import struct
+import zlib
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from seedmask import chunks, errors, topics, wire
+from seedmask.errors import ChecksumError, FieldError, KindError, LimitError, ProtocolError
+from seedmask.wire import Announce, Chunk, Heartbeat, Message, Phase, Presence, Receipt, Status, Update, Work
+
+settings.register_profile("no clock", deadline=None)
+settings.load_profile("no clock")
+
+GOLDEN = json.loads((Path(__file__).parent / "vectors" / "v1.json").read_text())["frames"]
+
+NAMES = st.from_regex(r"[a-z0-9][a-z0-9-]{0,62}", fullmatch=True)
+U8, U16, U32, U64 = (st.integers(0, (1 << bits) - 1) for bits in (8, 16, 32, 64))
+TEXT = st.text(max_size=50)
+B16, B32 = st.binary(min_size=16, max_size=16), st.binary(min_size=32, max_size=32)
+
+
+def positive(numbers: st.SearchStrategy[int]) -> st.SearchStrategy[int]:
+    return numbers.filter(bool)
+
+
+@st.composite
+def some_chunk(draw: Any) -> Chunk:
+    data = draw(st.binary(min_size=1, max_size=300))
+    size = draw(st.integers(1, 400))
+    return draw(st.sampled_from(chunks.split(data, size)))
+
+
+KINDS: dict[type[Message], st.SearchStrategy[Any]] = {
+    Announce: st.builds(
+        Announce,
+        *(NAMES, U32, U32, st.sampled_from(Phase), B32, B16, B16, U16, U32),
+        st.builds(Work, positive(U16), positive(U32), U8),
+        st.lists(NAMES, max_size=5).map(tuple),
+        TEXT,
+    ),
+    Update: st.builds(Update, NAMES, NAMES, U32, B32, B16, positive(U32), U32, U32, U8, st.binary(max_size=200)),
+    Receipt: st.builds(Receipt, NAMES, U32, B16, st.sampled_from(Status), TEXT),
+    Presence: st.builds(Presence, NAMES, st.booleans(), U64, B32, U32, TEXT, TEXT),
+    Heartbeat: st.builds(Heartbeat, NAMES, st.booleans(), U64),
+    Chunk: some_chunk(),
+}
+MESSAGES = st.one_of(*KINDS.values())
+
+
+def sealed(kind: int, body: bytes) -> bytes:
+    """A frame with a valid CRC around any body."""
+    frame = b"SM" + bytes([1, kind]) + body
+    return frame + struct.pack("<I", zlib.crc32(frame))
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__.lower())
+@given(data=st.data())
+def test_a_message_comes_back_as_it_was_sent(kind: type[Message], data: st.DataObject) -> None:
+    message = data.draw(KINDS[kind])
+    assert wire.decode(wire.encode(message)) == message
+
+
+@pytest.mark.parametrize("vector", GOLDEN, ids=[vector["name"] for vector in GOLDEN])
+def test_every_proper_prefix_of_every_golden_frame_is_rejected(vector: dict[str, Any]) -> None:
+    frame = bytes.fromhex(vector["frame"])
+    wire.decode(frame)
+    for n in range(len(frame)):
+        with pytest.raises((errors.TruncatedError, ChecksumError)):
+            wire.decode(frame[:n])
+    with pytest.raises(ChecksumError):
+        wire.decode(frame + b"\0")
+
+
+@pytest.mark.parametrize("vector", GOLDEN, ids=[vector["name"] for vector in GOLDEN])
+def test_every_prefix_of_every_golden_body_is_rejected_even_with_a_valid_crc(vector: dict[str, Any]) -> None:
+    frame = bytes.fromhex(vector["frame"])
+    body = frame[4:-4]
+    for n in range(len(body)):
+        with pytest.raises((errors.TruncatedError, FieldError)):
+            wire.decode(sealed(frame[3], body[:n]))
+
+
+@given(MESSAGES, st.data())
+def test_one_flipped_bit_never_passes(message: Message, data: st.DataObject) -> None:
+    frame = bytearray(wire.encode(message))
+    frame[data.draw(st.integers(0, len(frame) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    with pytest.raises(ProtocolError):
+        wire.decode(bytes(frame))
+
+
+def decode_or_name(frame: bytes) -> None:
+    """A message, which encodes to the same bytes again, or a ProtocolError; nothing else."""
+    try:
+        message = wire.decode(frame)
+    except ProtocolError:
+        return
+    assert wire.encode(message) == frame
+
+
+@given(st.integers(0, 8), st.binary(max_size=200))
+@settings(max_examples=500)
+def test_random_bodies_with_a_valid_crc_are_messages_or_protocol_errors(kind: int, body: bytes) -> None:
+    decode_or_name(sealed(kind, body))
+
+
+@given(MESSAGES, st.data())
+@settings(max_examples=500)
+def test_changed_bodies_with_a_valid_crc_are_messages_or_protocol_errors(message: Message, data: st.DataObject) -> None:
+    body = bytearray(wire.encode(message)[4:-4])
+    for _ in range(data.draw(st.integers(1, 4))):
+        body[data.draw(st.integers(0, len(body) - 1))] = data.draw(U8)
+    decode_or_name(sealed(message.KIND, bytes(body)))
+
+
+@given(st.binary(max_size=100))
+def test_random_bytes_are_no_message(frame: bytes) -> None:
+    with pytest.raises(ProtocolError):
+        wire.decode(frame)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        Heartbeat("Digits", True, 1),
+        Heartbeat("", True, 1),
+        Heartbeat("a" * 64, True, 1),
+        Heartbeat("a\n", True, 1),
+        Heartbeat("a", True, 1 << 64),
+        Receipt("a", 1 << 32, bytes(16), Status.LATE, ""),
+        Receipt("a", 1, bytes(15), Status.LATE, ""),
+        Receipt("a", 1, bytes(16), Status.LATE, "x" * 65536),
+        Receipt("a", 1, bytes(16), Status.LATE, "\ud800"),
+        Presence("a", True, 1, bytes(32), 1, "x" * 256, ""),
+        Update("a", "b", 1, bytes(32), bytes(16), 0, 0, 0, 1, b""),
+        Chunk(bytes(16), 10, 4, 2, 3, b"ijk"),
+        Chunk(bytes(16), 10, 4, 2, 3, b"i"),
+    ],
+    ids=repr,
+)
+def test_a_message_that_nobody_would_accept_is_a_bug_at_home(message: Message) -> None:
+    with pytest.raises(ValueError, match=r"\w"):
+        wire.encode(message)
+
+
+def test_expect_names_both_kinds() -> None:
+    frame = wire.encode(Heartbeat("a", True, 1))
+    assert wire.expect(frame, Heartbeat) == Heartbeat("a", True, 1)
+    with pytest.raises(KindError, match="Receipt expected here, found Heartbeat"):
+        wire.expect(frame, Receipt)
+
+
+# --- chunks ---
+
+
+def assemble(parts: list[Chunk], limit: int = 1 << 20) -> chunks.Assembly:
+    assembly = chunks.begin(parts[0], limit)
+    for part in parts[1:]:
+        assembly = assembly.add(part)
+    return assembly
+
+
+@given(st.binary(min_size=1, max_size=300), st.integers(1, 320), st.data())
+def test_chunks_come_in_any_order_and_more_than_once(blob: bytes, size: int, data: st.DataObject) -> None:
+    parts = chunks.split(blob, size)
+    repeats = data.draw(st.lists(st.sampled_from(parts), max_size=5))
+    assembly = assemble(data.draw(st.permutations(parts + repeats)))
+    assert assembly.complete
+    assert assembly.missing == []
+    assert assembly.blob() == blob
+
+
+def test_a_repeat_changes_nothing() -> None:
+    parts = chunks.split(bytes(10), 4)
+    assembly = chunks.begin(parts[1], 10)
+    assert assembly.add(parts[1]) is assembly
+    assert assembly.add(replace(parts[1], data=b"fake")).parts == assembly.parts
+
+
+def test_what_is_missing_is_said() -> None:
+    parts = chunks.split(bytes(range(10)), 4)
+    assembly = assemble([parts[1]])
+    assert (assembly.complete, assembly.missing) == (False, [0, 2])
+
+
+def test_content_that_is_not_what_its_id_names_is_a_checksum_error() -> None:
+    parts = chunks.split(bytes(range(10)), 4)
+    assembly = assemble([parts[0], replace(parts[1], data=b"fake"), parts[2]])
+    with pytest.raises(ChecksumError):
+        assembly.blob()
+
+
+@pytest.mark.parametrize(
+    "stranger",
+    [chunks.split(bytes(11), 4)[1], chunks.split(bytes(range(10)), 5)[1], chunks.split(bytes(10), 4)[1]],
+    ids=["another total", "another size", "another transfer"],
+)
+def test_a_chunk_of_something_else_is_a_field_error(stranger: Chunk) -> None:
+    with pytest.raises(FieldError):
+        assemble(chunks.split(bytes(range(10)), 4)).add(stranger)
+
+
+def test_a_transfer_above_the_limit_is_refused_at_its_first_chunk() -> None:
+    part = chunks.split(bytes(100), 10)[7]
+    assert chunks.begin(part, 100).missing == [0, 1, 2, 3, 4, 5, 6, 8, 9]
+    with pytest.raises(LimitError):
+        chunks.begin(part, 99)
+
+
+@pytest.mark.parametrize(("length", "size"), [(0, 10), (65536, 1)])
+def test_what_cannot_be_split_is_a_bug_at_home(length: int, size: int) -> None:
+    with pytest.raises(ValueError, match="can be sent"):
+        chunks.split(bytes(length), size)
+
+
+# --- topics ---
+
+
+def test_topics_are_those_of_protocol_8() -> None:
+    assert topics.round_("j") == "seedmask/1/j/round"
+    assert topics.aggregator("j") == "seedmask/1/j/aggregator"
+    assert topics.theta("j", 3, 0) == "seedmask/1/j/theta/3/0"
+    assert topics.theta("j", 3, "+") == "seedmask/1/j/theta/3/+"
+    assert topics.presence("j", "a") == "seedmask/1/j/d/a/presence"
+    assert topics.update("j", "+") == "seedmask/1/j/d/+/update"
+    assert topics.receipt("j", "a") == "seedmask/1/j/d/a/receipt"
+
+
+@given(NAMES, NAMES)
+def test_the_device_is_read_back_from_its_topics(job: str, device: str) -> None:
+    for topic in (topics.presence, topics.update, topics.receipt):
+        assert topics.device_of(topic(job, device)) == device
+
+
+@pytest.mark.parametrize("device", ["+", "#", "", "A", "a b", "a\n", "a" * 64, "\u00e9"])
+def test_a_device_in_a_topic_that_cannot_be_a_name_is_nobody(device: str) -> None:
+    assert topics.device_of(f"seedmask/1/j/d/{device}/update") is None
+
+
+TOPICS: list[Callable[[str], str]] = [topics.round_, topics.aggregator]
+
+
+@pytest.mark.parametrize("topic", TOPICS)
+@pytest.mark.parametrize("job", ["", "a/b", "+", "#", "A", "\u00e9"])
+def test_no_name_can_reach_into_another_topic(topic: Callable[[str], str], job: str) -> None:
+    with pytest.raises(ValueError, match="name"):
+        topic(job)
