@@ -261,7 +261,7 @@ def _theta_chunk(session: Session, announce: Announce, chunk: Chunk) -> Step:
     if chunk.transfer != announce.transfer:
         return session, []
     assembly = session.assembly
-    if assembly is None or (assembly.first.transfer, assembly.first.size) != (chunk.transfer, chunk.size):
+    if assembly is None or not _fits(chunk, assembly.first):
         # Sixteen bits a weight is more than any levels need; a larger transfer is not probabilities.
         assembly = begin(chunk, 2 * session.d + (1 << 16))
     assembly = assembly.add(chunk)
@@ -277,6 +277,11 @@ def _theta_chunk(session: Session, announce: Announce, chunk: Chunk) -> Step:
         # Forget the round, so that the next announcement starts over.
         return replace(session, work=None), [*effects, Say(f"round {announce.round}: {error.code}: {error}")]
     return replace(session, training=True), [*effects, Train(announce, theta)]
+
+
+def _fits(chunk: Chunk, first: Chunk) -> bool:
+    """Whether both are of one transfer cut in one way; an aggregator that restarts may cut it in another."""
+    return (chunk.transfer, chunk.total, chunk.size) == (first.transfer, first.total, first.size)
 
 
 def _trained(session: Session, event: Trained) -> Step:

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_client.session import (
@@ -529,6 +529,7 @@ def test_no_bytes_on_any_topic_raise_and_nothing_is_sent_that_was_not_saved(even
                 assert effect.theta.digest() == effect.announce.theta
 
 
+@settings(max_examples=40)
 @given(st.lists(EVENTS, max_size=30))
 def test_only_one_training_is_under_way_at_a_time(events: list[Event]) -> None:
     session, _ = after(received(announce()), *probabilities())

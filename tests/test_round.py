@@ -1,0 +1,465 @@
+"""The aggregator's half of a round, as a pure function: no clock, no network, no disk."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from aggregator.config import Rounds
+from aggregator.round import (
+    REMIND_SECONDS,
+    Arrived,
+    Broken,
+    Closed,
+    Counted,
+    Effect,
+    Event,
+    Finish,
+    Job,
+    Opened,
+    Publicise,
+    Reply,
+    Say,
+    Seen,
+    Ticked,
+    announcement,
+    resume,
+    step,
+    waiting_for,
+)
+from seedmask import wire
+from seedmask.chunks import transfer_id
+from seedmask.codec import by_id, counts, packed, rans
+from seedmask.errors import CodecError
+from seedmask.io.link import Connected, Disconnected, Refused
+from seedmask.mask import CLAMP, Theta
+from seedmask.wire import Phase, Presence, Status, Update, Work
+
+JOB, MODEL, D = "fashion", bytes(range(32)), 300
+NAMES = ["pi-1", "pi-2", "pi-3", "pi-4", "pi-5"]
+
+
+def job_of(devices: int = 3, **rounds: float) -> Job:
+    settings = Rounds(devices=devices, **{"total": 3, **rounds})  # type: ignore[arg-type]
+    return Job(JOB, MODEL, D, settings, Work(), CLAMP, Theta.even(D))
+
+
+def presence(device: str, online: bool = True, boot: int = 1, model: bytes = MODEL) -> Seen:
+    return Seen(Presence(device, online, boot, model, 1200, "reference", "0.1"))
+
+
+def update(job: Job, device: str, codec: int = packed.ID, seed: int = 0, **changes: object) -> Update:
+    index = NAMES.index(device) if device in NAMES else 0
+    mask = np.random.default_rng([seed, job.round, index]).integers(0, 2, D).astype(np.uint8)
+    payload = by_id(codec).encode(mask, job.theta)
+    made = Update(JOB, device, job.round, MODEL, job.theta.digest(), 100, 700_000, 60, codec, payload)
+    return replace(made, **changes)  # type: ignore[arg-type]
+
+
+def arrived(made: Update, device: str | None = None) -> Arrived:
+    return Arrived(device or made.device, transfer_id(wire.encode(made)), made)
+
+
+def after(job: Job, *events: Event) -> tuple[Job, list[Effect]]:
+    effects: list[Effect] = []
+    for event in events:
+        job, more = step(job, event)
+        effects += more
+    return job, effects
+
+
+def open_job(devices: int = 3, **rounds: float) -> Job:
+    """With its first round open and `devices` devices online."""
+    job, _ = after(job_of(devices, **rounds), *[presence(name) for name in NAMES[:devices]])
+    assert job.phase is Phase.OPEN
+    return job
+
+
+def status_of(effects: list[Effect]) -> Status:
+    (reply,) = [effect for effect in effects if isinstance(effect, Reply)]
+    return reply.receipt.status
+
+
+def reason_of(effects: list[Effect]) -> str:
+    (reply,) = [effect for effect in effects if isinstance(effect, Reply)]
+    return reply.receipt.reason
+
+
+def kinds(effects: list[Effect]) -> list[type]:
+    return [type(effect) for effect in effects if not isinstance(effect, Say)]
+
+
+def said(effects: list[Effect]) -> str:
+    return " | ".join(effect.text for effect in effects if isinstance(effect, Say))
+
+
+# --- opening ---
+
+
+def test_a_round_opens_when_enough_devices_are_online() -> None:
+    job, effects = after(job_of(3), presence("pi-1"), presence("pi-2"))
+    assert (job.phase, kinds(effects)) == (Phase.WAITING, [Publicise, Publicise])
+    job, effects = after(job, presence("pi-3"))
+    assert (job.phase, job.round, job.quorum) == (Phase.OPEN, 1, 3)
+    assert kinds(effects) == [Opened, Publicise]
+    assert Publicise(theta=True) in effects
+
+
+def test_a_round_is_stored_before_it_is_announced() -> None:
+    _, effects = after(job_of(1), presence("pi-1"))
+    assert kinds(effects).index(Opened) < kinds(effects).index(Publicise)
+
+
+def test_the_job_says_what_it_waits_for() -> None:
+    job, effects = after(job_of(3), presence("pi-1"), presence("pi-2"))
+    assert waiting_for(job) == "2 of 3 devices online, need 3"
+    assert waiting_for(job) in said(effects)
+    assert announcement(job, 0).text == waiting_for(job)
+    job, _ = after(job, presence("pi-3"), Ticked(559.0), arrived(update(replace(job, round=1), "pi-2")))
+    assert waiting_for(job) == "round 1 of 3: 1 of 3 updates, 41 s left, waiting for pi-1, pi-3"
+    job, _ = after(job, Ticked(1e6))
+    assert job.phase is Phase.WAITING or "time is up" in waiting_for(job)
+
+
+def test_what_is_missing_is_said_again_now_and_then() -> None:
+    job, effects = after(job_of(2), presence("pi-1"), Ticked(REMIND_SECONDS - 1))
+    _, effects = after(job, Ticked(REMIND_SECONDS), Ticked(REMIND_SECONDS + 1), Ticked(2 * REMIND_SECONDS))
+    assert [e.text for e in effects if isinstance(e, Say)] == ["1 of 2 devices online, need 2"] * 2
+
+
+def test_many_missing_devices_are_not_all_listed() -> None:
+    job = job_of(8)
+    job, _ = after(job, *[presence(f"pi-{i}") for i in range(8)])
+    assert waiting_for(job).endswith("waiting for pi-0, pi-1, pi-2, pi-3, pi-4 and 3 more")
+
+
+def test_a_device_that_announces_itself_twice_counts_once() -> None:
+    job, _ = after(job_of(2), presence("pi-1"), presence("pi-1", boot=2))
+    assert job.phase is Phase.WAITING
+
+
+def test_a_device_with_another_model_is_named_and_not_counted() -> None:
+    job, effects = after(job_of(2), presence("pi-1"), presence("pi-2", model=bytes(32)))
+    assert job.phase is Phase.WAITING
+    assert "pi-2 has model 000000000000, the job trains 000102030405: it is not counted" in said(effects)
+
+
+def test_a_device_that_comes_back_with_another_model_is_counted_no_more() -> None:
+    job, _ = after(job_of(3), presence("pi-1"), presence("pi-2"), presence("pi-1", boot=2, model=bytes(32)))
+    assert set(job.online) == {"pi-2"}
+    assert after(job, presence("pi-3"))[0].phase is Phase.WAITING
+
+
+def test_a_device_that_leaves_is_not_counted() -> None:
+    job, effects = after(job_of(2), presence("pi-1"), presence("pi-1", online=False), presence("pi-2"))
+    assert job.phase is Phase.WAITING
+    assert "pi-1 left; 0 of 2 devices online, need 2" in said(effects)
+
+
+def test_the_will_of_an_earlier_life_is_ignored() -> None:
+    job, effects = after(job_of(2), presence("pi-1", boot=2), presence("pi-1", online=False, boot=1))
+    assert set(job.online) == {"pi-1"}
+    assert "left" not in said(effects)
+    assert after(job_of(2), presence("pi-9", online=False))[1] == []
+
+
+# --- who is asked ---
+
+
+def test_per_round_asks_that_many_the_same_after_a_restart_and_others_in_the_next_round() -> None:
+    events = [presence(name) for name in NAMES]
+    first, _ = after(job_of(5, per_round=2, total=50), *events)
+    again, _ = after(job_of(5, per_round=2, total=50), *reversed(events))
+    assert first.selected == again.selected
+    assert len(first.selected) == first.quorum == 2
+    assert announcement(first, 1).selected == first.selected
+    asked, job = set(), first
+    for _ in range(20):
+        asked.update(job.selected)
+        job, _ = after(job, *[arrived(update(job, name)) for name in job.selected])
+    assert asked == set(NAMES)
+
+
+def test_per_round_above_the_number_of_devices_asks_all() -> None:
+    job = open_job(3, per_round=10)
+    assert (job.selected, job.quorum) == ((), 3)
+
+
+def test_a_device_that_was_not_asked_is_told_so() -> None:
+    job, _ = after(job_of(5, per_round=2), *[presence(name) for name in NAMES])
+    idle = next(name for name in NAMES if name not in job.selected)
+    job, effects = after(job, arrived(update(job, idle)))
+    assert status_of(effects) is Status.NOT_SELECTED
+    assert job.posterior.n == 0
+
+
+# --- closing ---
+
+
+def test_the_last_asked_update_closes_the_round_and_opens_the_next() -> None:
+    job = open_job(2)
+    job, effects = after(job, arrived(update(job, "pi-1")))
+    assert kinds(effects) == [Counted, Reply]
+    job, effects = after(job, arrived(update(job, "pi-2")))
+    assert kinds(effects) == [Counted, Reply, Closed, Opened, Publicise]
+    assert (job.phase, job.round, job.posterior.n, job.accepted) == (Phase.OPEN, 2, 0, {})
+
+
+def test_what_comes_of_a_round_is_the_count_of_ones() -> None:
+    job = open_job(2)
+    masks = [by_id(packed.ID).decode(update(job, name).payload, job.theta) for name in NAMES[:2]]
+    _, effects = after(job, *[arrived(update(job, name)) for name in NAMES[:2]])
+    (closed,) = [effect for effect in effects if isinstance(effect, Closed)]
+    assert (closed.round, closed.updates, closed.theta.top, closed.theta.clamp) == (1, 2, 2, CLAMP)
+    assert np.array_equal(closed.theta.level, masks[0] + masks[1])
+
+
+def test_a_quorum_closes_the_round_at_once_and_the_rest_is_late() -> None:
+    job = open_job(3, quorum=2)
+    third = update(job, "pi-3")
+    job, effects = after(job, *[arrived(update(job, name)) for name in NAMES[:2]])
+    assert Closed in kinds(effects)
+    assert job.round == 2
+    _, effects = after(job, arrived(third))
+    assert (status_of(effects), reason_of(effects)) == (Status.LATE, "round 1 is closed")
+
+
+def test_the_deadline_closes_the_round_with_the_minimum_and_not_before() -> None:
+    job = open_job(3, minimum=2, deadline_s=60)
+    job, effects = after(job, arrived(update(job, "pi-1")), Ticked(60.0))
+    assert Closed not in kinds(effects)
+    assert waiting_for(job) == "round 1 of 3: 1 of 3 updates, time is up, need 2, waiting for pi-2, pi-3"
+    job, effects = after(job, arrived(update(job, "pi-2")), Ticked(60.5))
+    assert [e.updates for e in effects if isinstance(e, Closed)] == [2]
+    early, effects = after(open_job(3, minimum=1, deadline_s=60), Ticked(59.9))
+    assert early.round == 1
+
+
+def test_a_device_that_leaves_in_mid_round_does_not_change_what_closes_it() -> None:
+    job, _ = after(open_job(2), presence("pi-2", online=False))
+    job, effects = after(job, arrived(update(job, "pi-1")))
+    assert Closed not in kinds(effects)
+    assert job.quorum == 2
+
+
+def test_a_round_that_closes_with_too_few_online_waits_for_devices() -> None:
+    job, _ = after(open_job(2), presence("pi-2", online=False))
+    job, effects = after(job, *[arrived(update(job, name)) for name in NAMES[:2]])
+    assert kinds(effects)[-2:] == [Closed, Publicise]
+    assert (job.phase, waiting_for(job)) == (Phase.WAITING, "1 of 2 devices online, need 2")
+    assert after(job, presence("pi-2", boot=2))[0].round == 2
+
+
+def test_the_last_round_ends_the_job() -> None:
+    job = open_job(1, total=1)
+    late = arrived(update(job, "pi-1", seed=5))
+    job, effects = after(job, arrived(update(job, "pi-1")))
+    assert kinds(effects) == [Counted, Reply, Closed, Publicise, Finish]
+    assert (job.phase, waiting_for(job)) == (Phase.DONE, "done after 1 rounds")
+    told = announcement(job, 0)
+    assert (told.phase, told.transfer, told.deadline_ms, told.text) == (Phase.DONE, bytes(16), 0, waiting_for(job))
+    _, effects = after(job, late, Ticked(1e6), presence("pi-2"), Connected())
+    assert status_of(effects) is Status.LATE
+    assert kinds(effects) == [Reply, Publicise]
+
+
+def test_the_announcement_tells_the_time_that_is_left() -> None:
+    job, _ = after(open_job(2, deadline_s=60), Ticked(15.5))
+    told = announcement(job, 4)
+    assert (told.phase, told.deadline_ms, told.chunks, told.text) == (Phase.OPEN, 44_500, 4, "")
+    assert (told.theta, told.transfer) == (job.theta.digest(), transfer_id(counts.encode(job.theta)))
+    assert announcement(after(job, Ticked(1e6))[0], 4).deadline_ms == 0
+
+
+# --- what becomes of an update ---
+
+
+@pytest.mark.parametrize("codec", [packed.ID, rans.ID])
+def test_a_good_update_of_either_codec_is_accepted(codec: int) -> None:
+    job = open_job(2)
+    job, effects = after(job, arrived(update(job, "pi-1", codec)))
+    assert status_of(effects) is Status.ACCEPTED
+    assert job.posterior.n == 1
+
+
+def test_a_repeat_is_acknowledged_and_not_counted() -> None:
+    job = open_job(2)
+    made = arrived(update(job, "pi-1"))
+    job, _ = after(job, made)
+    job, effects = after(job, made)
+    assert (status_of(effects), reason_of(effects)) == (Status.DUPLICATE, "already counted")
+    assert job.posterior.n == 1
+
+
+def test_a_second_update_of_one_device_is_a_duplicate_too() -> None:
+    """A device whose disk was lost trains again, and draws another mask."""
+    job = open_job(2)
+    job, effects = after(job, arrived(update(job, "pi-1")))
+    job, effects = after(job, arrived(update(job, "pi-1", seed=1)))
+    assert (status_of(effects), kinds(effects)) == (Status.DUPLICATE, [Reply])
+    assert job.posterior.n == 1
+
+
+def test_a_repeat_after_the_round_closed_is_still_a_duplicate() -> None:
+    """Its device must not be told that an update which counted came too late."""
+    job = open_job(1)
+    made = arrived(update(job, "pi-1"))
+    job, _ = after(job, made)
+    assert job.round == 2
+    assert status_of(after(job, made)[1]) is Status.DUPLICATE
+
+
+@pytest.mark.parametrize(
+    ("changes", "status", "reason"),
+    [
+        ({"round": 2}, Status.STALE, "round 2 has not been"),
+        ({"round": 0}, Status.LATE, "round 0 is closed"),
+        ({"theta": bytes(16)}, Status.STALE, "made under other probabilities than this round's"),
+        ({"job": "other"}, Status.INVALID, "job other, this is fashion"),
+        ({"device": "pi-2"}, Status.INVALID, "signed pi-2, sent by pi-1"),
+        ({"model": bytes(32)}, Status.INVALID, "model 000000000000, the job trains 000102030405"),
+        ({"codec": 77}, Status.INVALID, "kind: codec 77 is unknown"),
+        ({"payload": b""}, Status.INVALID, "codec: packed mask of 300 weights"),
+        ({"payload": b"\xff" * 38}, Status.INVALID, "codec: packed mask: padding bits"),
+        ({"codec": 2, "payload": b"\xff" * 40}, Status.INVALID, "codec: "),
+    ],
+)
+def test_every_other_update_gets_the_receipt_that_says_why(
+    changes: dict[str, object], status: Status, reason: str
+) -> None:
+    job = open_job(2)
+    after_it, effects = after(job, arrived(update(job, "pi-1", **changes), "pi-1"))  # type: ignore[arg-type]
+    assert (status_of(effects), kinds(effects)) == (status, [Reply])
+    assert reason_of(effects).startswith(reason)
+    assert after_it is job
+    # and a good one is still welcome
+    assert status_of(after(job, arrived(update(job, "pi-1")))[1]) is Status.ACCEPTED
+
+
+def test_an_update_before_the_first_round_has_no_round_to_count_in() -> None:
+    job = job_of(2)
+    assert status_of(after(job, arrived(update(job, "pi-1", round=1)))[1]) is Status.STALE
+    assert status_of(after(job, arrived(update(job, "pi-1", round=0)))[1]) is Status.LATE
+
+
+def test_a_transfer_that_is_no_update_gets_a_receipt_too() -> None:
+    job = open_job(2)
+    _, effects = after(job, Broken("pi-1", bytes(16), CodecError("not this")))
+    (reply, _) = effects
+    assert isinstance(reply, Reply)
+    assert (reply.device, reply.receipt.transfer) == ("pi-1", bytes(16))
+    assert (reply.receipt.status, reply.receipt.reason) == (Status.INVALID, "codec: not this")
+
+
+def test_a_device_that_came_after_the_opening_may_take_part() -> None:
+    job, _ = after(open_job(2, quorum=3, minimum=1), presence("pi-3"))
+    assert status_of(after(job, arrived(update(job, "pi-3")))[1]) is Status.ACCEPTED
+
+
+# --- the connection ---
+
+
+def test_every_connection_publishes_what_a_restarted_broker_has_forgotten() -> None:
+    assert after(open_job(2), Connected())[1] == [Publicise(theta=True)]
+    assert after(job_of(2), Connected())[1] == [Publicise(theta=False)]
+
+
+def test_a_lost_connection_and_a_refused_message_are_told_and_change_nothing() -> None:
+    job = open_job(2)
+    assert after(job, Disconnected("cable"), Refused("t", "too large")) == (
+        job,
+        [Say("offline: cable"), Say("the broker refused t: too large")],
+    )
+
+
+# --- restarts, order ---
+
+
+def test_a_restart_in_mid_round_has_the_same_counts() -> None:
+    job = open_job(3)
+    stored = [(arrived(update(job, name)).transfer, update(job, name)) for name in NAMES[:2]]
+    whole, effects = after(job, *[arrived(update(job, name)) for name in NAMES[:3]])
+    fresh = replace(job_of(3), round=job.round, theta=job.theta, now=1e5)
+    again = resume(fresh, job.selected, job.quorum, stored)
+    assert set(again.accepted) == set(NAMES[:2])
+    assert again.deadline == 1e5 + job.rounds.deadline_s
+    again, more = after(again, *[arrived(u) for _, u in stored], arrived(update(job, "pi-3")))
+    assert [e.receipt.status for e in more if isinstance(e, Reply)] == [
+        Status.DUPLICATE,
+        Status.DUPLICATE,
+        Status.ACCEPTED,
+    ]
+    assert again.theta.digest() == whole.theta.digest()
+
+
+def test_a_restart_between_the_last_update_and_the_closing_closes_at_the_next_tick() -> None:
+    job = open_job(2)
+    stored = [(arrived(update(job, name)).transfer, update(job, name)) for name in NAMES[:2]]
+    whole, _ = after(job, *[arrived(u) for _, u in stored])
+    again = resume(replace(job_of(2), round=1, theta=job.theta, now=50.0), (), 2, stored)
+    again, effects = after(again, Ticked(50.5))
+    assert Closed in kinds(effects)
+    assert again.theta.digest() == whole.theta.digest()
+
+
+@settings(max_examples=40)
+@given(st.permutations(range(10)), st.lists(st.integers(0, 9), max_size=5))
+def test_order_of_arrival_and_repeats_do_not_matter(order: list[int], repeats: list[int]) -> None:
+    job = open_job(5)
+    valid = [arrived(update(job, name)) for name in NAMES]
+    noise = [arrived(update(job, name, theta=bytes(16))) for name in NAMES]
+    events = [(valid + noise)[i] for i in order]
+    events = events[:3] + [(valid + noise)[i] for i in repeats if (valid + noise)[i] in events[:3]] + events[3:]
+    expected, _ = after(open_job(5), *valid)
+    found, effects = after(job, *events)
+    assert found.theta.digest() == expected.theta.digest()
+    assert sum(isinstance(e, Counted) for e in effects) == 5
+    assert sum(isinstance(e, Reply) for e in effects) == len(events)
+
+
+VARIED = st.builds(
+    lambda device, sender, changes, seed: (device, sender, changes, seed),
+    st.sampled_from(NAMES[:3]),
+    st.sampled_from(NAMES[:3]),
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "round": st.integers(0, 4),
+            "job": st.sampled_from([JOB, "other"]),
+            "model": st.binary(min_size=32, max_size=32),
+            "theta": st.binary(min_size=16, max_size=16),
+            "codec": st.integers(0, 255),
+            "payload": st.binary(max_size=60),
+        },
+    ),
+    st.integers(0, 2),
+)
+
+
+@given(st.lists(st.one_of(VARIED, st.booleans(), st.floats(0, 2000)), max_size=25))
+def test_every_update_gets_one_receipt_and_is_stored_before_it(script: list[object]) -> None:
+    job, now, counted = open_job(2, deadline_s=300), 0.0, set()
+    for item in script:
+        if isinstance(item, tuple):
+            device, sender, changes, seed = item
+            event: Event = arrived(update(job, device, seed=seed, **changes), sender)
+        elif isinstance(item, bool):
+            event = presence("pi-2", online=item)
+        else:
+            now += float(str(item))
+            event = Ticked(now)
+        job, effects = step(job, event)
+        names = kinds(effects)
+        assert names.count(Reply) == isinstance(event, Arrived)
+        if isinstance(event, Arrived):
+            accepted = status_of(effects) is Status.ACCEPTED
+            assert (names[:2] == [Counted, Reply]) is accepted
+            assert Counted not in names[1:]
+            if accepted:
+                key = (event.device, event.update.round)
+                assert key not in counted
+                counted.add(key)
