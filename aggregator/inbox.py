@@ -26,9 +26,12 @@ class Inbox:
         if not isinstance(chunk, Chunk):
             raise KindError(f"Chunk expected here, found {type(chunk).__name__}")
         key = (device, chunk.transfer)
-        if key in self._open:
-            assembly = self._open[key][1].add(chunk)
+        _, known = self._open.get(key, (now, None))
+        if known is not None and (known.first.total, known.first.size) == (chunk.total, chunk.size):
+            assembly = known.add(chunk)
         else:
+            # New, or cut to another size since the sender found another broker: what came before is of no use.
+            self._open.pop(key, None)
             self._expire(now)
             if sum(name == device for name, _ in self._open) >= PER_DEVICE:
                 raise LimitError(f"{PER_DEVICE} transfers are open already; the next waits for one to end")

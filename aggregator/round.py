@@ -217,6 +217,8 @@ def announcement(job: Job, chunks: int) -> Announce:
 
 
 def _ticked(job: Job) -> Step:
+    if job.phase is Phase.OPEN and len(job.accepted) >= job.quorum:
+        return _close(job, "quorum")  # a restart came between the last update and the closing
     if job.phase is Phase.OPEN and job.now >= job.deadline and len(job.accepted) >= job.rounds.minimum:
         return _close(job, "time is up")
     if job.phase is not Phase.DONE and job.now - job.reminded >= REMIND_SECONDS:
@@ -226,16 +228,16 @@ def _ticked(job: Job) -> Step:
 
 def _seen(job: Job, presence: Presence) -> Step:
     known = job.online.get(presence.device)
+    others = {name: seen for name, seen in job.online.items() if name != presence.device}
     if not presence.online:
         if known is None or known.boot != presence.boot:
             return job, []  # the will of an earlier life
-        online = {name: seen for name, seen in job.online.items() if name != presence.device}
-        job = replace(job, online=online)
+        job = replace(job, online=others)
         return job, [Say(f"{presence.device} left; {waiting_for(job)}")]
     if presence.model != job.model:
         theirs, ours = presence.model.hex()[:12], job.model.hex()[:12]
-        return job, [Say(f"{presence.device} has model {theirs}, the job trains {ours}: it is not counted")]
-    job = replace(job, online={**job.online, presence.device: presence})
+        return replace(job, online=others), [Say(f"{presence.device} has model {theirs}, the job trains {ours}: it is not counted")]
+    job = replace(job, online={**others, presence.device: presence})
     if known is not None:
         return job, []
     said: list[Effect] = [Say(f"{presence.device} is here: {presence.samples:,} examples, {presence.runtime}")]

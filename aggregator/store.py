@@ -51,9 +51,12 @@ class Store:
 
     def __init__(self, path: Path, job: str, model: bytes, spec: bytes, d: int) -> None:
         """Open or create. Raises UserError if the file is another job's, another model's, or no database."""
-        path.parent.mkdir(parents=True, exist_ok=True)
         self._d = d
-        self._lock = open(path.with_suffix(".lock"), "w")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._lock = open(path.with_suffix(".lock"), "w")
+        except OSError as error:
+            raise UserError(f"cannot use {path}: {error.strerror}") from None
         try:
             # One aggregator per job writes its history; readers (results, below) are welcome beside it.
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 
 from seedmask.chunks import transfer_id
-from seedmask.errors import ProtocolError
+from seedmask.errors import ProtocolError, UserError
 from seedmask.io.files import sync_folder, write_atomic
 from seedmask.wire import Receipt, Update, decode
 
@@ -21,10 +21,13 @@ class Outbox:
     """A folder of updates without receipts, for one job."""
 
     def __init__(self, folder: Path, job: str) -> None:
-        """Open `folder`, making it if needed."""
+        """Open `folder`, making it if needed. Raises UserError."""
         self.folder = folder
         self.job = job
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot keep updates in {folder}: {error.strerror}") from None
 
     def save(self, transfer: bytes, frame: bytes) -> None:
         """Keep one update; on return it survives a power cut."""

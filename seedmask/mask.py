@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import struct
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final
 
 import numpy as np
@@ -82,6 +83,11 @@ class Theta:
 
     def digest(self) -> bytes:
         """16 bytes that name exactly these probabilities: SHA-256 of the PROTOCOL 3 layout, first half."""
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> bytes:
+        # An aggregator asks once per update, for levels that never change.
         head = struct.pack("<IHH", self.d, self.top, self.clamp)
         return hashlib.sha256(head + self.level.astype("<u2").tobytes()).digest()[:16]
 

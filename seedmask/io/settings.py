@@ -61,9 +61,12 @@ def _convert(hint: Any, value: Any, where: str, base: Path) -> Any:
             raise UserError(f"{where} is a table, found {value!r}")
         return build(typing.cast("type[Any]", hint), value, where, base)
     if hint is Path:
-        if not isinstance(value, str) or not value:
+        if not isinstance(value, str) or not value or "\0" in value:
             raise UserError(f"{where} is a path, found {value!r}")
-        return base / Path(value).expanduser()
+        try:
+            return base / Path(value).expanduser()
+        except RuntimeError as error:  # ~somebody
+            raise UserError(f"{where}: {error}") from None
     if hint is float and type(value) is int:
         return float(value)
     if type(value) is not hint:
