@@ -236,7 +236,9 @@ def _seen(job: Job, presence: Presence) -> Step:
         return job, [Say(f"{presence.device} left; {waiting_for(job)}")]
     if presence.model != job.model:
         theirs, ours = presence.model.hex()[:12], job.model.hex()[:12]
-        return replace(job, online=others), [Say(f"{presence.device} has model {theirs}, the job trains {ours}: it is not counted")]
+        return replace(job, online=others), [
+            Say(f"{presence.device} has model {theirs}, the job trains {ours}: it is not counted")
+        ]
     job = replace(job, online={**others, presence.device: presence})
     if known is not None:
         return job, []

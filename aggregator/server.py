@@ -69,8 +69,8 @@ class Server:
         self.clock, self.boot = clock, boot
         # Coded worse than four bits a weight, an update is no mask of this model.
         self.inbox = Inbox(spec.d // 2 + (1 << 16))
-        self.job = self._resumed()
         self._published: tuple[int, int] | None = None  # (round, chunks) whose probabilities are retained
+        self.job = self._resumed()
         link.subscribe(topics.presence(config.job, "+"))
         link.subscribe(topics.update(config.job, "+"))
 
@@ -96,6 +96,7 @@ class Server:
         if known is None:
             return job
         job = replace(job, round=known.round, theta=known.theta)
+        self._published = (known.round, len(split(known.blob, self.link.chunk_bytes())))
         if not known.closed:
             job = resume(job, known.selected, known.quorum, known.updates)
             log.info("resumed: %s", waiting_for(job))
@@ -110,6 +111,7 @@ class Server:
         """Take one event of the link."""
         if not isinstance(event, Received):
             if isinstance(event, Connected):
+                self._list_rounds()  # a crash may have come between the database and this file
                 self.link.publish(
                     topics.aggregator(self.config.job),
                     wire.encode(Heartbeat(self.config.job, True, self.boot)),
@@ -175,13 +177,18 @@ class Server:
         record = {"round": round_, **self.store.figures(round_), "model_bytes": len(finished)}
         write_atomic(self.config.state_dir / "model.smm", finished)
         self.store.closed(round_, theta, record)
-        write_atomic(self.config.state_dir / "rounds.json", json.dumps(self.store.records(), indent=1).encode())
+        self._list_rounds()
         self._retire()
+
+    def _list_rounds(self) -> None:
+        write_atomic(self.config.state_dir / "rounds.json", json.dumps(self.store.records(), indent=1).encode())
 
     def _publicise(self, theta: bool) -> None:
         chunks = split(self.job.blob, self.link.chunk_bytes()) if self.job.blob else []
         if theta:
             # Before the announcement, so that whoever hears of the round finds its probabilities.
+            if self._published is not None and self._published != (self.job.round, len(chunks)):
+                self._retire()  # of a round that a crash left behind, or cut to another size for another broker
             for chunk in chunks:
                 topic = topics.theta(self.config.job, self.job.round, chunk.index)
                 self.link.publish(topic, wire.encode(chunk), retain=True)
@@ -209,9 +216,15 @@ class Server:
                 self.feed(Ticked(ticked))
 
     def linger(self, seconds: float) -> None:
-        """After the last round: answer what is still on its way, until every device of it has gone or time is up."""
-        until = self.clock() + seconds
-        while self.job.online and self.clock() < until:
+        """After the last round: answer what is still on its way, until every device of it has gone or time is up.
+
+        Started again after a crash, we know of no device yet; the broker tells us who waits.
+        """
+        until, known = self.clock() + seconds, False
+        while self.clock() < until:
+            known = known or bool(self.job.online)
+            if known and not self.job.online:
+                return
             event = self.link.receive(0.2)
             if event is not None:
                 self.receive(event)

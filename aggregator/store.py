@@ -36,7 +36,10 @@ CREATE TABLE IF NOT EXISTS updates (
 
 @dataclass(frozen=True, eq=False)
 class Resumed:
-    """What the store knows: the latest `round` with the `theta` it began from or, if `closed`, what came of it."""
+    """What the store knows: the latest `round` with the `theta` it began from or, if `closed`, what came of it.
+
+    `blob`: the counts that were published for it.
+    """
 
     round: int
     theta: Theta
@@ -44,6 +47,7 @@ class Resumed:
     selected: tuple[str, ...]
     quorum: int
     updates: list[tuple[bytes, Update]]
+    blob: bytes
 
 
 class Store:
@@ -152,7 +156,7 @@ class Store:
                 assert isinstance(message, Update)
                 updates.append((transfer, message))
         current = counts.decode(theta if result is None else result, self._d)
-        return Resumed(round_, current, result is not None, tuple(json.loads(selected)), quorum, updates)
+        return Resumed(round_, current, result is not None, tuple(json.loads(selected)), quorum, updates, theta)
 
     def close(self) -> None:
         """Let go of the file."""

@@ -24,7 +24,7 @@ from edge_client.session import Failed, Trained
 from edge_client.training import train, update_of
 from seedmask import bundle as bundles
 from seedmask.chunks import transfer_id
-from seedmask.errors import UserError
+from seedmask.errors import ProtocolError, UserError
 from seedmask.mask import Theta
 from seedmask.wire import Announce, encode
 
@@ -46,6 +46,11 @@ class _Begin:
 @dataclass(frozen=True)
 class _Stop:
     pass
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """The child waits for work."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +80,10 @@ class Trainer(Protocol):
 
 
 class ProcessTrainer:
-    """A Trainer in a child process, which starts with the first round and again after a crash."""
+    """A Trainer in a child process, which starts with the first round and again after a crash.
+
+    Work waits here until the child says that it is ready: both ends block when both write at once and nobody reads.
+    """
 
     def __init__(self, config: EdgeConfig) -> None:
         """Nothing is started yet."""
@@ -84,60 +92,67 @@ class ProcessTrainer:
         self._process: multiprocessing.process.BaseProcess | None = None
         self._pipe: Connection | None = None
         self._begun: tuple[int, bytes] | None = None
+        self._next: _Begin | None = None
+        self._ready = False
 
     def begin(self, announce: Announce, theta: Theta) -> None:
         """See Trainer."""
-        self._begun = (announce.round, announce.theta)
-        for attempt in (1, 2):
-            if self._process is None or not self._process.is_alive() or self._pipe is None:
-                self.close()
-                self._pipe, theirs = self._context.Pipe()
-                self._process = self._context.Process(target=_serve, args=(self._config, theirs), daemon=True)
-                self._process.start()
-                theirs.close()
-            try:
-                self._pipe.send(_Begin(announce, theta))
-                return
-            except OSError:
-                # It died between the question and the work; once more with a fresh one.
-                if attempt == 2:
-                    raise
-                self.close()
+        self._begun, self._next = (announce.round, announce.theta), _Begin(announce, theta)
+        if self._process is None or not self._process.is_alive():
+            self.close()
+            self._pipe, theirs = self._context.Pipe()
+            self._process = self._context.Process(target=_serve, args=(self._config, theirs), daemon=True)
+            self._process.start()
+            theirs.close()
+        self._hand_over()
+
+    def _hand_over(self) -> None:
+        if self._ready and self._next is not None and self._pipe is not None:
+            with contextlib.suppress(OSError):  # it died; `news` will notice
+                self._pipe.send(self._next)
+            self._ready, self._next = False, None
 
     def cancel(self) -> None:
         """See Trainer."""
-        self._begun = None
-        if self._pipe is not None:
+        self._begun = self._next = None
+        if self._pipe is not None and not self._ready:
             with contextlib.suppress(OSError):
                 self._pipe.send(_Stop())
 
     def news(self) -> News | None:
         """See Trainer."""
-        if self._pipe is None or self._begun is None:
-            return None
-        try:
-            if not self._pipe.poll():
-                return None
-            message = self._pipe.recv()
-        except (EOFError, OSError):
-            return self._died()
-        if isinstance(message, _Broken):
-            message = Failed(*self._begun, message.reason)
-        if isinstance(message, Trained | Failed):
-            if (message.round, message.theta) != self._begun:
-                return None  # of a round that was cancelled
-            self._begun = None
-        news: News = message
-        return news
+        while self._pipe is not None:
+            try:
+                if not self._pipe.poll():
+                    return None
+                message = self._pipe.recv()
+            except (EOFError, OSError):
+                return self._died()
+            if isinstance(message, _Ready):
+                self._ready = True
+                self._hand_over()
+            elif isinstance(message, _Broken):
+                begun, self._begun = self._begun, None
+                self.close()
+                return None if begun is None else Failed(*begun, message.reason)
+            elif isinstance(message, Advanced):
+                if self._begun is not None:
+                    return message
+            elif (message.round, message.theta) == self._begun:  # and not of a round that was cancelled
+                self._begun = None
+                news: News = message
+                return news
+        return None
 
-    def _died(self) -> Failed:
+    def _died(self) -> Failed | None:
         code = None
         if self._process is not None:
             self._process.join(5)
             code = self._process.exitcode
         begun, self._begun = self._begun, None
-        assert begun is not None
         self.close()
+        if begun is None:
+            return None
         why = f"signal {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit status {code}"
         hint = " (out of memory? use a smaller batch)" if code == -signal.SIGKILL else ""
         return Failed(*begun, f"the training process ended with {why}{hint}")
@@ -150,6 +165,7 @@ class ProcessTrainer:
             self._process.terminate()
             self._process.join(10)
         self._pipe = self._process = None
+        self._ready = False
 
 
 def _serve(config: EdgeConfig, pipe: Connection) -> None:
@@ -162,8 +178,11 @@ def _serve(config: EdgeConfig, pipe: Connection) -> None:
             bundle = bundles.load(config.bundle)
             data = datasets.load(config.data, bundle.spec)
             runtime = open_runtime(config.runtime, bundle, config.threads)
-        except UserError as error:
+        except (UserError, ProtocolError) as error:
             pipe.send(_Broken(str(error)))
+            return
+        except Exception:
+            pipe.send(_Broken(traceback.format_exc(limit=-2)))
             return
         rng = np.random.default_rng()
 
@@ -172,9 +191,10 @@ def _serve(config: EdgeConfig, pipe: Connection) -> None:
             return not (pipe.poll() and isinstance(pipe.recv(), _Stop))
 
         while True:
+            pipe.send(_Ready())
             message = pipe.recv()
-            if not isinstance(message, _Begin):
-                continue
+            while not isinstance(message, _Begin):
+                message = pipe.recv()  # a _Stop that came when there was nothing left to stop
             announce = message.announce
             try:
                 outcome = train(runtime, bundle.spec, data, message.theta, announce.work, bundle.batch, rng, progress)

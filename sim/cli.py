@@ -120,12 +120,10 @@ def _run(options: argparse.Namespace) -> int:
     rng = np.random.default_rng([setup.seed, 3])
     rows: list[report.Row] = []
     thetas: list[Theta] = []
-    print(
-        f"{spec.name}: {spec.d:,} weights from seed {spec.seed:016x}; {setup.images.name} ({setup.images.origin}); "
-        f"{len(setup.parts)} devices with {min(len(p.y) for p in setup.parts):,} to "
-        f"{max(len(p.y) for p in setup.parts):,} images, {options.split}",
-        flush=True,
-    )
+    sizes = sorted(len(part.y) for part in setup.parts)
+    each = f"{sizes[0]:,} images each" if sizes[0] == sizes[-1] else f"{sizes[0]:,} to {sizes[-1]:,} images each"
+    print(f"{spec.name}: {spec.d:,} weights from seed {spec.seed:016x}")
+    print(f"{setup.images.name} ({setup.images.origin}); {len(sizes)} devices, {each}, {options.split}\n", flush=True)
     with Screen(options.rounds, spec.d) as screen:
 
         def closed(record: dict[str, Any], theta: Theta, seconds: float) -> None:
@@ -301,8 +299,14 @@ def _finish(options: argparse.Namespace, value: dict[str, Any]) -> None:
         f"{value['rounds']} rounds in {value['seconds']:,.1f} {'virtual ' if options.virtual else ''}seconds "
         f"with {value['devices']} devices over {value['broker']}\n"
     )
-    files = ("summary.json", "rounds.csv", "accuracy.png", "model.smm", "model.bundle")
-    print("wrote " + ", ".join(str(out / name) for name in files))
+    for name, what in (
+        ("summary.json", "all of this, for scripts"),
+        ("rounds.csv", "one line per round"),
+        ("accuracy.png", "accuracy against bytes"),
+        ("model.smm", f"the model: seed and mask, {(out / 'model.smm').stat().st_size:,} bytes"),
+        ("model.bundle", "what the devices were given"),
+    ):
+        print(f"wrote {out / name!s:<32} {what}")
 
 
 COMMAND = Command(

@@ -20,7 +20,7 @@ def split(how: str, labels: Indices, devices: int, per_device: int, rng: np.rand
         order = rng.permutation(n)
         return [np.sort(order[i * size : (i + 1) * size]) for i in range(devices)]
     kind, _, number = how.partition(":")
-    if kind == "c_max" and number.isdigit() and int(number) >= 1:
+    if kind == "c_max" and number.isdecimal() and int(number) >= 1:
         return _c_max(labels, devices, size, int(number), rng)
     raise UserError(f"split {how!r} is unknown; there are iid and c_max:<classes per device>, e.g. c_max:2")
 

@@ -9,6 +9,7 @@ from types import TracebackType
 
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -30,10 +31,10 @@ class Screen:
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
-            TextColumn("{task.fields[waiting]}"),
             console=self._console,
         )
-        self._task: TaskID = self._progress.add_task("rounds", total=rounds, waiting="starting")
+        self._task: TaskID = self._progress.add_task("rounds", total=rounds)
+        self._waiting = "starting"
         self._live = Live(self._picture(), console=self._console, refresh_per_second=4, transient=True)
 
     def __enter__(self) -> Screen:
@@ -74,7 +75,7 @@ class Screen:
 
     def waiting(self, text: str) -> None:
         """What the fleet waits for."""
-        self._progress.update(self._task, waiting=text)
+        self._waiting = text
         if self._console.is_terminal:
             self._live.update(self._picture())
 
@@ -88,8 +89,9 @@ class Screen:
 
     def _picture(self) -> Table:
         # As many of the latest rows as fit; the whole table is printed at the end.
-        room = max(3, self._console.height - 6)
+        room = max(3, self._console.height - 7)
         picture = Table.grid()
         picture.add_row(self._table(self._rows[-room:]))
         picture.add_row(self._progress)
+        picture.add_row(f"[dim]{escape(self._waiting)}[/dim]")
         return picture

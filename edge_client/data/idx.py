@@ -41,8 +41,12 @@ def read(path: Path) -> npt.NDArray[np.uint8]:
         raise UserError(
             f"{path} is not an IDX file of unsigned bytes (it begins {raw[:4].hex()!r}, expected '000008..')"
         )
+    if not 1 <= raw[3] <= 32:
+        raise UserError(f"{path}: 1 .. 32 dimensions are possible, found {raw[3]}")
     shape = struct.unpack_from(f">{raw[3]}I", raw, 4)
     body = len(raw) - 4 - 4 * raw[3]
     if math.prod(shape) != body:
         raise UserError(f"{path}: a shape of {list(shape)} needs {math.prod(shape)} bytes, found {body}")
+    if body == 0:
+        raise UserError(f"{path}: a shape of {list(shape)} holds nothing")
     return np.frombuffer(raw, np.uint8, offset=4 + 4 * raw[3]).reshape(shape)

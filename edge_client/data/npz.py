@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from typing import Any
 
 import numpy as np
@@ -25,10 +24,13 @@ def load(settings: DataSettings) -> Dataset:
             if absent:
                 raise UserError(f"{path} has arrays {', '.join(archive.files)}; it lacks {', '.join(sorted(absent))}")
             x, y = archive["x"], archive["y"]
+    except UserError:
+        raise
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from None
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+    # zipfile, zlib and numpy raise a dozen kinds for a damaged file; to its owner they are the same thing.
+    except Exception as error:
         raise UserError(f"{path} is not an npz archive of numbers: {error}") from None
-    if x.dtype.kind not in "uif" or y.dtype.kind not in "ui" or y.ndim != 1:
-        raise UserError(f"{path}: x must be numbers and y [n] integers, found x {x.dtype}, y {y.dtype} {list(y.shape)}")
+    if x.dtype.kind not in "uif" or x.ndim == 0 or y.dtype.kind not in "ui" or y.ndim != 1:
+        raise UserError(f"{path}: x must be numbers [n, ...] and y [n] integers, found x {x.dtype} {list(x.shape)}, y {y.dtype} {list(y.shape)}")
     return Dataset(x, y.astype(np.int64))

@@ -1,0 +1,227 @@
+"""A device's own examples: good files are read, and every bad one is named with what was expected."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edge_client.data import Dataset, DataSettings, formats, load
+from edge_client.data.idx import read
+from seedmask.errors import UserError
+from seedmask.spec import ModelSpec
+
+X = np.arange(6 * 16, dtype=np.uint8).reshape(6, 4, 4)
+Y = np.array([0, 1, 2, 3, 0, 1], np.uint8)
+
+
+def told(value: object) -> str | None:
+    """The name of a case: what the error says."""
+    return value if isinstance(value, str) else ""
+
+
+def idx(array: np.ndarray) -> bytes:
+    return b"\0\0\x08" + bytes([array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
+
+
+def npz(**arrays: Any) -> bytes:
+    out = io.BytesIO()
+    np.savez_compressed(out, **arrays)
+    return out.getvalue()
+
+
+def from_npz(folder: Path, spec: ModelSpec, content: bytes) -> Dataset:
+    (folder / "mine.npz").write_bytes(content)
+    return load(DataSettings("npz", path=folder / "mine.npz"), spec)
+
+
+def from_idx(folder: Path, spec: ModelSpec, images: bytes, labels: bytes) -> Dataset:
+    (folder / "images").write_bytes(images)
+    (folder / "labels").write_bytes(labels)
+    return load(DataSettings("idx", images=folder / "images", labels=folder / "labels"), spec)
+
+
+# --- good files ---
+
+
+def test_the_formats_are_the_files_of_the_folder() -> None:
+    assert formats() == ["idx", "npz"]
+
+
+@pytest.mark.parametrize("x", [X, X.reshape(6, 1, 4, 4), X.reshape(6, 16), X.astype(np.float32), X.astype(np.int32)])
+def test_npz_is_read_in_the_models_shape(tmp_path: Path, tiny_spec: ModelSpec, x: np.ndarray) -> None:
+    data = from_npz(tmp_path, tiny_spec, npz(x=x, y=Y))
+    assert data.x.shape == (6, 1, 4, 4)
+    assert np.array_equal(data.x.reshape(x.shape), x)
+    assert (data.y.dtype, data.y.tolist()) == (np.int64, Y.tolist())
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_idx_is_read_plain_or_gzipped(tmp_path: Path, tiny_spec: ModelSpec, pack: Any) -> None:
+    data = from_idx(tmp_path, tiny_spec, pack(idx(X)), pack(idx(Y)))
+    assert data.x.shape == (6, 1, 4, 4)
+    assert np.array_equal(data.x[:, 0], X)
+    assert data.y.tolist() == Y.tolist()
+
+
+# --- files that do not fit the model ---
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "says"),
+    [
+        (X, Y[:5], "data: 6 inputs and 5 labels"),
+        (X[:0], Y[:0], "data: 0 inputs and 0 labels"),
+        (X.reshape(6, 2, 8)[:, :, :7], Y, r"inputs are \[2, 7\], model tiny takes \[1, 4, 4\]"),
+        (X, np.array([0, 1, 2, 4, 0, 1]), r"labels 0 \.\. 4, model tiny has classes 0 \.\. 3"),
+        (X, np.array([0, -1, 2, 3, 0, 1]), r"labels -1 \.\. 3"),
+        (X, np.full(6, 2**63 + 5, np.uint64), "data: labels"),
+        (np.where(X == 7, -np.inf, X), Y, "data: an input is not a finite number"),
+        (np.where(X == 7, np.nan, X), Y, "data: an input is not a finite number"),
+        (X.astype(str), Y, "x must be numbers"),
+        (X.astype(bool), Y, "x must be numbers"),
+        (X, Y.astype(float), r"y \[n\] integers"),
+        (X, Y.reshape(6, 1), r"y \[n\] integers"),
+        (np.uint8(3), Y, "x must be numbers"),
+    ],
+    ids=told,
+)
+def test_arrays_that_cannot_train_the_model_are_refused(
+    tmp_path: Path, tiny_spec: ModelSpec, x: np.ndarray, y: np.ndarray, says: str
+) -> None:
+    with pytest.raises(UserError, match=says):
+        from_npz(tmp_path, tiny_spec, npz(x=x, y=y))
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "says"),
+    [
+        (idx(X), idx(Y[:5]), "6 inputs and 5 labels"),
+        (idx(X), idx(X), r"labels have one dimension, found \[6, 4, 4\]"),
+        (idx(X[:, :3]), idx(Y), r"inputs are \[3, 4\]"),
+        (idx(X), idx(Y + 1), r"labels 1 \.\. 4"),
+        (idx(X)[:-1], idx(Y), r"a shape of \[6, 4, 4\] needs 96 bytes, found 95"),
+        (idx(X) + b"!", idx(Y), "needs 96 bytes, found 97"),
+        (idx(X)[:6], idx(Y), "is not an IDX file"),
+        (b"", idx(Y), "is not an IDX file"),
+        (b"\x89PNG and so on", idx(Y), "is not an IDX file of unsigned bytes .*'89504e47'"),
+        (b"\0\0\x0d" + idx(X)[3:], idx(Y), "is not an IDX file of unsigned bytes"),
+        (b"\0\0\x08\0" + b"x", idx(Y), "dimensions"),
+        (b"\0\0\x08\xff" + struct.pack(">255I", *[1] * 255) + b"x", idx(Y), "dimensions"),
+        (b"\0\0\x08\x03" + struct.pack(">3I", 0, 2**32 - 1, 2**32 - 1), idx(Y), "images"),
+        (gzip.compress(idx(X))[:-9], idx(Y), "cannot read .*images"),
+        (b"\x1f\x8b not gzip", idx(Y), "cannot read .*images"),
+    ],
+    ids=told,
+)
+def test_idx_files_that_are_wrong_or_truncated_are_refused(
+    tmp_path: Path, tiny_spec: ModelSpec, images: bytes, labels: bytes, says: str
+) -> None:
+    with pytest.raises(UserError, match=says):
+        from_idx(tmp_path, tiny_spec, images, labels)
+
+
+# --- files that are not what they say ---
+
+
+class Evil:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (pytest.fail, ("a pickle was run",))
+
+
+def pickled() -> bytes:
+    out = io.BytesIO()
+    np.save(out, np.array([Evil()] * 6, dtype=object), allow_pickle=True)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (npz(x=X), r"has arrays x; it lacks y"),
+        (npz(images=X, labels=Y), "has arrays images, labels; it lacks x, y"),
+        (npz(x=np.array([Evil()] * 6, dtype=object), y=Y), "is not an npz archive of numbers"),
+        (pickled(), "is not an npz archive of numbers"),
+        (npz(x=X, y=Y)[:-30], "is not an npz archive of numbers"),
+        (npz(x=X, y=Y)[:100], "is not an npz archive of numbers"),
+        (b"", "is not an npz archive of numbers"),
+        (b"hello", "is not an npz archive of numbers"),
+        (gzip.compress(b"hello"), "is not an npz archive of numbers"),
+    ],
+    ids=told,
+)
+def test_archives_that_are_no_arrays_are_refused_and_no_pickle_is_run(
+    tmp_path: Path, tiny_spec: ModelSpec, content: bytes, says: str
+) -> None:
+    with pytest.raises(UserError, match=says):
+        from_npz(tmp_path, tiny_spec, content)
+
+
+def test_a_single_array_is_no_archive(tmp_path: Path, tiny_spec: ModelSpec) -> None:
+    out = io.BytesIO()
+    np.save(out, X)
+    with pytest.raises(UserError, match="a single array, not an archive"):
+        from_npz(tmp_path, tiny_spec, out.getvalue())
+
+
+@given(st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), min_size=1, max_size=3))
+def test_a_damaged_archive_is_read_or_refused_and_nothing_else(
+    tmp_path_factory: pytest.TempPathFactory, tiny_spec: ModelSpec, damage: list[tuple[int, int]]
+) -> None:
+    content = bytearray(npz(x=X, y=Y))
+    for place, value in damage:
+        content[place % len(content)] = value
+    try:
+        from_npz(tmp_path_factory.getbasetemp(), tiny_spec, bytes(content))
+    except UserError as error:
+        assert "mine.npz" in str(error) or "data:" in str(error)
+
+
+def test_every_damaged_byte_of_an_archive_is_survived(tmp_path: Path, tiny_spec: ModelSpec) -> None:
+    whole = npz(x=X, y=Y)
+    for place in range(len(whole)):
+        content = bytearray(whole)
+        content[place] ^= 0xFF
+        try:
+            from_npz(tmp_path, tiny_spec, bytes(content))
+        except UserError:
+            continue
+
+
+@given(st.binary(max_size=60))
+def test_any_bytes_are_an_idx_array_or_refused(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+    path = tmp_path_factory.getbasetemp() / "any.idx"
+    for head in (b"", b"\0\0\x08", b"\0\0\x08\x01", b"\x1f\x8b"):
+        path.write_bytes(head + content)
+        try:
+            assert read(path).dtype == np.uint8
+        except UserError as error:
+            assert "any.idx" in str(error)
+
+
+# --- settings ---
+
+
+def test_files_that_are_not_there_are_named(tmp_path: Path, tiny_spec: ModelSpec) -> None:
+    absent = tmp_path / "absent"
+    for settings in (DataSettings("npz", path=absent), DataSettings("idx", images=absent, labels=absent)):
+        with pytest.raises(UserError, match="cannot read .*absent: No such file"):
+            load(settings, tiny_spec)
+    with pytest.raises(UserError, match="cannot read .*: Is a directory"):
+        load(DataSettings("npz", path=tmp_path), tiny_spec)
+
+
+def test_settings_that_name_no_file_or_no_format_say_so(tiny_spec: ModelSpec) -> None:
+    with pytest.raises(UserError, match="format npz needs `path`"):
+        load(DataSettings("npz"), tiny_spec)
+    with pytest.raises(UserError, match="format idx needs `images` and `labels`"):
+        load(DataSettings("idx", images=Path("x")), tiny_spec)
+    with pytest.raises(UserError, match="format 'csv' is unknown; there are idx, npz"):
+        load(DataSettings("csv"), tiny_spec)

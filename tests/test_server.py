@@ -1,0 +1,469 @@
+"""The aggregator's shell, over a broker in memory: wherever it is killed, the job ends with the same counts.
+
+The clients are the deployed ones; only their training is pretended: a mask that depends on device and round.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from aggregator import server as shell
+from aggregator.config import Rounds, RunConfig
+from aggregator.round import Ticked as RoundTicked
+from aggregator.server import Server, will
+from aggregator.store import Store, results
+from edge_client.client import Client, Identity, read_journal
+from edge_client.outbox import Outbox
+from edge_client.session import Ticked, Trained
+from seedmask import model, topics, wire
+from seedmask.chunks import split, transfer_id
+from seedmask.codec import packed
+from seedmask.io.link import Connected, Event, Received, Traffic
+from seedmask.mask import Theta
+from seedmask.spec import ModelSpec
+from seedmask.wire import Announce, Heartbeat, Phase, Presence, Receipt, Status, Update
+from sim.broker import Agenda, MemoryBroker, MemoryLink, Wire
+
+JOB, DEVICES = "fashion", 3
+BACK_SECONDS = 4.0
+
+
+class CrashError(BaseException):
+    """The power went; nothing may catch it."""
+
+
+class Fuse:
+    """Counts what the aggregator does to the world, and blows before deed number `at`."""
+
+    def __init__(self, at: int | None = None) -> None:
+        self.at, self.deeds = at, 0
+
+    def burn(self) -> None:
+        self.deeds += 1
+        if self.deeds - 1 == self.at:
+            raise CrashError
+
+
+class FusedLink(MemoryLink):
+    fuse: Fuse
+
+    def publish(self, topic: str, payload: bytes, retain: bool = False) -> None:
+        self.fuse.burn()
+        super().publish(topic, payload, retain)
+
+
+class FusedStore(Store):
+    fuse: Fuse
+
+    def opened(self, *arguments: object) -> None:
+        self.fuse.burn()
+        super().opened(*arguments)  # type: ignore[arg-type]
+
+    def counted(self, *arguments: object) -> None:
+        self.fuse.burn()
+        super().counted(*arguments)  # type: ignore[arg-type]
+
+    def closed(self, *arguments: object) -> None:
+        self.fuse.burn()
+        super().closed(*arguments)  # type: ignore[arg-type]
+
+
+class Pretended:
+    """A Trainer: a mask that depends on device and round alone, after so many seconds."""
+
+    def __init__(self, world: World, index: int) -> None:
+        self.world, self.index, self.token, self.begun = world, index, 0, 0
+
+    def begin(self, announce: Announce, theta: Theta) -> None:
+        self.token += 1
+        self.begun += 1
+        token, agenda = self.token, self.world.agenda
+        mask = np.random.default_rng([self.index, announce.round]).integers(0, 2, theta.d).astype(np.uint8)
+        device = self.world.clients[self.index].who.device
+        made = Update(
+            JOB, device, announce.round, announce.model, announce.theta, 10, 1, 5, 1, packed.encode(mask, theta)
+        )
+        frame = wire.encode(made)
+        trained = Trained(announce.round, announce.theta, transfer_id(frame), frame)
+
+        def end() -> None:
+            if token == self.token:
+                self.world.clients[self.index].feed(trained)
+
+        agenda.at(agenda.now + 1.0 + 0.7 * self.index, end)
+
+    def cancel(self) -> None:
+        self.token += 1
+
+    def news(self) -> None:
+        return None
+
+    def close(self) -> None:
+        return None
+
+
+class World:
+    """A broker, three devices, and an aggregator that can be killed and comes back to its folder."""
+
+    def __init__(self, folder: Path, spec: ModelSpec, fuses: list[Fuse], rounds: int = 2) -> None:
+        self.folder, self.spec, self.fuses = folder, spec, fuses
+        self.config = RunConfig(JOB, folder / "x.bundle", folder / "state", Rounds(total=rounds, devices=DEVICES))
+        self.agenda = Agenda()
+        self.broker = MemoryBroker(self.agenda)
+        self.clients: list[Client] = []
+        self.receipts: list[tuple[str, Receipt]] = []
+        self.server: Server | None = None
+        self.lives = 0
+        for index in range(DEVICES):
+            self._device(index)
+        self._switch_on()
+
+    def _device(self, index: int) -> None:
+        who = Identity(f"pi-{index}", JOB, self.spec, 10, "pretended", index)
+        folder = self.folder / who.device
+
+        def deliver(event: Event) -> None:
+            if isinstance(event, Received) and event.topic == topics.receipt(JOB, who.device):
+                message = wire.decode(event.payload)
+                assert isinstance(message, Receipt)
+                self.receipts.append((who.device, message))
+            self.clients[index].feed(event)
+
+        link = MemoryLink(self.broker, Wire(latency=0.01), deliver, who.will())
+        outbox = Outbox(folder / "outbox", JOB)
+        self.clients.append(
+            Client(who, link, outbox, Pretended(self, index), lambda: self.agenda.now, folder / "journal.jsonl")
+        )
+
+        def tick() -> None:
+            self.clients[index].feed(Ticked(self.agenda.now))
+            self.agenda.at(self.agenda.now + 1, tick)
+
+        self.agenda.at(1.0, tick)
+
+    def _switch_on(self) -> None:
+        self.lives += 1
+        fuse = self.fuses.pop(0) if self.fuses else Fuse()
+        spec, config = self.spec, self.config
+        shell.write_atomic = burnt(fuse)
+        self.store = FusedStore(config.state_dir / "job.sqlite", JOB, spec.digest, spec.canonical(), spec.d)
+        self.link = FusedLink(self.broker, Wire(latency=0.01), self._deliver, will(JOB, self.lives))
+        self.store.fuse = self.link.fuse = fuse
+        self.server = Server(config, spec, self.link, self.store, lambda: self.agenda.now, self.lives)
+        life = self.lives
+
+        def tick() -> None:
+            if self.server is not None and life == self.lives:
+                self._alive(lambda server: server.feed(RoundTicked(self.agenda.now)))
+                self.agenda.at(self.agenda.now + 0.5, tick)
+
+        self.agenda.at(self.agenda.now + 0.5, tick)
+
+    def _deliver(self, event: Event) -> None:
+        self._alive(lambda server: server.receive(event))
+
+    def _alive(self, act: Callable[[Server], None]) -> None:
+        if self.server is None:
+            return
+        try:
+            act(self.server)
+        except CrashError:
+            # As the kernel does: files are closed, locks let go, and the broker speaks the will.
+            self.server = None
+            self.store.close()
+            self.link.vanish()
+            self.agenda.at(self.agenda.now + BACK_SECONDS, self._switch_on)
+
+    def run(self) -> World:
+        assert self.agenda.run(lambda: all(client.finished for client in self.clients), 2000.0), "a device hangs"
+        if self.server is None:
+            self.agenda.run(lambda: self.server is not None, 2000.0)
+        self.agenda.run(lambda: False, self.agenda.now + 10)  # what is still on its way
+        self.store.close()
+        return self
+
+    def outcome(self) -> list[tuple[object, object, bytes]]:
+        found = results(self.config.state_dir / "job.sqlite", self.spec.d)
+        return [(record["updates"], record["samples"], theta.digest()) for record, theta in found]
+
+
+def burnt(fuse: Fuse) -> Callable[[Path, bytes], None]:
+    def write(path: Path, data: bytes) -> None:
+        fuse.burn()
+        path.write_bytes(data)
+
+    return write
+
+
+@pytest.fixture
+def world(
+    tmp_path: Path, tiny_spec: ModelSpec, monkeypatch: pytest.MonkeyPatch, no_sync: None
+) -> Iterator[Callable[..., World]]:
+    monkeypatch.setattr(shell, "write_atomic", shell.write_atomic)  # put back in the end
+    number = 0
+
+    def make(*fuses: Fuse, rounds: int = 2) -> World:
+        nonlocal number
+        number += 1
+        return World(tmp_path / str(number), tiny_spec, list(fuses), rounds).run()
+
+    yield make
+    gc.collect()
+
+
+Made = Callable[..., World]
+
+
+def expected(spec: ModelSpec, round_: int) -> bytes:
+    masks = [np.random.default_rng([i, round_]).integers(0, 2, spec.d).astype(np.uint8) for i in range(DEVICES)]
+    return Theta(np.sum(masks, axis=0).astype(np.uint16), DEVICES).digest()
+
+
+def sound(world: World, spec: ModelSpec) -> None:
+    """Every device counted once in every round, and told so."""
+    assert world.outcome() == [(3, 30, expected(spec, 1)), (3, 30, expected(spec, 2))]
+    for client in world.clients:
+        assert client.outbox.load() == ([], [])
+        assert client.session.pending == ()
+        answered = [line for line in read_journal(client.journal) if line["round"] is not None]
+        assert [line["round"] for line in answered] == [1, 2]
+        assert {line["status"] for line in answered} <= {"accepted", "duplicate"}
+        assert isinstance(client.trainer, Pretended)
+        assert client.trainer.begun == 2  # no round is trained twice
+    accepted = [(device, r.round) for device, r in world.receipts if r.status is Status.ACCEPTED]
+    assert len(set(accepted)) == len(accepted)
+    finished = model.decode((world.config.state_dir / "model.smm").read_bytes())
+    theta = list(results(world.config.state_dir / "job.sqlite", spec.d))[-1][1]
+    assert np.array_equal(finished.mask, theta.threshold())
+
+
+def test_a_job_counts_every_device_once_in_every_round(world: Made, tiny_spec: ModelSpec) -> None:
+    done = world()
+    sound(done, tiny_spec)
+    assert [r.status for _, r in done.receipts] == [Status.ACCEPTED] * 6
+    assert done.agenda.now < 30
+
+
+def test_killed_before_any_deed_it_continues_the_same_round_with_the_same_counts(
+    world: Made, tiny_spec: ModelSpec
+) -> None:
+    whole = Fuse()
+    world(whole)
+    assert whole.deeds > 25
+    for at in range(whole.deeds):
+        done = world(Fuse(at))
+        assert done.lives == 2, at
+        sound(done, tiny_spec)
+        assert done.agenda.now < 120, at  # and waits for no deadline
+
+
+def test_killed_twice_it_still_has_the_same_counts(world: Made, tiny_spec: ModelSpec) -> None:
+    for first, second in ((3, 0), (9, 1), (12, 5), (13, 4), (14, 9), (20, 3), (25, 6)):
+        done = world(Fuse(first), Fuse(second))
+        assert done.lives == 3, (first, second)
+        sound(done, tiny_spec)
+
+
+def test_a_finished_job_that_is_started_again_changes_nothing(world: Made, tiny_spec: ModelSpec) -> None:
+    done = world()
+    store = Store(done.config.state_dir / "job.sqlite", JOB, tiny_spec.digest, tiny_spec.canonical(), tiny_spec.d)
+    link = MemoryLink(done.broker, Wire(), lambda event: None)
+    again = Server(done.config, tiny_spec, link, store, lambda: done.agenda.now, 77)
+    assert again.finished
+    again.run()
+    store.close()
+    sound(done, tiny_spec)
+
+
+def test_a_job_that_is_over_leaves_no_probabilities_at_the_broker(world: Made) -> None:
+    retained = world().broker.retained
+    assert [topic for topic in retained if "/theta/" in topic] == []
+    announce = wire.decode(retained[topics.round_(JOB)])
+    assert isinstance(announce, Announce)
+    assert announce.phase is Phase.DONE
+
+
+# --- one server and a script of events ---
+
+
+class Script:
+    """A Link that receives what it is given, one event a call, each call so many seconds long."""
+
+    def __init__(self, *events: Event) -> None:
+        self.events, self.sent, self.now, self.closed = list(events), [], 0.0, False
+        self.sent: list[tuple[str, bytes, bool]] = []
+
+    def clock(self) -> float:
+        return self.now
+
+    def subscribe(self, topic: str) -> None:
+        self.sent.append((topic, b"subscribe", False))
+
+    def unsubscribe(self, topic: str) -> None:
+        return None
+
+    def publish(self, topic: str, payload: bytes, retain: bool = False) -> None:
+        self.sent.append((topic, payload, retain))
+
+    def receive(self, timeout: float) -> Event | None:
+        self.now += timeout
+        return self.events.pop(0) if self.events else None
+
+    def chunk_bytes(self) -> int:
+        return 200
+
+    def traffic(self) -> Traffic:
+        return Traffic(0, 0)
+
+    def close(self) -> None:
+        self.closed = True
+
+    def of(self, topic: str) -> list[bytes]:
+        return [payload for name, payload, _ in self.sent if name == topic]
+
+
+def presence(spec: ModelSpec, device: str, online: bool = True) -> Received:
+    message = Presence(device, online, 5, spec.digest, 10, "reference", "0")
+    return Received(topics.presence(JOB, device), wire.encode(message))
+
+
+def sending(device: str, update: Update, size: int = 64) -> list[Event]:
+    return [Received(topics.update(JOB, device), wire.encode(c)) for c in split(wire.encode(update), size)]
+
+
+def update_of(spec: ModelSpec, device: str = "pi-1") -> Update:
+    theta = Theta.even(spec.d)
+    payload = packed.encode(np.ones(spec.d, np.uint8), theta)
+    return Update(JOB, device, 1, spec.digest, theta.digest(), 10, 1, 5, 1, payload)
+
+
+@pytest.fixture
+def scripted(tmp_path: Path, tiny_spec: ModelSpec, no_sync: None) -> Iterator[Callable[..., tuple[Server, Script]]]:
+    stores: list[Store] = []
+
+    def make(*events: Event, rounds: int = 1, devices: int = 1) -> tuple[Server, Script]:
+        for store in stores:
+            store.close()
+        config = RunConfig(JOB, tmp_path / "x", tmp_path / "state", Rounds(total=rounds, devices=devices))
+        stores.append(
+            Store(tmp_path / "state" / "job.sqlite", JOB, tiny_spec.digest, tiny_spec.canonical(), tiny_spec.d)
+        )
+        link = Script(*events)
+        return Server(config, tiny_spec, link, stores[-1], link.clock, 9), link
+
+    yield make
+    for store in stores:
+        store.close()
+
+
+Scripted = Callable[..., tuple[Server, Script]]
+
+
+def announced(link: Script) -> list[Announce]:
+    found = [wire.decode(payload) for payload in link.of(topics.round_(JOB)) if payload != b"subscribe"]
+    return [message for message in found if isinstance(message, Announce)]
+
+
+def received(link: Script, device: str = "pi-1") -> list[Receipt]:
+    found = [wire.decode(payload) for payload in link.of(topics.receipt(JOB, device))]
+    return [message for message in found if isinstance(message, Receipt)]
+
+
+def test_a_server_runs_until_the_last_round_is_closed(scripted: Scripted, tiny_spec: ModelSpec) -> None:
+    server, link = scripted(Connected(), presence(tiny_spec, "pi-1"), *sending("pi-1", update_of(tiny_spec)))
+    server.run()
+    assert [a.phase for a in announced(link)] == [Phase.WAITING, Phase.OPEN, Phase.DONE]
+    assert [r.status for r in received(link)] == [Status.ACCEPTED]
+    server.leave()
+    assert link.closed
+    beats = [wire.decode(payload) for payload in link.of(topics.aggregator(JOB))]
+    assert beats == [Heartbeat(JOB, True, 9), Heartbeat(JOB, False, 9)]
+
+
+def test_probabilities_are_published_before_their_announcement(scripted: Scripted, tiny_spec: ModelSpec) -> None:
+    server, link = scripted()
+    for event in (Connected(), presence(tiny_spec, "pi-1")):
+        server.receive(event)
+    (told,) = [a for a in announced(link) if a.phase is Phase.OPEN]
+    names = [topic for topic, _, _ in link.sent]
+    chunks = [i for i, topic in enumerate(names) if "/theta/1/" in topic]
+    assert len(chunks) == told.chunks >= 1
+    assert max(chunks) < len(names) - 1 - names[::-1].index(topics.round_(JOB))
+    assert all(retain for topic, _, retain in link.sent if "/theta/" in topic)
+
+
+def test_a_reconnection_publishes_everything_again(scripted: Scripted, tiny_spec: ModelSpec) -> None:
+    server, link = scripted()
+    for event in (Connected(), presence(tiny_spec, "pi-1")):
+        server.receive(event)
+    before = len(link.sent)
+    server.receive(Connected())
+    again = {topic for topic, _, _ in link.sent[before:]}
+    assert {topics.aggregator(JOB), topics.round_(JOB), topics.theta(JOB, 1, 0)} <= again
+
+
+def test_garbage_on_every_topic_is_survived(scripted: Scripted, tiny_spec: ModelSpec) -> None:
+    server, link = scripted()
+    garbage = (b"", b"garbage", wire.encode(Heartbeat(JOB, True, 1)), presence(tiny_spec, "pi-2").payload)
+    for topic in (topics.presence(JOB, "pi-1"), topics.update(JOB, "pi-1"), "seedmask/1/fashion/d/Pi 1/update", "x"):
+        for payload in garbage:
+            server.receive(Received(topic, payload))
+    assert server.job.online == {}
+    assert received(link) == []
+
+
+def test_a_whole_transfer_that_is_no_update_gets_a_receipt(scripted: Scripted, tiny_spec: ModelSpec) -> None:
+    server, link = scripted()
+    for blob in (b"not a frame at all", presence(tiny_spec, "pi-1").payload, wire.encode(update_of(tiny_spec))[:-1]):
+        for chunk in split(blob, 50):
+            server.receive(Received(topics.update(JOB, "pi-1"), wire.encode(chunk)))
+        assert received(link)[-1].status is Status.INVALID
+        assert received(link)[-1].transfer == transfer_id(blob)
+    assert len(received(link)) == 3
+
+
+def test_one_device_cannot_speak_for_another(scripted: Scripted, tiny_spec: ModelSpec) -> None:
+    server, link = scripted(rounds=2, devices=1)
+    for event in (presence(tiny_spec, "pi-1"), *sending("pi-2", update_of(tiny_spec, "pi-1"))):
+        server.receive(event)
+    assert [r.status for r in received(link, "pi-2")] == [Status.INVALID]
+    assert server.job.accepted == {}
+
+
+def test_after_the_last_round_it_stays_until_the_devices_have_gone(scripted: Scripted, tiny_spec: ModelSpec) -> None:
+    server, link = scripted(presence(tiny_spec, "pi-1"), *sending("pi-1", update_of(tiny_spec)))
+    server.run()
+    link.events += [*sending("pi-1", update_of(tiny_spec)), presence(tiny_spec, "pi-1", online=False)]
+    began = link.now
+    server.linger(20)
+    assert [r.status for r in received(link)] == [Status.ACCEPTED, Status.DUPLICATE]
+    assert link.events == []
+    assert link.now - began < 20
+
+
+def test_killed_after_the_last_round_it_comes_back_to_answer_who_still_waits(
+    scripted: Scripted, tiny_spec: ModelSpec
+) -> None:
+    """Else a device whose receipt or last announcement was lost with the first life would wait for ever."""
+    first, _ = scripted(presence(tiny_spec, "pi-1"), *sending("pi-1", update_of(tiny_spec)))
+    first.run()
+    waiting = [Connected(), presence(tiny_spec, "pi-1"), *sending("pi-1", update_of(tiny_spec))]
+    server, link = scripted(*waiting, presence(tiny_spec, "pi-1", online=False))
+    server.run()
+    server.linger(20)
+    assert [a.phase for a in announced(link)] == [Phase.DONE]
+    assert [r.status for r in received(link)] == [Status.DUPLICATE]
+    assert link.now < 20
+
+
+def test_when_nobody_waits_it_leaves_in_time(scripted: Scripted, tiny_spec: ModelSpec) -> None:
+    first, _ = scripted(presence(tiny_spec, "pi-1"), *sending("pi-1", update_of(tiny_spec)))
+    first.run()
+    server, link = scripted(Connected())
+    server.linger(20)
+    assert 20 <= link.now < 21

@@ -1,0 +1,217 @@
+"""Training in a process of its own: whatever happens to it, the client outlives it and says so.
+
+Real processes; what they take is waited for on their pipe, with a bound.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from multiprocessing.connection import wait
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edge_client.config import EdgeConfig
+from edge_client.data import Dataset, DataSettings
+from edge_client.session import Failed, Trained
+from edge_client.trainer import Advanced, News, ProcessTrainer
+from seedmask.bundle import Bundle, to_bytes
+from seedmask.chunks import transfer_id
+from seedmask.mask import Theta
+from seedmask.spec import Linear, ModelSpec, Tensor, scale_bits
+from seedmask.wire import Announce, Phase, Update, Work, decode
+
+SECONDS = 60.0
+ENDLESS = Work(epochs=60_000)
+
+Made = Callable[..., ProcessTrainer]
+
+
+def announce(spec: ModelSpec, theta: Theta, round_: int = 1, work: Work | None = None) -> Announce:
+    work = work or Work(epochs=1)
+    return Announce(
+        "fashion", round_, 9, Phase.OPEN, spec.digest, theta.digest(), bytes(16), 1, 0, work, (), ""
+    )
+
+
+def following(trainer: ProcessTrainer, *kinds: type) -> News:
+    """The next news of these kinds."""
+    while True:
+        news = trainer.news()
+        if isinstance(news, kinds):
+            return news
+        if news is None:
+            assert trainer._pipe is not None, "the child is gone and nothing was said"
+            assert wait([trainer._pipe], SECONDS), "no news"
+
+
+def pid(trainer: ProcessTrainer) -> int:
+    assert trainer._process is not None
+    assert trainer._process.pid is not None
+    return trainer._process.pid
+
+
+@pytest.fixture
+def folder(tmp_path: Path, tiny_bundle: Bundle, tiny_data: Dataset) -> Path:
+    (tmp_path / "tiny.bundle").write_bytes(to_bytes(tiny_bundle))
+    np.savez(tmp_path / "mine.npz", x=tiny_data.x, y=tiny_data.y)
+    return tmp_path
+
+
+@pytest.fixture
+def made(folder: Path) -> Iterator[Made]:
+    trainers = []
+    config = EdgeConfig(
+        device="pi-1",
+        job="fashion",
+        bundle=folder / "tiny.bundle",
+        state_dir=folder,
+        data=DataSettings("npz", path=folder / "mine.npz"),
+        runtime="reference",
+        threads=1,
+    )
+
+    def make(**changes: object) -> ProcessTrainer:
+        trainers.append(ProcessTrainer(replace(config, **changes)))  # type: ignore[arg-type]
+        return trainers[-1]
+
+    yield make
+    for trainer in trainers:
+        trainer.close()
+
+
+def test_rounds_are_trained_in_one_child_and_their_updates_can_be_read(made: Made, tiny_spec: ModelSpec) -> None:
+    trainer, theta = made(), Theta.even(tiny_spec.d)
+    assert trainer.news() is None
+    child = 0
+    for round_ in (1, 2):
+        trainer.begin(announce(tiny_spec, theta, round_), theta)
+        assert following(trainer, Advanced) == Advanced(0, 12)
+        news = following(trainer, Trained, Failed)
+        assert isinstance(news, Trained), news
+        assert (news.round, news.theta, news.transfer) == (round_, theta.digest(), transfer_id(news.frame))
+        update = decode(news.frame)
+        assert isinstance(update, Update)
+        assert (update.device, update.round, update.samples, update.model) == ("pi-1", round_, 96, tiny_spec.digest)
+        assert pid(trainer) == (child or pid(trainer))
+        child = pid(trainer)
+
+
+def test_a_child_that_is_killed_is_named_and_the_next_round_is_trained(made: Made, tiny_spec: ModelSpec) -> None:
+    trainer, theta = made(), Theta.even(tiny_spec.d)
+    trainer.begin(announce(tiny_spec, theta, 1, ENDLESS), theta)
+    following(trainer, Advanced)
+    child = pid(trainer)
+    os.kill(child, signal.SIGKILL)
+    news = following(trainer, Trained, Failed)
+    assert isinstance(news, Failed)
+    assert (news.round, news.theta) == (1, theta.digest())
+    assert news.reason.startswith("the training process ended with signal SIGKILL")
+    assert trainer.news() is None
+    trainer.begin(announce(tiny_spec, theta, 2), theta)
+    assert isinstance(following(trainer, Trained, Failed), Trained)
+    assert pid(trainer) != child
+
+
+def test_a_round_that_is_given_up_is_not_heard_of_and_the_next_one_is(made: Made, tiny_spec: ModelSpec) -> None:
+    trainer, theta = made(), Theta.even(tiny_spec.d)
+    trainer.begin(announce(tiny_spec, theta, 1, ENDLESS), theta)
+    following(trainer, Advanced)
+    child = pid(trainer)
+    trainer.cancel()
+    assert trainer.news() is None
+    trainer.begin(announce(tiny_spec, theta, 2), theta)
+    news = following(trainer, Trained, Failed)
+    assert isinstance(news, Trained)
+    assert (news.round, pid(trainer)) == (2, child)
+
+
+def test_a_round_can_be_given_up_while_the_child_still_starts(made: Made, tiny_spec: ModelSpec) -> None:
+    trainer, theta = made(), Theta.even(tiny_spec.d)
+    trainer.begin(announce(tiny_spec, theta, 1, ENDLESS), theta)
+    trainer.cancel()
+    trainer.begin(announce(tiny_spec, theta, 2), theta)
+    news = following(trainer, Trained, Failed)
+    assert isinstance(news, Trained)
+    assert news.round == 2
+
+
+def test_a_large_round_that_is_given_up_at_its_last_step_blocks_nobody(made: Made, folder: Path) -> None:
+    """Its mask and the next probabilities are larger than a pipe: neither end may write while the other does."""
+    shape = (2000, 1200)
+    wide = ModelSpec(
+        "wide", 1, (1200,), (0, 1), 2000, (Linear("a.weight", None),), (Tensor("a.weight", shape, scale_bits(0.1)),)
+    )
+    (folder / "wide.bundle").write_bytes(to_bytes(Bundle(wide, 8, {})))
+    np.savez(folder / "wide.npz", x=np.ones((1, 1200), np.uint8), y=np.array([3]))
+    trainer = made(bundle=folder / "wide.bundle", data=DataSettings("npz", path=folder / "wide.npz"))
+    theta = Theta.even(wide.d)
+    work = Work(epochs=1, codec=1)
+    trainer.begin(announce(wide, theta, 1, work), theta)
+    assert following(trainer, Advanced) == Advanced(0, 1)
+    assert trainer._pipe is not None
+    assert wait([trainer._pipe], SECONDS)  # the child has begun to write its mask
+    trainer.cancel()
+    trainer.begin(announce(wide, theta, 2, work), theta)
+    news = following(trainer, Trained, Failed)
+    assert isinstance(news, Trained)
+    assert news.round == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"data": DataSettings("npz", path=Path("/nowhere/mine.npz"))}, "cannot read /nowhere/mine.npz"),
+        ({"bundle": Path("/nowhere/tiny.bundle")}, "cannot read the bundle /nowhere/tiny.bundle"),
+        ({"runtime": "abacus"}, "no runtime called 'abacus'"),
+    ],
+)
+def test_what_cannot_be_opened_is_told_in_every_round_without_a_traceback(
+    made: Made, tiny_spec: ModelSpec, changes: dict[str, object], says: str
+) -> None:
+    trainer, theta = made(**changes), Theta.even(tiny_spec.d)
+    for round_ in (1, 2):
+        trainer.begin(announce(tiny_spec, theta, round_), theta)
+        news = following(trainer, Trained, Failed)
+        assert isinstance(news, Failed)
+        assert news.round == round_
+        assert says in news.reason
+        assert "Traceback" not in news.reason
+
+
+def test_a_bundle_without_the_runtimes_graphs_is_told_without_a_traceback(made: Made, tiny_spec: ModelSpec) -> None:
+    pytest.importorskip("onnxruntime")
+    trainer, theta = made(runtime="onnxruntime"), Theta.even(tiny_spec.d)
+    trainer.begin(announce(tiny_spec, theta), theta)
+    news = following(trainer, Trained, Failed)
+    assert isinstance(news, Failed)
+    assert "the bundle has no onnx/" in news.reason
+    assert "Traceback" not in news.reason
+
+
+def test_probabilities_of_another_size_fail_the_round_and_not_the_child(made: Made, tiny_spec: ModelSpec) -> None:
+    trainer, other = made(), Theta.even(tiny_spec.d + 1)
+    trainer.begin(announce(tiny_spec, other), other)
+    news = following(trainer, Trained, Failed)
+    assert isinstance(news, Failed)
+    assert "scores is [324], found [325]" in news.reason
+    child, theta = pid(trainer), Theta.even(tiny_spec.d)
+    trainer.begin(announce(tiny_spec, theta, 2), theta)
+    assert isinstance(following(trainer, Trained, Failed), Trained)
+    assert pid(trainer) == child
+
+
+def test_closing_ends_the_child(made: Made, tiny_spec: ModelSpec) -> None:
+    trainer, theta = made(), Theta.even(tiny_spec.d)
+    trainer.begin(announce(tiny_spec, theta, 1, ENDLESS), theta)
+    following(trainer, Advanced)
+    process = trainer._process
+    assert process is not None
+    trainer.close()
+    assert process.exitcode is not None
+    trainer.cancel()
+    assert trainer.news() is None
