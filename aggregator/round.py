@@ -18,7 +18,7 @@ from seedmask.chunks import transfer_id
 from seedmask.codec import by_id, counts
 from seedmask.errors import ProtocolError
 from seedmask.io.link import Connected, Disconnected, Refused
-from seedmask.mask import Theta
+from seedmask.mask import MAX_TOP, Theta
 from seedmask.wire import Announce, Phase, Presence, Receipt, Status, Update, Work
 
 REMIND_SECONDS: Final = 10.0
@@ -256,7 +256,7 @@ def _maybe_open(job: Job) -> Step:
     names = sorted(job.online)
     few = 0 < job.rounds.per_round < len(names)
     selected = tuple(sorted(_draw(job, names, job.rounds.per_round))) if few else ()
-    quorum = job.rounds.quorum or len(selected or names)
+    quorum = min(job.rounds.quorum or len(selected or names), MAX_TOP)
     job = _opened(replace(job, round=job.round + 1), selected, quorum)
     return job, [
         Opened(job.round, job.theta, selected, quorum),
@@ -317,6 +317,8 @@ def _judge(job: Job, device: str, transfer: bytes, update: Update) -> tuple[Stat
         return Status.INVALID, f"signed {update.device}, sent by {device}"
     if update.model != job.model:
         return Status.INVALID, f"model {update.model.hex()[:12]}, the job trains {job.model.hex()[:12]}"
+    if update.correct > update.samples:
+        return Status.INVALID, f"{update.correct} correct of {update.samples} samples"
     if job.counted.get(device) == transfer:
         return Status.DUPLICATE, "already counted"
     if update.round > job.round:

@@ -178,17 +178,17 @@ class Server:
         write_atomic(self.config.state_dir / "model.smm", finished)
         self.store.closed(round_, theta, record)
         self._list_rounds()
-        self._retire()
+        self._retire()  # before the next round is stored: a restart knows the latest one only
 
     def _list_rounds(self) -> None:
         write_atomic(self.config.state_dir / "rounds.json", json.dumps(self.store.records(), indent=1).encode())
 
     def _publicise(self, theta: bool) -> None:
         chunks = split(self.job.blob, self.link.chunk_bytes()) if self.job.blob else []
+        if self._published != (self.job.round, len(chunks)):
+            self._retire()  # of a round that is over, perhaps in an earlier life, or cut for another broker
         if theta:
             # Before the announcement, so that whoever hears of the round finds its probabilities.
-            if self._published is not None and self._published != (self.job.round, len(chunks)):
-                self._retire()  # of a round that a crash left behind, or cut to another size for another broker
             for chunk in chunks:
                 topic = topics.theta(self.config.job, self.job.round, chunk.index)
                 self.link.publish(topic, wire.encode(chunk), retain=True)

@@ -546,9 +546,7 @@ def table(rows: list[Row]) -> str:
         nodes = " / ".join(str(row.nodes[job]) for job in JOBS if job in row.nodes) or "-"
         size = " / ".join(str(row.bytes[job]) for job in JOBS if job in row.bytes) or "-"
         words, signs = (statistics.median(row.times[job]) for job in JOBS)
-        lines.append(
-            f"{row.place:<30} {row.generator:8} {words:7.2f} {signs:7.2f} {nodes:>9} {size:>12} {row.lines:4}"
-        )
+        lines.append(f"{row.place:<30} {row.generator:8} {words:7.2f} {signs:7.2f} {nodes:>9} {size:>12} {row.lines:4}")
     return "\n".join(lines)
 
 

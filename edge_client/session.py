@@ -144,7 +144,8 @@ class Session:
 
     `model` is our spec's digest, `d` its weights. `work`: (round, theta digest) that we fetch, train or have finished,
     so that no round is trained twice. `fetching` until the probabilities are complete; none of their chunks before
-    `fetch_due` means asking again. `training` while Train is under way.
+    `fetch_due` means asking again. `training` while Train is under way. `aggregator`: the boot number of its
+    latest life that we heard of; `away` when it said, or the broker said for it, that it left.
     """
 
     job: str
@@ -161,6 +162,7 @@ class Session:
     training: bool = False
     pending: tuple[Pending, ...] = ()
     aggregator: int | None = None
+    away: bool = False
     finished: bool = False
 
 
@@ -230,8 +232,8 @@ def _announced(session: Session, announce: Announce) -> Step:
     effects: list[Effect] = []
     ours = announce.model == session.model
     if not ours and (session.announce is None or session.announce.model != announce.model):
-        text = f"job {session.job} trains model {announce.model.hex()[:12]}, our bundle is model {session.model.hex()[:12]}"
-        effects.append(Say(f"{text}: not taking part"))
+        theirs, mine = announce.model.hex()[:12], session.model.hex()[:12]
+        effects.append(Say(f"job {session.job} trains model {theirs}, our bundle is model {mine}: not taking part"))
     wanted = (announce.round, announce.theta)
     if session.work is not None and (session.work != wanted or not ours):
         # Whatever we were doing for another round, probabilities or model, nobody wants any more.
@@ -327,7 +329,8 @@ def _wanted(session: Session) -> tuple[int, bytes] | None:
 
 def _heartbeat(session: Session, heartbeat: Heartbeat) -> Step:
     if not heartbeat.online:
-        return session, [Say("the aggregator is away; waiting for it")]
+        return _maybe_finish(replace(session, away=True), [Say("the aggregator is away")])
+    session = replace(session, away=False)
     if heartbeat.boot == session.aggregator:
         return session, []
     # A new life of the aggregator may have lost what was on its way to the old one.
@@ -337,9 +340,11 @@ def _heartbeat(session: Session, heartbeat: Heartbeat) -> Step:
 
 def _maybe_finish(session: Session, effects: list[Effect]) -> Step:
     done = session.announce is not None and session.announce.phase is Phase.DONE
-    if done and not session.pending and not session.finished:
-        return replace(session, finished=True), [*effects, Finish(f"job {session.job} is done")]
-    return session, effects
+    # With the job done and the aggregator gone, nobody is left who could answer what is still pending.
+    if not done or session.finished or (session.pending and not session.away):
+        return session, effects
+    left = f"; {len(session.pending)} update(s) without a receipt stay in the outbox" if session.pending else ""
+    return replace(session, finished=True), [*effects, Finish(f"job {session.job} is done{left}")]
 
 
 def _stop_fetching(session: Session) -> list[Effect]:

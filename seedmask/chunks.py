@@ -15,6 +15,8 @@ from seedmask.wire import MAX_FRAME, Chunk
 
 CHUNK_BYTES: Final = 60 * 1024
 MAX_COUNT: Final = 65535
+MAX_OPEN: Final = 4096
+"""Chunks that a receiver here collects: a quarter of a gigabyte at the usual size, few enough to be a value."""
 
 
 def transfer_id(blob: bytes) -> bytes:
@@ -64,7 +66,9 @@ class Assembly:
 
 
 def begin(chunk: Chunk, limit: int) -> Assembly:
-    """Start a transfer with its first seen chunk. Raises LimitError above `limit` bytes."""
+    """Start a transfer with its first seen chunk. Raises LimitError above `limit` bytes or MAX_OPEN chunks."""
     if chunk.total > limit:
         raise LimitError(f"a transfer of {chunk.total} bytes; at most {limit} are taken here")
+    if chunk.count > MAX_OPEN:
+        raise LimitError(f"a transfer in {chunk.count} chunks; at most {MAX_OPEN} are collected here")
     return Assembly(chunk).add(chunk)

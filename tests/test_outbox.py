@@ -54,9 +54,7 @@ def test_a_save_is_synced_before_it_returns(tmp_path: Path, monkeypatch: pytest.
     assert len(synced) == 2  # the file, and the folder that names it
 
 
-def test_a_power_cut_while_saving_leaves_no_part_of_an_update(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_power_cut_while_saving_leaves_no_part_of_an_update(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def cut(*_: object) -> None:
         raise KeyboardInterrupt
 
@@ -131,5 +129,5 @@ def test_an_unreadable_note_is_no_note(tmp_path: Path, note: bytes) -> None:
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot keep updates in .*file"):
+    with pytest.raises(UserError, match=r"cannot keep updates in .*file"):
         Outbox(tmp_path / "file", JOB)

@@ -59,7 +59,7 @@ def test_more_masks_than_a_byte_can_count_are_counted() -> None:
 
 
 def test_no_mask_gives_no_probabilities() -> None:
-    with pytest.raises(ValueError, match="top is 1 .."):
+    with pytest.raises(ValueError, match=r"top is 1 \.\."):
         Posterior.empty(D).theta()
 
 

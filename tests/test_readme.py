@@ -38,7 +38,9 @@ def test_every_seedmask_command_in_the_pages_parses(line: str) -> None:
 
 def test_every_make_target_in_the_pages_exists() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
-    named = {m for page in PAGES for m in re.findall(r"`make ([a-z-]+)`|\$ make ([a-z-]+)", page.read_text()) for m in m if m}
+    named = {
+        m for page in PAGES for m in re.findall(r"`make ([a-z-]+)`|\$ make ([a-z-]+)", page.read_text()) for m in m if m
+    }
     assert named
     assert named <= targets
 

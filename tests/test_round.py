@@ -381,7 +381,7 @@ def test_a_lost_connection_and_a_refused_message_are_told_and_change_nothing() -
 def test_a_restart_in_mid_round_has_the_same_counts() -> None:
     job = open_job(3)
     stored = [(arrived(update(job, name)).transfer, update(job, name)) for name in NAMES[:2]]
-    whole, effects = after(job, *[arrived(update(job, name)) for name in NAMES[:3]])
+    whole, _ = after(job, *[arrived(update(job, name)) for name in NAMES[:3]])
     fresh = replace(job_of(3), round=job.round, theta=job.theta, now=1e5)
     again = resume(fresh, job.selected, job.quorum, stored)
     assert set(again.accepted) == set(NAMES[:2])

@@ -240,6 +240,7 @@ def sound(world: World, spec: ModelSpec) -> None:
     finished = model.decode((world.config.state_dir / "model.smm").read_bytes())
     theta = list(results(world.config.state_dir / "job.sqlite", spec.d))[-1][1]
     assert np.array_equal(finished.mask, theta.threshold())
+    assert [topic for topic in world.broker.retained if "/theta/" in topic] == []  # whoever published them
 
 
 def test_a_job_counts_every_device_once_in_every_round(world: Made, tiny_spec: ModelSpec) -> None:

@@ -6,6 +6,7 @@ import struct
 import zlib
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -260,10 +261,10 @@ def test_a_job_that_changes_its_model_ends_what_was_under_way() -> None:
     """The other model may have as many weights as ours: its probabilities must not be trained as if they were ours."""
     other = theta_of(2)
     told = received(announce(1, other, model=bytes(32)))
-    session, effects = after(received(announce()), probabilities()[0], told, *probabilities(other))
+    _, effects = after(received(announce()), probabilities()[0], told, *probabilities(other))
     assert only(effects, Train) == []
     assert only(effects, Unsubscribe) == [Unsubscribe(topics.theta(JOB, 1, "+"))]
-    session, effects = after(received(announce()), *probabilities(), told, trained())
+    _, effects = after(received(announce()), *probabilities(), told, trained())
     assert only(effects, Cancel) == [Cancel()]
     assert only(effects, Save, Send) == []
 
@@ -337,9 +338,7 @@ def test_failed_training_is_told_and_the_next_round_is_trained() -> None:
     session, effects = after(received(announce()), *probabilities(), Failed(1, THETA.digest(), "out of memory"))
     assert "round 1: training failed: out of memory" in said(effects)
     assert not session.training
-    _, effects = after(
-        received(announce()), received(announce(2, second)), *probabilities(second, 2), session=session
-    )
+    _, effects = after(received(announce()), received(announce(2, second)), *probabilities(second, 2), session=session)
     assert [effect.announce.round for effect in effects if isinstance(effect, Train)] == [2]
     assert only(effects, Cancel) == []
 
@@ -403,7 +402,7 @@ def test_an_update_is_sent_again_with_growing_pauses_until_its_receipt() -> None
     for now in range(1, 2001):
         session, effects = after(Ticked(now), session=session)
         sent += [now] * len(only(effects, Send))
-    pauses = [b - a for a, b in zip(sent, sent[1:], strict=False)]
+    pauses = [b - a for a, b in pairwise(sent)]
     assert pauses[:5] == [RETRY_SECONDS, 2 * RETRY_SECONDS, 4 * RETRY_SECONDS, 8 * RETRY_SECONDS, MAX_RETRY_SECONDS]
     assert set(pauses[5:]) == {MAX_RETRY_SECONDS}
     session, _ = after(receipt(Status.DUPLICATE, trained()), session=session)
@@ -415,7 +414,7 @@ def test_a_new_boot_of_the_aggregator_is_sent_everything_at_once() -> None:
     session, effects = after(Ticked(1), heartbeat(1), session=session)
     assert effects == []
     session, effects = after(heartbeat(1, online=False), session=session)
-    assert effects == [Say("the aggregator is away; waiting for it")]
+    assert effects == [Say("the aggregator is away")]
     assert after(heartbeat(1), session=session)[1] == []  # it was only the network
     session, effects = after(heartbeat(2), session=session)
     assert effects == [Send(trained().frame)]
@@ -453,7 +452,9 @@ def test_a_done_job_finishes_once_and_only_when_nothing_is_pending() -> None:
 
 @pytest.mark.parametrize("model", [MODEL, bytes(32)], ids=["ours", "another"])
 def test_a_device_that_comes_to_a_done_job_finishes_whatever_its_model(model: bytes) -> None:
-    assert only(after(received(announce(5, phase=Phase.DONE, model=model)))[1], Finish) == [Finish("job fashion is done")]
+    assert only(after(received(announce(5, phase=Phase.DONE, model=model)))[1], Finish) == [
+        Finish("job fashion is done")
+    ]
 
 
 # --- what strangers send ---
@@ -543,3 +544,13 @@ def test_only_one_training_is_under_way_at_a_time(events: list[Event]) -> None:
             if isinstance(effect, Train):
                 assert not busy
                 busy = True
+
+
+def test_a_job_that_is_done_and_whose_aggregator_left_holds_nobody_back() -> None:
+    session, _ = after(received(announce()), *probabilities(), heartbeat(1), trained())
+    session, effects = after(received(announce(phase=Phase.DONE)), session=session)
+    assert not [effect for effect in effects if isinstance(effect, Finish)]
+    session, effects = after(heartbeat(1, online=False), session=session)
+    [finish] = only(effects, Finish)
+    assert "1 update(s) without a receipt stay in the outbox" in finish.text
+    assert session.pending

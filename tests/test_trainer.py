@@ -33,9 +33,7 @@ Made = Callable[..., ProcessTrainer]
 
 def announce(spec: ModelSpec, theta: Theta, round_: int = 1, work: Work | None = None) -> Announce:
     work = work or Work(epochs=1)
-    return Announce(
-        "fashion", round_, 9, Phase.OPEN, spec.digest, theta.digest(), bytes(16), 1, 0, work, (), ""
-    )
+    return Announce("fashion", round_, 9, Phase.OPEN, spec.digest, theta.digest(), bytes(16), 1, 0, work, (), "")
 
 
 def following(trainer: ProcessTrainer, *kinds: type) -> News:

@@ -118,9 +118,7 @@ def test_the_update_says_what_was_learnt_and_its_mask_can_be_read(
 
 def test_a_loss_beyond_the_wire_is_told_as_the_largest(tiny_spec: ModelSpec) -> None:
     theta = Theta.even(tiny_spec.d)
-    announce = Announce(
-        "fashion", 3, 9, Phase.OPEN, tiny_spec.digest, theta.digest(), bytes(16), 1, 0, Work(), (), ""
-    )
+    announce = Announce("fashion", 3, 9, Phase.OPEN, tiny_spec.digest, theta.digest(), bytes(16), 1, 0, Work(), (), "")
     made = update_of(announce, "pi-1", theta, Outcome(np.zeros(tiny_spec.d, np.uint8), 1e30, 0), 96)
     assert made.loss == 2**32 - 1
     encode(made)

@@ -32,5 +32,6 @@ def load(settings: DataSettings) -> Dataset:
     except Exception as error:
         raise UserError(f"{path} is not an npz archive of numbers: {error}") from None
     if x.dtype.kind not in "uif" or x.ndim == 0 or y.dtype.kind not in "ui" or y.ndim != 1:
-        raise UserError(f"{path}: x must be numbers [n, ...] and y [n] integers, found x {x.dtype} {list(x.shape)}, y {y.dtype} {list(y.shape)}")
+        found = f"x {x.dtype} {list(x.shape)}, y {y.dtype} {list(y.shape)}"
+        raise UserError(f"{path}: x must be numbers [n, ...] and y [n] integers, found {found}")
     return Dataset(x, y.astype(np.int64))
