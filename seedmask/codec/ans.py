@@ -45,20 +45,23 @@ def encode(symbols: Ints, contexts: Ints, frequency: Ints) -> bytes:
     n = symbols.size
     lanes = lanes_of(n)
     cumulative = np.cumsum(frequency, axis=1) - frequency
-    f = frequency[contexts, symbols].astype(np.uint64)
-    c = cumulative[contexts, symbols].astype(np.uint64)
-    ceiling = f << np.uint64(32 - PRECISION)
-    state = np.full(lanes, _LOW, np.uint64)
+    f = frequency[contexts, symbols].astype(np.int64)
+    c = cumulative[contexts, symbols].astype(np.int64)
+    ceiling = f << (32 - PRECISION)
+    state = np.full(lanes, _LOW, np.int64)
     emitted: list[Ints] = []
     for start in reversed(range(0, n, lanes)):
-        row = slice(start, min(start + lanes, n))
-        x = state[: row.stop - start]
-        full = x >= ceiling[row]
-        if full.any():
-            emitted.append(x[full].astype("<u2"))
-            x = np.where(full, x >> np.uint64(16), x)
-        quotient = x // f[row]
-        state[: row.stop - start] = (quotient << np.uint64(PRECISION)) + (x - quotient * f[row]) + c[row]
+        row = slice(start, start + lanes)
+        x = state[: n - start]  # a view: the last row may be shorter than the rest
+        full = (x >= ceiling[row]).nonzero()[0]
+        if full.size:
+            words = x[full]
+            emitted.append(words.astype("<u2"))
+            x[full] = words >> 16
+        quotient, rest = np.divmod(x, f[row])
+        quotient <<= PRECISION
+        quotient += rest
+        np.add(quotient, c[row], out=x)
     tail = [words.tobytes() for words in reversed(emitted)]
     return b"".join([state.astype("<u4").tobytes(), *tail])
 
@@ -69,36 +72,34 @@ def decode(payload: bytes, contexts: Ints, frequency: Ints) -> npt.NDArray[np.ui
     lanes = lanes_of(n)
     if len(payload) < 4 * lanes or len(payload) % 2:
         raise CodecError(f"rANS payload of {len(payload)} bytes cannot hold {lanes} lanes and whole words")
-    state = np.frombuffer(payload, "<u4", lanes).astype(np.uint64)
-    words = np.frombuffer(payload, "<u2", -1, 4 * lanes).astype(np.uint64)
+    state = np.frombuffer(payload, "<u4", lanes).astype(np.int64)
+    words = np.frombuffer(payload, "<u2", -1, 4 * lanes).astype(np.int64)
     if int(state.min()) < _LOW:
         raise CodecError("rANS payload: a lane's state is below 2**16")
 
     # Three look-ups a symbol: which symbol owns a slot, how wide it is, how far the slot lies inside it.
     rows, width = frequency.shape
-    cumulative = np.cumsum(frequency, axis=1) - frequency
-    owner = np.repeat(np.tile(np.arange(width, dtype=np.uint8), rows), frequency.reshape(-1))
-    wide = np.repeat(frequency.reshape(-1), frequency.reshape(-1)).astype(np.uint64)
-    inside = (np.tile(np.arange(TOTAL), rows) - np.repeat(cumulative.reshape(-1), frequency.reshape(-1))).astype(
-        np.uint64
-    )
-    base = contexts.astype(np.intp) * TOTAL
+    flat = frequency.reshape(-1).astype(np.int64)
+    cumulative = (np.cumsum(frequency, axis=1) - frequency).reshape(-1).astype(np.int64)
+    owner = np.repeat(np.tile(np.arange(width, dtype=np.uint8), rows), flat)
+    wide = np.repeat(flat, flat)
+    inside = np.tile(np.arange(TOTAL), rows) - np.repeat(cumulative, flat)
 
-    out = np.empty(n, np.uint8)
+    slots = contexts.astype(np.int64) * TOTAL
     at = 0
     for start in range(0, n, lanes):
-        stop = min(start + lanes, n)
-        x = state[: stop - start]
-        slot = base[start:stop] + (x & np.uint64(TOTAL - 1)).astype(np.intp)
-        out[start:stop] = owner[slot]
-        x = wide[slot] * (x >> np.uint64(PRECISION)) + inside[slot]
-        short = np.flatnonzero(x < _LOW)
+        x = state[: n - start]  # a view: the last row may be shorter than the rest
+        slot = slots[start : start + lanes]  # a view as well: filled in here, turned into symbols at the end
+        slot += x & (TOTAL - 1)
+        x >>= PRECISION
+        x *= wide.take(slot)
+        x += inside.take(slot)
+        short = (x < _LOW).nonzero()[0]
         if short.size:
             if at + short.size > words.size:
                 raise CodecError("rANS payload ends before its last symbol")
-            x[short] = (x[short] << np.uint64(16)) | words[at : at + short.size]
+            x[short] = x[short] << 16 | words[at : at + short.size]
             at += short.size
-        state[: stop - start] = x
     if at != words.size or np.any(state != _LOW):
         raise CodecError("rANS payload does not end where its encoder began")
-    return out
+    return owner[slots]
