@@ -2,9 +2,10 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
-# The CPU build that this project is tested with; a bare `torch` may fetch gigabytes of CUDA.
+# What this project is tested with. Where pip would fetch a CUDA build of it (gigabytes), name a CPU build:
+# make TORCH='...' demo, with a version or the path of a wheel.
 TORCH  ?= torch==2.13.0
-EXTRAS := onnxruntime,export,aggregator,sim,dev
+EXTRAS := onnxruntime,export,aggregator,broker,sim,dev
 
 MODEL   ?= mlp
 DEVICES ?= 8
@@ -46,8 +47,8 @@ bench: setup     ## speed, memory, bytes; into out/bench/*.json
 bench-generators: setup  ## Threefry against Philox (DECISIONS.md); ExecuTorch's column needs `pip install executorch`
 	$(BIN)/python bench/generators.py --json out/bench/generators.json
 
-vectors: setup   ## write the golden vectors anew and let the second implementation check them
-	$(BIN)/python tests/vectors/make.py
+vectors: setup   ## both implementations against the golden vectors
+	$(BIN)/python tests/vectors/make.py --check
 	node tests/vectors/verify.mjs
 
 device: setup    ## what a device installs: its size, aarch64 wheels, and a job with it

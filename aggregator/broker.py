@@ -7,11 +7,9 @@ stops; else an error that says what to install. A fleet wants a real Mosquitto w
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import importlib.util
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import tempfile
@@ -20,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from seedmask.errors import UserError
+from seedmask.io.process import die_with_parent
 
 # Defaults that would lose messages in silence are lifted; see PROTOCOL 8.
 _MOSQUITTO = """\
@@ -80,9 +79,9 @@ def _path() -> str:
 
 
 @contextlib.contextmanager
-def dev_broker(host: str, port: int, log: Path | None = None) -> Iterator[str]:
-    """Run a broker on host:port; gives its name. Raises UserError if there is none or the port is taken."""
-    kind = available()
+def dev_broker(host: str, port: int, log: Path | None = None, kind: str | None = None) -> Iterator[str]:
+    """Run a broker (`kind`, or the first there is); gives its name. UserError: there is none, or the port is taken."""
+    kind = kind or available()
     if kind is None:
         raise UserError(
             "no MQTT broker on this machine. Install one of:\n"
@@ -109,7 +108,11 @@ def _mosquitto(stack: contextlib.ExitStack, folder: Path, host: str, port: int, 
     program = shutil.which("mosquitto", path=_path())
     assert program is not None
     settings = folder / "mosquitto.conf"
-    settings.write_text(_MOSQUITTO.format(host=host, port=port))
+    text = _MOSQUITTO.format(host=host, port=port)
+    if os.geteuid() == 0:
+        # As root it would change to a user of its own, and a change of user undoes die_with_parent.
+        text += "user root\n"
+    settings.write_text(text)
     output = stack.enter_context(open(log or os.devnull, "ab"))
     # A session of its own: Ctrl-C at the terminal is ours, the broker must outlive our goodbye messages.
     process = subprocess.Popen(
@@ -117,7 +120,7 @@ def _mosquitto(stack: contextlib.ExitStack, folder: Path, host: str, port: int, 
         stdout=output,
         stderr=output,
         start_new_session=True,
-        preexec_fn=_die_with_parent,
+        preexec_fn=die_with_parent,
     )
 
     def stop() -> None:
@@ -129,12 +132,6 @@ def _mosquitto(stack: contextlib.ExitStack, folder: Path, host: str, port: int, 
             process.wait()
 
     stack.callback(stop)
-
-
-def _die_with_parent() -> None:
-    """In the child: end when our program does, even if it was killed (prctl PR_SET_PDEATHSIG; Linux only)."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
 
 def _iotcore(stack: contextlib.ExitStack, folder: Path, host: str, port: int) -> None:

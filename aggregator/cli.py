@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import secrets
-import signal
+import sqlite3
 import sys
 import time
 from dataclasses import replace
@@ -16,9 +16,11 @@ from aggregator.config import EXAMPLE, RunConfig
 from aggregator.server import Server, will
 from aggregator.store import Store
 from seedmask import bundle as bundles
+from seedmask.errors import UserError
 from seedmask.io import logs, settings
 from seedmask.io.commands import Command
-from seedmask.io.mqtt import MqttLink
+from seedmask.io.mqtt import MqttLink, check
+from seedmask.io.process import sigterm_interrupts
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,7 +33,11 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="start a broker on 127.0.0.1 (the settings' port) for this run; for trying things out",
     )
-    run.add_argument("--check", action="store_true", help="read everything, say what was found, and stop")
+    run.add_argument(
+        "--check",
+        action="store_true",
+        help="read settings, bundle and TLS files, say what was found, and stop before connecting",
+    )
     run.add_argument("-v", "--verbose", action="store_true", help="say more")
 
 
@@ -40,13 +46,15 @@ def _run(options: argparse.Namespace) -> int:
     spec = bundles.load(config.bundle).spec
     print(
         f"job {config.job}: model {spec.name} ({spec.digest.hex()[:12]}), {spec.d:,} weights, "
-        f"{config.rounds.total} rounds, {config.rounds.devices} device(s) to begin",
+        f"{config.rounds.total} rounds, {config.rounds.devices} device(s) to begin; "
+        f"broker {config.broker.host}:{config.broker.port}",
         file=sys.stderr,
     )
+    check(config.broker)
     if options.check:
         return 0
     logs.to_stderr("aggregator", options.verbose)
-    signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+    sigterm_interrupts()
     boot = secrets.randbits(64)
     with contextlib.ExitStack() as stack:
         if options.dev_broker:
@@ -59,8 +67,11 @@ def _run(options: argparse.Namespace) -> int:
         try:
             server.run()
             server.linger(20)
+        except sqlite3.Error as error:
+            raise UserError(f"cannot write {config.state_dir / 'job.sqlite'}: {error}") from None
         finally:
             server.leave()
+        print(f"the model is {config.state_dir / 'model.smm'}", file=sys.stderr)
     return 0
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from seedmask.codec import NAMES
-from seedmask.io.mqtt import Broker
+from seedmask.io.link import Broker
 from seedmask.mask import MAX_TOP
 from seedmask.wire import Work, check_name
 
@@ -56,6 +56,8 @@ class Rounds:
             raise ValueError(f"minimum ({self.minimum}) cannot be above quorum ({self.quorum})")
         if self.per_round and max(self.minimum, self.quorum) > self.per_round:
             raise ValueError(f"minimum and quorum cannot be above per_round ({self.per_round})")
+        if self.minimum > self.devices:
+            raise ValueError(f"minimum ({self.minimum}) cannot be above devices ({self.devices})")
         if not 1 <= self.deadline_s <= 4_000_000:
             raise ValueError(f"deadline_s is 1 .. 4000000 seconds, found {self.deadline_s}")
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from seedmask.chunks import Assembly, begin
-from seedmask.errors import KindError, LimitError
+from seedmask.errors import ChecksumError, KindError, LimitError, ProtocolError
 from seedmask.wire import Chunk, decode
 
 PER_DEVICE: Final = 2
@@ -20,8 +20,12 @@ class Inbox:
     limit: int
     _open: dict[tuple[str, bytes], tuple[float, Assembly]] = field(default_factory=dict)
 
-    def put(self, device: str, payload: bytes, now: float) -> tuple[bytes, bytes] | None:
-        """Add one message of `device`; gives (transfer id, whole) once that is complete. Raises ProtocolError."""
+    def put(self, device: str, payload: bytes, now: float) -> tuple[bytes, bytes | ProtocolError] | None:
+        """Add one message of `device`; gives (transfer id, whole) once that is complete.
+
+        In place of the whole, what is wrong with the transfer, if it can never be one: its sender deserves a receipt.
+        Raises ProtocolError where there is nothing to answer.
+        """
         chunk = decode(payload)
         if not isinstance(chunk, Chunk):
             raise KindError(f"Chunk expected here, found {type(chunk).__name__}")
@@ -35,12 +39,18 @@ class Inbox:
             self._expire(now)
             if sum(name == device for name, _ in self._open) >= PER_DEVICE:
                 raise LimitError(f"{PER_DEVICE} transfers are open already; the next waits for one to end")
-            assembly = begin(chunk, self.limit)
+            try:
+                assembly = begin(chunk, self.limit)
+            except LimitError as error:
+                return chunk.transfer, error
         if not assembly.complete:
             self._open[key] = (now, assembly)
             return None
         self._open.pop(key, None)
-        return chunk.transfer, assembly.blob()
+        try:
+            return chunk.transfer, assembly.blob()
+        except ChecksumError as error:
+            return chunk.transfer, error
 
     def _expire(self, now: float) -> None:
         for key in [key for key, (seen, _) in self._open.items() if now - seen > PATIENCE_SECONDS]:

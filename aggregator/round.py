@@ -70,6 +70,14 @@ class Opened:
 
 
 @dataclass(frozen=True)
+class Widened:
+    """Store that the open `round` asks the devices `selected`, more than it did."""
+
+    round: int
+    selected: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Counted:
     """Store an accepted update."""
 
@@ -113,7 +121,7 @@ class Finish:
     """The job is over."""
 
 
-Effect: TypeAlias = Opened | Counted | Reply | Closed | Publicise | Say | Finish
+Effect: TypeAlias = Opened | Widened | Counted | Reply | Closed | Publicise | Say | Finish
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,7 +129,8 @@ class Job:
     """All that the aggregator knows.
 
     `round` is the open round, or the last one while waiting or done; `theta` the probabilities it started from, or
-    what came of it. `online`: device to its presence. `accepted`: device to transfer id, this round. `counted`: the
+    what came of it. `online`: device to its presence; `silent`: the same for those
+    that let a round run out of time. `accepted`: device to transfer id, this round. `counted`: the
     same for each device's latest accepted update of any round.
     """
 
@@ -142,6 +151,7 @@ class Job:
     quorum: int = 0
     posterior: Posterior = field(default_factory=lambda: Posterior.empty(0))
     online: Mapping[str, Presence] = field(default_factory=dict)
+    silent: Mapping[str, Presence] = field(default_factory=dict)
     accepted: Mapping[str, bytes] = field(default_factory=dict)
     counted: Mapping[str, bytes] = field(default_factory=dict)
 
@@ -187,11 +197,13 @@ def waiting_for(job: Job) -> str:
     if job.phase is Phase.DONE:
         return f"done after {job.round} rounds"
     if job.phase is Phase.WAITING:
-        return f"{len(job.online)} of {job.rounds.devices} devices online, need {job.rounds.devices}"
+        return f"{len(job.online)} of {job.rounds.devices} devices online, need {job.rounds.devices}" + (
+            f" (no answer in time from {', '.join(sorted(job.silent)[:5])})" if job.silent else ""
+        )
     missing = sorted(set(job.selected or job.online) - set(job.accepted))
     names = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
     left = job.deadline - job.now
-    time = f"{left:.0f} s left" if left > 0 else f"time is up, need {job.rounds.minimum}"
+    time = f"{left:.0f} s left" if left > 0 else f"time is up, at least {job.rounds.minimum} must come"
     return f"round {job.round} of {job.rounds.total}: {len(job.accepted)} of {job.quorum} updates, {time}" + (
         f", waiting for {names}" if missing else ""
     )
@@ -219,11 +231,34 @@ def announcement(job: Job, chunks: int) -> Announce:
 def _ticked(job: Job) -> Step:
     if job.phase is Phase.OPEN and len(job.accepted) >= job.quorum:
         return _close(job, "quorum")  # a restart came between the last update and the closing
-    if job.phase is Phase.OPEN and job.now >= job.deadline and len(job.accepted) >= job.rounds.minimum:
-        return _close(job, "time is up")
+    if job.phase is Phase.OPEN and job.now >= job.deadline:
+        if len(job.accepted) >= job.rounds.minimum:
+            return _close(_doubt(job), "time is up")
+        if others := sorted(set(job.online) - set(job.selected)) if job.selected else []:
+            return _widen(job, others)
     if job.phase is not Phase.DONE and job.now - job.reminded >= REMIND_SECONDS:
         return replace(job, reminded=job.now), [Say(waiting_for(job))]
     return job, []
+
+
+def _doubt(job: Job) -> Job:
+    """Without the devices that let the round wait in vain: they count as online again when we next hear from them."""
+    silent = {name: seen for name, seen in job.online.items() if name not in job.accepted}
+    asked = {name: seen for name, seen in silent.items() if not job.selected or name in job.selected}
+    online = {name: seen for name, seen in job.online.items() if name not in asked}
+    return replace(job, online=online, silent={**job.silent, **asked})
+
+
+def _widen(job: Job, others: list[str]) -> Step:
+    """Ask more devices, because those that were asked do not make up the minimum."""
+    more = _draw(job, others, job.rounds.minimum - len(job.accepted))
+    selected = tuple(sorted({*job.selected, *more}))
+    job = replace(job, selected=selected, deadline=job.now + job.rounds.deadline_s)
+    return job, [
+        Widened(job.round, selected),
+        Publicise(theta=False),
+        Say(f"time is up with {len(job.accepted)} of {job.rounds.minimum} updates: asking {', '.join(more)} as well"),
+    ]
 
 
 def _seen(job: Job, presence: Presence) -> Step:
@@ -239,7 +274,8 @@ def _seen(job: Job, presence: Presence) -> Step:
         return replace(job, online=others), [
             Say(f"{presence.device} has model {theirs}, the job trains {ours}: it is not counted")
         ]
-    job = replace(job, online={**others, presence.device: presence})
+    silent = {name: seen for name, seen in job.silent.items() if name != presence.device}
+    job = replace(job, online={**others, presence.device: presence}, silent=silent)
     if known is not None:
         return job, []
     said: list[Effect] = [Say(f"{presence.device} is here: {presence.samples:,} examples, {presence.runtime}")]
@@ -289,6 +325,14 @@ def _opened(job: Job, selected: tuple[str, ...], quorum: int) -> Job:
 
 
 def _arrived(job: Job, device: str, transfer: bytes, update: Update) -> Step:
+    back: list[Effect] = []
+    if device in job.silent:  # slow, not gone
+        job, back = _seen(job, job.silent[device])
+    job, effects = _answered(job, device, transfer, update)
+    return job, back + effects
+
+
+def _answered(job: Job, device: str, transfer: bytes, update: Update) -> Step:
     status, reason = _judge(job, device, transfer, update)
     if status is Status.ACCEPTED:
         try:

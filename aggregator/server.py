@@ -28,6 +28,7 @@ from aggregator.round import (
     Say,
     Seen,
     Ticked,
+    Widened,
     announcement,
     resume,
     step,
@@ -142,6 +143,8 @@ class Server:
             return None
         transfer, frame = whole
         try:
+            if isinstance(frame, ProtocolError):
+                raise frame
             update = wire.decode(frame)
             if not isinstance(update, Update):
                 raise KindError(f"Update expected, found {type(update).__name__}")
@@ -161,6 +164,8 @@ class Server:
                 log.info(text)
             case Opened(round_, theta, selected, quorum):
                 self.store.opened(round_, theta, selected, quorum)
+            case Widened(round_, selected):
+                self.store.widened(round_, selected)
             case Counted(transfer, update):
                 self.store.counted(transfer, update)
             case Reply(device, receipt):
@@ -175,6 +180,11 @@ class Server:
     def _close(self, round_: int, theta: Theta) -> None:
         finished = model.encode(model.FinishedModel(self.spec, theta.threshold()))
         record = {"round": round_, **self.store.figures(round_), "model_bytes": len(finished)}
+        if record["updates"]:
+            log.info(
+                "round %d trained with loss %.3f, accuracy %.1f %%, in %s bytes of updates",
+                *(round_, record["train_loss"], 100 * record["train_accuracy"], f"{record['update_bytes']:,}"),
+            )
         write_atomic(self.config.state_dir / "model.smm", finished)
         self.store.closed(round_, theta, record)
         self._list_rounds()

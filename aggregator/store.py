@@ -7,7 +7,6 @@ Masks of closed rounds are cleared, their probabilities and figures stay.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import sqlite3
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from typing import Any, Final
 
 from seedmask.codec import counts
 from seedmask.errors import UserError
+from seedmask.io.files import hold
 from seedmask.mask import Theta
 from seedmask.wire import Update, decode, encode
 
@@ -57,15 +57,10 @@ class Store:
         """Open or create. Raises UserError if the file is another job's, another model's, or no database."""
         self._d = d
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._lock = open(path.with_suffix(".lock"), "w")
+            # One aggregator per job writes its history; readers (results, below) are welcome beside it.
+            self._lock = hold(path.with_suffix(".lock"), "another aggregator")
         except OSError as error:
             raise UserError(f"cannot use {path}: {error.strerror}") from None
-        try:
-            # One aggregator per job writes its history; readers (results, below) are welcome beside it.
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"another aggregator is at work on {path}") from None
         try:
             self._db = sqlite3.connect(path, isolation_level=None)
             self._db.execute("PRAGMA journal_mode=WAL")
@@ -87,6 +82,10 @@ class Store:
         """A round began."""
         row = (round_, counts.encode(theta), json.dumps(selected), quorum)
         self._db.execute("INSERT INTO rounds (round, theta, selected, quorum) VALUES (?, ?, ?, ?)", row)
+
+    def widened(self, round_: int, selected: tuple[str, ...]) -> None:
+        """The open round asks more devices."""
+        self._db.execute("UPDATE rounds SET selected = ? WHERE round = ?", (json.dumps(selected), round_))
 
     def counted(self, transfer: bytes, update: Update) -> None:
         """An update was accepted. sqlite3.IntegrityError if this device's update of this round already was."""

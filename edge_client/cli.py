@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
 import sys
 import time
 from pathlib import Path
@@ -16,10 +15,11 @@ from edge_client.config import EXAMPLE, EdgeConfig
 from edge_client.outbox import Outbox
 from edge_client.trainer import ProcessTrainer
 from seedmask import bundle as bundles
-from seedmask.errors import UserError
 from seedmask.io import logs, settings
 from seedmask.io.commands import Command
-from seedmask.io.mqtt import MqttLink
+from seedmask.io.files import hold
+from seedmask.io.mqtt import MqttLink, check
+from seedmask.io.process import sigterm_interrupts
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,7 +27,11 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="action")
     run = actions.add_parser("run", help="take part in a job until it is done")
     run.add_argument("--config", type=Path, required=True, metavar="edge.toml", help="settings of this device")
-    run.add_argument("--check", action="store_true", help="read everything, say what was found, and stop")
+    run.add_argument(
+        "--check",
+        action="store_true",
+        help="read settings, data, bundle and TLS files, say what was found, and stop before connecting",
+    )
     run.add_argument("-v", "--verbose", action="store_true", help="say more")
     listing = actions.add_parser("runtimes", help="what can train on this machine")
     listing.add_argument("--json", action="store_true", help="as JSON")
@@ -39,32 +43,29 @@ def _run(options: argparse.Namespace) -> int:
     config = settings.load(EdgeConfig, options.config)
     bundle = bundles.load(config.bundle)
     data = datasets.load(config.data, bundle.spec)
-    if lacking := (runtimes.missing(config.runtime) if config.runtime in runtimes.names() else None):
-        raise UserError(
-            f"runtime {config.runtime} needs {', '.join(lacking)}: pip install 'seedmask[{config.runtime}]'"
-        )
-    if config.runtime not in runtimes.names():
-        raise UserError(f"no runtime called {config.runtime!r}; there are {', '.join(runtimes.names())}")
+    runtimes.require(config.runtime)
+    outbox = Outbox(config.state_dir / "outbox", config.job)
+    check(config.broker)
     print(
-        f"device {config.device}, job {config.job}: model {bundle.spec.name} ({bundle.spec.digest.hex()[:12]}), "
-        f"{bundle.spec.d:,} weights, {len(data.y):,} examples, runtime {config.runtime}",
+        f"device {config.device}, job {config.job} on {config.broker.host}:{config.broker.port}\n"
+        f"model {bundle.spec.name} ({bundle.spec.digest.hex()[:12]}), {bundle.spec.d:,} weights, "
+        f"{len(data.y):,} examples, runtime {config.runtime}",
         file=sys.stderr,
     )
+    if doubt := datasets.doubtful_range(data, bundle.spec):
+        print(f"warning: {doubt}", file=sys.stderr)
     if options.check:
         return 0
-    return _work(
-        config,
-        Identity(config.device, config.job, bundle.spec, len(data.y), config.runtime, new_boot()),
-        options,
-    )
-
-
-def _work(config: EdgeConfig, who: Identity, options: argparse.Namespace) -> int:
     logs.to_stderr(config.device, options.verbose)
-    # A service manager ends us with SIGTERM; that is as good a reason to leave in order as Ctrl-C.
-    signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
-    link = MqttLink(config.broker, f"{config.job}-{config.device}", who.will())
-    outbox = Outbox(config.state_dir / "outbox", config.job)
+    sigterm_interrupts()
+    who = Identity(config.device, config.job, bundle.spec, len(data.y), config.runtime, new_boot())
+    # Two clients of one name would take the connection from each other for ever, and send each other's updates.
+    with hold(config.state_dir / "client.lock", f"another client of {config.device}"):
+        return _work(config, who, outbox)
+
+
+def _work(config: EdgeConfig, who: Identity, outbox: Outbox) -> int:
+    link = MqttLink(config.broker, f"{config.job}.{config.device}", who.will())
     trainer = ProcessTrainer(config)
     client = Client(who, link, outbox, trainer, time.monotonic, config.state_dir / "journal.jsonl")
     try:

@@ -98,9 +98,16 @@ class Client:
         pending = tuple(Pending(m.round, m.theta, transfer, frame) for transfer, frame, m in kept)
         if pending:
             log.info("%d update(s) in the outbox are sent again", len(pending))
-        work = (pending[-1].round, pending[-1].theta) if pending else outbox.finished()
+        finished = outbox.finished()
         self.session = Session(
-            who.job, who.device, who.spec.digest, who.spec.d, now=clock(), pending=pending, work=work
+            who.job,
+            who.device,
+            who.spec.digest,
+            who.spec.d,
+            now=clock(),
+            pending=pending,
+            work=(pending[-1].round, pending[-1].theta) if pending else finished,
+            finished_before=finished,
         )
         self._carry_out(start(self.session))
 
@@ -147,7 +154,11 @@ class Client:
     def _note(self, **fields: object) -> None:
         traffic = self.link.traffic()
         counted = {"sent_bytes": traffic.sent, "received_bytes": traffic.received}
-        append_json(self.journal, {**fields, "train_seconds": round(self._trained, 3), **counted})
+        line = {"boot": f"{self.who.boot:016x}", **fields, "train_seconds": round(self._trained, 3), **counted}
+        try:
+            append_json(self.journal, line)
+        except OSError as error:  # a log is not worth the work it reports
+            log.warning("cannot write %s: %s", self.journal, error.strerror)
 
     def run(self, stay: bool) -> None:
         """Work until the job is done, or for ever if `stay`. Ends on an exception of the network thread."""
@@ -166,10 +177,13 @@ class Client:
             now = self.clock()
             if now - ticked >= 1:
                 ticked = now
-                self.feed(Ticked(now))
-            if self.session.training and now - said >= 5:
+                self.feed(Ticked(now, self.link.busy()))
+            if self.session.training and self.progress[1] and now - said >= 5:
                 said = now
                 log.info("training: step %d of %d", *self.progress)
+            if self.session.online and self.session.announce is None and now - said >= 15:
+                said = now
+                log.info("no job called %s on this broker yet; has its aggregator started?", self.who.job)
 
     def leave(self) -> None:
         """Go in good order: say so, stop training, close the link."""

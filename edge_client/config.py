@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from edge_client.data import DataSettings
-from seedmask.io.mqtt import Broker
+from seedmask.io.link import Broker
 from seedmask.wire import check_name
 
 EXAMPLE = """\

@@ -20,15 +20,18 @@ from seedmask.mask import Theta
 from seedmask.wire import Announce, Chunk, Heartbeat, Phase, Receipt, Status, decode
 
 FETCH_SECONDS: Final = 60.0
+FAIL_SECONDS: Final = 30.0
+MAX_FAIL_SECONDS: Final = 480.0
 RETRY_SECONDS: Final = 15.0
 MAX_RETRY_SECONDS: Final = 240.0
 
 
 @dataclass(frozen=True)
 class Ticked:
-    """`now`: seconds on whatever clock the shell uses."""
+    """`now`: seconds on whatever clock the shell uses; `busy`: something we published has not left this machine yet."""
 
     now: float
+    busy: bool = False
 
 
 @dataclass(frozen=True)
@@ -144,8 +147,10 @@ class Session:
 
     `model` is our spec's digest, `d` its weights. `work`: (round, theta digest) that we fetch, train or have finished,
     so that no round is trained twice. `fetching` until the probabilities are complete; none of their chunks before
-    `fetch_due` means asking again. `training` while Train is under way. `aggregator`: the boot number of its
-    latest life that we heard of; `away` when it said, or the broker said for it, that it left.
+    `fetch_due` means asking again. `training` while Train is under way; after `failures` in a row it is tried `again`
+    at that time. `busy`: what we sent has not left this machine. `finished_before`: the work whose receipt an earlier
+    life of ours had. `aggregator`: the boot number of its latest life that we heard of; `away` when it said, or the
+    broker said for it, that it left.
     """
 
     job: str
@@ -160,6 +165,10 @@ class Session:
     fetching: bool = False
     fetch_due: float = 0.0
     training: bool = False
+    failures: int = 0
+    again: float | None = None
+    busy: bool = False
+    finished_before: tuple[int, bytes] | None = None
     pending: tuple[Pending, ...] = ()
     aggregator: int | None = None
     away: bool = False
@@ -182,8 +191,8 @@ def start(session: Session) -> list[Effect]:
 def step(session: Session, event: Event) -> Step:
     """One event; total, whatever a peer sends."""
     match event:
-        case Ticked(now):
-            return _ticked(replace(session, now=now))
+        case Ticked(now, busy):
+            return _ticked(replace(session, now=now, busy=busy))
         case Connected():
             return replace(session, online=True), [Greet()]
         case Disconnected(reason):
@@ -195,7 +204,9 @@ def step(session: Session, event: Event) -> Step:
         case Failed(round_, theta, reason):
             if session.work != (round_, theta):
                 return session, []
-            return replace(session, training=False), [Say(f"round {round_}: training failed: {reason}")]
+            pause = min(FAIL_SECONDS * 2**session.failures, MAX_FAIL_SECONDS)
+            session = replace(session, training=False, failures=session.failures + 1, again=session.now + pause)
+            return session, [Say(f"round {round_}: training failed: {reason}; trying again in {pause:.0f} s")]
         case Received(topic, payload):
             try:
                 return _received(session, topic, payload)
@@ -210,6 +221,10 @@ def _ticked(session: Session) -> Step:
         topic = topics.theta(session.job, session.announce.round, "+")
         effects += [Say("the probabilities do not come; asking again"), Unsubscribe(topic), Subscribe(topic)]
         session = replace(session, fetch_due=session.now + FETCH_SECONDS)
+    if session.again is not None and session.now >= session.again and session.announce is not None:
+        # A failed training must not cost the round: memory may be free again, a file may be back.
+        session, more = _announced(replace(session, work=None, again=None), session.announce)
+        effects += more
     return session, effects
 
 
@@ -239,19 +254,21 @@ def _announced(session: Session, announce: Announce) -> Step:
         # Whatever we were doing for another round, probabilities or model, nobody wants any more.
         effects += _stop_fetching(session)
         effects += [Cancel()] if session.training else []
-        session = replace(session, fetching=False, training=False, assembly=None, work=None)
+        session = replace(session, fetching=False, training=False, assembly=None, work=None, again=None)
     session = replace(session, announce=announce)
-    if announce.phase is Phase.DONE:
-        return _maybe_finish(session, effects)
     if not ours:
         return session, effects
+    if announce.phase is Phase.DONE:
+        return _maybe_finish(session, effects)
     if announce.phase is Phase.WAITING:
         return session, [*effects, Say(f"waiting: {announce.text}")]
     asked = not announce.selected or session.device in announce.selected
     if not asked:
         return session, [*effects, Say(f"round {announce.round}: not selected")]
     if session.work == wanted or any(p.round == announce.round for p in session.pending):
-        return session, effects
+        if session.finished_before == wanted:
+            effects.append(Say(f"round {announce.round}: our update of it has its receipt; waiting for the next round"))
+        return replace(session, finished_before=None), effects
     effects += [
         Say(f"round {announce.round} of {announce.rounds}: fetching probabilities"),
         Subscribe(topics.theta(session.job, announce.round, "+")),
@@ -290,7 +307,7 @@ def _trained(session: Session, event: Trained) -> Step:
     if session.work != (event.round, event.theta) or not session.training:
         return session, [Say(f"round {event.round} closed while we trained; its mask is dropped")]
     pending = Pending(event.round, event.theta, event.transfer, event.frame)
-    session = replace(session, training=False, pending=(*session.pending, pending))
+    session = replace(session, training=False, failures=0, pending=(*session.pending, pending))
     session, effects = _send_due(session)
     return session, [Save(event.transfer, event.frame), *effects]
 
@@ -302,7 +319,10 @@ def _send_due(session: Session) -> Step:
     effects: list[Effect] = []
     pending = []
     for item in session.pending:
-        if item.due <= session.now:
+        if item.due <= session.now and session.busy and item.due > 0:
+            # The last copy has not even left yet; a second one behind it would only make the queue longer.
+            item = replace(item, due=session.now + item.wait)
+        elif item.due <= session.now:
             effects.append(Send(item.frame))
             item = replace(item, due=session.now + item.wait, wait=min(2 * item.wait, MAX_RETRY_SECONDS))
         pending.append(item)
@@ -329,6 +349,8 @@ def _wanted(session: Session) -> tuple[int, bytes] | None:
 
 def _heartbeat(session: Session, heartbeat: Heartbeat) -> Step:
     if not heartbeat.online:
+        if session.aggregator not in (None, heartbeat.boot):
+            return session, []  # the will of an earlier life
         return _maybe_finish(replace(session, away=True), [Say("the aggregator is away")])
     session = replace(session, away=False)
     if heartbeat.boot == session.aggregator:
@@ -339,7 +361,8 @@ def _heartbeat(session: Session, heartbeat: Heartbeat) -> Step:
 
 
 def _maybe_finish(session: Session, effects: list[Effect]) -> Step:
-    done = session.announce is not None and session.announce.phase is Phase.DONE
+    announce = session.announce
+    done = announce is not None and announce.phase is Phase.DONE and announce.model == session.model
     # With the job done and the aggregator gone, nobody is left who could answer what is still pending.
     if not done or session.finished or (session.pending and not session.away):
         return session, effects

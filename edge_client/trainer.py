@@ -10,10 +10,11 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import time
 import traceback
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from typing import Protocol, TypeAlias
+from typing import Final, Protocol, TypeAlias
 
 import numpy as np
 
@@ -27,6 +28,9 @@ from seedmask.chunks import transfer_id
 from seedmask.errors import ProtocolError, UserError
 from seedmask.mask import Theta
 from seedmask.wire import Announce, encode
+
+STUCK_SECONDS: Final = 120.0
+"""How long work waits for a child that does not answer; longer than any one training step."""
 
 
 @dataclass(frozen=True)
@@ -94,17 +98,22 @@ class ProcessTrainer:
         self._begun: tuple[int, bytes] | None = None
         self._next: _Begin | None = None
         self._ready = False
+        self._asked = 0.0  # when work began to wait for a child that is not ready
 
     def begin(self, announce: Announce, theta: Theta) -> None:
         """See Trainer."""
         self._begun, self._next = (announce.round, announce.theta), _Begin(announce, theta)
+        self._asked = time.monotonic()
         if self._process is None or not self._process.is_alive():
-            self.close()
-            self._pipe, theirs = self._context.Pipe()
-            self._process = self._context.Process(target=_serve, args=(self._config, theirs), daemon=True)
-            self._process.start()
-            theirs.close()
+            self._spawn()
         self._hand_over()
+
+    def _spawn(self) -> None:
+        self.close()
+        self._pipe, theirs = self._context.Pipe()
+        self._process = self._context.Process(target=_serve, args=(self._config, theirs), daemon=True)
+        self._process.start()
+        theirs.close()
 
     def _hand_over(self) -> None:
         if self._ready and self._next is not None and self._pipe is not None:
@@ -124,6 +133,10 @@ class ProcessTrainer:
         while self._pipe is not None:
             try:
                 if not self._pipe.poll():
+                    if self._next is not None and time.monotonic() - self._asked > STUCK_SECONDS:
+                        # It neither starts nor stops what it was told to stop; a fresh one takes over.
+                        self._asked = time.monotonic()
+                        self._spawn()
                     return None
                 message = self._pipe.recv()
             except (EOFError, OSError):
@@ -149,7 +162,7 @@ class ProcessTrainer:
         if self._process is not None:
             self._process.join(5)
             code = self._process.exitcode
-        begun, self._begun = self._begun, None
+        begun, self._begun, self._next = self._begun, None, None
         self.close()
         if begun is None:
             return None
@@ -163,7 +176,10 @@ class ProcessTrainer:
             self._pipe.close()
         if self._process is not None:
             self._process.terminate()
-            self._process.join(10)
+            self._process.join(5)
+            if self._process.is_alive():
+                self._process.kill()
+                self._process.join(5)
         self._pipe = self._process = None
         self._ready = False
 

@@ -16,6 +16,7 @@ from seedmask.errors import UserError
 from seedmask.io.commands import Command
 from seedmask.io.files import write_atomic
 from seedmask.spec import Conv2d, Linear, MaxPool2d, ModelSpec
+from seedmask.wire import is_name
 
 if TYPE_CHECKING:
     from torch import nn
@@ -75,12 +76,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     output: Path = options.output
-    if output.exists() and not options.force:
-        raise UserError(f"{output} exists; --force overwrites it")
-    if not 1 <= options.batch <= 1 << 16:
-        raise UserError(f"--batch is 1 .. 65536, found {options.batch}")
-    if len(options.range) != 2:
-        raise UserError(f"--range is LOW,HIGH, found {len(options.range)} numbers")
+    _check(options)
 
     from export.make import make_bundle
     from export.trace import trace
@@ -89,6 +85,8 @@ def _run(options: argparse.Namespace) -> int:
     model = _build(options.model, factory)
     seed = secrets.randbits(64) if options.seed is None else options.seed
     spec = trace(model, name, seed, shape, options.range, classes, options.scale)
+    if output.exists() and not options.force:  # last: what --force cannot mend is said first
+        raise UserError(f"{output} exists; --force overwrites it")
     data = to_bytes(make_bundle(spec, options.batch))
     if len(data) > MAX_BYTES:
         raise UserError(f"the bundle has {len(data):,} bytes; at most {MAX_BYTES:,} can be opened")
@@ -100,6 +98,23 @@ def _run(options: argparse.Namespace) -> int:
     made = _description(spec, options.batch, output, len(data))
     print(json.dumps(made) if options.json else _table(spec, made))
     return 0
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Hold every option against what is possible before torch is loaded. Raises UserError."""
+    output: Path = options.output
+    if not output.parent.is_dir() or output.is_dir():
+        raise UserError(f"-o {output} is not a file in a folder that exists")
+    if not 1 <= options.batch <= 1 << 16:
+        raise UserError(f"--batch is 1 .. 65536, found {options.batch}")
+    if len(options.range) != 2 or not -(1 << 31) <= options.range[0] < options.range[1] < 1 << 31:
+        raise UserError(f"--range is LOW,HIGH, 32-bit integers with LOW below HIGH, found {_comma(options.range)}")
+    if options.classes is not None and not 2 <= options.classes <= 1 << 16:
+        raise UserError(f"--classes is 2 .. 65536, found {options.classes}")
+    if options.name is not None and not is_name(options.name):
+        raise UserError(f"--name is a-z, 0-9 and '-', at most 63 characters, found {options.name!r}")
+    if options.input is not None and (len(options.input) > 3 or min(options.input) < 1):
+        raise UserError(f"--input is one to three sides of at least 1, like 1,28,28, found {_comma(options.input)}")
 
 
 def _find(options: argparse.Namespace) -> tuple[Callable[[], Any], tuple[int, ...], int, str]:
@@ -119,6 +134,8 @@ def _find(options: argparse.Namespace) -> tuple[Callable[[], Any], tuple[int, ..
         raise UserError("a model of your own needs --input (shape of one example, like 1,28,28) and --classes")
     factory = _import(options.model)
     name = options.name or options.model.partition(":")[2].rpartition(".")[2].lower().replace("_", "-").strip("-")
+    if not is_name(name):
+        raise UserError(f"{name!r} cannot be a model's name; choose one with --name")
     return factory, options.input, options.classes, name
 
 
@@ -127,6 +144,9 @@ def _import(path: str) -> Callable[[], Any]:
     module_name, _, attribute = path.partition(":")
     if not module_name or not attribute:
         raise UserError(f"a model is package.module:factory, found {path!r}")
+    if module_name.endswith(".py") or "/" in module_name:
+        dotted = module_name.removesuffix(".py").removeprefix("./").replace("/", ".").strip(".")
+        raise UserError(f"a model is package.module:factory, no file; write {dotted}:{attribute}")
     if "" not in sys.path:
         sys.path.insert(0, "")
     try:
@@ -182,7 +202,7 @@ def _description(spec: ModelSpec, batch: int, output: Path, size: int) -> dict[s
         "bytes": size,
         "name": spec.name,
         "model": spec.digest.hex(),
-        "seed": f"0x{spec.seed:016x}",
+        "seed": f"{spec.seed:#018x}",
         "d": spec.d,
         "input": list(spec.input),
         "range": list(spec.range),
@@ -199,7 +219,7 @@ def _table(spec: ModelSpec, made: dict[str, Any]) -> str:
         if isinstance(layer, Linear | Conv2d):
             kernel = spec.offsets[layer.weight][0].shape[2:]
             what += f" {_by(kernel)}" if kernel else ""
-            what += f" {layer.weight.rpartition('.')[0]}" + (" + bias" if layer.bias else "")
+            what = f"{layer.weight.rpartition('.')[0]}: {what}" + (" + bias" if layer.bias else "")
         elif isinstance(layer, MaxPool2d):
             what += f" {_by(layer.size)}"
         numbers = f"{row['weights']:>12,}   {row['constant']:.6f}" if row["weights"] else ""
@@ -219,6 +239,10 @@ def _table(spec: ModelSpec, made: dict[str, Any]) -> str:
 
 def _by(shape: Any) -> str:
     return "x".join(map(str, shape))
+
+
+def _comma(numbers: tuple[int, ...]) -> str:
+    return ",".join(map(str, numbers))
 
 
 def _integers(text: str) -> tuple[int, ...]:

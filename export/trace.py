@@ -104,8 +104,8 @@ def _chain(graph: fx.GraphModule) -> list[fx.Node]:
         elif len(feeds) > 1:
             joined = " and ".join(_place(graph, feed) for feed in feeds)
             raise UserError(
-                f"not a chain: {_place(graph, node)} joins {joined}; a shortcut or a second branch is not "
-                f"supported\nsupported: {SUPPORTED}"
+                f"{_place(graph, node)} puts {joined} together; a shortcut around layers (a residual net) or a second "
+                f"branch is not supported\nsupported: {SUPPORTED}"
             )
         if feeds != [last]:
             raise UserError(
@@ -258,9 +258,10 @@ def _check_shapes(graph: fx.GraphModule, chain: list[fx.Node], input_shape: Shap
         failure = str(error).strip().splitlines()[0]
     before: Shape = (_PROBE, *input_shape)
     for node in chain:
-        if node not in shapes.of:
-            place = _place(graph, node)
-            raise UserError(f"an input of {list(input_shape)} does not fit at {place}: {failure}")
+        misfit = _misfit(graph, node, before)
+        if misfit or node not in shapes.of:
+            place = f"{_place(graph, node)} {misfit}" if misfit else f"{_place(graph, node)}: {failure}"
+            raise UserError(f"an input of {list(input_shape)} does not fit: {place}")
         after = shapes.of[node]
         if _what(graph, node) in _RESHAPES and after != (_PROBE, math.prod(before[1:])):
             turn = f"{_example(before)} becomes {_example(after)}"
@@ -268,6 +269,20 @@ def _check_shapes(graph: fx.GraphModule, chain: list[fx.Node], input_shape: Shap
         before = after
     if before != (_PROBE, classes):
         raise UserError(f"an example gives {_example(before)}, not one number for each of {classes} classes")
+
+
+def _misfit(graph: fx.GraphModule, node: fx.Node, before: Shape) -> str:
+    """What a layer expects, where a batch of shape `before` is something else; else nothing."""
+    layer = graph.get_submodule(str(node.target)) if node.op == "call_module" else None
+    # torch would take an example without channels for a batch without its first dimension.
+    flat = isinstance(layer, nn.Conv2d | nn.MaxPool2d) or _what(graph, node) == "max_pool2d"
+    if flat and len(before) != 4:
+        return f"takes channels,height,width, like 1,28,28, and gets {_example(before)}"
+    if isinstance(layer, nn.Conv2d) and before[1] != layer.in_channels:
+        return f"takes {layer.in_channels} channel(s) and gets {_example(before)}, which has {before[1]}"
+    if isinstance(layer, nn.Linear) and before[-1] != layer.in_features:
+        return f"takes {layer.in_features:,} numbers and gets {_example(before)}"
+    return ""
 
 
 def _example(shape: Shape) -> str:

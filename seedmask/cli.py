@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 
 from seedmask import __version__
-from seedmask.errors import UserError
+from seedmask.errors import MissingPackageError, UserError
 from seedmask.io.commands import Command
 
 GROUP = "seedmask.commands"
@@ -56,18 +56,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         return usable[options.command].run(options)
     except UserError as error:
         print(f"seedmask {options.command}: {error}", file=sys.stderr)
-        return 2
+        return 3 if isinstance(error, MissingPackageError) else 2
     except KeyboardInterrupt:
         print(f"seedmask {options.command}: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        # The reader of our output (head, less) left; there is nobody to tell.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):
+            # The reader of our output (head, less) left; there is nobody to tell.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        # A full or read-only disk, a folder that went away: nothing that a traceback would explain better.
+        where = f" {error.filename}" if error.filename else ""
+        print(f"seedmask {options.command}: {error.strerror or error}{where}", file=sys.stderr)
+        return 1
 
 
 def _parser(usable: dict[str, Command], absent: dict[str, Command]) -> argparse.ArgumentParser:
-    others = [f"  {c.name:<12}pip install 'seedmask[{c.extra}]'" for c in absent.values()]
+    others = [
+        f"  {c.name:<12}pip install 'seedmask[{c.extra}]'   (in a clone: '.[{c.extra}]')" for c in absent.values()
+    ]
     parser = argparse.ArgumentParser(
         prog="seedmask",
         description="Train one network across small machines over MQTT, sending masks and never a weight.",

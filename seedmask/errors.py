@@ -87,3 +87,7 @@ class BundleError(ProtocolError):
 
 class UserError(Exception):
     """Something the person at the keyboard can mend; shown without a traceback, exit status 2."""
+
+
+class MissingPackageError(UserError):
+    """A package that has to be installed first; exit status 3."""

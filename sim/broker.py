@@ -173,6 +173,10 @@ class MemoryLink:
         """Events come through `deliver`; nothing waits here."""
         return None
 
+    def busy(self) -> bool:
+        """See Link."""
+        return bool(self._backlog) or self._up_free > self.broker.agenda.now
+
     def chunk_bytes(self) -> int:
         """See Link."""
         return CHUNK_BYTES

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import secrets
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from seedmask.codec import NAMES as CODECS
 from seedmask.errors import UserError
 from seedmask.io.commands import Command
 from seedmask.io.files import write_atomic
+from seedmask.io.process import sigterm_interrupts
 from seedmask.mask import Theta
 from sim import datasets, partition, report
 from sim.evaluate import Accuracy, accuracy
@@ -31,6 +33,8 @@ from sim.pool import Pool
 from sim.processes import ProcessFleet
 
 BATCH = 128
+MODELS = ("mlp", "conv4")  # of the zoo, those that take the images there are
+MARKER = ".seedmask-simulation"
 
 EPILOG = """\
 examples:
@@ -64,7 +68,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         help="virtual: chance to lose the connection in a round",
     )
     data = parser.add_argument_group("model and data")
-    data.add_argument("--model", default="mlp", metavar="NAME", help="mlp or conv4 (mlp); for your own see --bundle")
+    data.add_argument("--model", metavar="NAME", help=f"{' or '.join(MODELS)} ({MODELS[0]}); for your own see --bundle")
     data.add_argument("--bundle", type=Path, metavar="FILE", help="a bundle of `seedmask export` instead of --model")
     data.add_argument("--dataset", default="auto", choices=datasets.NAMES, help="auto: Fashion-MNIST, else digits")
     data.add_argument("--data", type=Path, metavar="DIR", help="folder with the four Fashion-MNIST files")
@@ -102,6 +106,9 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 class _Setup:
     """Everything a run needs, made once."""
 
+    rounds: Rounds
+    work: WorkSettings
+    broker: tuple[str, int] | None
     bundle: Bundle
     images: datasets.Images
     parts: list[Dataset]
@@ -113,6 +120,7 @@ class _Setup:
 def _run(options: argparse.Namespace) -> int:
     from sim.screen import Screen  # needs rich, which a device does not have
 
+    sigterm_interrupts()
     setup = _setup(options)
     _clear(options.out)
     write_atomic(options.out / "model.bundle", bundles.to_bytes(setup.bundle))
@@ -122,8 +130,15 @@ def _run(options: argparse.Namespace) -> int:
     thetas: list[Theta] = []
     sizes = sorted(len(part.y) for part in setup.parts)
     each = f"{sizes[0]:,} images each" if sizes[0] == sizes[-1] else f"{sizes[0]:,} to {sizes[-1]:,} images each"
-    print(f"{spec.name}: {spec.d:,} weights from seed {spec.seed:016x}")
-    print(f"{setup.images.name} ({setup.images.origin}); {len(sizes)} devices, {each}, {options.split}\n", flush=True)
+    print(f"{spec.name}: {spec.d:,} weights from seed {spec.seed:#018x}")
+    print(f"{setup.images.name} ({setup.images.origin}); {len(sizes)} devices, {each}, {options.split}")
+    total = len(setup.images.train.y)
+    if options.images > total // options.devices:
+        share = total // options.devices
+        print(
+            f"--images {options.images:,} is more than {total:,} training images allow; {share:,} per device are used"
+        )
+    print(flush=True)
     with Screen(options.rounds, spec.d) as screen:
 
         def closed(record: dict[str, Any], theta: Theta, seconds: float) -> None:
@@ -159,23 +174,103 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _setup(options: argparse.Namespace) -> _Setup:
-    for name in ("devices", "rounds"):
-        if getattr(options, name) < 1:
-            raise UserError(f"--{name} is at least 1, found {getattr(options, name)}")
-    if not options.virtual and (options.crash or options.cut):
-        raise UserError("--crash and --cut need --virtual; kill a real process instead (pids.json tells who is who)")
+    rounds, work = _config(options)
+    broker = _address(options.broker)
+    _check_files(options)
     seed = options.seed if options.seed is not None else secrets.randbits(32)
-    if not 0 <= seed < 1 << 32:
-        raise UserError(f"--seed is 0 .. 2**32 - 1, found {seed}")
     images = datasets.load(options.dataset, options.data)
-    bundle = bundles.load(options.bundle) if options.bundle else _export(options.model, seed)
-    check(images.test, bundle.spec)
+    bundle = bundles.load(options.bundle) if options.bundle else _export(options.model or MODELS[0], seed)
+    spec, shape = bundle.spec, images.test.x.shape[1:]
+    if math.prod(spec.input) != math.prod(shape):
+        raise UserError(
+            f"{spec.name} takes inputs of {_by(spec.input)}, the images of {images.name} are {_by(shape)}: "
+            f"use --model {' or '.join(MODELS)}, or a --bundle for {_by(shape)}"
+        )
+    check(images.test, spec)
     rng = np.random.default_rng([seed, 0])
     picks = partition.split(options.split, images.train.y, options.devices, options.images, rng)
     parts = [datasets.subset(images.train, pick) for pick in picks]
     runtime = open_runtime(options.runtime, bundle, options.threads if options.virtual else 0)
     few = rng.permutation(len(images.test.y))[: options.eval_images or None]
-    return _Setup(bundle, images, parts, runtime, datasets.subset(images.test, few), seed)
+    eval_set = datasets.subset(images.test, few)
+    return _Setup(rounds, work, broker, bundle, images, parts, runtime, eval_set, seed)
+
+
+def _by(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape))
+
+
+def _config(options: argparse.Namespace) -> tuple[Rounds, WorkSettings]:
+    """The job's settings, and every option that is a number in its range. Raises UserError."""
+    for name in ("devices", "rounds", "threads"):
+        if getattr(options, name) < 1:
+            raise UserError(f"--{name} is at least 1, found {getattr(options, name)}")
+    for name in ("images", "eval_images"):
+        if getattr(options, name) < 0:
+            raise UserError(f"--{name.replace('_', '-')} is at least 0, found {getattr(options, name)}")
+    for name in ("per_round", "quorum", "minimum"):
+        if getattr(options, name) > options.devices:
+            found = f"--{name.replace('_', '-')} {getattr(options, name)}"
+            raise UserError(f"{found}: there are only {options.devices} devices")
+    for name in ("crash", "cut"):
+        if not 0 <= getattr(options, name) <= 1:
+            raise UserError(f"--{name} is a chance, 0 .. 1, found {getattr(options, name)}")
+    if options.crash + options.cut > 1:
+        raise UserError(f"--crash and --cut together are at most 1, found {options.crash + options.cut:g}")
+    if not options.virtual and (options.crash or options.cut):
+        raise UserError("--crash and --cut need --virtual; kill a real process instead (pids.json tells who is who)")
+    if options.virtual and options.broker:
+        raise UserError("--broker and --virtual exclude each other: virtual time has a broker in memory")
+    if options.seed is not None and not 0 <= options.seed < 1 << 32:
+        raise UserError(f"--seed is 0 .. 2**32 - 1, found {options.seed}")
+    try:
+        rounds = Rounds(
+            total=options.rounds,
+            devices=options.devices,
+            per_round=options.per_round,
+            quorum=options.quorum,
+            minimum=options.minimum,
+            deadline_s=options.deadline,
+        )
+        return rounds, WorkSettings(options.epochs, options.learning_rate, options.codec)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def _check_files(options: argparse.Namespace) -> None:
+    """Refuse to empty what is not ours or what is needed, and to write where nobody can. Raises UserError."""
+    out: Path = options.out.resolve()
+    if options.model and options.bundle:
+        raise UserError("--model and --bundle exclude each other")
+    for name in ("bundle", "data"):
+        path: Path | None = getattr(options, name)
+        if path is not None and path.resolve().is_relative_to(out):
+            raise UserError(f"--{name} {path} lies inside --out {options.out}, which is emptied; choose another --out")
+    if options.json is not None:
+        folder = options.json.resolve().parent
+        if options.json.is_dir() or (folder != out and (folder.is_relative_to(out) or not folder.is_dir())):
+            raise UserError(f"--json {options.json} is not a file in a folder that exists")
+    try:
+        if any(out.iterdir()) and not (out / MARKER).exists():
+            raise UserError(f"{options.out} is not empty and no simulation made it; choose another with --out")
+    except FileNotFoundError:
+        pass  # it will be made
+    except OSError as error:
+        raise UserError(f"--out {options.out} cannot be used: {error.strerror}") from None
+
+
+def _clear(out: Path) -> None:
+    """Make `out` new, and mark it as ours; `_check_files` saw that it may be emptied."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / MARKER).touch()  # first, and it stays: interrupted here, the folder is still ours
+        for path in out.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif path.name != MARKER:
+                path.unlink()
+    except OSError as error:
+        raise UserError(f"--out {out} cannot be used: {error.strerror}") from None
 
 
 def _export(model: str, seed: int) -> Bundle:
@@ -197,50 +292,26 @@ def _export(model: str, seed: int) -> Bundle:
     return make_bundle(spec, BATCH)
 
 
-def _clear(out: Path) -> None:
-    """Make `out` new; refuse to remove what we did not write."""
-    if out.exists() and any(out.iterdir()):
-        if not (out / "model.bundle").exists():
-            raise UserError(f"{out} is not empty and not an earlier simulation's folder; choose another with --out")
-        shutil.rmtree(out)
-    out.mkdir(parents=True, exist_ok=True)
-
-
-def _config(options: argparse.Namespace) -> tuple[Rounds, WorkSettings]:
-    try:
-        rounds = Rounds(
-            total=options.rounds,
-            devices=options.devices,
-            per_round=options.per_round,
-            quorum=options.quorum,
-            minimum=options.minimum,
-            deadline_s=options.deadline,
-        )
-        return rounds, WorkSettings(options.epochs, options.learning_rate, options.codec)
-    except ValueError as error:
-        raise UserError(str(error)) from None
-
-
 Closed = Callable[[dict[str, Any], Theta, float], None]
 Found = tuple[float, report.Traffic, str]
 
 
 def _virtual(options: argparse.Namespace, setup: _Setup, closed: Closed, waiting: Callable[[str], None]) -> Found:
-    rounds, work = _config(options)
-    config = RunConfig("sim", options.out / "model.bundle", options.out / "aggregator", rounds, work)
+    config = RunConfig("sim", options.out / "model.bundle", options.out / "aggregator", setup.rounds, setup.work)
     faults = Faults(options.cut, options.crash)
     workers = max(1, (os.cpu_count() or 1) // options.threads)
     with Pool(setup.bundle, setup.parts, options.runtime, options.threads, min(workers, options.devices)) as pool:
-        fleet = Fleet(config, setup.bundle, setup.parts, pool, options.runtime, setup.seed, faults)
+        homes = options.out / "devices"
+        fleet = Fleet(config, homes, setup.bundle, setup.parts, pool, options.runtime, setup.seed, faults)
         waiting("virtual time")
         seconds = fleet.run(closed)
     up, down = fleet.traffic()
     counted = "simulator: MQTT 5 PUBLISH packets, without acknowledgements and TCP"
-    return seconds, report.Traffic(up, down, counted), "in memory"
+    return seconds, report.Traffic(up, down, counted), "a broker in memory"
 
 
 def _processes(options: argparse.Namespace, setup: _Setup, closed: Closed, waiting: Callable[[str], None]) -> Found:
-    rounds, work = _config(options)
+    rounds, work = setup.rounds, setup.work
     settings = (
         f"[rounds]\ntotal = {rounds.total}\ndevices = {rounds.devices}\nper_round = {rounds.per_round}\n"
         f"quorum = {rounds.quorum}\nminimum = {rounds.minimum}\ndeadline_s = {rounds.deadline_s}\n\n"
@@ -250,12 +321,13 @@ def _processes(options: argparse.Namespace, setup: _Setup, closed: Closed, waiti
         folder=options.out,
         bundle=options.out / "model.bundle",
         spec=setup.bundle.spec,
-        job="sim",
+        # A name of its own: a broker that others use too may retain the end of an earlier simulation.
+        job=f"sim-{secrets.token_hex(4)}",
         parts=setup.parts,
         settings=settings,
         runtime=options.runtime,
         threads=options.threads,
-        broker=_address(options.broker),
+        broker=setup.broker,
     )
     seconds = fleet.run(closed, waiting)
     if fleet.restarts:
@@ -272,7 +344,7 @@ def _address(text: str | None) -> tuple[str, int] | None:
     if text is None:
         return None
     host, _, port = text.rpartition(":")
-    if not host or not port.isdigit():
+    if not host or not port.isdecimal() or not 1 <= int(port) <= 65535:
         raise UserError(f"--broker is HOST:PORT, found {text!r}")
     return host, int(port)
 

@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -56,7 +57,7 @@ class Device:
         self.fleet, self.index, self.data = fleet, index, data
         self.name = f"device-{index:03d}"
         self.profile: Profile = profile_of(index)
-        self.folder = fleet.folder / self.name
+        self.folder = fleet.homes / self.name
         self.rng = np.random.default_rng([fleet.seed, 1, index])
         self.boots = 0
         self.sent = self.received = 0
@@ -76,7 +77,7 @@ class Device:
 
     def _tick(self, boot: int) -> None:
         if boot == self.boots:
-            self.client.feed(Ticked(self.fleet.agenda.now))
+            self.client.feed(Ticked(self.fleet.agenda.now, self.link.busy()))
             self.fleet.agenda.at(self.fleet.agenda.now + 1, lambda: self._tick(boot))
 
     def _feed(self, event: Event) -> None:
@@ -144,6 +145,7 @@ class Fleet:
     def __init__(
         self,
         config: RunConfig,
+        homes: Path,
         bundle: Bundle,
         parts: list[Dataset],
         pool: Pool,
@@ -151,15 +153,16 @@ class Fleet:
         seed: int,
         faults: Faults,
     ) -> None:
-        """Switch on an aggregator and one device per part of the data, in config.state_dir."""
+        """Switch on an aggregator in config.state_dir and, in `homes`, a device per part of the data; both are new."""
         self.config, self.bundle, self.pool, self.runtime = config, bundle, pool, runtime
         self.seed, self.faults = seed, faults
-        self.folder = config.state_dir
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self.homes = homes
+        for folder in (config.state_dir, homes):
+            shutil.rmtree(folder, ignore_errors=True)
         self.agenda = Agenda()
         self.broker = MemoryBroker(self.agenda)
         spec = bundle.spec
-        self.database = self.folder / "job.sqlite"
+        self.database = config.state_dir / "job.sqlite"
         store = Store(self.database, config.job, spec.digest, spec.canonical(), spec.d)
         # The server's link needs somebody to deliver to, and the server needs its link.
         link = MemoryLink(self.broker, Wire(), self._to_server, will(config.job, seed))
@@ -172,6 +175,12 @@ class Fleet:
 
     def run(self, closed: Closed) -> float:
         """Work until the job is done; the virtual seconds it took. Raises UserError if it gets stuck."""
+        try:
+            return self._work(closed)
+        finally:
+            self.server.store.close()
+
+    def _work(self, closed: Closed) -> float:
         rounds = self.config.rounds
         self._tick(closed)
         limit = rounds.total * (rounds.deadline_s + 60) + 3600
@@ -181,7 +190,6 @@ class Fleet:
         ended = self.agenda.now
         # Let the last receipts arrive.
         self.agenda.run(lambda: all(device.client.finished for device in self.devices), self.agenda.now + 600)
-        self.server.store.close()
         return ended
 
     def waiting(self) -> str:

@@ -28,13 +28,15 @@ def split(how: str, labels: Indices, devices: int, per_device: int, rng: np.rand
 def _c_max(labels: Indices, devices: int, size: int, c: int, rng: np.random.Generator) -> list[Indices]:
     """At most `c` neighbouring classes a device, and sizes up to ten times apart, as in FedPM (arXiv 2209.15328).
 
-    `size` is the mean. Devices may share examples only once a class has run out, which is when its deck is reshuffled.
+    `size` is the mean, unless a device would take more of a class than there is. Devices may share examples only once a
+    class has run out, which is when its deck is reshuffled.
     """
     classes = np.unique(labels)
     if c > len(classes):
         raise UserError(f"c_max:{c}, but there are {len(classes)} classes")
-    weight = rng.uniform(1, 10, devices)
-    sizes = np.maximum(1, (size * devices * weight / weight.sum()).astype(int))
+    weight = rng.permutation(np.geomspace(1, 10, devices))
+    ends = np.rint(size * devices * np.cumsum(weight) / weight.sum()).astype(int)  # so that rounding loses nobody
+    sizes = np.maximum(1, np.diff(ends, prepend=0))
     decks = {int(k): rng.permutation(np.flatnonzero(labels == k)) for k in classes}
     taken = dict.fromkeys(decks, 0)
     first = rng.permutation(np.arange(devices) % len(classes))  # every class gets its share of devices

@@ -1,13 +1,17 @@
 """Real training for virtual devices, on all cores: each round of each device is a job of its own.
 
 A job's randomness comes from its arguments alone, so neither the number of workers nor who finishes first can change
-a result. Workers open the bundle and hold every device's data once.
+a result. Workers open the bundle and hold every device's data once, and die with us.
 """
 
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.connection
+import os
+import threading
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -17,6 +21,7 @@ from edge_client.data import Dataset
 from edge_client.runtimes import DivergedError, Runtime, open_runtime
 from edge_client.training import train, update_of
 from seedmask.bundle import Bundle
+from seedmask.errors import UserError
 from seedmask.mask import Theta
 from seedmask.wire import Announce, encode
 
@@ -52,7 +57,16 @@ _worker: _Worker | None = None
 
 def _open(bundle: Bundle, parts: list[Dataset], runtime: str, threads: int) -> None:
     global _worker
+    threading.Thread(target=_die_with_parent, daemon=True).start()
     _worker = _Worker(open_runtime(runtime, bundle, threads), bundle, parts)
+
+
+def _die_with_parent() -> None:
+    """End at once when our parent has, even if it was killed: nobody else would tell us."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    multiprocessing.connection.wait([parent.sentinel])
+    os._exit(1)
 
 
 def _work(job: Job) -> Done:
@@ -68,7 +82,7 @@ def _work(job: Job) -> Done:
 
 
 class Pool:
-    """Workers for one simulation; a context, so that they end with it."""
+    """Workers for one simulation; a context, so that they end with it. UserError on leaving it if one of them died."""
 
     def __init__(self, bundle: Bundle, parts: list[Dataset], runtime: str, threads: int, workers: int) -> None:
         """Start `workers` processes with `threads` threads each."""
@@ -87,3 +101,7 @@ class Pool:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._executor.shutdown(cancel_futures=True)
+        if isinstance(error, BrokenProcessPool):
+            raise UserError(
+                "a training process died, probably for want of memory; with more --threads there are fewer of them"
+            ) from None

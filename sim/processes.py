@@ -7,10 +7,8 @@ as a service manager would; each finds its state on disk. Ctrl-C, or our own dea
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -26,10 +24,12 @@ from edge_client.client import read_journal
 from edge_client.data import Dataset
 from seedmask.errors import UserError
 from seedmask.io.files import write_atomic
+from seedmask.io.process import die_with_parent
 from seedmask.mask import Theta
 from seedmask.spec import ModelSpec
 
 MAX_RESTARTS = 5
+LEFT_SECONDS = 30.0  # a device that left may have heard of the job's end before we do
 HOST = "127.0.0.1"
 
 Closed = Callable[[dict[str, object], Theta, float], None]
@@ -38,13 +38,14 @@ Idle = Callable[[str], None]
 
 @dataclass
 class _Process:
-    """One program of the fleet, with its log file; `arguments` after `seedmask`."""
+    """One program of the fleet, with its log file; `arguments` after `seedmask`. `left`: when it ended by itself."""
 
     name: str
     arguments: list[str]
     log: Path
     restarts: int = 0
     running: subprocess.Popen[bytes] | None = None
+    left: float | None = None
 
     def start(self) -> None:
         with open(self.log, "ab") as log:
@@ -55,17 +56,12 @@ class _Process:
                 stderr=log,
                 env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
                 start_new_session=True,
-                preexec_fn=_die_with_parent,
+                preexec_fn=die_with_parent,
             )
 
     def last_words(self) -> str:
         lines = self.log.read_text(errors="replace").strip().splitlines()
         return "\n".join(f"    {line}" for line in lines[-4:])
-
-
-def _die_with_parent() -> None:
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
 
 @dataclass
@@ -103,7 +99,7 @@ class ProcessFleet:
                 for record, theta in results(database, self.spec.d, reported):
                     closed(record, theta, time.monotonic() - began)
                     reported = int(str(record["round"]))
-                idle(self._last_line())
+                idle((self._said() or ["starting"])[-1])
                 time.sleep(0.2)
             return time.monotonic() - began
 
@@ -167,6 +163,7 @@ class ProcessFleet:
                 continue
             process.running = None
             if status == 0:
+                process.left = time.monotonic()
                 continue
             process.restarts += 1
             if status == 2 or process.restarts > MAX_RESTARTS:
@@ -174,23 +171,38 @@ class ProcessFleet:
             self.restarts += 1
             process.start()
             self._note_pids()
+        aggregator, *devices = self._all
+        for device in devices:
+            late = device.left is not None and time.monotonic() - device.left > LEFT_SECONDS
+            if late and aggregator.running is not None and not self._done():
+                raise UserError(f"{device.name} left before the job was done; its last words:\n{device.last_words()}")
 
-    def _last_line(self) -> str:
-        """What the aggregator said last, without its time stamp."""
+    def _said(self) -> list[str]:
+        """What the aggregator said so far, without its time stamps."""
         log = self.folder / "aggregator.log"
         lines = log.read_text(errors="replace").splitlines() if log.exists() else []
-        return lines[-1].partition("aggregator: ")[2] if lines else "starting"
+        return [text for line in lines if (text := line.partition(" aggregator: ")[2])]
+
+    def _done(self) -> bool:
+        """Whether the aggregator said that the last round is closed; the other words are those of a restart."""
+        return any(
+            line.startswith(f"job {self.job} is done") or line.endswith("are already done") for line in self._said()
+        )
 
     def traffic(self) -> tuple[int, int]:
-        """Bytes sent and received by all devices, as their kernels counted them, from their journals."""
+        """Bytes sent and received by all devices, as their kernels counted them, from their journals.
+
+        Every life of a device (its `boot`) counts from zero. What a killed life sent and received after its last line
+        is not in it.
+        """
         up = down = 0
         for index in range(len(self.parts)):
             home = self.folder / "devices" / f"device-{index:03d}"
-            sent = received = 0
+            sent: dict[object, int] = {}
+            received: dict[object, int] = {}
             for line in read_journal(home / "journal.jsonl"):
-                now_sent, now_received = int(str(line["sent_bytes"])), int(str(line["received_bytes"]))
-                if now_sent < sent:  # the client was started again and counts from zero
-                    up, down = up + sent, down + received
-                sent, received = now_sent, now_received
-            up, down = up + sent, down + received
+                boot = line["boot"]
+                sent[boot] = max(sent.get(boot, 0), int(str(line["sent_bytes"])))
+                received[boot] = max(received.get(boot, 0), int(str(line["received_bytes"])))
+            up, down = up + sum(sent.values()), down + sum(received.values())
         return up, down

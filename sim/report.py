@@ -51,9 +51,13 @@ class Facts:
 
 
 def summary(facts: Facts, rows: Sequence[Row], final: Accuracy, traffic: Traffic, seconds: float) -> dict[str, Any]:
-    """The one object that scripts read; `seconds` on the clock that `facts.clock` names."""
-    per_device_round = facts.devices * max(len(rows), 1)
-    bits = 8 / (per_device_round * facts.parameters)
+    """The one object that scripts read; `seconds` on the clock that `facts.clock` names.
+
+    What is "per round" is per device and round that took part, that is per update that was counted. The bytes are all
+    bytes of all devices, also of those that were not asked or came too late.
+    """
+    took_part = max(sum(row.updates for row in rows), 1)
+    bits = 8 / (took_part * facts.parameters)
     return {
         "accuracy": asdict(final),
         "rounds": len(rows),
@@ -62,8 +66,8 @@ def summary(facts: Facts, rows: Sequence[Row], final: Accuracy, traffic: Traffic
         "downlink_bits_per_parameter_per_round": round(traffic.downlink_bytes * bits, 6),
         "uplink_bytes": traffic.uplink_bytes,
         "downlink_bytes": traffic.downlink_bytes,
-        "uplink_bytes_per_device_per_round": round(traffic.uplink_bytes / per_device_round, 1),
-        "downlink_bytes_per_device_per_round": round(traffic.downlink_bytes / per_device_round, 1),
+        "uplink_bytes_per_device_per_round": round(traffic.uplink_bytes / took_part, 1),
+        "downlink_bytes_per_device_per_round": round(traffic.downlink_bytes / took_part, 1),
         "mask_payload_bits_per_parameter_per_round": round(sum(row.update_bytes for row in rows) * bits, 6),
         "bytes_counted_by": traffic.counted,
         "seconds": round(seconds, 3),

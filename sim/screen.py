@@ -1,10 +1,14 @@
 """What a person sees while a simulation runs: a table that grows by a row per round, and what is being waited for.
 
-On a terminal it is live; in a file or a pipe it is one plain line per round.
+On a terminal it is live; in a file or a pipe it is one plain line per round, and what is being waited for goes to
+standard error. Both fit 80 columns.
 """
 
 from __future__ import annotations
 
+import sys
+import time
+from collections.abc import Callable, Sequence
 from types import TracebackType
 
 from rich.console import Console
@@ -15,16 +19,24 @@ from rich.table import Table
 
 from sim.report import Row
 
-_HEAD = ("round", "updates", "sampled", "thresholded", "mean", "train loss", "kB/update", "bit/param", "time")
+_HEAD = ("round", "upd", "sampled", "thresh", "mean", "loss", "kB/upd", "bit/par", "time")
+_WIDTHS = (5, 4, 7, 6, 6, 6, 7, 7, 9)  # of a plain line's columns
+_SAY_SECONDS = 5.0
 
 
 class Screen:
     """A context in which rows appear."""
 
-    def __init__(self, rounds: int, parameters: int) -> None:
-        """`parameters`: weights of the model, for bits per parameter."""
-        self._rounds, self._parameters = rounds, parameters
-        self._console = Console()
+    def __init__(
+        self,
+        rounds: int,
+        parameters: int,
+        console: Console | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`parameters`: weights of the model, for bits per parameter. `clock` gives seconds."""
+        self._parameters, self._clock = parameters, clock
+        self._console = console or Console()
         self._rows: list[tuple[str, ...]] = []
         self._progress = Progress(
             TextColumn("round"),
@@ -34,14 +46,15 @@ class Screen:
             console=self._console,
         )
         self._task: TaskID = self._progress.add_task("rounds", total=rounds)
-        self._waiting = "starting"
+        self._waiting = self._said = "starting"
+        self._quiet_until = 0.0
         self._live = Live(self._picture(), console=self._console, refresh_per_second=4, transient=True)
 
     def __enter__(self) -> Screen:
         if self._console.is_terminal:
             self._live.start()
         else:
-            print("  ".join(f"{name:>11}" for name in _HEAD), flush=True)
+            _print(_HEAD)
         return self
 
     def __exit__(
@@ -71,13 +84,16 @@ class Screen:
         if self._console.is_terminal:
             self._live.update(self._picture())
         else:
-            print("  ".join(f"{cell:>11}" for cell in cells), flush=True)
+            _print(cells)
 
     def waiting(self, text: str) -> None:
         """What the fleet waits for."""
         self._waiting = text
         if self._console.is_terminal:
             self._live.update(self._picture())
+        elif text != self._said and self._clock() >= self._quiet_until:
+            self._said, self._quiet_until = text, self._clock() + _SAY_SECONDS
+            print(f"waiting: {text}", file=sys.stderr, flush=True)
 
     def _table(self, rows: list[tuple[str, ...]]) -> Table:
         table = Table(box=None, header_style="bold")
@@ -95,3 +111,7 @@ class Screen:
         picture.add_row(self._progress)
         picture.add_row(f"[dim]{escape(self._waiting)}[/dim]")
         return picture
+
+
+def _print(cells: Sequence[str]) -> None:
+    print("  ".join(f"{cell:>{width}}" for cell, width in zip(cells, _WIDTHS, strict=True)), flush=True)

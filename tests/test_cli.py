@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,14 @@ from seedmask import cli, model
 from seedmask.bundle import Bundle, to_bytes
 from seedmask.io.commands import Command
 from seedmask.spec import Flatten, Linear, ModelSpec, Tensor, scale_bits
+
+
+@pytest.fixture(autouse=True)
+def sigterm() -> Iterator[None]:
+    """Leave SIGTERM as it was: a program's own way with it is not pytest's."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
 
 
 def spec() -> ModelSpec:
@@ -93,6 +103,17 @@ def test_runtimes_lists_what_is_ready(capsys: pytest.CaptureFixture[str]) -> Non
         (["--bundle", "/nowhere.bundle"], "cannot read the bundle"),
         (["--minimum", "5", "--quorum", "2"], "minimum (5) cannot be above quorum (2)"),
         (["--broker", "nonsense"], "--broker is HOST:PORT"),
+        (["--broker", "host:99999"], "--broker is HOST:PORT"),
+        (["--virtual", "--broker", "host:1883"], "exclude each other"),
+        (["--virtual", "--crash", "1.5"], "--crash is a chance, 0 .. 1, found 1.5"),
+        (["--virtual", "--crash", "0.6", "--cut", "0.6"], "together are at most 1, found 1.2"),
+        (["--per-round", "9"], "--per-round 9: there are only 8 devices"),
+        (["--threads", "0"], "--threads is at least 1"),
+        (["--images", "-1"], "--images is at least 0"),
+        (["--model", "mlp"], "--model and --bundle exclude each other"),
+        (["--json", "/nowhere/run.json"], "is not a file in a folder that exists"),
+        (["--out", "/proc/nowhere"], "--out /proc/nowhere cannot be used"),
+        (["--out", "/dev/null"], "--out /dev/null cannot be used: Not a directory"),
     ],
 )
 def test_simulate_names_what_is_wrong(
@@ -104,28 +125,97 @@ def test_simulate_names_what_is_wrong(
     bundle.write_bytes(to_bytes(Bundle(spec(), 16, {})))
     common = ["--dataset", "digits", "--runtime", "reference", "--out", str(tmp_path / "out"), "--images", "20"]
     assert cli.main(["simulate", "--bundle", str(bundle), *common, *arguments]) == 2
-    assert message in capsys.readouterr().err
+    said = capsys.readouterr()
+    assert message in said.err
+    assert said.out == ""
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def simulate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Runs `seedmask simulate` on a tiny bundle and virtual time into tmp_path/out; status, output, errors."""
+    for package in ("rich", "matplotlib", "sklearn", "pooch"):
+        pytest.importorskip(package)
+    bundle = tmp_path / "tiny.bundle"
+    bundle.write_bytes(to_bytes(Bundle(spec(), 16, {})))
+    common = ["--dataset", "digits", "--runtime", "reference", "--devices", "3", "--rounds", "2", "--seed", "1"]
+
+    def run(*arguments: str, bundle: Path = bundle) -> tuple[int, str, str]:
+        out = ["--virtual", "--out", str(tmp_path / "out"), "--bundle", str(bundle)]
+        status = cli.main(["simulate", *common, *out, *arguments])
+        return status, *capsys.readouterr()
+
+    return run
 
 
 def test_simulate_does_not_empty_a_folder_that_is_not_its_own(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, simulate: Callable[..., tuple[int, str, str]]
 ) -> None:
-    for package in ("rich", "matplotlib", "sklearn", "pooch"):
-        pytest.importorskip(package)
-    bundle, precious = tmp_path / "tiny.bundle", tmp_path / "out" / "thesis.txt"
-    bundle.write_bytes(to_bytes(Bundle(spec(), 16, {})))
+    precious = tmp_path / "out" / "model.bundle"
     precious.parent.mkdir()
     precious.write_text("years of work")
-    arguments = [
-        "--bundle",
-        str(bundle),
-        "--dataset",
-        "digits",
-        "--runtime",
-        "reference",
-        "--out",
-        str(tmp_path / "out"),
-    ]
-    assert cli.main(["simulate", *arguments]) == 2
-    assert "choose another with --out" in capsys.readouterr().err
+    status, _, said = simulate()
+    assert status == 2
+    assert "choose another with --out" in said
     assert precious.read_text() == "years of work"
+
+
+@pytest.mark.parametrize("option", ["--bundle", "--data"])
+def test_simulate_does_not_empty_the_folder_that_its_inputs_are_in(
+    tmp_path: Path, simulate: Callable[..., tuple[int, str, str]], option: str
+) -> None:
+    inside = tmp_path / "out" / "sub" / "precious"
+    inside.mkdir(parents=True)
+    (tmp_path / "out" / ".seedmask-simulation").touch()
+    status, _, said = simulate(option, str(inside))
+    assert status == 2
+    assert f"{option} {inside} lies inside --out" in said
+    assert inside.exists()
+
+
+def test_simulate_twice_with_the_same_arguments_writes_the_same_files(
+    tmp_path: Path, simulate: Callable[..., tuple[int, str, str]]
+) -> None:
+    out = tmp_path / "out"
+    found = []
+    for name in ("one.json", "two.json"):
+        status, printed, _ = simulate("--json", str(tmp_path / name))
+        assert status == 0
+        assert "--images 2,000 is more than 1,437 training images allow; 479 per device are used" in printed
+        assert "over a broker in memory" in printed
+        (out / "left-over").touch()  # the second run empties what the first one made
+        files = [tmp_path / name, out / "rounds.csv", out / "model.smm", out / "model.bundle", out / "accuracy.png"]
+        found.append([path.read_bytes() for path in files])
+    assert found[0] == found[1]
+    value, picture = json.loads(found[0][0]), found[0][4]
+    assert set(value["accuracy"]) == {"sampled", "thresholded", "mean"}
+    assert (value["rounds"], value["devices"], value["parameters"]) == (2, 3, 7840)
+    assert value["seconds"] > 0
+    for way in ("uplink", "downlink"):
+        assert value[f"{way}_bytes"] > 0
+        bits = 8 * value[f"{way}_bytes"] / (2 * 3 * 7840)
+        assert value[f"{way}_bits_per_parameter_per_round"] == pytest.approx(bits, abs=1e-6)
+    assert [line.split(b",")[0] for line in found[0][1].splitlines()] == [b"round", b"1", b"2"]
+    assert picture.startswith(b"\x89PNG\r\n\x1a\n")
+    assert sorted(path.name for path in (out / "devices").iterdir()) == ["device-000", "device-001", "device-002"]
+    assert not (out / "aggregator" / "device-000").exists()
+
+
+def test_simulate_says_which_models_take_the_images(
+    tmp_path: Path, simulate: Callable[..., tuple[int, str, str]]
+) -> None:
+    weight = Tensor("1.weight", (10, 3072), scale_bits(0.05))
+    large = ModelSpec("large", 7, (3, 32, 32), (0, 255), 10, (Flatten(), Linear("1.weight", None)), (weight,))
+    path = tmp_path / "large.bundle"
+    path.write_bytes(to_bytes(Bundle(large, 16, {})))
+    status, printed, said = simulate(bundle=path)
+    assert (status, printed) == (2, "")
+    assert "large takes inputs of 3x32x32, the images of digits are 1x28x28: use --model mlp or conv4" in said
+
+
+def test_simulate_offers_what_the_zoo_has_for_its_images() -> None:
+    pytest.importorskip("torch")
+    from export.zoo import ZOO
+    from sim.cli import MODELS
+
+    assert tuple(name for name, entry in ZOO.items() if (entry.input, entry.classes) == ((1, 28, 28), 10)) == MODELS

@@ -198,7 +198,7 @@ REFUSALS: dict[str, tuple[Callable[[], nn.Module], str]] = {
     ),
     "residual": (
         lambda: Forward(lambda m, x: m.head((x + m.conv(x)).flatten(1))),
-        "not a chain: add in forward() of the model joins the input and Conv2d 'conv'; a shortcut",
+        "add in forward() of the model puts the input and Conv2d 'conv' together; a shortcut",
     ),
     "concatenation": (
         lambda: Forward(lambda m, x: m.head(torch.cat([m.conv(x), m.act(x)], 1).flatten(1))),
@@ -236,7 +236,7 @@ REFUSALS: dict[str, tuple[Callable[[], nn.Module], str]] = {
     ),
     "wrong width": (
         lambda: nn.Sequential(nn.Flatten(), nn.Linear(63, 10)),
-        "an input of [1, 8, 8] does not fit at Linear '1': mat1 and mat2 shapes cannot be multiplied (3x64 and 63x10)",
+        "an input of [1, 8, 8] does not fit: Linear '1' takes 63 numbers and gets [64]",
     ),
     "wrong classes": (
         lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 7)),
@@ -335,7 +335,7 @@ def test_a_zoo_model_by_name(here: Path, capsys: pytest.CaptureFixture[str]) -> 
     opened = bundle.load(here / "m.bundle")
     assert (opened.spec.name, opened.spec.seed, opened.spec.d, opened.batch) == ("mlp", 42, 234_752, 128)
     text = capsys.readouterr().out
-    for part in ("linear 1", "256", "200,704", "0x000000000000002a", opened.spec.digest.hex()[:16], "no weight"):
+    for part in ("1: linear", "256", "200,704", "seed    000000000000002a", opened.spec.digest.hex()[:16], "no weight"):
         assert part in text
 
 
@@ -347,6 +347,7 @@ def test_a_model_of_ones_own_from_the_current_directory(here: Path, capsys: pyte
         "        super().__init__(nn.Flatten(), nn.Linear(12, 3))\n"
     )
     arguments = ["my_export_nets:Tiny_Net", "--input", "1,3,4", "--classes", "3", "--range=-8,8", "--batch", "4"]
+    (here / "sub").mkdir()
     assert export(*arguments, "-o", "sub/t.bundle", "--json") == 0
     made = json.loads(capsys.readouterr().out)
     opened = bundle.load(here / "sub" / "t.bundle")
@@ -392,6 +393,8 @@ def number(): return 7
         ("my_odd_module:fails", "my_odd_module:fails() failed: RuntimeError: no weights file"),
         ("my_odd_module:number", "my_odd_module:number() gave a int, not a torch.nn.Module"),
         (":Net", "a model is package.module:factory, found ':Net'"),
+        ("nets.py:Seq", "no file; write nets:Seq"),
+        ("./sub/nets.py:Seq", "no file; write sub.nets:Seq"),
     ],
 )
 def test_what_the_caller_can_mend_is_said(here: Path, model: str, text: str) -> None:
@@ -417,8 +420,38 @@ def test_arguments_that_are_no_numbers_are_refused(here: Path, bad: list[str]) -
         export("mlp", "-o", "x.bundle", *bad)
 
 
-@pytest.mark.parametrize("bad", [["--batch", "0"], ["--range", "1"], ["--range", "5,5"], ["--input", "1,27,28"]])
-def test_arguments_that_make_no_sense_are_refused(here: Path, bad: list[str]) -> None:
-    with pytest.raises(UserError):
-        export("mlp", "-o", "x.bundle", *bad)
-    assert not (here / "x.bundle").exists()
+@pytest.mark.parametrize(
+    ("model", "bad", "text"),
+    [
+        ("mlp", ["--batch", "0"], "--batch is 1 .. 65536, found 0"),
+        ("mlp", ["--range", "1"], "--range is LOW,HIGH"),
+        ("mlp", ["--range", "255,0"], "with LOW below HIGH, found 255,0"),
+        ("mlp", ["--classes", "0"], "--classes is 2 .. 65536, found 0"),
+        ("mlp", ["--name", "BadName"], "--name is a-z, 0-9 and '-', at most 63 characters, found 'BadName'"),
+        ("mlp", ["--input", "1,1,28,28"], "--input is one to three sides"),
+        ("mlp", ["--input", "1,27,28"], "Linear '1' takes 784 numbers and gets [756]"),
+        ("conv4", ["--input", "28,28"], "Conv2d '0' takes channels,height,width, like 1,28,28, and gets [28, 28]"),
+        ("conv4", ["--input", "3,28,28"], "Conv2d '0' takes 1 channel(s) and gets [3, 28, 28], which has 3"),
+        ("conv4", ["--input", "1,32,32"], "Linear '11' takes 6,272 numbers and gets [8192]"),
+    ],
+)
+def test_options_that_make_no_sense_are_named_before_force_is_asked_for(
+    here: Path, model: str, bad: list[str], text: str
+) -> None:
+    (here / "x.bundle").write_text("precious")
+    with pytest.raises(UserError) as refusal:
+        export(model, "-o", "x.bundle", *bad)
+    assert text in str(refusal.value)
+    assert (here / "x.bundle").read_text() == "precious"
+
+
+@pytest.mark.parametrize("output", ["absent/x.bundle", "."])
+def test_a_bundle_goes_into_a_folder_that_exists(here: Path, output: str) -> None:
+    with pytest.raises(UserError, match="is not a file in a folder that exists"):
+        export("mlp", "-o", output)
+    assert list(here.iterdir()) == []
+
+
+def test_the_table_names_a_layer_before_what_it_does(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert export("conv4", "-o", "c.bundle") == 0
+    assert "\n0: conv2d 3x3 + bias  " in capsys.readouterr().out

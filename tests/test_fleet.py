@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import os
+import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +22,7 @@ from edge_client.runtimes import open_runtime
 from edge_client.session import Ticked
 from seedmask.bundle import Bundle
 from seedmask.errors import UserError
+from seedmask.io.files import append_json
 from seedmask.mask import Theta
 from seedmask.wire import Announce
 from sim import report
@@ -25,6 +31,7 @@ from sim.evaluate import Accuracy, accuracy
 from sim.fleet import Faults, Fleet
 from sim.partition import split
 from sim.pool import Pool
+from sim.processes import ProcessFleet, _Process
 
 DEVICES, ROUNDS = 4, 4
 
@@ -49,7 +56,7 @@ def made(tmp_path: Path, tiny_bundle: Bundle, parts: list[Dataset], pool: Pool, 
     def make(seed: int = 1, faults: Faults = NONE, workers: Pool = pool, **rounds: float) -> Fleet:
         settings = Rounds(**{"total": ROUNDS, "devices": DEVICES, **rounds})  # type: ignore[arg-type]
         config = RunConfig("sim", tmp_path / "x", tmp_path / "state", settings, WorkSettings(epochs=2))
-        return Fleet(config, tiny_bundle, parts, workers, "reference", seed, faults)
+        return Fleet(config, tmp_path / "devices", tiny_bundle, parts, workers, "reference", seed, faults)
 
     return make
 
@@ -199,4 +206,134 @@ def test_a_job_that_lacks_devices_says_so_in_the_end(made: Made, tiny_data: Data
     stranger(fleet, tmp_path / "stranger")
     with pytest.raises(UserError, match=r"did not finish within .* 4 of 5 devices online, need 5"):
         ran(fleet, tiny_data)
-    fleet.server.store.close()
+    with pytest.raises(sqlite3.ProgrammingError, match="closed"):  # also in the end that nobody wished
+        fleet.server.store.records()
+
+
+def test_a_training_process_that_dies_is_said_and_not_a_traceback(
+    made: Made, tiny_data: Dataset, tiny_bundle: Bundle, parts: list[Dataset]
+) -> None:
+    def doomed() -> None:
+        with Pool(tiny_bundle, parts, "reference", 1, 1) as one:
+            one._executor.submit(os._exit, 9)  # as the kernel does when memory is short
+            ran(made(1, NONE, one), tiny_data)
+
+    with pytest.raises(UserError, match="a training process died"):
+        doomed()
+
+
+ORPHANS = """
+import multiprocessing, os, signal, sys, threading
+from sim.pool import _die_with_parent
+
+def work() -> None:
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    print(os.getpid(), flush=True)
+    threading.Event().wait()
+
+if __name__ == "__main__":
+    child = multiprocessing.get_context("spawn").Process(target=work)
+    child.start()
+    child.join()
+"""
+
+
+def test_a_training_process_ends_when_the_simulation_is_killed(tmp_path: Path) -> None:
+    (tmp_path / "orphans.py").write_text(ORPHANS)
+    parent = subprocess.Popen([sys.executable, str(tmp_path / "orphans.py")], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    assert int(parent.stdout.readline()) != parent.pid
+    parent.kill()
+    assert parent.stdout.read() == ""  # the end of the pipe, which the child holds too
+    parent.wait()
+
+
+def test_figures_per_round_are_of_the_devices_that_took_part(made: Made, tiny_data: Dataset) -> None:
+    summary = ran(made(per_round=2), tiny_data)
+    sent, per_round = int(str(summary["uplink_bytes"])), float(str(summary["uplink_bytes_per_device_per_round"]))
+    assert per_round == pytest.approx(sent / (2 * ROUNDS), abs=0.1)
+    rows = history(summary)
+    payload = sum(int(str(row["update_bytes"])) for row in rows) * 8 / (2 * ROUNDS * 324)
+    assert summary["mask_payload_bits_per_parameter_per_round"] == pytest.approx(payload, abs=1e-5)
+
+
+ROW = report.Row(20, 12345.6, 100, Accuracy(1.0, 1.0, 1.0), 12.345, 250_000_000)
+
+
+def test_the_table_fits_80_columns_on_a_terminal() -> None:
+    pytest.importorskip("rich")
+    from rich.console import Console
+
+    from sim.screen import Screen
+
+    console = Console(file=io.StringIO(), force_terminal=True, width=80, height=30, record=True)
+    with Screen(20, 20_000_000, console) as screen:
+        screen.waiting("2 of 3 devices online, need 3")
+        screen.row(ROW)
+    text = console.export_text()
+    assert " thresh " in text
+    last = [line for line in text.splitlines() if "12345.6 s" in line][-1]
+    assert last.split() == ["20", "100", "100.0%", "100.0%", "100.0%", "12.345", "2500.0", "1.000", "12345.6", "s"]
+    assert max(len(line) for line in text.splitlines()) <= 80
+
+
+def test_in_a_pipe_rows_are_lines_and_what_is_waited_for_is_said_now_and_then(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pytest.importorskip("rich")
+    from rich.console import Console
+
+    from sim.screen import Screen
+
+    now = [0.0]
+    with Screen(20, 20_000_000, Console(file=io.StringIO()), lambda: now[0]) as screen:
+        for second, text in ((0, "starting"), (1, "no broker"), (2, "another"), (7, "another"), (20, "another")):
+            now[0] = second
+            screen.waiting(text)
+        screen.row(ROW)
+    head, row = (said := capsys.readouterr()).out.splitlines()
+    assert head.split() == ["round", "upd", "sampled", "thresh", "mean", "loss", "kB/upd", "bit/par", "time"]
+    assert len(head) == len(row) <= 80
+    assert said.err.splitlines() == ["waiting: no broker", "waiting: another"]
+
+
+@pytest.fixture
+def processes(tmp_path: Path, tiny_bundle: Bundle, parts: list[Dataset]) -> ProcessFleet:
+    """One device of a fleet of processes that never starts."""
+    return ProcessFleet(tmp_path, tmp_path / "x", tiny_bundle.spec, "sim-1", parts[:1], "", "reference", 1, None)
+
+
+def test_traffic_is_the_most_that_each_life_of_a_device_counted(processes: ProcessFleet) -> None:
+    counted = [("a", 10, 100), ("a", 30, 300), ("b", 40, 50), ("c", 5, 6), ("c", 7, 8)]
+    for boot, sent, received in counted:
+        line = {"boot": boot, "sent_bytes": sent, "received_bytes": received}
+        append_json(processes.folder / "devices" / "device-000" / "journal.jsonl", line)
+    assert processes.traffic() == (30 + 40 + 7, 300 + 50 + 8)
+
+
+def test_a_device_that_leaves_a_job_that_is_not_done_ends_the_simulation(
+    processes: ProcessFleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr("sim.processes.time.monotonic", lambda: now[0])
+    server, device = (_Process(name, [], processes.folder / f"{name}.log") for name in ("aggregator", "device-000"))
+    processes._all[:] = [server, device]
+    server.log.write_text("12:00:00 aggregator: 0 of 1 devices online, need 1\n")
+    device.log.write_text("12:00:00 client: the job is done\n")
+    for process, code in ((server, "import time; time.sleep(60)"), (device, "")):
+        process.running = subprocess.Popen([sys.executable, "-c", code])
+    try:
+        assert device.running is not None
+        device.running.wait()
+        processes._watch()
+        now[0] += 29
+        processes._watch()
+        now[0] += 2
+        with pytest.raises(UserError, match=r"device-000 left before the job was done(.|\n)*client: the job is done"):
+            processes._watch()
+        server.log.write_text("12:00:00 aggregator: job sim-1 is done: model.smm\n")
+        processes._watch()
+    finally:
+        assert server.running is not None
+        server.running.kill()
+        server.running.wait()

@@ -225,7 +225,8 @@ def test_tls_connects_with_our_authority_and_refuses_another(tmp_path: Path, lin
 
     for name in ("ours", "other"):
         openssl("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
-                "-subj", f"/CN={name}", "-addext", "keyUsage=critical,keyCertSign,cRLSign", "-keyout", f"{name}.key", "-out", f"{name}.crt")  # fmt: skip
+                "-subj", f"/CN={name}", "-addext", "keyUsage=critical,keyCertSign,cRLSign",
+                "-keyout", f"{name}.key", "-out", f"{name}.crt")  # fmt: skip
     openssl("req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", "/CN=broker",
             "-keyout", "server.key", "-out", "server.csr")  # fmt: skip
     (tmp_path / "san").write_text(

@@ -41,10 +41,15 @@ def test_c_max_gives_no_device_more_classes_than_that(c: int) -> None:
         assert len(set(part.tolist())) == len(part) >= 1
 
 
-def test_c_max_sizes_differ_and_every_class_is_somewhere() -> None:
+@pytest.mark.parametrize("devices", [2, 8, 20])
+def test_c_max_sizes_are_ten_times_apart_and_their_mean_is_kept(devices: int) -> None:
+    sizes = [len(part) for part in split("c_max:2", LABELS, devices, 40, rng())]
+    assert 9 < max(sizes) / min(sizes) < 11
+    assert sum(sizes) == 40 * devices
+
+
+def test_c_max_leaves_no_class_out() -> None:
     parts = split("c_max:2", LABELS, 20, 40, rng())
-    sizes = [len(part) for part in parts]
-    assert max(sizes) > 2 * min(sizes)
     assert set(LABELS[np.concatenate(parts)].tolist()) == set(range(10))
 
 

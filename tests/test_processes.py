@@ -15,9 +15,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from aggregator.broker import available, dev_broker, free_port
+from aggregator.broker import answers, available, dev_broker, free_port
+from aggregator.store import results
 from seedmask.bundle import Bundle, to_bytes
+from seedmask.codec import by_id, counts
+from seedmask.errors import UserError
 from seedmask.spec import Flatten, Linear, ModelSpec, ReLU, Tensor, scale_bits
+from seedmask.wire import Update, decode
 
 pytestmark = [
     pytest.mark.broker,
@@ -59,6 +63,14 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+def trainer_of(pid: int) -> list[int]:
+    """The child processes of a client."""
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except FileNotFoundError:
+        return []
 
 
 class Simulation:
@@ -142,9 +154,46 @@ def test_the_aggregator_killed_in_mid_round_continues_it_and_counts_nothing_twic
     assert "1 process(es) died and were started again" in text
     log = (run.out / "aggregator.log").read_text()
     assert "resumed: round 2 of 3" in log
-    # theta has one level per counted mask: three devices, three levels above zero, also after the crash.
+    # theta has one level per folded mask, so a mask folded twice would show here.
+    tops = [theta.top for _, theta in results(run.out / "aggregator" / "job.sqlite", small_spec().d)]
+    assert tops == [3, 3, 3]
     summary = json.loads((run.out / "summary.json").read_text())
-    assert [row["updates"] for row in summary["history"]] == [3, 3, 3]
+    assert set(summary["accuracy"]) == {"sampled", "thresholded", "mean"}
+    assert (summary["rounds"], summary["devices"], summary["parameters"]) == (3, 3, small_spec().d)
+    assert 0 < summary["uplink_bits_per_parameter_per_round"] < 2
+    assert summary["uplink_bytes"] > sum(row["update_bytes"] for row in summary["history"])
+    assert summary["downlink_bytes"] > 0
+    assert summary["seconds"] > 0
+
+
+def test_a_round_interrupted_by_a_kill_gives_the_counts_of_the_masks_that_were_sent(
+    simulation: Callable[..., Simulation],
+) -> None:
+    run = simulation()
+    until(lambda: run.counted(2) == 2)
+    os.kill(run.pids()["aggregator"], signal.SIGKILL)
+    # What the disk holds of round 2 at the kill; the third mask comes later, and is the difference.
+    rows = run.rows("SELECT frame FROM updates WHERE round = 2")
+    assert len(rows) == 2
+    before = decode_mask_sum(run, rows)
+    run.finish()
+    after = dict(enumerate(results(run.out / "aggregator" / "job.sqlite", small_spec().d), 1))[2][1]
+    third = after.level.astype(int) - before
+    assert set(np.unique(third)) <= {0, 1}
+
+
+def decode_mask_sum(run: Simulation, rows: list[tuple[object, ...]]) -> np.ndarray:
+    """The sum of the masks in stored frames of round 2."""
+    began = run.rows("SELECT theta FROM rounds WHERE round = 2")[0][0]
+    assert isinstance(began, bytes)
+    theta = counts.decode(began, small_spec().d)
+    total = np.zeros(small_spec().d, int)
+    for (frame,) in rows:
+        assert isinstance(frame, bytes)
+        update = decode(frame)
+        assert isinstance(update, Update)
+        total += by_id(update.codec).decode(update.payload, theta)
+    return total
 
 
 def test_a_device_killed_in_training_comes_back_and_finishes_the_round(simulation: Callable[..., Simulation]) -> None:
@@ -153,7 +202,10 @@ def test_a_device_killed_in_training_comes_back_and_finishes_the_round(simulatio
     log = run.out / "devices" / "device-001" / "client.log"
     until(lambda: "round 2 of 3: fetching" in log.read_text())
     victim = run.pids()["device-001"]
+    until(lambda: run.rows("SELECT round FROM rounds WHERE round = 2") != [] and trainer_of(victim) != [])
+    children = trainer_of(victim)
     os.kill(victim, signal.SIGKILL)
+    until(lambda: not any(alive(child) for child in children))  # it does not train on for nobody
     text = run.finish()
     assert "1 process(es) died and were started again" in text
     assert not alive(victim)
@@ -166,6 +218,7 @@ def test_a_broker_that_vanishes_in_mid_round_and_returns_costs_nothing(
     with dev_broker(HOST, port):
         run = simulation("--broker", f"{HOST}:{port}")
         until(lambda: run.counted(2) >= 1)
+        assert run.counted(2) < 3
     # The first broker is gone, and with it all sessions and everything retained; this is another one.
     with dev_broker(HOST, port):
         run.finish()
@@ -247,24 +300,80 @@ def test_an_unknown_setting_names_the_nearest_one(tmp_path: Path, bundle: Path) 
     assert "unknown key 'runtme'; did you mean 'runtime'?" in done.stderr
 
 
-def test_the_aggregator_brings_its_own_broker_and_trains_two_devices(tmp_path: Path, bundle: Path) -> None:
-    port = free_port(HOST)
-    (tmp_path / "run.toml").write_text(
-        f'job = "job"\nbundle = "{bundle}"\nstate_dir = "server"\n[rounds]\ntotal = 2\ndevices = 2\n'
+def run_toml(folder: Path, bundle: Path, port: int, devices: int = 2) -> Path:
+    path = folder / "run.toml"
+    path.write_text(
+        f'job = "job"\nbundle = "{bundle}"\nstate_dir = "server"\n[rounds]\ntotal = 2\ndevices = {devices}\n'
         f'[work]\nepochs = 1\n[broker]\nhost = "{HOST}"\nport = {port}\n'
     )
+    return path
+
+
+def test_killed_with_its_own_broker_the_same_command_starts_the_aggregator_again(tmp_path: Path, bundle: Path) -> None:
+    port = free_port(HOST)
+    command = [*SEEDMASK, "aggregator", "run", "--config", str(run_toml(tmp_path, bundle, port)), "--dev-broker"]
+    log = tmp_path / "log"
+    with open(log, "wb") as output:
+        first = subprocess.Popen(command, stderr=output)
+        until(lambda: "runs on 127.0.0.1" in log.read_text())
+        first.kill()
+        first.wait()
+        until(lambda: not answers(HOST, port), 20)  # the broker goes with it
+        second = subprocess.Popen(command, stderr=output)
+        until(lambda: log.read_text().count("runs on 127.0.0.1") == 2)
+        second.send_signal(signal.SIGTERM)
+        assert second.wait(30) == 130
+    assert not answers(HOST, port)
+    assert "Traceback" not in log.read_text()
+
+
+def test_a_second_client_of_one_device_is_refused(tmp_path: Path, bundle: Path) -> None:
+    settings = edge_toml(tmp_path, bundle, free_port(HOST))
+    with open(tmp_path / "log", "wb") as output:
+        first = subprocess.Popen([*SEEDMASK, "client", "run", "--config", str(settings)], stderr=output)
+        until((tmp_path / "state" / "client.lock").exists)
+        second = client(settings)
+        first.terminate()
+        assert first.wait(30) == 130
+    assert second.returncode == 2
+    assert "another client of pi is at work on" in second.stderr
+
+
+def test_an_aggregator_without_a_broker_says_so_and_leaves_on_ctrl_c(tmp_path: Path, bundle: Path) -> None:
+    log = tmp_path / "log"
+    with open(log, "wb") as output:
+        settings = run_toml(tmp_path, bundle, free_port(HOST))
+        server = subprocess.Popen([*SEEDMASK, "aggregator", "run", "--config", str(settings)], stderr=output)
+        until(lambda: "Connection refused" in log.read_text())
+        server.send_signal(signal.SIGINT)
+        assert server.wait(30) == 130
+    assert "Traceback" not in log.read_text()
+
+
+@pytest.mark.parametrize("kind", ["mosquitto", "iotcore"])
+def test_two_devices_train_over_either_broker(tmp_path: Path, bundle: Path, kind: str) -> None:
+    if kind == "iotcore":
+        pytest.importorskip("iotcore")
+    elif available() != "mosquitto":
+        pytest.skip("apt install mosquitto")
+    port = free_port(HOST)
     started = []
     log = tmp_path / "aggregator.log"
-    with open(log, "wb") as output:
-        command = [*SEEDMASK, "aggregator", "run", "--config", str(tmp_path / "run.toml"), "--dev-broker"]
-        started.append(subprocess.Popen(command, stderr=output))
-        until(lambda: "runs on 127.0.0.1" in log.read_text())
+    with dev_broker(HOST, port, kind=kind), open(log, "wb") as output:
+        settings = run_toml(tmp_path, bundle, port)
+        started.append(subprocess.Popen([*SEEDMASK, "aggregator", "run", "--config", str(settings)], stderr=output))
         for name in ("one", "two"):
             home = tmp_path / name
             home.mkdir()
             settings = edge_toml(home, bundle, port, device=name)
             started.append(subprocess.Popen([*SEEDMASK, "client", "run", "--config", str(settings)], stderr=output))
             until(lambda: "1 of 2 devices online, need 2" in log.read_text())
-        assert [process.wait(120) for process in started] == [0, 0, 0]
+        assert [process.wait(120) for process in started] == [0, 0, 0], log.read_text()
     assert (tmp_path / "server" / "model.smm").read_bytes()[:4] == b"SMM1"
     assert len(json.loads((tmp_path / "server" / "rounds.json").read_text())) == 2
+
+
+def test_without_any_broker_program_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aggregator.broker.available", lambda: None)
+    with pytest.raises(UserError, match="apt install mosquitto"), dev_broker(HOST, free_port(HOST)):
+        pass

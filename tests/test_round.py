@@ -26,6 +26,7 @@ from aggregator.round import (
     Say,
     Seen,
     Ticked,
+    Widened,
     announcement,
     resume,
     step,
@@ -183,6 +184,46 @@ def test_per_round_asks_that_many_the_same_after_a_restart_and_others_in_the_nex
     assert asked == set(NAMES)
 
 
+def test_a_selected_device_that_vanishes_is_replaced_by_an_idle_one() -> None:
+    job, _ = after(job_of(3, per_round=2, minimum=2, deadline_s=60), *[presence(name) for name in NAMES[:3]])
+    idle = next(name for name in NAMES[:3] if name not in job.selected)
+    gone, stays = job.selected
+    job, _ = after(job, arrived(update(job, stays)), presence(gone, online=False))
+    job, effects = after(job, Ticked(60.0))
+    assert [kind for kind in kinds(effects) if kind in (Widened, Publicise)] == [Widened, Publicise]
+    assert idle in announcement(job, 1).selected
+    assert job.deadline == 120.0
+    job, effects = after(job, arrived(update(job, idle)))
+    assert status_of(effects) is Status.ACCEPTED
+    assert job.round == 2 or Closed in kinds(effects)
+
+
+def test_a_device_that_let_a_round_run_out_is_not_waited_for_again_until_it_is_heard_of() -> None:
+    job = open_job(2, minimum=2, deadline_s=60, total=9)
+    both = ("pi-1", "pi-2")
+    job, _ = after(job, presence("pi-3"), *[arrived(update(job, name)) for name in both])
+    assert (job.round, job.quorum) == (2, 3)
+    slow = update(job, "pi-3")
+    job, _ = after(job, *[arrived(update(job, name)) for name in both], Ticked(60.0))
+    assert (job.round, job.quorum) == (3, 2)  # pi-3 may be dead without anybody having said so
+    job, effects = after(job, arrived(slow))
+    assert status_of(effects) is Status.LATE
+    assert "pi-3 is here" in said(effects)  # slow, not gone
+    job, _ = after(job, *[arrived(update(job, name)) for name in both])
+    assert (job.round, job.quorum) == (4, 3)
+
+
+def test_a_minimum_that_the_devices_cannot_reach_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"minimum \(5\) cannot be above devices \(1\)"):
+        Rounds(devices=1, minimum=5)
+
+
+def test_more_correct_than_samples_is_invalid() -> None:
+    job = open_job(3)
+    _, effects = after(job, arrived(update(job, "pi-1", samples=5, correct=6)))
+    assert (status_of(effects), reason_of(effects)) == (Status.INVALID, "6 correct of 5 samples")
+
+
 def test_per_round_above_the_number_of_devices_asks_all() -> None:
     job = open_job(3, per_round=10)
     assert (job.selected, job.quorum) == ((), 3)
@@ -231,7 +272,7 @@ def test_the_deadline_closes_the_round_with_the_minimum_and_not_before() -> None
     job = open_job(3, minimum=2, deadline_s=60)
     job, effects = after(job, arrived(update(job, "pi-1")), Ticked(60.0))
     assert Closed not in kinds(effects)
-    assert waiting_for(job) == "round 1 of 3: 1 of 3 updates, time is up, need 2, waiting for pi-2, pi-3"
+    assert waiting_for(job) == "round 1 of 3: 1 of 3 updates, time is up, at least 2 must come, waiting for pi-2, pi-3"
     job, effects = after(job, arrived(update(job, "pi-2")), Ticked(60.5))
     assert [e.updates for e in effects if isinstance(e, Closed)] == [2]
     early, effects = after(open_job(3, minimum=1, deadline_s=60), Ticked(59.9))

@@ -450,11 +450,53 @@ def test_a_done_job_finishes_once_and_only_when_nothing_is_pending() -> None:
     assert only(after(done, done, session=session)[1], Finish) == []
 
 
-@pytest.mark.parametrize("model", [MODEL, bytes(32)], ids=["ours", "another"])
-def test_a_device_that_comes_to_a_done_job_finishes_whatever_its_model(model: bytes) -> None:
-    assert only(after(received(announce(5, phase=Phase.DONE, model=model)))[1], Finish) == [
-        Finish("job fashion is done")
-    ]
+def test_a_device_that_comes_to_a_done_job_finishes() -> None:
+    assert only(after(received(announce(5, phase=Phase.DONE)))[1], Finish) == [Finish("job fashion is done")]
+
+
+def test_the_retained_end_of_another_models_job_ends_nobody() -> None:
+    session, effects = after(received(announce(5, phase=Phase.DONE, model=bytes(32))))
+    assert not only(effects, Finish)
+    assert only(after(received(announce(1)), session=session)[1], Subscribe)
+
+
+def test_a_failed_training_is_tried_again_in_the_same_round_with_growing_pauses() -> None:
+    session, _ = after(received(announce()), *probabilities())
+    pauses, now = [], 0.0
+    for _ in range(6):
+        session, _ = after(Failed(1, THETA.digest(), "out of memory"), session=session)
+        failed = now
+        while not only((result := after(Ticked(now), session=session))[1], Subscribe):
+            session, now = result[0], now + 10
+        session = result[0]
+        pauses.append(now - failed)
+        session, effects = after(*probabilities(), session=session)
+        assert only(effects, Train)
+    assert pauses == [30, 60, 120, 240, 480, 480]
+
+
+def test_a_copy_that_has_not_left_is_not_followed_by_another() -> None:
+    session, effects = after(received(announce()), *probabilities(), trained())
+    assert only(effects, Send)
+    for now in range(0, 600, 5):
+        session, effects = after(Ticked(now, busy=True), session=session)
+        assert not only(effects, Send)
+    session, effects = after(Ticked(2000.0), session=session)
+    assert only(effects, Send)
+
+
+def test_the_will_of_an_earlier_aggregator_is_ignored() -> None:
+    session, _ = after(heartbeat(2), heartbeat(1, online=False))
+    assert not session.away
+    assert after(heartbeat(2, online=False), session=session)[0].away
+
+
+def test_a_round_finished_in_an_earlier_life_is_said_once() -> None:
+    work = (1, THETA.digest())
+    session = step(Session(JOB, DEVICE, MODEL, D, work=work, finished_before=work), Connected())[0]
+    session, effects = after(received(announce()), session=session)
+    assert "has its receipt" in said(effects)
+    assert said(after(received(announce()), session=session)[1]) == ""
 
 
 # --- what strangers send ---

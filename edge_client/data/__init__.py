@@ -50,6 +50,16 @@ def load(settings: DataSettings, spec: ModelSpec) -> Dataset:
     return check(module.load(settings), spec)
 
 
+def doubtful_range(data: Dataset, spec: ModelSpec) -> str | None:
+    """A sentence if the inputs do not look like the range that the model was exported for, None if they do."""
+    low, high = spec.range
+    found_low, found_high = float(data.x.min()), float(data.x.max())
+    span = high - low
+    if low - 0.5 * span <= found_low and found_high <= high + 0.5 * span and found_high - found_low >= span / 20:
+        return None
+    return f"inputs are {found_low:g} .. {found_high:g}, the model was exported for {low} .. {high} (export --range)"
+
+
 def check(data: Dataset, spec: ModelSpec) -> Dataset:
     """`data` in the model's shape. Raises UserError where it cannot train `spec`."""
     n = len(data.y)

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from seedmask.bundle import Bundle
-from seedmask.errors import UserError
+from seedmask.errors import MissingPackageError, UserError
 
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
@@ -117,12 +117,18 @@ def missing(name: str) -> list[str]:
     return [package for package in _module(name).NEEDS if importlib.util.find_spec(package) is None]
 
 
-def open_runtime(name: str, bundle: Bundle, threads: int = 0) -> Runtime:
-    """Make `bundle` ready on runtime `name`; `threads` 0 leaves the choice to it. Raises UserError."""
+def require(name: str) -> None:
+    """Raise UserError unless there is a runtime `name`, MissingPackageError unless it can run here."""
     if name not in names():
         raise UserError(f"no runtime called {name!r}; there are {', '.join(names())}")
     if lacking := missing(name):
-        raise UserError(f"runtime {name} needs {', '.join(lacking)}: pip install 'seedmask[{name}]'")
+        how = f"pip install 'seedmask[{name}]' (in a clone: '.[{name}]')"
+        raise MissingPackageError(f"runtime {name} needs {', '.join(lacking)}: {how}")
+
+
+def open_runtime(name: str, bundle: Bundle, threads: int = 0) -> Runtime:
+    """Make `bundle` ready on runtime `name`; `threads` 0 leaves the choice to it. Raises UserError."""
+    require(name)
     runtime: Runtime = _module(name).open_runtime(bundle, threads)
     return runtime
 

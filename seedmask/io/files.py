@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+from seedmask.errors import UserError
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -18,6 +21,18 @@ def write_atomic(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
     os.replace(beside, path)
     sync_folder(path.parent)
+
+
+def hold(path: Path, what: str) -> IO[str]:
+    """Claim `path` for this process until the file that is returned is closed. UserError: `what` holds it already."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = open(path, "w", encoding="utf-8")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        raise UserError(f"{what} is at work on {path.parent}") from None
+    return file
 
 
 def sync_folder(folder: Path) -> None:

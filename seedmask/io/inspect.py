@@ -76,7 +76,7 @@ def _of_spec(spec: ModelSpec, data: bytes) -> dict[str, Any]:
         "sha256": hashlib.sha256(data).hexdigest(),
         "name": spec.name,
         "model": spec.digest.hex(),
-        "seed": f"{spec.seed:016x}",
+        "seed": f"{spec.seed:#018x}",
         "input": list(spec.input),
         "range": list(spec.range),
         "classes": spec.classes,

@@ -8,12 +8,36 @@ the store), because a broker's acknowledgement is not delivery.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol, TypeAlias
 
 
 @dataclass(frozen=True)
+class Broker:
+    """How to reach a broker. `tls`: with the system's certificate authorities; `ca`, `cert` and `key` imply it."""
+
+    host: str = "127.0.0.1"
+    port: int = 1883
+    username: str | None = None
+    password_file: Path | None = None
+    tls: bool = False
+    ca: Path | None = None
+    cert: Path | None = None
+    key: Path | None = None
+    keepalive: int = 60
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.port <= 65535:
+            raise ValueError(f"port is 1 .. 65535, found {self.port}")
+        if not 5 <= self.keepalive <= 65535:
+            raise ValueError(f"keepalive is 5 .. 65535 seconds, found {self.keepalive}")
+        if (self.cert is None) != (self.key is None):
+            raise ValueError("cert and key belong together")
+
+
+@dataclass(frozen=True)
 class Connected:
-    """The broker answers. Subscriptions are in place again; what was retained is on its way again."""
+    """The broker answers and subscriptions are in place. What it retains comes again unless it kept our session."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +96,9 @@ class Link(Protocol):
 
     def receive(self, timeout: float) -> Event | None:
         """The next event, waiting up to `timeout` seconds; None if there was none."""
+
+    def busy(self) -> bool:
+        """Whether something that was published has not been taken by the broker yet."""
 
     def chunk_bytes(self) -> int:
         """How many bytes of a large object one message may carry here (PROTOCOL 7; lower if the broker says so)."""

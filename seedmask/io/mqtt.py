@@ -19,7 +19,6 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 import paho.mqtt.client as paho
@@ -30,37 +29,15 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from seedmask.chunks import CHUNK_BYTES
 from seedmask.errors import UserError
-from seedmask.io.link import Connected, Disconnected, Event, Received, Refused, Traffic, Will
+from seedmask.io.link import Broker, Connected, Disconnected, Event, Received, Refused, Traffic, Will
 
 WINDOW: Final = 8
 """Messages in flight: window x chunk / slowest rate must stay below the keepalive (60 s: fine above 8 kB/s)."""
 SESSION_SECONDS: Final = 24 * 3600
 _TOO_LARGE: Final = 0x95
 _QOS1: Final = SubscribeOptions(qos=1)
+_QOS1_IF_NEW: Final = SubscribeOptions(qos=1, retainHandling=SubscribeOptions.RETAIN_SEND_IF_NEW_SUB)
 _HEADROOM: Final = 512  # topic, properties and our frame around a chunk
-
-
-@dataclass(frozen=True)
-class Broker:
-    """How to reach a broker. `tls`: with the system's certificate authorities; `ca`, `cert` and `key` imply it."""
-
-    host: str = "127.0.0.1"
-    port: int = 1883
-    username: str | None = None
-    password_file: Path | None = None
-    tls: bool = False
-    ca: Path | None = None
-    cert: Path | None = None
-    key: Path | None = None
-    keepalive: int = 60
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.port <= 65535:
-            raise ValueError(f"port is 1 .. 65535, found {self.port}")
-        if not 5 <= self.keepalive <= 65535:
-            raise ValueError(f"keepalive is 5 .. 65535 seconds, found {self.keepalive}")
-        if (self.cert is None) != (self.key is None):
-            raise ValueError("cert and key belong together")
 
 
 # What the network thread tells the caller's thread.
@@ -80,7 +57,7 @@ class _Acked:
 
 @dataclass(frozen=True)
 class _Subscribed:
-    mid: int | None
+    codes: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -111,7 +88,7 @@ class MqttLink:
         self._topics: list[str] = []
         self._up = False
         self._ever_up = False
-        self._awaited: int | None = None  # the subscription that a new connection waits for
+        self._awaited: tuple[str, ...] = ()  # the subscriptions that a new connection waits for
         self._silent_drops = 0  # connections that ended before the broker said a word
         self._window = WINDOW
         self._packet_limit = 1 << 28
@@ -185,7 +162,7 @@ class MqttLink:
         self._events.put(_Acked(mid, code.value, str(code)))
 
     def _on_subscribe(self, client: Any, userdata: Any, mid: int, codes: Any, properties: Any) -> None:
-        self._events.put(_Subscribed(mid))
+        self._events.put(_Subscribed(tuple(code.value for code in codes)))
 
     def _on_socket_open(self, client: Any, userdata: Any, sock: Any) -> None:
         with self._socket_lock:
@@ -218,6 +195,10 @@ class MqttLink:
         self._waiting.append(_Outgoing(topic, payload, retain))
         self._pump()
 
+    def busy(self) -> bool:
+        """See Link."""
+        return bool(self._waiting or self._flying)
+
     def chunk_bytes(self) -> int:
         """See Link."""
         return max(1024, min(CHUNK_BYTES, self._packet_limit - _HEADROOM))
@@ -247,24 +228,30 @@ class MqttLink:
             return None
         if isinstance(event, _Up):
             self._packet_limit, self._window = event.packet_limit, event.window
-            # A session from an earlier life of this process has its subscriptions, but what was retained reached
-            # that life, not this one; and after a broker's restart there is no session at all.
-            again = bool(self._topics) and not (event.session and self._ever_up)
+            # Always subscribe again: a topic may be new since the session was lost, and after a broker's restart there
+            # is no session. What was retained comes again, unless this very process has had it already.
+            kept = event.session and self._ever_up
             self._up = self._ever_up = True
             self._silent_drops = 0
             self._pump()
-            if not again:
+            if not self._topics:
                 return Connected()
             # Connected promises that subscriptions are in place, so it waits for the broker's word.
-            _, self._awaited = self._client.subscribe([(topic, _QOS1) for topic in self._topics])
+            options = _QOS1_IF_NEW if kept else _QOS1
+            self._awaited = tuple(self._topics)
+            self._client.subscribe([(topic, options) for topic in self._topics])
             return None
         if isinstance(event, _Subscribed):
-            return Connected() if event.mid == self._awaited else None
+            awaited, self._awaited = self._awaited, ()
+            for topic, code in zip(awaited, event.codes, strict=False):
+                if code >= 0x80:
+                    self._events.put(Refused(topic, f"no subscription: reason code {code}"))
+            return Connected() if awaited else None
         return self._down(event)
 
     def _down(self, event: _Down) -> Event | None:
         was_up, self._up = self._up, False
-        self._awaited = None
+        self._awaited = ()
         self._client.drop_out_messages()
         again = [self._flying[mid] for mid in self._flying]
         self._flying.clear()
@@ -318,6 +305,13 @@ def _counted(sock: Any) -> Traffic:
     return Traffic(0, 0)
 
 
+def check(broker: Broker) -> None:
+    """Read everything that `broker` names, connect to nothing. Raises UserError."""
+    _password(broker)
+    if broker.tls or broker.ca or broker.cert:
+        _tls(broker)
+
+
 def _password(broker: Broker) -> str | None:
     if broker.password_file is None:
         return None
@@ -328,6 +322,9 @@ def _password(broker: Broker) -> str | None:
 
 
 def _tls(broker: Broker) -> ssl.SSLContext:
+    for path in (broker.ca, broker.cert, broker.key):
+        if path is not None and not path.is_file():
+            raise UserError(f"the broker settings name {path}, which is not a file")
     try:
         context = ssl.create_default_context(cafile=str(broker.ca) if broker.ca else None)
         if broker.cert is not None:
