@@ -21,7 +21,7 @@ from sim.report import Row
 
 _HEAD = ("round", "upd", "sampled", "thresh", "mean", "loss", "kB/upd", "bit/par", "time")
 _WIDTHS = (5, 4, 7, 6, 6, 6, 7, 7, 9)  # of a plain line's columns
-_SAY_SECONDS = 5.0
+_SAY_SECONDS = 8.0  # rows that come faster than this say enough
 
 
 class Screen:
@@ -47,7 +47,7 @@ class Screen:
         )
         self._task: TaskID = self._progress.add_task("rounds", total=rounds)
         self._waiting = self._said = "starting"
-        self._quiet_until = 0.0
+        self._quiet_until = self._clock() + _SAY_SECONDS
         self._live = Live(self._picture(), console=self._console, refresh_per_second=4, transient=True)
 
     def __enter__(self) -> Screen:
@@ -85,6 +85,7 @@ class Screen:
             self._live.update(self._picture())
         else:
             _print(cells)
+            self._quiet_until = self._clock() + _SAY_SECONDS
 
     def waiting(self, text: str) -> None:
         """What the fleet waits for."""

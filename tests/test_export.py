@@ -335,7 +335,14 @@ def test_a_zoo_model_by_name(here: Path, capsys: pytest.CaptureFixture[str]) -> 
     opened = bundle.load(here / "m.bundle")
     assert (opened.spec.name, opened.spec.seed, opened.spec.d, opened.batch) == ("mlp", 42, 234_752, 128)
     text = capsys.readouterr().out
-    for part in ("1: linear", "256", "200,704", "seed    000000000000002a", opened.spec.digest.hex()[:16], "no weight"):
+    for part in (
+        "1: linear",
+        "256",
+        "200,704",
+        "seed    0x000000000000002a",
+        opened.spec.digest.hex()[:16],
+        "no weight",
+    ):
         assert part in text
 
 

@@ -287,10 +287,12 @@ def test_in_a_pipe_rows_are_lines_and_what_is_waited_for_is_said_now_and_then(
 
     now = [0.0]
     with Screen(20, 20_000_000, Console(file=io.StringIO()), lambda: now[0]) as screen:
-        for second, text in ((0, "starting"), (1, "no broker"), (2, "another"), (7, "another"), (20, "another")):
+        said_at = (0, "starting"), (1, "no broker"), (9, "no broker"), (10, "another"), (18, "another"), (30, "another")
+        for second, text in said_at:
             now[0] = second
             screen.waiting(text)
         screen.row(ROW)
+        screen.waiting("for the next round")  # a row has just said that things move
     head, row = (said := capsys.readouterr()).out.splitlines()
     assert head.split() == ["round", "upd", "sampled", "thresh", "mean", "loss", "kB/upd", "bit/par", "time"]
     assert len(head) == len(row) <= 80
