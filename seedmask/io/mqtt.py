@@ -103,7 +103,7 @@ class MqttLink:
         client.suppress_exceptions = True
         client.max_inflight_messages_set(WINDOW)
         # Without jitter a fleet that lost its broker comes back in one instant.
-        client.reconnect_delay_set(1, random.randint(30, 60))
+        client.reconnect_delay_set(random.uniform(1, 2), random.uniform(30, 60))  # type: ignore[arg-type]
         if will is not None:
             delayed = Properties(PacketTypes.WILLMESSAGE)  # type: ignore[no-untyped-call]
             delayed.WillDelayInterval = 5  # a quick reconnection is not a departure
