@@ -110,6 +110,14 @@ class Simulation:
         rows = self.rows(f"SELECT COUNT(*) FROM updates WHERE round = {round_}")
         return int(str(rows[0][0])) if rows else 0
 
+    def hold_round_2_open(self) -> int:
+        """Freeze one device before its update of round 2, until the other two are counted; its process id."""
+        until(lambda: self.counted(1) == 3)
+        frozen = self.pids()["device-002"]
+        os.kill(frozen, signal.SIGSTOP)
+        until(lambda: self.counted(2) == 2)
+        return frozen
+
     def finish(self) -> str:
         """Wait for the end; what it printed. Three rounds, every device counted exactly once in each."""
         status = self.process.wait(240)
@@ -145,11 +153,11 @@ def test_the_aggregator_killed_in_mid_round_continues_it_and_counts_nothing_twic
     simulation: Callable[..., Simulation],
 ) -> None:
     run = simulation()
-    until(lambda: run.counted(2) >= 1)
-    assert run.counted(2) < 3, "the round was over too soon to be interrupted"
+    frozen = run.hold_round_2_open()
     victim = run.pids()["aggregator"]
     os.kill(victim, signal.SIGKILL)
     until(lambda: run.pids()["aggregator"] != victim)
+    os.kill(frozen, signal.SIGCONT)
     text = run.finish()
     assert "1 process(es) died and were started again" in text
     log = (run.out / "aggregator.log").read_text()
@@ -170,12 +178,13 @@ def test_a_round_interrupted_by_a_kill_gives_the_counts_of_the_masks_that_were_s
     simulation: Callable[..., Simulation],
 ) -> None:
     run = simulation()
-    until(lambda: run.counted(2) == 2)
+    frozen = run.hold_round_2_open()
     os.kill(run.pids()["aggregator"], signal.SIGKILL)
     # What the disk holds of round 2 at the kill; the third mask comes later, and is the difference.
     rows = run.rows("SELECT frame FROM updates WHERE round = 2")
     assert len(rows) == 2
     before = decode_mask_sum(run, rows)
+    os.kill(frozen, signal.SIGCONT)
     run.finish()
     after = dict(enumerate(results(run.out / "aggregator" / "job.sqlite", small_spec().d), 1))[2][1]
     third = after.level.astype(int) - before
@@ -217,10 +226,10 @@ def test_a_broker_that_vanishes_in_mid_round_and_returns_costs_nothing(
     port = free_port(HOST)
     with dev_broker(HOST, port):
         run = simulation("--broker", f"{HOST}:{port}")
-        until(lambda: run.counted(2) >= 1)
-        assert run.counted(2) < 3
+        frozen = run.hold_round_2_open()
     # The first broker is gone, and with it all sessions and everything retained; this is another one.
     with dev_broker(HOST, port):
+        os.kill(frozen, signal.SIGCONT)
         run.finish()
     assert "offline" in (run.out / "aggregator.log").read_text()
 
