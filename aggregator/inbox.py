@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from seedmask.chunks import Assembly, begin
-from seedmask.errors import ChecksumError, KindError, LimitError, ProtocolError
-from seedmask.wire import Chunk, decode
+from seedmask.errors import ChecksumError, LimitError, ProtocolError
+from seedmask.wire import Chunk, expect
 
 PER_DEVICE: Final = 2
 PATIENCE_SECONDS: Final = 900.0
@@ -26,9 +26,7 @@ class Inbox:
         In place of the whole, what is wrong with the transfer, if it can never be one: its sender deserves a receipt.
         Raises ProtocolError where there is nothing to answer.
         """
-        chunk = decode(payload)
-        if not isinstance(chunk, Chunk):
-            raise KindError(f"Chunk expected here, found {type(chunk).__name__}")
+        chunk = expect(payload, Chunk)
         key = (device, chunk.transfer)
         _, known = self._open.get(key, (now, None))
         if known is not None and (known.first.total, known.first.size) == (chunk.total, chunk.size):

@@ -134,8 +134,8 @@ class Server:
     def _understand(self, device: str, event: Received) -> Event | None:
         """The round's event in a message; None while a transfer is incomplete. Raises ProtocolError."""
         if event.topic == topics.presence(self.config.job, device):
-            presence = wire.decode(event.payload)
-            if not isinstance(presence, Presence) or presence.device != device:
+            presence = wire.expect(event.payload, Presence)
+            if presence.device != device:
                 raise KindError(f"the presence of {device} expected here")
             return Seen(presence)
         whole = self.inbox.put(device, event.payload, self.clock())
@@ -145,12 +145,9 @@ class Server:
         try:
             if isinstance(frame, ProtocolError):
                 raise frame
-            update = wire.decode(frame)
-            if not isinstance(update, Update):
-                raise KindError(f"Update expected, found {type(update).__name__}")
+            return Arrived(device, transfer, wire.expect(frame, Update))
         except ProtocolError as error:
             return Broken(device, transfer, error)
-        return Arrived(device, transfer, update)
 
     def feed(self, event: Event) -> None:
         """Take one event of the round."""

@@ -18,7 +18,7 @@ from seedmask.codec import counts
 from seedmask.errors import UserError
 from seedmask.io.files import hold
 from seedmask.mask import Theta
-from seedmask.wire import Update, decode, encode
+from seedmask.wire import Update, encode, expect
 
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS job (name TEXT NOT NULL, model BLOB NOT NULL, spec BLOB NOT NULL);
@@ -151,9 +151,7 @@ class Store:
             for transfer, frame in self._db.execute(
                 "SELECT transfer, frame FROM updates WHERE round = ? ORDER BY device", (round_,)
             ):
-                message = decode(frame)
-                assert isinstance(message, Update)
-                updates.append((transfer, message))
+                updates.append((transfer, expect(frame, Update)))
         current = counts.decode(theta if result is None else result, self._d)
         return Resumed(round_, current, result is not None, tuple(json.loads(selected)), quorum, updates, theta)
 

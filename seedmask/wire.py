@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import ClassVar, Final, TypeAlias
+from typing import ClassVar, Final, TypeAlias, TypeVar
 
 from seedmask import PROTOCOL_VERSION
 from seedmask.errors import (
@@ -157,6 +157,7 @@ class Chunk:
 
 
 Message: TypeAlias = Announce | Update | Receipt | Presence | Heartbeat | Chunk
+M = TypeVar("M", Announce, Update, Receipt, Presence, Heartbeat, Chunk)
 
 
 class _Reader:
@@ -375,12 +376,9 @@ def decode(frame: bytes) -> Message:
     return message
 
 
-def expect(frame: bytes, kind: type[Message]) -> Message:
+def expect(frame: bytes, kind: type[M]) -> M:
     """`decode`, and KindError unless it is a `kind`."""
     message = decode(frame)
     if not isinstance(message, kind):
         raise KindError(f"{kind.__name__} expected here, found {type(message).__name__}")
     return message
-
-
-__all__ = ["ProtocolError", "decode", "encode"]  # the door; everything else is by its own name
