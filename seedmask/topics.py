@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from seedmask.wire import check_name, is_name
 
-ROOT = "seedmask/1"
+ROOT = "seedmask/2"
 
 
 def round_(job: str) -> str:

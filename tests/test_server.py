@@ -411,7 +411,7 @@ def test_a_reconnection_publishes_everything_again(scripted: Scripted, tiny_spec
 def test_garbage_on_every_topic_is_survived(scripted: Scripted, tiny_spec: ModelSpec) -> None:
     server, link = scripted()
     garbage = (b"", b"garbage", wire.encode(Heartbeat(JOB, True, 1)), presence(tiny_spec, "pi-2").payload)
-    for topic in (topics.presence(JOB, "pi-1"), topics.update(JOB, "pi-1"), "seedmask/1/fashion/d/Pi 1/update", "x"):
+    for topic in (topics.presence(JOB, "pi-1"), topics.update(JOB, "pi-1"), "seedmask/2/fashion/d/Pi 1/update", "x"):
         for payload in garbage:
             server.receive(Received(topic, payload))
     assert server.job.online == {}

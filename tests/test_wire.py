@@ -21,7 +21,7 @@ from seedmask.wire import Announce, Chunk, Heartbeat, Message, Phase, Presence, 
 settings.register_profile("no clock", deadline=None)
 settings.load_profile("no clock")
 
-GOLDEN = json.loads((Path(__file__).parent / "vectors" / "v1.json").read_text())["frames"]
+GOLDEN = json.loads((Path(__file__).parent / "vectors" / "v2.json").read_text())["frames"]
 
 NAMES = st.from_regex(r"[a-z0-9][a-z0-9-]{0,62}", fullmatch=True)
 U8, U16, U32, U64 = (st.integers(0, (1 << bits) - 1) for bits in (8, 16, 32, 64))
@@ -59,7 +59,7 @@ MESSAGES = st.one_of(*KINDS.values())
 
 def sealed(kind: int, body: bytes) -> bytes:
     """A frame with a valid CRC around any body."""
-    frame = b"SM" + bytes([1, kind]) + body
+    frame = b"SM" + bytes([2, kind]) + body
     return frame + struct.pack("<I", zlib.crc32(frame))
 
 
@@ -226,13 +226,13 @@ def test_what_cannot_be_split_is_a_bug_at_home(length: int, size: int) -> None:
 
 
 def test_topics_are_those_of_protocol_8() -> None:
-    assert topics.round_("j") == "seedmask/1/j/round"
-    assert topics.aggregator("j") == "seedmask/1/j/aggregator"
-    assert topics.theta("j", 3, 0) == "seedmask/1/j/theta/3/0"
-    assert topics.theta("j", 3, "+") == "seedmask/1/j/theta/3/+"
-    assert topics.presence("j", "a") == "seedmask/1/j/d/a/presence"
-    assert topics.update("j", "+") == "seedmask/1/j/d/+/update"
-    assert topics.receipt("j", "a") == "seedmask/1/j/d/a/receipt"
+    assert topics.round_("j") == "seedmask/2/j/round"
+    assert topics.aggregator("j") == "seedmask/2/j/aggregator"
+    assert topics.theta("j", 3, 0) == "seedmask/2/j/theta/3/0"
+    assert topics.theta("j", 3, "+") == "seedmask/2/j/theta/3/+"
+    assert topics.presence("j", "a") == "seedmask/2/j/d/a/presence"
+    assert topics.update("j", "+") == "seedmask/2/j/d/+/update"
+    assert topics.receipt("j", "a") == "seedmask/2/j/d/a/receipt"
 
 
 @given(NAMES, NAMES)
@@ -243,7 +243,7 @@ def test_the_device_is_read_back_from_its_topics(job: str, device: str) -> None:
 
 @pytest.mark.parametrize("device", ["+", "#", "", "A", "a b", "a\n", "a" * 64, "\u00e9"])
 def test_a_device_in_a_topic_that_cannot_be_a_name_is_nobody(device: str) -> None:
-    assert topics.device_of(f"seedmask/1/j/d/{device}/update") is None
+    assert topics.device_of(f"seedmask/2/j/d/{device}/update") is None
 
 
 TOPICS: list[Callable[[str], str]] = [topics.round_, topics.aggregator]

@@ -2,13 +2,13 @@
 //
 // The second implementation, and the phone client's base. It does no IO and has no dependencies, so the same file runs
 // in a browser, in a worker and in Node; what it leaves to others is training, storage and the MQTT connection.
-// `tests/vectors/v1.json` holds it and the Python package to the same bytes (`node tests/vectors/verify.mjs`).
+// `tests/vectors/v2.json` holds it and the Python package to the same bytes (`node tests/vectors/verify.mjs`).
 // Written to be ported: typed arrays, 32-bit arithmetic, and nowhere a number above 2**53. Section numbers are
 // PROTOCOL.md's.
 //
 // Two kinds of wrong: a ProtocolError with the code of section 10 is theirs; a RangeError or TypeError is ours, a bug.
 
-export const PROTOCOL_VERSION = 1;
+export const PROTOCOL_VERSION = 2;
 
 export class ProtocolError extends Error {
   constructor(code, text) {
@@ -811,7 +811,7 @@ export function encode(message) {
 export function decode(frame) {
   if (frame.length < 8) fail("truncated", `a frame has at least 8 bytes, found ${frame.length}`);
   if (frame[0] !== 0x53 || frame[1] !== 0x4d) fail("magic", "a frame begins with SM");
-  if (frame[2] !== PROTOCOL_VERSION) fail("version", `protocol version ${frame[2]}; this program speaks 1`);
+  if (frame[2] !== PROTOCOL_VERSION) fail("version", `protocol version ${frame[2]}; this program speaks ${PROTOCOL_VERSION}`);
   const entry = BY_KIND.get(frame[3]) ?? fail("kind", `message kind ${frame[3]} is unknown; known: 1 .. 6`);
   const end = frame.length - 4;
   if (crc32(frame.subarray(0, end)) !== viewOf(frame).getUint32(end, true)) fail("checksum", "CRC-32 does not match");

@@ -1,4 +1,4 @@
-"""The golden vectors of protocol version 1: `python tests/vectors/make.py` writes v1.json, `--check` verifies it.
+"""The golden vectors of protocol version 2: `python tests/vectors/make.py` writes v2.json, `--check` verifies it.
 
 Literals that two implementations must agree on, and that only change together with the protocol's version; then this
 file gets a sibling, never an edit. `verify.mjs` beside it checks the JavaScript client against the same file. Nothing
@@ -27,18 +27,18 @@ from typing import Any
 
 import numpy as np
 
-from seedmask import bundle, chunks, codec, mask, seed, spec, wire
+from seedmask import PROTOCOL_VERSION, bundle, chunks, codec, mask, seed, spec, wire
 from seedmask.codec import counts, packed, rans
 from seedmask.errors import ProtocolError
 
-FILE = Path(__file__).with_name("v1.json")
+FILE = Path(__file__).with_name("v2.json")
 LONG = 700
 SEED = 0x5EED_0123_4567_89AB
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Write or check the golden vectors.")
-    parser.add_argument("--check", action="store_true", help="compare with v1.json instead of writing it")
+    parser.add_argument("--check", action="store_true", help="compare with v2.json instead of writing it")
     if not parser.parse_args().check:
         FILE.write_text(text(vectors()), encoding="ascii")
         print(f"{FILE.name}: {FILE.stat().st_size} bytes")
@@ -50,8 +50,8 @@ def main() -> int:
 
 def vectors() -> dict[str, Any]:
     return {
-        "about": "Golden vectors of Seedmask protocol 1; tests/vectors/make.py says how to read them.",
-        "protocol": 1,
+        "about": "Golden vectors of Seedmask protocol 2; tests/vectors/make.py says how to read them.",
+        "protocol": 2,
         "generator": generator(),
         "tables": tables(),
         "cases": [case(*arguments) for arguments in CASES],
@@ -421,7 +421,7 @@ def reject_frame(pair: tuple[str, bytes]) -> dict[str, Any]:
 
 def sealed(kind: int, body: bytes) -> bytes:
     """A frame with a valid CRC around any body."""
-    frame = b"SM" + bytes([1, kind]) + body
+    frame = b"SM" + bytes([PROTOCOL_VERSION, kind]) + body
     return frame + struct.pack("<I", zlib.crc32(frame))
 
 
@@ -444,7 +444,7 @@ def frame_rejects() -> list[tuple[str, bytes]]:
         ("one byte more", good + b"\0"),
         ("other magic", b"SN" + good[2:]),
         ("version 0", good[:2] + b"\0" + good[3:]),
-        ("version 2", good[:2] + b"\2" + good[3:]),
+        ("version 1", good[:2] + b"\1" + good[3:]),
         ("kind 0", sealed(0, b"")),
         ("kind 7", sealed(7, b"")),
         ("one bit of the body", good[:6] + bytes([good[6] ^ 1]) + good[7:]),
