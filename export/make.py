@@ -14,6 +14,7 @@ def make_bundle(spec: ModelSpec, batch: int) -> Bundle:
     files = {
         "onnx/init.onnx": target.init_graph(spec),
         "onnx/step.onnx": target.step_graph(spec, batch),
+        "onnx/step_sgd.onnx": target.sgd_graph(spec, batch),
         "onnx/eval.onnx": target.eval_graph(spec),
     }
     return Bundle(spec, batch, files)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from seedmask.spec import Conv2d, Linear, MaxPool2d, ModelSpec, ReLU
+from seedmask.spec import GROUPNORM_EPSILON, Conv2d, GroupNorm, Linear, MaxPool2d, ModelSpec, ReLU
 
 
 def forward(spec: ModelSpec, x: Tensor, flat: Tensor) -> Tensor:
@@ -27,6 +27,8 @@ def forward(spec: ModelSpec, x: Tensor, flat: Tensor) -> Tensor:
             x = F.relu(x)
         elif isinstance(layer, MaxPool2d):
             x = F.max_pool2d(x, layer.size)
+        elif isinstance(layer, GroupNorm):
+            x = F.group_norm(x, layer.groups, eps=GROUPNORM_EPSILON)
         else:
             x = x.flatten(1)
     return x

@@ -25,6 +25,7 @@ from seedmask.seed import sign_bits
 SPEC_VERSION = 1
 MAX_SPEC_BYTES = 1 << 20
 MAX_ACTIVATION = 1 << 28
+GROUPNORM_EPSILON = 1e-5
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}\Z")
 _PATH = re.compile(r"[A-Za-z0-9_.]{1,128}\Z")
@@ -75,7 +76,19 @@ class Flatten:
     op: ClassVar[str] = "flatten"
 
 
-Layer: TypeAlias = Linear | Conv2d | ReLU | MaxPool2d | Flatten
+@dataclass(frozen=True)
+class GroupNorm:
+    """(x - mean) / sqrt(variance + 1e-5) over each of `groups` runs of consecutive channels, of one example.
+
+    Wu and He, arXiv 1803.08494, without scale and shift, so nothing is learnt and nothing kept; one group is LayerNorm.
+    The variance is the mean of squares (n, not n - 1, below the line). The channels are the first dimension.
+    """
+
+    op: ClassVar[str] = "groupnorm"
+    groups: int
+
+
+Layer: TypeAlias = Linear | Conv2d | ReLU | MaxPool2d | Flatten | GroupNorm
 _LAYERS: dict[str, type[Layer]] = {kind.op: kind for kind in get_args(Layer)}
 
 
@@ -293,6 +306,10 @@ def _after(layer: Layer, shape: Shape, tensors: dict[str, tuple[Tensor, int]], n
         return _sides(where, (shape[0], shape[1] // layer.size[0], shape[2] // layer.size[1]))
     if isinstance(layer, Flatten):
         return (math.prod(shape),)
+    if isinstance(layer, GroupNorm):
+        _integers(f"{where}: groups", (layer.groups,), 1, 1 << 20)
+        if shape[0] % layer.groups or math.prod(shape) == layer.groups:
+            raise SpecError(f"{where}: {list(shape)} does not make {layer.groups} equal groups of more than one value")
     return shape
 
 

@@ -12,7 +12,7 @@ import importlib.util
 import math
 import pkgutil
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -24,24 +24,82 @@ F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
 
 
+BETA1: Final = 0.9
+BETA2: Final = 0.999
+EPSILON: Final = 1e-8
+OPTIMIZERS: Final = ("adam", "sgd")
+_NOTHING: Final[F32] = np.zeros(0, np.float32)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What one step does with the gradient; `edge_client.training.rule_of` makes it from a job's work.
+
+    `rate` > 0 of `optimizer`: "adam" (Kingma and Ba, arXiv 1412.6980; beta 0.9 and 0.999, eps 1e-8) or "sgd", then with
+    `momentum` 0 .. 1 (m = momentum m + g, scores -= rate m). `times_theta`: the estimator of FedPM's published code
+    (Isik et al., arXiv 2209.15328), which multiplies the gradient by theta once more than the identity. The local loss
+    gains `kl` * KL(theta || sigmoid(anchor)) / d, `sparsity` * sum(theta) / d (Mestoukirdi et al., arXiv 2309.10834)
+    and `entropy` * H(theta) / d, all in nats. `mean`: forward and backward run w * theta, no mask is drawn.
+    """
+
+    rate: float
+    optimizer: str = "adam"
+    momentum: float = 0.0
+    times_theta: bool = False
+    kl: float = 0.0
+    sparsity: float = 0.0
+    entropy: float = 0.0
+    mean: bool = False
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The vectors of a State that this rule uses; any other may be empty."""
+        first = {"m"} if self.optimizer == "adam" or self.momentum else set()
+        second = {"v"} if self.optimizer == "adam" else set()
+        return frozenset({"scores"} | first | second | ({"anchor"} if self.kl else set()))
+
+    @property
+    def plain(self) -> bool:
+        """Whether the gradient is that of the loss alone, by the identity estimator."""
+        return not (self.times_theta or self.kl or self.sparsity or self.entropy)
+
+
 @dataclass(frozen=True, eq=False)
 class State:
-    """What training carries from step to step: `scores`, Adam's moments `m`, `v`, float32 [d]; steps `t`."""
+    """What training carries from step to step, float32 [d], or [0] where the rule has no use for it.
+
+    `scores`; the optimiser's first moment `m` and second moment `v`; `t`, the steps behind it; `anchor`, the scores of
+    the global probabilities, which the KL term pulls towards.
+    """
 
     scores: F32
     m: F32
     v: F32
     t: int
+    anchor: F32
 
     @classmethod
-    def start(cls, scores: F32) -> State:
-        """A new round: fresh optimiser state, as devices cannot be assumed to keep one."""
-        return cls(scores, np.zeros_like(scores), np.zeros_like(scores), 0)
+    def start(cls, scores: F32, rule: Rule | None = None) -> State:
+        """A new optimiser at `scores`, anchored there, with only the vectors that `rule` needs (None: with all)."""
+        needs = frozenset({"m", "v", "anchor"}) if rule is None else rule.needs
+        m, v = (np.zeros_like(scores) if name in needs else _NOTHING for name in ("m", "v"))
+        return cls(scores, m, v, 0, scores if "anchor" in needs else _NOTHING)
+
+    def again(self, scores: F32, rule: Rule) -> State:
+        """A new round at `scores` with the optimiser of the last one; a new one if that has not what `rule` needs."""
+        if any(self.shape_of(name) != scores.shape for name in rule.needs - {"anchor"}):
+            return State.start(scores, rule)
+        return State(scores, self.m, self.v, self.t, scores if rule.kl else _NOTHING)
+
+    def shape_of(self, name: str) -> tuple[int, ...]:
+        """Shape of one vector, by name."""
+        shape: tuple[int, ...] = getattr(self, name).shape
+        return shape
 
 
 @dataclass(frozen=True, eq=False)
 class StepResult:
-    """`state` after the step; mean `loss` (nats) and `correct` predictions of the batch before it."""
+    """`state` after the step; mean `loss` (nats, without regularisers) and `correct` predictions before it."""
 
     state: State
     loss: float
@@ -55,13 +113,16 @@ class DivergedError(Exception):
 class Runtime(Protocol):
     """One model made ready to train and to predict."""
 
-    def step(self, x: F32, y: I64, state: State, noise: F32, rate: float) -> StepResult:
-        """One Adam step on the scores.
+    def step(self, x: F32, y: I64, state: State, noise: F32, rule: Rule) -> StepResult:
+        """One step on the scores s, with theta = sigmoid(s).
 
-        x [n, *input] normalised, 1 <= n <= batch; y [n] class numbers; noise [d] uniform in 0 .. 1: the mask
-        of this step is noise < sigmoid(scores); rate > 0. Straight-through estimator dL/dtheta := dL/dmask;
-        Adam with beta 0.9, 0.999, eps 1e-8 (Kingma and Ba, arXiv 1412.6980). The state that came in is left
-        as it was. Raises DivergedError, and ValueError for arguments of another shape.
+        x [n, *input] normalised, 1 <= n <= batch; y [n] class numbers; noise [d] uniform in 0 .. 1: the mask of this
+        step is noise < theta, or theta itself if `rule.mean`. The gradient by the scores is
+
+            theta (1 - theta) (dL/dmask (theta if times_theta else 1) + (kl (s - anchor) + sparsity - entropy s) / d)
+
+        and goes to the optimiser. The state that came in is left as it was. Raises DivergedError, and ValueError for
+        arguments of another shape.
         """
 
     def logits(self, x: F32, mask: F32) -> F32:
@@ -71,7 +132,21 @@ class Runtime(Protocol):
         """
 
 
-def check_step(bundle: Bundle, x: F32, y: I64, state: State, noise: F32, rate: float) -> None:
+def corrected(rate: float, t: int) -> tuple[float, float]:
+    """Adam's rate and epsilon at step t, from 1, with both bias corrections inside: s -= rate m / (sqrt(v) + epsilon).
+
+    On the host, in double: 1 - 0.999**t loses half of float32's digits.
+    """
+    root = math.sqrt(1 - BETA2**t)
+    return rate * root / (1 - BETA1**t), EPSILON * root
+
+
+def pulls(rule: Rule, d: int) -> tuple[float, float, float]:
+    """(a, b, c): the regularisers' gradient by the scores is theta (1 - theta) (a s + b anchor + c)."""
+    return (rule.kl - rule.entropy) / d, -rule.kl / d, rule.sparsity / d
+
+
+def check_step(bundle: Bundle, x: F32, y: I64, state: State, noise: F32, rule: Rule) -> None:
     """Raise ValueError unless `Runtime.step` takes these arguments; every runtime calls it first."""
     spec = bundle.spec
     n = len(y)
@@ -81,25 +156,34 @@ def check_step(bundle: Bundle, x: F32, y: I64, state: State, noise: F32, rate: f
         raise ValueError(f"x is [{n}, {', '.join(map(str, spec.input))}], found {list(x.shape)}")
     if y.ndim != 1 or int(y.min()) < 0 or int(y.max()) >= spec.classes:
         raise ValueError(f"y is {n} classes in 0 .. {spec.classes - 1}, found {int(y.min())} .. {int(y.max())}")
-    for name, vector in (("scores", state.scores), ("m", state.m), ("v", state.v), ("noise", noise)):
-        if vector.shape != (spec.d,):
-            raise ValueError(f"{name} is [{spec.d}], found {list(vector.shape)}")
-    if not rate > 0:
-        raise ValueError(f"rate is above 0, found {rate}")
+    if rule.optimizer not in OPTIMIZERS:
+        raise ValueError(f"optimizer is one of {', '.join(OPTIMIZERS)}, found {rule.optimizer!r}")
+    for name in sorted(rule.needs, reverse=True):
+        check_vector(name, state.shape_of(name), spec.d)
+    check_vector("noise", noise.shape, spec.d)
+    if not rule.rate > 0:
+        raise ValueError(f"rate is above 0, found {rule.rate}")
+    if not 0 <= rule.momentum < 1:
+        raise ValueError(f"momentum is 0 .. 1, found {rule.momentum}")
+
+
+def check_vector(name: str, shape: tuple[int, ...], d: int) -> None:
+    """Raise ValueError unless `shape` is [d]."""
+    if shape != (d,):
+        raise ValueError(f"{name} is [{d}], found {list(shape)}")
 
 
 def check_logits(bundle: Bundle, x: F32, mask: F32) -> None:
     """Raise ValueError unless `Runtime.logits` takes these arguments."""
     if x.shape[1:] != bundle.spec.input:
         raise ValueError(f"x is [n, {', '.join(map(str, bundle.spec.input))}], found {list(x.shape)}")
-    if mask.shape != (bundle.spec.d,):
-        raise ValueError(f"mask is [{bundle.spec.d}], found {list(mask.shape)}")
+    check_vector("mask", mask.shape, bundle.spec.d)
 
 
-def finite(result: StepResult) -> StepResult:
-    """`result`, or DivergedError; every runtime's last act."""
+def finite(result: StepResult, total: float | None = None) -> StepResult:
+    """`result`, or DivergedError; every runtime's last act. `total`: the sum of the new scores, if it is known."""
     # A sum is finite only if every score is, and one pass without a temporary is all it costs.
-    if not (math.isfinite(result.loss) and math.isfinite(float(result.state.scores.sum()))):
+    if not (math.isfinite(result.loss) and math.isfinite(float(result.state.scores.sum()) if total is None else total)):
         raise DivergedError(
             f"step {result.state.t}: loss {result.loss}, scores or loss not finite; "
             "are the inputs numbers, and is the rate sane?"

@@ -11,12 +11,14 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from edge_client.runtimes import F32, I64, State, StepResult, check_logits, check_step, finite
+from edge_client.runtimes import F32, I64, Rule, State, StepResult, check_logits, check_step, corrected, finite, pulls
 from seedmask.bundle import Bundle
 from seedmask.seed import weights_key
 
 NAME: Final = "onnxruntime"
 NEEDS: Final = ("onnxruntime",)
+_GRAPHS: Final = {"adam": "onnx/step.onnx", "sgd": "onnx/step_sgd.onnx"}
+_ZERO: Final[F32] = np.zeros(1, np.float32)  # in place of a vector that the rule multiplies by zero
 
 
 class OnnxRuntime:
@@ -27,30 +29,48 @@ class OnnxRuntime:
         init = _session(bundle.file("onnx/init.onnx"), threads)
         key = np.array(weights_key(bundle.spec.seed), np.int64)
         self.w: F32 = init.run(["w"], {"key": key})[0]
-        self._step = _session(bundle.file("onnx/step.onnx"), threads)
+        self._threads = threads
+        self._steps: dict[str, Any] = {}
+        self._session_of("adam")  # now, since a bundle that cannot train should say so at the start
         self._eval = _session(bundle.file("onnx/eval.onnx"), threads)
 
-    def step(self, x: F32, y: I64, state: State, noise: F32, rate: float) -> StepResult:
-        """One Adam step on the scores; see `edge_client.runtimes.Runtime`."""
-        check_step(self.bundle, x, y, state, noise, rate)
-        n, batch = len(y), self.bundle.batch
-        t = state.t + 1
-        scores, m, v, loss, correct = self._step.run(
-            ["scores_out", "m_out", "v_out", "loss", "correct"],
+    def step(self, x: F32, y: I64, state: State, noise: F32, rule: Rule) -> StepResult:
+        """One step on the scores; see `edge_client.runtimes.Runtime`."""
+        check_step(self.bundle, x, y, state, noise, rule)
+        n, batch, d = len(y), self.bundle.batch, self.bundle.spec.d
+        t, needs = state.t + 1, rule.needs
+        rate, feeds = rule.rate, {"m": _vector(state.m) if "m" in needs else _ZERO}
+        if rule.optimizer == "adam":
+            rate, epsilon = corrected(rule.rate, t)
+            feeds |= {"v": _vector(state.v), "epsilon": np.array(epsilon, np.float32)}
+        else:
+            feeds["momentum"] = np.array(rule.momentum, np.float32)
+        moments = [name for name in ("m", "v") if name in needs]
+        scores, loss, correct, *after = self._session_of(rule.optimizer).run(
+            ["scores_out", "loss", "correct", *(f"{name}_out" for name in moments)],
             {
                 "x": _padded(x, batch, np.float32),
                 "y": _padded(y, batch, np.int64),
                 "weight": _padded(np.full(n, 1 / n), batch, np.float32),
                 "scores": _vector(state.scores),
-                "m": _vector(state.m),
-                "v": _vector(state.v),
                 "w": self.w,
                 "u": _vector(noise),
-                "t": np.array(t, np.int64),
-                "lr": np.array(rate, np.float32),
+                "anchor": _vector(state.anchor) if "anchor" in needs else _ZERO,
+                "rate": np.array(rate, np.float32),
+                "mean": np.array(rule.mean),
+                "plain": np.array(rule.plain),
+                "terms": np.array([rule.times_theta, *pulls(rule, d)], np.float32),
+                **feeds,
             },
         )
-        return finite(StepResult(State(scores, m, v, t), float(loss), int(correct)))
+        m, v = (dict(zip(moments, after, strict=True)).get(name, getattr(state, name)) for name in ("m", "v"))
+        return finite(StepResult(State(scores, m, v, t, state.anchor), float(loss), int(correct)))
+
+    def _session_of(self, optimizer: str) -> Any:
+        """The session of one optimiser's step; a job has one, so the other is never loaded."""
+        if optimizer not in self._steps:
+            self._steps[optimizer] = _session(self.bundle.file(_GRAPHS[optimizer]), self._threads)
+        return self._steps[optimizer]
 
     def logits(self, x: F32, mask: F32) -> F32:
         """Class scores [n, classes]; see `edge_client.runtimes.Runtime`."""

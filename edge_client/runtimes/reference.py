@@ -13,9 +13,21 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from edge_client.runtimes import F32, I64, State, StepResult, check_logits, check_step, finite
+from edge_client.runtimes import (
+    BETA1,
+    BETA2,
+    EPSILON,
+    F32,
+    I64,
+    Rule,
+    State,
+    StepResult,
+    check_logits,
+    check_step,
+    finite,
+)
 from seedmask.bundle import Bundle
-from seedmask.spec import Conv2d, Linear, MaxPool2d, ModelSpec, ReLU
+from seedmask.spec import GROUPNORM_EPSILON, Conv2d, GroupNorm, Linear, MaxPool2d, ModelSpec, ReLU
 
 NAME: Final = "reference"
 NEEDS: Final[tuple[str, ...]] = ()
@@ -31,11 +43,12 @@ class Reference:
         self.spec = bundle.spec
         self.w = bundle.spec.weights().astype(np.float64)
 
-    def step(self, x: F32, y: I64, state: State, noise: F32, rate: float) -> StepResult:
-        """One Adam step on the scores; see `edge_client.runtimes.Runtime`."""
-        check_step(self.bundle, x, y, state, noise, rate)
-        theta = 1 / (1 + np.exp(-state.scores.astype(np.float64)))
-        tensors = self._tensors(self.w * (noise < theta))
+    def step(self, x: F32, y: I64, state: State, noise: F32, rule: Rule) -> StepResult:
+        """One step on the scores; see `edge_client.runtimes.Runtime`."""
+        check_step(self.bundle, x, y, state, noise, rule)
+        s = state.scores.astype(np.float64)
+        theta = 1 / (1 + np.exp(-s))
+        tensors = self._tensors(self.w * (theta if rule.mean else noise < theta))
         logits, tape = forward(self.spec, x.astype(np.float64), tensors)
 
         shifted = logits - logits.max(axis=1, keepdims=True)
@@ -46,13 +59,23 @@ class Reference:
 
         grads = backward(self.spec, tensors, tape, (np.exp(logp) - truth) / len(y))
         by_mask = np.concatenate([grads[tensor.name].ravel() for tensor in self.spec.tensors]) * self.w
-        g = by_mask * theta * (1 - theta)  # straight through: dL/dtheta := dL/dmask
+        by_theta = by_mask * theta if rule.times_theta else by_mask  # straight through
+        if rule.kl:
+            by_theta = by_theta + rule.kl * (s - state.anchor) / self.spec.d
+        by_theta = by_theta + (rule.sparsity - rule.entropy * s) / self.spec.d
+        g = by_theta * theta * (1 - theta)
 
-        t = state.t + 1
-        m = 0.9 * state.m + 0.1 * g
-        v = 0.999 * state.v + 0.001 * g * g
-        scores = state.scores - rate * (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8)
-        after = State(scores.astype(np.float32), m.astype(np.float32), v.astype(np.float32), t)
+        m, v, t = state.m, state.v, state.t + 1
+        if rule.optimizer == "adam":
+            m = BETA1 * m + (1 - BETA1) * g
+            v = BETA2 * v + (1 - BETA2) * g * g
+            s = s - rule.rate * (m / (1 - BETA1**t)) / (np.sqrt(v / (1 - BETA2**t)) + EPSILON)
+        elif rule.momentum:
+            m = rule.momentum * m + g
+            s = s - rule.rate * m
+        else:
+            s = s - rule.rate * g
+        after = State(s.astype(np.float32), m.astype(np.float32), v.astype(np.float32), t, state.anchor)
         return finite(StepResult(after, loss, correct))
 
     def logits(self, x: F32, mask: F32) -> F32:
@@ -94,6 +117,12 @@ def forward(spec: ModelSpec, x: F64, tensors: dict[str, F64]) -> tuple[F64, list
             winners = windows.argmax(axis=-1)  # the first of equals
             tape.append((x.shape, winners))
             x = np.take_along_axis(windows, winners[..., None], axis=-1)[..., 0]
+        elif isinstance(layer, GroupNorm):
+            groups = x.reshape(len(x), layer.groups, -1)
+            deviation = np.sqrt(groups.var(axis=2, keepdims=True) + GROUPNORM_EPSILON)
+            normal = (groups - groups.mean(axis=2, keepdims=True)) / deviation
+            tape.append((normal, deviation))
+            x = normal.reshape(x.shape)
         else:
             tape.append(x.shape)
             x = x.reshape(len(x), math.prod(x.shape[1:]))
@@ -118,6 +147,11 @@ def backward(spec: ModelSpec, tensors: dict[str, F64], tape: list[Any], dy: F64)
         elif isinstance(layer, MaxPool2d):
             shape, winners = saved
             dy = _unpool(dy, winners, layer, shape)
+        elif isinstance(layer, GroupNorm):
+            normal, deviation = saved
+            by = dy.reshape(normal.shape)
+            along = normal * (normal * by).mean(axis=2, keepdims=True)
+            dy = ((by - by.mean(axis=2, keepdims=True) - along) / deviation).reshape(dy.shape)
         else:
             dy = dy.reshape(saved)
     return grads

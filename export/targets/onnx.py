@@ -1,4 +1,4 @@
-"""ONNX graphs of a masked network: init (seed -> weights), step (one training step) and eval (logits).
+"""ONNX graphs of a masked network: init (seed -> weights), step and step_sgd (one training step), eval (logits).
 
 Plain inference graphs, so that every onnxruntime there is can train: opset 18, IR 8, domain ai.onnx only,
 built with onnx.helper (onnxscript's optimiser deletes Adam's epsilon). What the step computes stands in
@@ -9,15 +9,15 @@ onnxruntime's CPU runs fastest.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeAlias
 
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from export.graph import BETA1, BETA2, EPSILON, Ops, forward, train_step, unpack
-from seedmask.spec import Conv2d, MaxPool2d, ModelSpec, Shape
+from export.graph import Adam, Knobs, Ops, Sgd, forward, train_step, unpack
+from seedmask.spec import GROUPNORM_EPSILON, Conv2d, GroupNorm, MaxPool2d, ModelSpec, Shape
 
 OPSET: Final = 18
 IR_VERSION: Final = 8
@@ -39,6 +39,7 @@ class Graph:
 
     def __init__(self) -> None:
         self.nodes: list[onnx.NodeProto] = []
+        self.made = 0
         self.constants: dict[tuple[str, Shape, bytes], onnx.TensorProto] = {}
         self.inputs: list[onnx.ValueInfoProto] = []
         self.outputs: list[onnx.ValueInfoProto] = []
@@ -49,9 +50,17 @@ class Graph:
 
     def several(self, op: str, count: int, *inputs: Name, **attributes: Any) -> list[Name]:
         """Add a node with `count` outputs."""
-        names = [f"v{len(self.nodes)}_{i}" for i in range(count)]
+        names = [f"v{self.made}_{i}" for i in range(count)]
+        self.made += 1
         self.nodes.append(helper.make_node(op, inputs, names, **attributes))
         return names
+
+    def branch(self, build: Callable[[], Name]) -> onnx.GraphProto:
+        """A float32 value as a graph of its own, for an If: it sees all names that are there already."""
+        outside, self.nodes = self.nodes, []
+        result = helper.make_tensor_value_info(build(), onnx.TensorProto.FLOAT, None)
+        inside, self.nodes = self.nodes, outside
+        return helper.make_graph(inside, f"branch{self.made}", [], [result])
 
     def const(self, value: Any, dtype: Any) -> Name:
         """A constant of `dtype`; equal ones share a name."""
@@ -135,6 +144,10 @@ class OnnxOps(Ops[Name]):
     def less(self, a: Name, b: Name) -> Name:
         """1.0 where a < b."""
         return self.g.cast(self.g("Less", a, b), np.float32)
+
+    def choose(self, condition: Name, yes: Callable[[], Name], no: Callable[[], Name]) -> Name:
+        """If."""
+        return self.g("If", condition, then_branch=self.g.branch(yes), else_branch=self.g.branch(no))
 
     def split(self, flat: Name, shapes: Sequence[Shape]) -> list[Name]:
         """One Split; slices of a flat vector would each become a scatter on the way back."""
@@ -278,6 +291,28 @@ class OnnxOps(Ops[Name]):
         rest = [side % size for side, size in zip(before[1:], layer.size, strict=True)]
         return self.g("Pad", dx, self.g.ints(0, 0, 0, 0, 0, 0, *rest)) if any(rest) else dx
 
+    def normalise(self, x: Name, layer: GroupNorm, shape: Shape) -> tuple[Name, Name]:
+        """Mean and variance in two passes; InstanceNormalization would keep the deviation to itself."""
+        g = self.g
+        apart = self._by_group(x, layer, shape)
+        centred = g("Sub", apart, self._mean(apart))
+        variance = self._mean(g("Mul", centred, centred))
+        deviation = g("Sqrt", g("Add", variance, self.number(GROUPNORM_EPSILON)))
+        return self.reshape(g("Div", centred, deviation), shape), deviation
+
+    def normalise_dx(self, dy: Name, y: Name, deviation: Name, layer: GroupNorm, shape: Shape) -> Name:
+        """As it stands in `Ops`."""
+        g = self.g
+        dy, y = self._by_group(dy, layer, shape), self._by_group(y, layer, shape)
+        along = g("Mul", y, self._mean(g("Mul", y, dy)))
+        return self.reshape(g("Div", g("Sub", g("Sub", dy, self._mean(dy)), along), deviation), shape)
+
+    def _by_group(self, x: Name, layer: GroupNorm, shape: Shape) -> Name:
+        return self.reshape(x, (layer.groups, math.prod(shape) // layer.groups))
+
+    def _mean(self, x: Name) -> Name:
+        return self.g("ReduceMean", x, self.g.ints(2), keepdims=1)
+
     def cross_entropy(self, logits: Name, y: Name, weight: Name) -> tuple[Name, Name, Name]:
         """LogSoftmax subtracts the maximum first, so no logit is too large."""
         g = self.g
@@ -298,25 +333,48 @@ class OnnxOps(Ops[Name]):
 
 
 def step_graph(spec: ModelSpec, batch: int) -> bytes:
-    """The training step.
+    """The training step with Adam.
 
-    x float32 [batch, *input]; y int64 [batch]; weight float32 [batch], 1/n for a real example and 0 for
-    padding; scores, m, v, w (weights), u (noise) float32 [d]; t int64 [], the number of this step from 1; lr
-    float32 [] -> scores_out, m_out, v_out float32 [d]; loss float32 []; correct int64 [].
+    As `sgd_graph`, but v float32 [d] and epsilon float32 [] for momentum, m float32 [d], and v_out float32 [d]; rate and
+    epsilon already hold step t's bias correction (`export.graph.Adam`).
     """
+    return _step_graph(spec, batch, adam=True)
+
+
+def sgd_graph(spec: ModelSpec, batch: int) -> bytes:
+    """The training step with SGD, which holds two vectors of d less than Adam's, or one with momentum.
+
+    x float32 [batch, *input]; y int64 [batch]; weight float32 [batch], 1/n for a real example and 0 for padding;
+    scores, w (weights), u (noise) float32 [d]; anchor float32 [d] or [1]; m float32 [d] or, without momentum, [1];
+    rate, momentum float32 []; mean, plain bool []; terms float32 [4] as in `export.graph.Knobs`, times_theta first
+    -> scores_out, m_out float32 [d]; loss float32 []; correct int64 [].
+    """
+    return _step_graph(spec, batch, adam=False)
+
+
+def _step_graph(spec: ModelSpec, batch: int, adam: bool) -> bytes:
     g, d = Graph(), spec.d
     inputs = {
         "x": g.input("x", np.float32, [batch, *spec.input]),
         "y": g.input("y", np.int64, [batch]),
         "weight": g.input("weight", np.float32, [batch]),
-        **{name: g.input(name, np.float32, [d]) for name in ("scores", "m", "v", "w", "u")},
+        **{name: g.input(name, np.float32, [d]) for name in ("scores", "w", "u")},
     }
-    t, lr = g.input("t", np.int64, []), g.input("lr", np.float32, [])
-    rate, epsilon = _bias_correction(g, t, lr)
-    after = train_step(OnnxOps(g, batch), spec, **inputs, rate=rate, epsilon=epsilon)
+    anchor, rate = g.input("anchor", np.float32, ["anchored"]), g.input("rate", np.float32, [])
+    mean, plain = g.input("mean", np.bool_, []), g.input("plain", np.bool_, [])
+    terms = g.several("Split", 4, g.input("terms", np.float32, [4]), axis=0, num_outputs=4)
+    optimizer: Adam[Name] | Sgd[Name]
+    if adam:
+        m, v = g.input("m", np.float32, [d]), g.input("v", np.float32, [d])
+        optimizer = Adam(m, v, g.input("epsilon", np.float32, []))
+    else:
+        optimizer = Sgd(g.input("m", np.float32, ["moments"]), g.input("momentum", np.float32, []))
+    knobs = Knobs(rate, mean, plain, anchor, *terms)
+    after = train_step(OnnxOps(g, batch), spec, **inputs, knobs=knobs, optimizer=optimizer)
     g.output("scores_out", after.scores, np.float32, [d])
     g.output("m_out", after.m, np.float32, [d])
-    g.output("v_out", after.v, np.float32, [d])
+    if after.v is not None:
+        g.output("v_out", after.v, np.float32, [d])
     g.output("loss", after.loss, np.float32, [])
     g.output("correct", after.correct, np.int64, [])
     return g.model("step")
@@ -348,18 +406,6 @@ def init_graph(spec: ModelSpec) -> bytes:
     scaled = [ops.mul(sign, ops.number(t.constant)) for sign, t in zip(signs, spec.tensors, strict=True)]
     g.output("w", ops.join(scaled), np.float32, [spec.d])
     return g.model("init")
-
-
-def _bias_correction(g: Graph, t: Name, lr: Name) -> tuple[Name, Name]:
-    """Adam's rate and epsilon of step t as `train_step` wants them, computed in double."""
-
-    def rest(beta: float) -> Name:
-        return g("Sub", one, g("Pow", g.const(beta, np.float64), steps))
-
-    one, steps = g.const(1.0, np.float64), g.cast(t, np.float64)
-    root = g("Sqrt", rest(BETA2))
-    rate = g("Div", g("Mul", g.cast(lr, np.float64), root), rest(BETA1))
-    return g.cast(rate, np.float32), g.cast(g("Mul", g.const(EPSILON, np.float64), root), np.float32)
 
 
 def _threefry_words(g: Graph, key: Name, blocks: int) -> Name:
