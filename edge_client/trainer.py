@@ -20,7 +20,7 @@ import numpy as np
 
 from edge_client import data as datasets
 from edge_client.config import EdgeConfig
-from edge_client.runtimes import DivergedError, open_runtime
+from edge_client.runtimes import DivergedError, State, open_runtime
 from edge_client.session import Failed, Trained
 from edge_client.training import train, update_of
 from seedmask import bundle as bundles
@@ -201,6 +201,7 @@ def _serve(config: EdgeConfig, pipe: Connection) -> None:
             pipe.send(_Broken(traceback.format_exc(limit=-2)))
             return
         rng = np.random.default_rng()
+        kept: State | None = None  # the optimiser between rounds; it is lost with this process, as the job allows
 
         def progress(step: int, steps: int) -> bool:
             pipe.send(Advanced(step, steps))
@@ -211,9 +212,14 @@ def _serve(config: EdgeConfig, pipe: Connection) -> None:
             message = pipe.recv()
             while not isinstance(message, _Begin):
                 message = pipe.recv()  # a _Stop that came when there was nothing left to stop
-            announce = message.announce
+            announce, theta, work = message.announce, message.theta, message.announce.work
+            before = kept if work.keep_optimizer else None
             try:
-                outcome = train(runtime, bundle.spec, data, message.theta, announce.work, bundle.batch, rng, progress)
+                outcome = train(
+                    *(runtime, bundle.spec, data, theta, work, bundle.batch, rng, progress),
+                    round_=announce.round,
+                    kept=before,
+                )
             except (DivergedError, MemoryError) as error:
                 pipe.send(Failed(announce.round, announce.theta, str(error) or type(error).__name__))
                 continue
@@ -223,5 +229,7 @@ def _serve(config: EdgeConfig, pipe: Connection) -> None:
                 pipe.send(Failed(announce.round, announce.theta, traceback.format_exc(limit=-2)))
                 continue
             if outcome is not None:
-                frame = encode(update_of(announce, config.device, message.theta, outcome, len(data.y)))
+                kept = outcome.state if work.keep_optimizer else None
+                update = update_of(announce, config.device, bundle.spec, theta, outcome, len(data.y), rng)
+                frame = encode(update)
                 pipe.send(Trained(announce.round, announce.theta, transfer_id(frame), frame))

@@ -1,23 +1,24 @@
-"""One round of local training: from the global probabilities to one sampled mask.
+"""One round of local training: from the global probabilities to new scores, and from these to the masks that are sent.
 
 FedPM's client (Isik et al., arXiv 2209.15328, algorithm 1): scores start at logit(theta), every step draws a fresh mask
-for the forward pass, and at the end one mask is drawn and that is all that leaves the device. Randomness here is
-private to the device; nobody else ever needs to repeat it.
+for the forward pass, and at the end masks are drawn from what was learnt, and they are all that leaves the device.
+Randomness here is private to the device, but for the uniforms that the codecs share with the aggregator (PROTOCOL 2).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from edge_client.data import Dataset
-from edge_client.runtimes import DivergedError, Runtime, State
+from edge_client.runtimes import F32, OPTIMIZERS, DivergedError, Rule, Runtime, State
 from seedmask.codec import by_id
-from seedmask.mask import Mask, Theta, sample
+from seedmask.mask import Theta
+from seedmask.shared import Shared
 from seedmask.spec import ModelSpec
-from seedmask.wire import Announce, Update, Work
+from seedmask.wire import Announce, Update, Work, basis
 
 Progress = Callable[[int, int], bool]
 """Called as progress(step, steps) before each step; False stops the training."""
@@ -25,11 +26,29 @@ Progress = Callable[[int, int], bool]
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """What training gives: the `mask`, and the last epoch's mean `loss` (nats) and `correct` predictions."""
+    """What training gives.
 
-    mask: Mask
+    `scores` float32 [d], the logits of the probabilities that were learnt; the last epoch's mean `loss` (nats) and
+    `correct` predictions; `state`, to go on from where the optimiser stood (None: nothing to go on from).
+    """
+
+    scores: F32
     loss: float
     correct: int
+    state: State | None = None
+
+
+def rule_of(work: Work, round_: int) -> Rule:
+    """What a job's `work` asks of every step in round `round_`; the mean network's epochs are `train`'s affair."""
+    return Rule(
+        rate=work.rate(round_),
+        optimizer=OPTIMIZERS[work.optimizer],
+        momentum=work.momentum / 1e6,
+        times_theta=bool(work.straight_through),
+        kl=work.kl / 1e6,
+        sparsity=work.sparsity / 1e6,
+        entropy=work.entropy / 1e6,
+    )
 
 
 def train(
@@ -41,42 +60,68 @@ def train(
     batch: int,
     rng: np.random.Generator,
     progress: Progress = lambda step, steps: True,
+    *,
+    round_: int = 1,
+    kept: State | None = None,
 ) -> Outcome | None:
-    """Train `work.epochs` passes over `data`, draw a mask. None if `progress` stopped it; DivergedError for NaN."""
+    """Train `work.epochs` passes over `data`. None if `progress` stopped it; DivergedError for NaN.
+
+    `kept` is the last round's Outcome.state where the optimiser goes on from round to round.
+    """
     n = len(data.y)
     per_epoch = -(-n // batch)
-    state = State.start(theta.logit())
+    rule = rule_of(work, round_)
+    start = theta.logit()
+    state = State.start(start, rule) if kept is None else kept.again(start, rule)
+    noise = np.zeros(spec.d, np.float32)
     losses, correct = 0.0, 0
     for epoch in range(work.epochs):
+        rule = replace(rule, mean=epoch < work.mean_epochs)
         order = rng.permutation(n)
         losses, correct = 0.0, 0
         for number in range(per_epoch):
             if not progress(epoch * per_epoch + number, work.epochs * per_epoch):
                 return None
             pick = order[number * batch : (number + 1) * batch]
-            noise = rng.random(spec.d, np.float32)
-            result = runtime.step(spec.normalise(data.x[pick]), data.y[pick], state, noise, work.learning_rate / 1e6)
+            if not rule.mean:
+                rng.random(dtype=np.float32, out=noise)
+            result = runtime.step(spec.normalise(data.x[pick]), data.y[pick], state, noise, rule)
             state = result.state
             losses += result.loss * len(pick)
             correct += result.correct
-    if not np.isfinite(state.scores).all():
+    scores = state.scores
+    if not np.isfinite(scores).all():
         raise DivergedError("mask scores are no longer finite numbers; is the learning rate too high?")
-    with np.errstate(over="ignore"):  # a score far below zero is a probability of zero
-        probability = (1 / (1 + np.exp(-state.scores))).astype(np.float32, copy=False)
-    return Outcome(sample(probability, rng), losses / n, correct)
+    return Outcome(scores, losses / n, correct, state)
 
 
-def update_of(announce: Announce, device: str, theta: Theta, outcome: Outcome, samples: int) -> Update:
-    """The message that reports `outcome`, its mask coded as the announcement asks."""
+def update_of(
+    announce: Announce,
+    device: str,
+    spec: ModelSpec,
+    theta: Theta,
+    outcome: Outcome,
+    samples: int,
+    rng: np.random.Generator,
+    thrift: float | None = None,
+) -> Update:
+    """The message that reports `outcome`: `work.masks` masks, each drawn and coded as the announcement asks.
+
+    `rng` is private; `thrift` is the device's own wish for bits of KL per block index, within what the job allows.
+    """
+    work = announce.work
+    plan = work.plan(thrift)
+    stratum = (sorted(announce.selected).index(device), len(announce.selected)) if work.stratified else None
+    payloads = []
+    for index in range(work.masks):
+        shared = Shared(spec.seed, announce.round, announce.job, device, index, stratum)
+        payloads.append(by_id(work.codec).draw(outcome.scores, theta, shared, rng, plan))
     return Update(
-        job=announce.job,
-        device=device,
         round=announce.round,
-        model=announce.model,
-        theta=announce.theta,
+        basis=basis(announce.job, announce.model, announce.theta),
         samples=samples,
         loss=min(int(outcome.loss * 1e6 + 0.5), (1 << 32) - 1),
         correct=outcome.correct,
-        codec=announce.work.codec,
-        payload=by_id(announce.work.codec).encode(outcome.mask, theta),
+        codec=work.codec,
+        payloads=tuple(payloads),
     )

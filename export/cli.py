@@ -15,7 +15,7 @@ from seedmask.bundle import MAX_BYTES, to_bytes
 from seedmask.errors import UserError
 from seedmask.io.commands import Command
 from seedmask.io.files import write_atomic
-from seedmask.spec import Conv2d, Linear, MaxPool2d, ModelSpec
+from seedmask.spec import Conv2d, GroupNorm, Linear, MaxPool2d, ModelSpec
 from seedmask.wire import is_name
 
 if TYPE_CHECKING:
@@ -24,12 +24,14 @@ if TYPE_CHECKING:
 EPILOG: Final = """\
 The model is a name from the zoo, or module:factory, where calling the factory without arguments gives a
 torch.nn.Module (the current directory is searched first). Its forward() is a chain of Linear, Conv2d, ReLU,
-MaxPool2d, Flatten and Identity. Only the architecture is taken: the frozen weights are random signs, which
-every device makes again from the seed.
+MaxPool2d, Flatten, Identity, and GroupNorm or LayerNorm without affine. Only the architecture is taken: the
+frozen weights are random signs, which every device makes again from the seed.
 
 the zoo:
   mlp      784-256-128-10, no biases         1x28x28   10 classes      234,752 weights
   conv4    FedPM's CONV-4                    1x28x28   10 classes    1,933,258 weights
+  conv4s   32-32-64-64-fc64-10, strided      1x28x28   10 classes      102,304 weights
+  conv4n   conv4s with GroupNorm             1x28x28   10 classes      102,304 weights
   conv6    FedPM's CONV-6                    3x32x32   10 classes    2,262,602 weights
   conv10   FedPM's CONV-10                   3x32x32  100 classes   19,197,092 weights
 
@@ -66,9 +68,16 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, default=128, metavar="N", help="examples per training step (default 128)")
     parser.add_argument(
         "--scale",
-        choices=("kaiming", "paper"),
+        choices=("kaiming", "paper", "unit"),
         default="kaiming",
-        help="size of a weight: sqrt(2/fan_in), which learns faster, or the paper's e*sqrt(1/fan_in)",
+        help="size of a weight: sqrt(2/fan_in), which learns fastest, the paper's e*sqrt(1/fan_in), or sqrt(1/fan_in)",
+    )
+    parser.add_argument(
+        "--gain",
+        type=_numbers,
+        default=(1.0,),
+        metavar="X",
+        help="multiplies that size: one number, or one per layer with weights like 1,1,0.5 (default 1)",
     )
     parser.add_argument("--force", action="store_true", help="overwrite FILE")
     parser.add_argument("--json", action="store_true", help="print what was made as one JSON object")
@@ -84,7 +93,8 @@ def _run(options: argparse.Namespace) -> int:
     factory, shape, classes, name = _find(options)
     model = _build(options.model, factory)
     seed = secrets.randbits(64) if options.seed is None else options.seed
-    spec = trace(model, name, seed, shape, options.range, classes, options.scale)
+    gain = options.gain[0] if len(options.gain) == 1 else options.gain
+    spec = trace(model, name, seed, shape, options.range, classes, options.scale, gain)
     if output.exists() and not options.force:  # last: what --force cannot mend is said first
         raise UserError(f"{output} exists; --force overwrites it")
     data = to_bytes(make_bundle(spec, options.batch))
@@ -222,6 +232,8 @@ def _table(spec: ModelSpec, made: dict[str, Any]) -> str:
             what = f"{layer.weight.rpartition('.')[0]}: {what}" + (" + bias" if layer.bias else "")
         elif isinstance(layer, MaxPool2d):
             what += f" {_by(layer.size)}"
+        elif isinstance(layer, GroupNorm):
+            what += f" {layer.groups}"
         numbers = f"{row['weights']:>12,}   {row['constant']:.6f}" if row["weights"] else ""
         lines.append(f"{what:<34}{_by(row['output']):<16}{numbers}".rstrip())
     return "\n".join(
@@ -250,6 +262,13 @@ def _integers(text: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
         raise argparse.ArgumentTypeError(f"integers separated by commas expected, found {text!r}") from None
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"numbers separated by commas expected, found {text!r}") from None
 
 
 def _seed(text: str) -> int:

@@ -224,7 +224,7 @@ def backward(ops: Ops[V], spec: ModelSpec, weights: dict[str, V], tape: list[tup
         elif isinstance(layer, MaxPool2d):
             dy = ops.pool_dx(dy, saved[0], layer, before)
         elif isinstance(layer, GroupNorm):
-            dy = ops.normalise_dx(dy, *saved, layer, before)
+            dy = ops.normalise_dx(dy, saved[0], saved[1], layer, before)
         else:
             dy = ops.reshape(dy, before)
     return grads

@@ -2,14 +2,15 @@
 
 torch.fx records what forward() does; the weights inside the module are thrown away, for a Seedmask model has
 random signs instead (FedPM: Isik et al., arXiv 2209.15328). Their size is c = sqrt(2 / fan_in), 'kaiming',
-unless the paper's c = e * sqrt(1 / fan_in) is asked for; a bias has its layer's c.
+unless the 'paper's c = e * sqrt(1 / fan_in) or 'unit', c = sqrt(1 / fan_in), is asked for, times a gain, one for all
+layers or one for each; a bias has its layer's c.
 """
 
 from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import torch
@@ -18,8 +19,10 @@ from torch.nn import functional as F
 
 from seedmask.errors import SpecError, UserError
 from seedmask.spec import (
+    GROUPNORM_EPSILON,
     Conv2d,
     Flatten,
+    GroupNorm,
     Layer,
     Linear,
     MaxPool2d,
@@ -31,20 +34,24 @@ from seedmask.spec import (
 )
 
 SUPPORTED: Final = (
-    "a chain of Linear, Conv2d (stride, zero padding), ReLU, MaxPool2d (kernel = stride), Flatten, Identity"
+    "a chain of Linear, Conv2d (stride, zero padding), ReLU, MaxPool2d (kernel = stride), Flatten, Identity, "
+    "GroupNorm(affine=False), LayerNorm(elementwise_affine=False) of whole examples"
 )
 SCALES: Final[dict[str, Callable[[int], float]]] = {
     "kaiming": lambda fan_in: math.sqrt(2 / fan_in),
     "paper": lambda fan_in: math.e * math.sqrt(1 / fan_in),
+    "unit": lambda fan_in: math.sqrt(1 / fan_in),
 }
 
-_NORMALISATION: Final = "it has trained scales and running means; leave it out, masked nets learn without it"
+_NORMALISATION: Final = "it has trained scales and running means; take GroupNorm(affine=False), or leave it out"
+_FUNCTIONAL_NORM: Final = "write it as a layer, nn.GroupNorm(affine=False)"
 _DROPOUT: Final = "every step already draws a random mask; leave it out"
 _SOFTMAX: Final = "end with the logits, the loss applies softmax itself"
 _SCALING: Final = "raw inputs are brought to -1 .. 1 before the model, see the value range"
 # Why something that many models have is not here, and what to do instead.
 _ADVICE: Final[dict[str, str]] = {
     **dict.fromkeys(("BatchNorm1d", "BatchNorm2d"), _NORMALISATION),
+    **dict.fromkeys(("group_norm", "layer_norm"), _FUNCTIONAL_NORM),
     **dict.fromkeys(("Dropout", "Dropout2d", "dropout"), _DROPOUT),
     **dict.fromkeys(("Softmax", "LogSoftmax", "softmax", "log_softmax"), _SOFTMAX),
     **dict.fromkeys(("sub", "mul", "truediv", "div"), _SCALING),
@@ -61,11 +68,13 @@ def trace(
     value_range: tuple[int, int] = (0, 255),
     classes: int = 10,
     scale: str = "kaiming",
+    gain: float | Sequence[float] = 1.0,
 ) -> ModelSpec:
     """The ModelSpec of `model` for inputs [n, *input_shape] with raw values in `value_range`.
 
-    Tensor names are torch's parameter names, in the order of use. Raises UserError: which layer is not
-    supported, where it is, and what is.
+    `gain` > 0 multiplies the size of the weights: one number, or one for each layer that has any. Tensor names are
+    torch's parameter names, in the order of use. Raises UserError: which layer is not supported, where it is, and what
+    is.
     """
     if scale not in SCALES:
         raise UserError(f"scale is one of {', '.join(SCALES)}; found {scale!r}")
@@ -76,7 +85,7 @@ def trace(
         raise UserError(f"cannot follow {type(model).__name__}.forward(): {error}\nsupported: {SUPPORTED}") from None
     graph.graph.eliminate_dead_code()
     chain = _chain(graph)
-    layers, tensors = _layers(graph, chain, SCALES[scale])
+    layers, tensors = _layers(graph, chain, SCALES[scale], gain)
     _check_shapes(graph, chain, input_shape, classes)
     try:
         return ModelSpec(name, seed, input_shape, value_range, classes, tuple(layers), tuple(tensors))
@@ -119,8 +128,13 @@ def _chain(graph: fx.GraphModule) -> list[fx.Node]:
 
 
 def _layers(
-    graph: fx.GraphModule, chain: list[fx.Node], constant: Callable[[int], float]
+    graph: fx.GraphModule, chain: list[fx.Node], constant: Callable[[int], float], gain: float | Sequence[float]
 ) -> tuple[list[Layer], list[Tensor]]:
+    weighted = [node for node in chain if node.op == "call_module" and _what(graph, node) in ("Linear", "Conv2d")]
+    gains = [gain] * len(weighted) if isinstance(gain, int | float) else list(gain)
+    if len(gains) != len(weighted) or not all(0 < value < math.inf for value in gains):
+        raise UserError(f"gain is a number above 0, or {len(weighted)} of them, one for each layer; found {gain}")
+    gain_of = dict(zip(weighted, gains, strict=True))
     layers: list[Layer] = []
     tensors: list[Tensor] = []
     used: dict[int, str] = {}
@@ -133,7 +147,7 @@ def _layers(
         if not isinstance(layer, Linear | Conv2d) or module is None:
             continue
         weight = module.get_parameter("weight")
-        scale = scale_bits(constant(math.prod(weight.shape[1:])))
+        scale = scale_bits(constant(math.prod(weight.shape[1:])) * gain_of[node])
         for name in (layer.weight, layer.bias):
             if name is None:
                 continue
@@ -173,7 +187,21 @@ def _of_module(path: str, module: nn.Module) -> Layer | None:
     if kind is nn.Conv2d:
         assert isinstance(module, nn.Conv2d)
         return _conv(path, place, module)
+    if isinstance(module, nn.GroupNorm | nn.LayerNorm):
+        return _norm(place, module)
     raise _refusal(place, _ADVICE.get(kind.__name__, ""))
+
+
+def _norm(place: str, norm: nn.GroupNorm | nn.LayerNorm) -> GroupNorm:
+    """LayerNorm is GroupNorm of one group; `_misfit` sees whether it takes in the whole example."""
+    affine, name = (
+        (norm.affine, "affine") if isinstance(norm, nn.GroupNorm) else (norm.elementwise_affine, "elementwise_affine")
+    )
+    if affine:
+        raise _refusal(place, f"it has trained scales and shifts; {name}=False has none")
+    if norm.eps != GROUPNORM_EPSILON:
+        raise _refusal(place, f"eps={norm.eps}; only {GROUPNORM_EPSILON} is")
+    return GroupNorm(norm.num_groups if isinstance(norm, nn.GroupNorm) else 1)
 
 
 def _conv(path: str, place: str, conv: nn.Conv2d) -> Conv2d:
@@ -280,6 +308,10 @@ def _misfit(graph: fx.GraphModule, node: fx.Node, before: Shape) -> str:
         return f"takes channels,height,width, like 1,28,28, and gets {_example(before)}"
     if isinstance(layer, nn.Conv2d) and before[1] != layer.in_channels:
         return f"takes {layer.in_channels} channel(s) and gets {_example(before)}, which has {before[1]}"
+    if isinstance(layer, nn.LayerNorm) and tuple(layer.normalized_shape) != before[1:]:
+        return f"takes {list(layer.normalized_shape)} and gets {_example(before)}; only whole examples are normalised"
+    if isinstance(layer, nn.GroupNorm) and (before[1] % layer.num_groups or math.prod(before[1:]) == layer.num_groups):
+        return f"gets {_example(before)}, which makes no {layer.num_groups} equal groups of more than one value"
     if isinstance(layer, nn.Linear) and before[-1] != layer.in_features:
         return f"takes {layer.in_features:,} numbers and gets {_example(before)}"
     return ""

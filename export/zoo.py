@@ -39,6 +39,29 @@ def conv10() -> nn.Module:
     return _pairs(3, (64, 128, 256, 512, 1024), flat=1024, classes=100)
 
 
+def conv4s() -> nn.Module:
+    """A small CONV-4 for 1x28x28 that strides instead of pooling, 32-32-64-64-fc64-10, no biases; d = 102,304."""
+    return _strided(normalised=False)
+
+
+def conv4n() -> nn.Module:
+    """`conv4s` with every layer's output but the last normalised before its ReLU, eight channels at a time."""
+    return _strided(normalised=True)
+
+
+def _strided(normalised: bool) -> nn.Module:
+    """3x3 without padding, 28 -> 13 -> 11 -> 5 -> 3: every second one strides."""
+
+    def norm(channels: int) -> list[nn.Module]:
+        return [nn.GroupNorm(channels // 8, channels, affine=False)] if normalised else []
+
+    layers: list[nn.Module] = []
+    for before, after, stride in ((1, 32, 2), (32, 32, 1), (32, 64, 2), (64, 64, 1)):
+        layers += [nn.Conv2d(before, after, 3, stride=stride, bias=False), *norm(after), nn.ReLU()]
+    layers += [nn.Flatten(), nn.Linear(576, 64, bias=False), *norm(64), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(64, 10, bias=False))
+
+
 def _pairs(channels: int, widths: tuple[int, ...], flat: int, classes: int) -> nn.Module:
     """Two 3x3 convolutions and a 2x2 pool per width, then three fully connected layers."""
     layers: list[nn.Module] = []
@@ -64,6 +87,8 @@ class Entry:
 ZOO: dict[str, Entry] = {
     "mlp": Entry(mlp, (1, 28, 28), 10, 234_752),
     "conv4": Entry(conv4, (1, 28, 28), 10, 1_933_258),
+    "conv4s": Entry(conv4s, (1, 28, 28), 10, 102_304),
+    "conv4n": Entry(conv4n, (1, 28, 28), 10, 102_304),
     "conv6": Entry(conv6, (3, 32, 32), 10, 2_262_602),
     "conv10": Entry(conv10, (3, 32, 32), 100, 19_197_092),
 }

@@ -16,7 +16,7 @@ import pytest
 from export.cli import COMMAND
 from seedmask import bundle
 from seedmask.errors import UserError
-from seedmask.spec import Conv2d, Flatten, Linear, MaxPool2d, ReLU
+from seedmask.spec import Conv2d, Flatten, GroupNorm, Linear, MaxPool2d, ReLU
 
 pytestmark = pytest.mark.export
 
@@ -75,7 +75,11 @@ def test_an_ordinary_forward_becomes_a_chain() -> None:
 
 @pytest.mark.parametrize(
     ("scale", "constant"),
-    [("kaiming", lambda fan_in: (2 / fan_in) ** 0.5), ("paper", lambda fan_in: 2.718281828459045 * fan_in**-0.5)],
+    [
+        ("kaiming", lambda fan_in: (2 / fan_in) ** 0.5),
+        ("paper", lambda fan_in: 2.718281828459045 * fan_in**-0.5),
+        ("unit", lambda fan_in: fan_in**-0.5),
+    ],
 )
 def test_a_weights_size_follows_from_its_fan_in_and_a_bias_has_its_layers(
     scale: str, constant: Callable[[float], float]
@@ -85,6 +89,19 @@ def test_a_weights_size_follows_from_its_fan_in_and_a_bias_has_its_layers(
     for tensor in spec.tensors:
         wanted = constant(fan_in[tensor.name.rpartition(".")[0]])
         assert tensor.constant == struct.unpack("<f", struct.pack("<f", wanted))[0]
+
+
+def test_a_gain_multiplies_every_weight_or_those_of_one_layer() -> None:
+    plain, all_, each = (trace(Chain(), "chain", 7, (1, 8, 8), gain=gain) for gain in (1, 0.5, (1, 2, 0.25)))
+    for tensor, half, own in zip(plain.tensors, all_.tensors, each.tensors, strict=True):
+        factor = {"features": 1.0, "second": 2.0, "head": 0.25}[tensor.name.partition(".")[0]]
+        assert (half.constant, own.constant) == (0.5 * tensor.constant, factor * tensor.constant)
+
+
+@pytest.mark.parametrize("gain", [0.0, -1.0, (1.0, 1.0), (1.0, 1.0, float("inf")), float("nan")])
+def test_a_gain_that_makes_no_weights_is_refused(gain: Any) -> None:
+    with pytest.raises(UserError, match="a number above 0, or 3 of them, one for each layer; found"):
+        trace(Chain(), "chain", 7, (1, 8, 8), gain=gain)
 
 
 class Forward(nn.Module):
@@ -147,6 +164,14 @@ def test_every_max_pool_is_one(pool: Callable[[Any], Any]) -> None:
     assert spec.layers[0] == MaxPool2d((2, 2))
 
 
+def test_normalisation_without_affine_is_groupnorm_and_layernorm_is_one_group() -> None:
+    head = [nn.Flatten(), nn.LayerNorm(512, elementwise_affine=False), nn.Linear(512, 10)]
+    norms = [nn.GroupNorm(4, 8, affine=False), nn.LayerNorm((8, 8, 8), elementwise_affine=False)]
+    spec = trace(nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), *norms, *head), "norms", 0, (1, 8, 8))
+    assert spec.layers[1:5] == (GroupNorm(4), GroupNorm(1), Flatten(), GroupNorm(1))
+    assert spec.d == 9 * 8 + 8 + 5120 + 10
+
+
 def seq(*layers: nn.Module) -> nn.Module:
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(64, 10))
 
@@ -154,11 +179,35 @@ def seq(*layers: nn.Module) -> nn.Module:
 REFUSALS: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "batch norm": (
         lambda: nn.ModuleDict({"features": seq(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1))})["features"],
-        "BatchNorm2d '1' is not supported: it has trained scales and running means; leave it out",
+        "BatchNorm2d '1' is not supported: it has trained scales and running means; take GroupNorm(affine=False)",
     ),
     "batch norm inside": (
         lambda: seq(nn.Sequential(nn.Conv2d(1, 1, 1), nn.Sequential(nn.BatchNorm2d(1)))),
         "BatchNorm2d '0.1.0' is not supported",
+    ),
+    "affine group norm": (
+        lambda: seq(nn.GroupNorm(1, 1)),
+        "GroupNorm '0' is not supported: it has trained scales and shifts; affine=False has none",
+    ),
+    "affine layer norm": (
+        lambda: seq(nn.LayerNorm((1, 8, 8))),
+        "LayerNorm '0' is not supported: it has trained scales and shifts; elementwise_affine=False has none",
+    ),
+    "other epsilon": (
+        lambda: seq(nn.GroupNorm(1, 1, eps=1e-3, affine=False)),
+        "GroupNorm '0' is not supported: eps=0.001; only 1e-05 is",
+    ),
+    "layer norm of rows": (
+        lambda: seq(nn.LayerNorm(8, elementwise_affine=False)),
+        "LayerNorm '0' takes [8] and gets [1, 8, 8]; only whole examples are normalised",
+    ),
+    "groups of one value": (
+        lambda: nn.Sequential(seq(), nn.GroupNorm(10, 10, affine=False)),
+        "GroupNorm '1' gets [10], which makes no 10 equal groups of more than one value",
+    ),
+    "functional group norm": (
+        lambda: Forward(lambda m, x: m.head(F.group_norm(x, 1).flatten(1))),
+        "group_norm in forward() of the model is not supported: write it as a layer, nn.GroupNorm(affine=False)",
     ),
     "dropout": (lambda: seq(nn.Dropout()), "Dropout '0' is not supported: every step already draws a random mask"),
     "softmax": (lambda: nn.Sequential(seq(), nn.Softmax(1)), "Softmax '1' is not supported: end with the logits"),
@@ -275,12 +324,20 @@ def test_a_name_that_a_spec_does_not_take_is_the_users_to_mend() -> None:
 
 
 def test_an_unknown_scale_names_the_known() -> None:
-    with pytest.raises(UserError, match="kaiming, paper; found 'xavier'"):
+    with pytest.raises(UserError, match="kaiming, paper, unit; found 'xavier'"):
         trace(ZOO["mlp"].factory(), "mlp", 0, (1, 28, 28), scale="xavier")
 
 
 @pytest.mark.parametrize(
-    ("name", "d"), [("mlp", 234_752), ("conv4", 1_933_258), ("conv6", 2_262_602), ("conv10", 19_197_092)]
+    ("name", "d"),
+    [
+        ("mlp", 234_752),
+        ("conv4", 1_933_258),
+        ("conv4s", 102_304),
+        ("conv4n", 102_304),
+        ("conv6", 2_262_602),
+        ("conv10", 19_197_092),
+    ],
 )
 def test_the_zoo_has_the_sizes_it_says(name: str, d: int) -> None:
     entry = ZOO[name]
@@ -294,7 +351,7 @@ def test_a_bundle_goes_round_and_is_the_same_each_time() -> None:
     assert data == bundle.to_bytes(make_bundle(trace(Chain(), "chain", 7, (1, 8, 8)), 16))
     opened = bundle.from_bytes(data)
     assert (opened.spec, opened.batch) == (spec, 16)
-    assert sorted(opened.files) == ["onnx/eval.onnx", "onnx/init.onnx", "onnx/step.onnx"]
+    assert sorted(opened.files) == ["onnx/eval.onnx", "onnx/init.onnx", "onnx/step.onnx", "onnx/step_sgd.onnx"]
     assert len(data) < 50_000  # no weight among them
 
 
@@ -310,8 +367,12 @@ def test_the_graphs_are_plain_onnx_that_old_runtimes_read(name: str) -> None:
         assert {node.domain for node in model.graph.node} == {""}
         assert len(data) < 50_000
     step = onnx.load_from_string(made.files["onnx/step.onnx"]).graph
-    assert [i.name for i in step.input] == ["x", "y", "weight", "scores", "m", "v", "w", "u", "t", "lr"]
+    shared = ["x", "y", "weight", "scores", "w", "u", "anchor", "rate", "mean", "plain", "terms"]
+    assert [i.name for i in step.input] == [*shared, "m", "v", "epsilon"]
     assert [o.name for o in step.output] == ["scores_out", "m_out", "v_out", "loss", "correct"]
+    sgd = onnx.load_from_string(made.files["onnx/step_sgd.onnx"]).graph
+    assert [i.name for i in sgd.input] == [*shared, "m", "momentum"]
+    assert [o.name for o in sgd.output] == ["scores_out", "m_out", "loss", "correct"]
 
 
 # ---------------------------------------------------------------------------------------------- the command
@@ -391,7 +452,7 @@ def number(): return 7
 @pytest.mark.parametrize(
     ("model", "text"),
     [
-        ("resnet50", "no model 'resnet50' in the zoo; there are mlp, conv4, conv6, conv10"),
+        ("resnet50", "no model 'resnet50' in the zoo; there are mlp, conv4, conv4s, conv4n, conv6, conv10"),
         ("my_absent_module:Net", "no module 'my_absent_module' in "),
         ("my_broken_module:Net", "importing my_broken_module failed: SyntaxError"),
         ("my_needy_module:Net", "importing my_needy_module needs my_absent_module, which is not installed"),
@@ -462,3 +523,12 @@ def test_a_bundle_goes_into_a_folder_that_exists(here: Path, output: str) -> Non
 def test_the_table_names_a_layer_before_what_it_does(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert export("conv4", "-o", "c.bundle") == 0
     assert "\n0: conv2d 3x3 + bias  " in capsys.readouterr().out
+
+
+def test_scale_and_gain_are_options(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert export("conv4n", "-o", "c.bundle", "--scale", "unit", "--gain", "1,1,1,1,1,0.5") == 0
+    assert "\ngroupnorm 4  " in capsys.readouterr().out
+    constants = [tensor.constant for tensor in bundle.load(here / "c.bundle").spec.tensors]
+    assert constants == pytest.approx([9**-0.5, 288**-0.5, 288**-0.5, 576**-0.5, 576**-0.5, 0.5 / 8], rel=1e-7)
+    with pytest.raises(UserError, match=r"or 6 of them, one for each layer; found \(1.0, 2.0\)"):
+        export("conv4n", "-o", "d.bundle", "--gain", "1,2")

@@ -6,15 +6,16 @@ Specs are written by hand, so the reference is tested where neither torch nor on
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from edge_client import runtimes
-from edge_client.runtimes import DivergedError, Runtime, State
+from edge_client.runtimes import DivergedError, Rule, Runtime, State, StepResult
 from seedmask.bundle import Bundle
 from seedmask.errors import BundleError, UserError
-from seedmask.spec import Conv2d, Flatten, Layer, Linear, MaxPool2d, ModelSpec, ReLU, Tensor, scale_bits
+from seedmask.spec import Conv2d, Flatten, GroupNorm, Layer, Linear, MaxPool2d, ModelSpec, ReLU, Tensor, scale_bits
 
 BATCH = 16
 
@@ -50,7 +51,36 @@ CONVOLUTIONAL = spec_of(
         "c.bias": (10,),
     },
 )
-SPECS = [pytest.param(spec, id=spec.name) for spec in (DENSE, CONVOLUTIONAL)]
+NORMALISED = spec_of(
+    "normalised",
+    (4, 5, 6),
+    [
+        GroupNorm(2),
+        Conv2d("a.weight", None, (1, 1), (0, 0)),
+        GroupNorm(3),
+        ReLU(),
+        MaxPool2d((3, 2)),
+        Flatten(),
+        Linear("b.weight", None),
+        GroupNorm(1),
+        ReLU(),
+        Linear("c.weight", None),
+    ],
+    {"a.weight": (6, 4, 3, 3), "b.weight": (16, 12), "c.weight": (10, 16)},
+)
+SPECS = [pytest.param(spec, id=spec.name) for spec in (DENSE, CONVOLUTIONAL, NORMALISED)]
+ADAM = Rule(0.1)
+RULES = {
+    "adam": ADAM,
+    "sgd": Rule(30.0, "sgd"),
+    "momentum": Rule(30.0, "sgd", 0.9),
+    "times theta": Rule(0.1, times_theta=True),
+    "kl": Rule(0.1, kl=20.0),
+    "sparsity": Rule(0.1, sparsity=20.0),
+    "entropy": Rule(0.1, entropy=20.0),
+    "mean": Rule(0.1, mean=True),
+    "everything": Rule(30.0, "sgd", 0.5, True, 20.0, 10.0, 5.0, True),
+}
 
 
 def named() -> Iterator[object]:
@@ -80,7 +110,8 @@ def example(spec: ModelSpec, n: int, seed: int = 1) -> tuple[np.ndarray, np.ndar
     near = np.abs(noise - 1 / (1 + np.exp(-scores.astype(np.float64)))) < 1e-5
     m = rng.normal(size=spec.d).astype(np.float32) * np.float32(1e-2)
     v = rng.random(spec.d, np.float32) * np.float32(1e-4) + np.float32(1e-6)
-    return x, y, State(scores, m, v, 3), np.where(near, noise / 2, noise).astype(np.float32)
+    anchor = rng.normal(size=spec.d).astype(np.float32)
+    return x, y, State(scores, m, v, 3, anchor), np.where(near, noise / 2, noise).astype(np.float32)
 
 
 @pytest.fixture(params=named())
@@ -88,12 +119,7 @@ def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.mark.parametrize("spec", SPECS)
-@pytest.mark.parametrize("n", [BATCH, 5, 1])
-def test_a_step_is_that_of_the_reference(name: str, spec: ModelSpec, n: int) -> None:
-    x, y, state, noise = example(spec, n)
-    truth = opened("reference", spec).step(x, y, state, noise, 0.1)
-    found = opened(name, spec).step(x, y, state, noise, 0.1)
+def assert_same(found: StepResult, truth: StepResult) -> None:
     assert found.loss == pytest.approx(truth.loss, rel=1e-5)
     assert found.correct == truth.correct
     assert found.state.t == truth.state.t == 4
@@ -101,6 +127,100 @@ def test_a_step_is_that_of_the_reference(name: str, spec: ModelSpec, n: int) -> 
         expected, got = getattr(truth.state, part), getattr(found.state, part)
         assert got.dtype == np.float32
         assert np.abs(got - expected).max() <= 2e-6 * np.abs(expected).max(), part
+
+
+@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("n", [BATCH, 5, 1])
+def test_a_step_is_that_of_the_reference(name: str, spec: ModelSpec, n: int) -> None:
+    x, y, state, noise = example(spec, n)
+    assert_same(*(opened(which, spec).step(x, y, state, noise, ADAM) for which in (name, "reference")))
+
+
+@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("rule", RULES)
+def test_every_rule_is_that_of_the_reference(name: str, spec: ModelSpec, rule: str) -> None:
+    x, y, state, noise = example(spec, 7, seed=2)
+    found, truth = (opened(which, spec).step(x, y, state, noise, RULES[rule]) for which in (name, "reference"))
+    assert_same(found, truth)
+    assert np.array_equal(found.state.anchor, state.anchor)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_state_holds_no_vector_that_its_rule_has_no_use_for(name: str, rule: str) -> None:
+    x, y, state, noise = example(DENSE, 5)
+    runtime, states = opened(name, DENSE), [State.start(state.scores), State.start(state.scores, RULES[rule])]
+    for _ in range(2):
+        states = [runtime.step(x, y, each, noise, RULES[rule]).state for each in states]
+    full, lean = states
+    assert np.array_equal(full.scores, lean.scores)
+    for part in ("m", "v", "anchor"):
+        assert getattr(lean, part).shape == ((DENSE.d,) if part in RULES[rule].needs else (0,)), part
+    assert {"m", "v"} & RULES["sgd"].needs == set()
+    assert RULES["momentum"].needs == {"scores", "m"}
+
+
+def test_the_next_round_keeps_the_optimiser_and_nothing_else_of_the_last_one(name: str) -> None:
+    x, y, state, noise = example(DENSE, 5)
+    rule, runtime = Rule(0.1, kl=1.0), opened(name, DENSE)
+    last, scores = runtime.step(x, y, state, noise, rule).state, np.full(DENSE.d, 0.25, np.float32)
+    again = last.again(scores, rule)
+    assert (again.scores is scores, again.anchor is scores, again.t) == (True, True, 4)
+    assert np.array_equal(again.m, last.m)
+    assert np.array_equal(again.v, last.v)
+    assert np.array_equal(
+        runtime.step(x, y, again, noise, rule).state.scores,
+        runtime.step(x, y, State(scores, last.m, last.v, 4, scores), noise, rule).state.scores,
+    )
+
+
+def test_an_optimiser_that_lacks_what_another_rule_needs_begins_anew() -> None:
+    scores = np.zeros(4, np.float32)
+    sgd = State.start(scores, RULES["sgd"])
+    for rule in (ADAM, RULES["momentum"]):
+        again = State(scores, sgd.m, sgd.v, 9, sgd.anchor).again(scores, rule)
+        assert (again.t, again.m.tolist()) == (0, [0, 0, 0, 0])
+    assert State(scores, sgd.m, sgd.v, 9, sgd.anchor).again(scores, RULES["sgd"]).t == 9
+
+
+def objective(rule: Rule, s: np.ndarray, anchor: np.ndarray) -> np.ndarray:
+    """Per weight, what the regularisers add to the loss, written out: float64 [d]."""
+    theta, global_ = 1 / (1 + np.exp(-s)), 1 / (1 + np.exp(-anchor))
+    divergence = theta * np.log(theta / global_) + (1 - theta) * np.log((1 - theta) / (1 - global_))
+    binary = -theta * np.log(theta) - (1 - theta) * np.log(1 - theta)
+    total: np.ndarray = (rule.kl * divergence + rule.sparsity * theta + rule.entropy * binary) / len(s)
+    return total
+
+
+@pytest.mark.parametrize(
+    "terms", [{"kl": 50.0}, {"sparsity": 50.0}, {"entropy": 50.0}, {"kl": 50.0, "sparsity": 20.0, "entropy": 30.0}]
+)
+def test_the_regularisers_are_the_gradients_of_what_they_are_called(name: str, terms: dict[str, float]) -> None:
+    x, y, state, noise = example(DENSE, 5)
+    rule, runtime = Rule(1.0, "sgd", **terms), opened(name, DENSE)
+    without = runtime.step(x, y, state, noise, Rule(1.0, "sgd")).state.scores.astype(np.float64)
+    found = without - runtime.step(x, y, state, noise, rule).state.scores
+    s, anchor, h = state.scores.astype(np.float64), state.anchor.astype(np.float64), 1e-5
+    truth = (objective(rule, s + h, anchor) - objective(rule, s - h, anchor)) / (2 * h)
+    assert np.abs(truth).max() > 1e-4
+    np.testing.assert_allclose(found, truth, rtol=0, atol=1e-6)  # scores are float32: a last digit is 2e-7
+
+
+def test_the_mean_network_has_the_gradient_of_its_own_loss(name: str) -> None:
+    x, y, state, noise = example(NORMALISED, 6)
+    rule, truth = Rule(1.0, "sgd", mean=True), opened("reference", NORMALISED)
+    runtime = opened(name, NORMALISED)
+    gradient = state.scores - runtime.step(x, y, state, noise, rule).state.scores
+    along = np.random.default_rng(1).normal(size=NORMALISED.d)
+    h = 2e-4
+    losses = []
+    for sign in (1, -1):
+        moved = (state.scores + sign * h * along).astype(np.float32)
+        logits = truth.logits(x, (1 / (1 + np.exp(-moved.astype(np.float64))))).astype(np.float64)
+        logits -= logits.max(1, keepdims=True)
+        losses.append(float((np.log(np.exp(logits).sum(1)) - logits[np.arange(6), y]).mean()))
+    assert (losses[0] - losses[1]) / (2 * h) == pytest.approx(float(gradient @ along), rel=2e-2)
+    other = runtime.step(x, y, state, 1 - noise, rule)
+    assert other.loss == runtime.step(x, y, state, noise, rule).loss  # no mask is drawn
 
 
 @pytest.mark.parametrize("spec", SPECS)
@@ -119,23 +239,24 @@ def test_no_examples_have_no_logits(name: str) -> None:
 
 def test_a_step_leaves_its_arguments_alone(name: str) -> None:
     x, y, state, noise = example(DENSE, 5)
-    given = [x, y, state.scores, state.m, state.v, noise]
+    given = [x, y, state.scores, state.m, state.v, state.anchor, noise]
     before = [array.copy() for array in given]
-    opened(name, DENSE).step(x, y, state, noise, 0.1)
+    for rule in RULES.values():
+        opened(name, DENSE).step(x, y, state, noise, rule)
     assert all(np.array_equal(a, b) for a, b in zip(given, before, strict=True))
 
 
 def test_a_step_can_be_repeated(name: str) -> None:
     x, y, state, noise = example(CONVOLUTIONAL, 7)
     runtime = opened(name, CONVOLUTIONAL)
-    first, second = (runtime.step(x, y, state, noise, 0.1) for _ in range(2))
+    first, second = (runtime.step(x, y, state, noise, ADAM) for _ in range(2))
     assert first.loss == second.loss
     assert np.array_equal(first.state.scores, second.state.scores)
 
 
 def test_large_logits_have_a_finite_loss(name: str) -> None:
     x, y, state, noise = example(DENSE, 5)
-    assert np.isfinite(opened(name, DENSE).step(x * 1e6, y, state, noise, 0.1).loss)
+    assert np.isfinite(opened(name, DENSE).step(x * 1e6, y, state, noise, ADAM).loss)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -143,23 +264,28 @@ def test_an_input_that_is_no_number_is_a_diverged_step(name: str, bad: float) ->
     x, y, state, noise = example(DENSE, 5)
     x[2] = bad
     with pytest.raises(DivergedError, match="step 4"), np.errstate(invalid="ignore"):
-        opened(name, DENSE).step(x, y, state, noise, 0.1)
+        opened(name, DENSE).step(x, y, state, noise, ADAM)
 
 
 def test_arguments_of_another_shape_are_refused(name: str) -> None:
     x, y, state, noise = example(DENSE, 5)
     runtime = opened(name, DENSE)
-    short = State(state.scores[:-1], state.m, state.v, 0)
+    short, lean = replace(state, scores=state.scores[:-1]), State.start(state.scores, RULES["sgd"])
     for arguments, text in [
-        ((x[:4], y, state, noise, 0.1), r"x is \[5, 1, 8, 8\], found \[4, 1, 8, 8\]"),
-        ((x.reshape(5, 64), y, state, noise, 0.1), "x is"),
-        ((x[:0], y[:0], state, noise, 0.1), "1 .. 16 examples, found 0"),
-        ((np.repeat(x, 4, 0), np.repeat(y, 4), state, noise, 0.1), "1 .. 16 examples, found 20"),
-        ((x, y + 10, state, noise, 0.1), "classes in 0 .. 9"),
-        ((x, y - 10, state, noise, 0.1), "classes in 0 .. 9"),
-        ((x, y, short, noise, 0.1), "scores is"),
-        ((x, y, state, noise[1:], 0.1), "noise is"),
-        ((x, y, state, noise, 0.0), "rate is above 0"),
+        ((x[:4], y, state, noise, ADAM), r"x is \[5, 1, 8, 8\], found \[4, 1, 8, 8\]"),
+        ((x.reshape(5, 64), y, state, noise, ADAM), "x is"),
+        ((x[:0], y[:0], state, noise, ADAM), "1 .. 16 examples, found 0"),
+        ((np.repeat(x, 4, 0), np.repeat(y, 4), state, noise, ADAM), "1 .. 16 examples, found 20"),
+        ((x, y + 10, state, noise, ADAM), "classes in 0 .. 9"),
+        ((x, y - 10, state, noise, ADAM), "classes in 0 .. 9"),
+        ((x, y, short, noise, ADAM), "scores is"),
+        ((x, y, lean, noise, ADAM), r"v is \[9482\], found \[0\]"),
+        ((x, y, lean, noise, RULES["momentum"]), "m is"),
+        ((x, y, lean, noise, Rule(0.1, "sgd", kl=1.0)), "anchor is"),
+        ((x, y, state, noise[1:], ADAM), "noise is"),
+        ((x, y, state, noise, Rule(0.0)), "rate is above 0"),
+        ((x, y, state, noise, Rule(1.0, "sgd", 1.0)), "momentum is"),
+        ((x, y, state, noise, Rule(1.0, "lion")), "optimizer is one of adam, sgd, found 'lion'"),
     ]:
         with pytest.raises(ValueError, match=text):
             runtime.step(*arguments)
@@ -180,7 +306,7 @@ def test_real_digits_are_learnt(name: str) -> None:
     for _ in range(2):
         for at in range(0, 1500, BATCH):
             pick = order[at : at + BATCH]
-            result = runtime.step(x[pick], y[pick], state, rng.random(DENSE.d, np.float32), 0.1)
+            result = runtime.step(x[pick], y[pick], state, rng.random(DENSE.d, np.float32), ADAM)
             state = result.state
             losses.append(result.loss)
     assert np.mean(losses[-20:]) < 0.4 * np.mean(losses[:5])

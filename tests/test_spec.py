@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from seedmask import spec
 from seedmask.errors import SpecError
 from seedmask.seed import sign_bits
-from seedmask.spec import Conv2d, Flatten, Linear, MaxPool2d, ModelSpec, ReLU, Tensor, from_json, scale_bits
+from seedmask.spec import Conv2d, Flatten, GroupNorm, Linear, MaxPool2d, ModelSpec, ReLU, Tensor, from_json, scale_bits
 
 settings.register_profile("no clock", deadline=None)
 settings.load_profile("no clock")
@@ -73,6 +73,16 @@ def test_shapes_follow_the_layers() -> None:
     assert MODEL.shapes() == [(1, 8, 8), (2, 8, 8), (2, 8, 8), (2, 4, 4), (32,), (3,)]
 
 
+def test_normalisation_keeps_shape_and_has_no_weight() -> None:
+    layers = (MODEL.layers[0], GroupNorm(2), *MODEL.layers[1:], GroupNorm(1))
+    normalised = replace(MODEL, layers=layers)
+    assert normalised.d == MODEL.d
+    assert normalised.shapes()[1:3] == [(2, 8, 8), (2, 8, 8)]
+    assert normalised.shapes()[-1] == (3,)
+    assert b'{"groups":2,"op":"groupnorm"}' in normalised.canonical()
+    assert from_json(normalised.canonical()) == normalised
+
+
 def test_inputs_are_mapped_from_their_range_to_minus_one_and_one() -> None:
     assert MODEL.normalise(np.array([0, 127.5, 255])).tolist() == [-1.0, 0.0, 1.0]
 
@@ -118,6 +128,12 @@ def test_a_deeply_nested_form_is_a_spec_error() -> None:
         ({"tensors": MODEL.tensors[::-1]}, "in the order"),
         ({"layers": MODEL.layers[:3] + MODEL.layers[4:]}, r"layer 3 \(linear\)"),
         ({"layers": (Conv2d("c", None, (1, 1), (0, 2000)), *MODEL.layers[1:])}, "padding"),
+        ({"layers": (*MODEL.layers[:2], GroupNorm(0), *MODEL.layers[2:])}, r"layer 2 \(groupnorm\): groups"),
+        ({"layers": (*MODEL.layers[:2], GroupNorm(3), *MODEL.layers[2:])}, "does not make 3 equal groups"),
+        (
+            {"layers": (*MODEL.layers, GroupNorm(3))},
+            r"layer 5 \(groupnorm\): \[3\] does not make 3 equal groups of more",
+        ),
         ({"layers": (*MODEL.layers[:2], MaxPool2d((9, 1)), *MODEL.layers[3:])}, r"layer 2 \(maxpool2d\)"),
     ],
 )

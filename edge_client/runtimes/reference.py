@@ -65,7 +65,7 @@ class Reference:
         by_theta = by_theta + (rule.sparsity - rule.entropy * s) / self.spec.d
         g = by_theta * theta * (1 - theta)
 
-        m, v, t = state.m, state.v, state.t + 1
+        m, v, t = state.m.astype(np.float64), state.v.astype(np.float64), state.t + 1
         if rule.optimizer == "adam":
             m = BETA1 * m + (1 - BETA1) * g
             v = BETA2 * v + (1 - BETA2) * g * g

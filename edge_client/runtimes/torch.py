@@ -1,9 +1,8 @@
 """Training on torch, for laptops and GPUs: CUDA where there is one, else the CPU.
 
-Autograd differentiates the network, by the tensors of one flat vector of effective weights; everything per weight around
-it (mask, estimator, optimiser) is done by a few passes over whole vectors, into memory that is kept. On a CPU that
-costs a quarter of a small network's step, on a GPU next to nothing; there the state stays on the device until somebody
-looks at it.
+Autograd differentiates the network, by the tensors of one flat vector of effective weights; everything per weight
+around it (mask, estimator, optimiser) is done by a few passes over whole vectors, into memory that is kept. On a GPU
+the state stays on the device until somebody looks at it.
 """
 
 from __future__ import annotations

@@ -240,6 +240,7 @@ const OPS = {
   relu: [],
   maxpool2d: ["size"],
   flatten: [],
+  groupnorm: ["groups"],
 };
 const MAX_ACTIVATION = 2 ** 28;
 
@@ -334,6 +335,9 @@ function checkSpec(spec) {
       shape = [shape[0], Math.floor(shape[1] / layer.size[0]), Math.floor(shape[2] / layer.size[1])];
     } else if (layer.op === "flatten") {
       shape = [product(shape)];
+    } else if (layer.op === "groupnorm") {
+      integers("groups", [layer.groups], 1, 1 << 20, 1, 1);
+      fits(shape[0] % layer.groups === 0 && product(shape) > layer.groups);
     }
     if (layer.bias !== undefined && layer.bias !== null) {
       rule(same(shapes.get(layer.bias), [shape[0]]), `layer ${number}: ${layer.bias} has the wrong shape`);

@@ -335,8 +335,8 @@ class OnnxOps(Ops[Name]):
 def step_graph(spec: ModelSpec, batch: int) -> bytes:
     """The training step with Adam.
 
-    As `sgd_graph`, but v float32 [d] and epsilon float32 [] for momentum, m float32 [d], and v_out float32 [d]; rate and
-    epsilon already hold step t's bias correction (`export.graph.Adam`).
+    As `sgd_graph`, but m float32 [d], v float32 [d] and epsilon float32 [] for momentum, and v_out float32 [d]; rate
+    and epsilon already hold their step's bias correction (`export.graph.Adam`).
     """
     return _step_graph(spec, batch, adam=True)
 
