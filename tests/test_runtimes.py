@@ -314,6 +314,40 @@ def test_real_digits_are_learnt(name: str) -> None:
     assert accuracy > 0.8
 
 
+@pytest.mark.export
+def test_a_gpus_state_comes_to_the_host_when_it_is_looked_at_and_is_the_same_until_then() -> None:
+    """On the CPU, by telling the runtime that it is elsewhere: what a GPU does here is what its tensors do."""
+    x, y, state, noise = example(DENSE, 5)
+    there, here = opened("torch", DENSE), opened("torch", DENSE)
+    there._lazy = True  # type: ignore[attr-defined]
+    for rule in RULES.values():
+        far, near = (r.step(x, y, State.start(state.scores, rule), noise, rule).state for r in (there, here))
+        assert "scores" not in vars(far)
+        far, near = there.step(x, y, far, noise, rule).state, here.step(x, y, near, noise, rule).state
+        assert "scores" not in vars(far)
+        assert far.t == near.t == 2
+        for part in ("scores", "m", "v", "anchor"):
+            assert np.array_equal(getattr(far, part), getattr(near, part)), part
+        assert far.scores is far.scores
+        again = far.again(state.scores, rule)
+        moved = there.step(x, y, again, noise, rule).state.scores
+        assert np.array_equal(moved, here.step(x, y, near.again(state.scores, rule), noise, rule).state.scores)
+    with pytest.raises(AttributeError):
+        _ = far.theta  # type: ignore[attr-defined]
+
+
+@pytest.mark.export
+def test_memory_of_a_state_that_somebody_looks_at_is_not_used_again() -> None:
+    x, y, state, noise = example(DENSE, 5)
+    runtime = opened("torch", DENSE)
+    state = runtime.step(x, y, state, noise, ADAM).state
+    views = [state.scores[3:], state.m[::2], state.v.reshape(11, -1)]
+    before = [view.copy() for view in views]
+    for _ in range(4):
+        state = runtime.step(x, y, state, noise, ADAM).state
+    assert all(np.array_equal(view, copy) for view, copy in zip(views, before, strict=True))
+
+
 def test_a_runtime_that_is_not_there_is_named_with_those_that_are() -> None:
     with pytest.raises(UserError, match=r"no runtime called 'abacus'; there are .*reference"):
         runtimes.open_runtime("abacus", Bundle(DENSE, BATCH, {}))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import os
 import sys
+import weakref
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -51,6 +52,8 @@ class Torch:
         self._theta, self._mask, self._effective, self._gradient, self._room = (
             torch.empty(d, device=self.device) for _ in range(5)
         )
+        self._free: list[torch.Tensor] = []
+        self._lazy = self.device.type != "cpu"
         # Leaves for autograd, each a window on the flat vector; what is written there, the network runs.
         self._leaves = {name: part.detach().requires_grad_() for name, part in self._parts(self._effective).items()}
         self._windows = [part.view(-1) for part in self._parts(self._gradient).values()]
@@ -98,15 +101,15 @@ class Torch:
         new, t = {}, state.t + 1
         if rule.optimizer == "adam":
             rate, epsilon = corrected(rule.rate, t)
-            new["m"] = torch.lerp(old["m"], g, 1 - BETA1)
-            new["v"] = torch.mul(old["v"], BETA2).addcmul_(g, g, value=1 - BETA2)
+            new["m"] = torch.lerp(old["m"], g, 1 - BETA1, out=self._fresh())
+            new["v"] = torch.mul(old["v"], BETA2, out=self._fresh()).addcmul_(g, g, value=1 - BETA2)
             torch.sqrt(new["v"], out=room).add_(epsilon)
-            new["scores"] = torch.addcdiv(scores, new["m"], room, value=-rate)
+            new["scores"] = torch.addcdiv(scores, new["m"], room, value=-rate, out=self._fresh())
         elif rule.momentum:
-            new["m"] = torch.mul(old["m"], rule.momentum).add_(g)
-            new["scores"] = torch.sub(scores, new["m"], alpha=rule.rate)
+            new["m"] = torch.mul(old["m"], rule.momentum, out=self._fresh()).add_(g)
+            new["scores"] = torch.sub(scores, new["m"], alpha=rule.rate, out=self._fresh())
         else:
-            new["scores"] = torch.sub(scores, g, alpha=rule.rate)
+            new["scores"] = torch.sub(scores, g, alpha=rule.rate, out=self._fresh())
         # One transfer where there is a device to wait for.
         seen, right, total = torch.stack([loss.detach(), correct, new["scores"].sum()]).tolist()
         return finite(StepResult(self._state(state, new, t), seen, int(right)), total)
@@ -137,12 +140,21 @@ class Torch:
             return tensor
         return self._moved(np.asarray(getattr(state, name), np.float32))
 
+    def _fresh(self) -> torch.Tensor:
+        import torch
+
+        return self._free.pop() if self._free else torch.empty_like(self.w)
+
     def _state(self, before: State, new: dict[str, torch.Tensor], t: int) -> State:
-        if self.device.type == "cpu":
-            arrays = {name: tensor.numpy() for name, tensor in new.items()}
-            m, v = (arrays.get(name, getattr(before, name)) for name in ("m", "v"))
-            return State(arrays["scores"], m, v, t, before.anchor)
-        return OnDevice(before, new, t)
+        if self._lazy:
+            return OnDevice(before, new, t)
+        arrays = {name: tensor.numpy() for name, tensor in new.items()}
+        # Memory that the system has to clear costs as much as the arithmetic, so that of a state which nobody holds any
+        # more, and no view of it either, is used again. (A GPU's memory is torch's to recycle.)
+        for name, tensor in new.items():
+            weakref.finalize(arrays[name], self._free.append, tensor).atexit = False
+        m, v = (arrays.get(name, getattr(before, name)) for name in ("m", "v"))
+        return State(arrays["scores"], m, v, t, before.anchor)
 
 
 class OnDevice(State):
