@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from multiprocessing import Pipe
 from multiprocessing.connection import wait
 from pathlib import Path
 
@@ -17,13 +19,15 @@ import pytest
 
 from edge_client.config import EdgeConfig
 from edge_client.data import Dataset, DataSettings
+from edge_client.runtimes import State
 from edge_client.session import Failed, Trained
-from edge_client.trainer import Advanced, News, ProcessTrainer
+from edge_client.trainer import Advanced, News, ProcessTrainer, _Begin, _Ready, _serve
+from edge_client.training import Outcome
 from seedmask.bundle import Bundle, to_bytes
 from seedmask.chunks import transfer_id
 from seedmask.mask import Theta
 from seedmask.spec import Linear, ModelSpec, Tensor, scale_bits
-from seedmask.wire import Announce, Phase, Update, Work, decode
+from seedmask.wire import Announce, Phase, Update, Work, basis, decode
 
 SECONDS = 60.0
 ENDLESS = Work(epochs=60_000)
@@ -32,8 +36,23 @@ Made = Callable[..., ProcessTrainer]
 
 
 def announce(spec: ModelSpec, theta: Theta, round_: int = 1, work: Work | None = None) -> Announce:
-    work = work or Work(epochs=1)
-    return Announce("fashion", round_, 9, Phase.OPEN, spec.digest, theta.digest(), bytes(16), 1, 0, work, (), "")
+    return Announce(
+        job="fashion",
+        round=round_,
+        rounds=9,
+        phase=Phase.OPEN,
+        model=spec.digest,
+        theta=theta.digest(),
+        transfer=bytes(16),
+        chunks=1,
+        base=bytes(16),
+        delta=bytes(16),
+        delta_chunks=0,
+        deadline_ms=0,
+        work=work or Work(epochs=1),
+        selected=(),
+        text="",
+    )
 
 
 def following(trainer: ProcessTrainer, *kinds: type) -> News:
@@ -94,7 +113,8 @@ def test_rounds_are_trained_in_one_child_and_their_updates_can_be_read(made: Mad
         assert (news.round, news.theta, news.transfer) == (round_, theta.digest(), transfer_id(news.frame))
         update = decode(news.frame)
         assert isinstance(update, Update)
-        assert (update.device, update.round, update.samples, update.model) == ("pi-1", round_, 96, tiny_spec.digest)
+        assert (update.round, update.samples) == (round_, 96)
+        assert update.basis == basis("fashion", tiny_spec.digest, theta.digest())
         assert pid(trainer) == (child or pid(trainer))
         child = pid(trainer)
 
@@ -213,3 +233,39 @@ def test_closing_ends_the_child(made: Made, tiny_spec: ModelSpec) -> None:
     assert process.exitcode is not None
     trainer.cancel()
     assert trainer.news() is None
+
+
+@pytest.mark.parametrize("keep", [0, 1])
+def test_the_optimiser_lives_from_round_to_round_if_the_job_wants_it(
+    folder: Path, tiny_spec: ModelSpec, monkeypatch: pytest.MonkeyPatch, keep: int
+) -> None:
+    """The child's own loop, in this process, with a training that only notes what it was given."""
+    given: list[State | None] = []
+    states = [State.start(np.full(tiny_spec.d, i, np.float32)) for i in range(4)]
+
+    def noting(*arguments: object, round_: int, kept: State | None) -> Outcome | None:
+        given.append(kept)
+        if round_ == 2:
+            return None  # given up
+        return Outcome(states[round_].scores, 0.5, 1, states[round_])
+
+    monkeypatch.setattr("edge_client.trainer.train", noting)
+    monkeypatch.setattr("edge_client.trainer.signal.signal", lambda *arguments: None)
+    monkeypatch.setattr(os, "nice", lambda by: None)
+    data = DataSettings("npz", path=folder / "mine.npz")
+    config = EdgeConfig("pi-1", "fashion", folder / "tiny.bundle", folder, data, "reference", 1)
+    ours, theirs = Pipe()
+    child = threading.Thread(target=_serve, args=(config, theirs))
+    child.start()
+    theta, trained = Theta.even(tiny_spec.d), []
+    for round_ in (1, 2, 3, 3):
+        while not isinstance(message := ours.recv(), _Ready):
+            trained.append(message)
+        ours.send(_Begin(announce(tiny_spec, theta, round_, Work(epochs=1, keep_optimizer=keep)), theta))
+    while not isinstance(message := ours.recv(), _Ready):
+        trained.append(message)
+    ours.close()
+    child.join(SECONDS)
+    assert not child.is_alive()
+    assert [type(message) for message in trained] == [Trained] * 3
+    assert given == ([None, states[1], states[1], states[3]] if keep else [None] * 4)

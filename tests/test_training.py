@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from edge_client.data import Dataset
-from edge_client.runtimes import DivergedError, Runtime, open_runtime
-from edge_client.training import Outcome, train, update_of
+from edge_client.runtimes import F32, I64, DivergedError, Rule, Runtime, State, StepResult, open_runtime
+from edge_client.training import Outcome, rule_of, train, update_of
 from seedmask.bundle import Bundle
 from seedmask.codec import by_id
 from seedmask.mask import Theta
+from seedmask.shared import Shared
 from seedmask.spec import ModelSpec
-from seedmask.wire import Announce, Phase, Work, decode, encode
+from seedmask.wire import Announce, Phase, Work, basis, decode, encode
 
 WORK = Work(epochs=4, learning_rate=100_000)
 
@@ -35,17 +38,67 @@ def accuracy(runtime: Runtime, spec: ModelSpec, data: Dataset, mask: np.ndarray)
     return float((logits.argmax(1) == data.y).mean())
 
 
-def test_one_round_learns_and_a_mask_is_all_that_comes_out(
+def announced(spec: ModelSpec, theta: Theta, work: Work, selected: tuple[str, ...] = ()) -> Announce:
+    return Announce(
+        job="fashion",
+        round=3,
+        rounds=9,
+        phase=Phase.OPEN,
+        model=spec.digest,
+        theta=theta.digest(),
+        transfer=bytes(16),
+        chunks=1,
+        base=bytes(16),
+        delta=bytes(16),
+        delta_chunks=0,
+        deadline_ms=0,
+        work=work,
+        selected=selected,
+        text="",
+    )
+
+
+class Recorder:
+    """A runtime that learns nothing and remembers what it was asked for."""
+
+    def __init__(self) -> None:
+        self.rules: list[Rule] = []
+        self.noise: list[F32] = []
+        self.states: list[State] = []
+
+    def step(self, x: F32, y: I64, state: State, noise: F32, rule: Rule) -> StepResult:
+        self.rules.append(rule)
+        self.noise.append(noise.copy())
+        self.states.append(state)
+        return StepResult(State(state.scores, state.m, state.v, state.t + 1, state.anchor), 1.0, 0)
+
+    def logits(self, x: F32, mask: F32) -> F32:
+        raise AssertionError("training does not predict")
+
+
+def test_one_round_learns_and_the_scores_of_a_mask_come_out(
     runtime: Runtime, tiny_spec: ModelSpec, tiny_data: Dataset
 ) -> None:
-    theta = Theta.even(tiny_spec.d)
-    outcome = trained(runtime, tiny_spec, tiny_data, theta)
-    assert outcome.mask.dtype == np.uint8
-    assert outcome.mask.shape == (tiny_spec.d,)
-    assert set(np.unique(outcome.mask).tolist()) == {0, 1}
+    outcome = trained(runtime, tiny_spec, tiny_data, Theta.even(tiny_spec.d))
+    assert outcome.scores.dtype == np.float32
+    assert outcome.scores.shape == (tiny_spec.d,)
     assert outcome.loss < 0.7 * np.log(4)
     assert 48 < outcome.correct <= 96
-    assert accuracy(runtime, tiny_spec, tiny_data, outcome.mask) > 0.6
+    assert accuracy(runtime, tiny_spec, tiny_data, outcome.scores > 0) > 0.6
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        Work(epochs=6, learning_rate=3_000_000, optimizer=1, momentum=500_000),
+        Work(epochs=4, mean_epochs=65_535),
+        Work(epochs=4, straight_through=1, kl=1_000_000, mean_epochs=1),
+    ],
+    ids=["momentum", "mean", "regularised"],
+)
+def test_every_kind_of_work_learns(runtime: Runtime, tiny_spec: ModelSpec, tiny_data: Dataset, work: Work) -> None:
+    outcome = trained(runtime, tiny_spec, tiny_data, Theta.even(tiny_spec.d), work=work)
+    assert accuracy(runtime, tiny_spec, tiny_data, outcome.scores > 0) > 0.6
 
 
 def test_the_last_epoch_is_what_is_reported(runtime: Runtime, tiny_spec: ModelSpec, tiny_data: Dataset) -> None:
@@ -56,23 +109,84 @@ def test_the_last_epoch_is_what_is_reported(runtime: Runtime, tiny_spec: ModelSp
     assert last.correct <= len(tiny_data.y)
 
 
-def test_the_same_chance_gives_the_same_mask_and_another_gives_another(
+def test_the_same_chance_gives_the_same_scores_and_another_gives_others(
     runtime: Runtime, tiny_spec: ModelSpec, tiny_data: Dataset
 ) -> None:
     theta = Theta.even(tiny_spec.d)
     one, two, other = (trained(runtime, tiny_spec, tiny_data, theta, seed) for seed in (1, 1, 2))
-    assert np.array_equal(one.mask, two.mask)
+    assert np.array_equal(one.scores, two.scores)
     assert (one.loss, one.correct) == (two.loss, two.correct)
-    assert not np.array_equal(one.mask, other.mask)
+    assert not np.array_equal(one.scores, other.scores)
 
 
-def test_training_starts_from_the_global_probabilities(
+def test_training_starts_from_the_global_probabilities_and_is_anchored_there(
+    tiny_spec: ModelSpec, tiny_data: Dataset
+) -> None:
+    theta = Theta((np.arange(tiny_spec.d) % 2).astype(np.uint16), 1)
+    for work in (Work(epochs=1), Work(epochs=1, kl=1)):
+        recorder = Recorder()
+        outcome = train(recorder, tiny_spec, tiny_data, theta, work, 8, np.random.default_rng(1))
+        assert outcome is not None
+        first = recorder.states[0]
+        assert np.array_equal(first.scores, theta.logit())
+        assert np.array_equal(first.anchor, theta.logit() if work.kl else [])
+        assert np.array_equal(outcome.scores, theta.logit())
+
+
+def test_a_rule_says_what_the_work_says() -> None:
+    assert rule_of(Work(), 1) == Rule(0.1)
+    work = Work(
+        learning_rate=2_000_000,
+        optimizer=1,
+        momentum=900_000,
+        straight_through=1,
+        kl=10_000_000,
+        sparsity=3_000_000,
+        entropy=500_000,
+        rate_decay=100_000,
+    )
+    assert rule_of(work, 1) == Rule(2.0, "sgd", 0.9, True, 10.0, 3.0, 0.5)
+    assert rule_of(work, 3).rate == pytest.approx(2.0 * 0.9**2)
+
+
+def test_the_rate_is_that_of_the_round(tiny_spec: ModelSpec, tiny_data: Dataset) -> None:
+    recorder, work, rng = Recorder(), Work(epochs=1, rate_decay=500_000), np.random.default_rng(1)
+    train(recorder, tiny_spec, tiny_data, Theta.even(tiny_spec.d), work, 48, rng, round_=3)
+    assert [rule.rate for rule in recorder.rules] == pytest.approx([0.025, 0.025])
+
+
+@pytest.mark.parametrize(("mean_epochs", "mean"), [(0, 0), (2, 2), (65_535, 3)])
+def test_the_first_epochs_run_the_mean_network_and_draw_no_noise(
+    tiny_spec: ModelSpec, tiny_data: Dataset, mean_epochs: int, mean: int
+) -> None:
+    recorder, work = Recorder(), Work(epochs=3, mean_epochs=mean_epochs)
+    train(recorder, tiny_spec, tiny_data, Theta.even(tiny_spec.d), work, 48, np.random.default_rng(1))
+    assert [rule.mean for rule in recorder.rules] == [step < 2 * mean for step in range(6)]
+    drawn = [noise for noise, rule in zip(recorder.noise, recorder.rules, strict=True) if not rule.mean]
+    assert len({noise.tobytes() for noise in drawn}) == len(drawn)
+    assert all(0 <= noise.min() and noise.max() < 1 and noise.std() > 0.2 for noise in drawn)
+
+
+def test_an_optimiser_goes_on_where_it_stood_if_it_is_kept(
     runtime: Runtime, tiny_spec: ModelSpec, tiny_data: Dataset
 ) -> None:
-    level = (np.arange(tiny_spec.d) % 2).astype(np.uint16)
-    barely = Work(epochs=1, learning_rate=1)
-    outcome = trained(runtime, tiny_spec, tiny_data, Theta(level, 1), work=barely)
-    assert (outcome.mask == level).mean() > 0.95
+    theta, work = Theta.even(tiny_spec.d), Work(epochs=1)
+    first = trained(runtime, tiny_spec, tiny_data, theta, work=work)
+    assert first.state is not None
+    assert first.state.t == 12
+    kept, fresh = (
+        train(runtime, tiny_spec, tiny_data, theta, work, 8, np.random.default_rng(2), round_=2, kept=state)
+        for state in (first.state, None)
+    )
+    assert kept is not None
+    assert fresh is not None
+    assert kept.state is not None
+    assert kept.state.t == 24
+    assert not np.array_equal(kept.scores, fresh.scores)
+    recorder = Recorder()
+    train(recorder, tiny_spec, tiny_data, theta, work, 8, np.random.default_rng(2), kept=first.state)
+    assert np.array_equal(recorder.states[0].m, first.state.m)
+    assert np.array_equal(recorder.states[0].scores, theta.logit())
 
 
 def test_inputs_that_are_no_numbers_are_a_diverged_round(
@@ -99,26 +213,53 @@ def test_progress_is_told_before_every_step_and_can_stop_it(
     assert told == [(i, 28) for i in range(14)]
 
 
-@pytest.mark.parametrize("codec", [1, 2])
-def test_the_update_says_what_was_learnt_and_its_mask_can_be_read(
-    runtime: Runtime, tiny_spec: ModelSpec, tiny_data: Dataset, codec: int
+@pytest.mark.parametrize("codec", [1, 2, 3, 4])
+@pytest.mark.parametrize("masks", [1, 3])
+def test_the_update_says_what_was_learnt_and_its_masks_can_be_read(
+    runtime: Runtime, tiny_spec: ModelSpec, tiny_data: Dataset, codec: int, masks: int
 ) -> None:
-    theta = Theta.even(tiny_spec.d)
+    theta, work = Theta.even(tiny_spec.d), replace(WORK, codec=codec, masks=masks)
     outcome = trained(runtime, tiny_spec, tiny_data, theta)
-    announce = Announce(
-        "fashion", 3, 9, Phase.OPEN, tiny_spec.digest, theta.digest(), bytes(16), 1, 0, Work(codec=codec), (), ""
-    )
-    made = update_of(announce, "pi-1", theta, outcome, 96)
+    announce = announced(tiny_spec, theta, work)
+    made = update_of(announce, "pi-1", tiny_spec, theta, outcome, 96, np.random.default_rng(5))
     assert decode(encode(made)) == made
-    assert (made.job, made.device, made.round, made.samples) == ("fashion", "pi-1", 3, 96)
-    assert (made.model, made.theta) == (tiny_spec.digest, theta.digest())
+    assert made.basis == basis("fashion", tiny_spec.digest, theta.digest())
+    assert (made.round, made.samples, made.codec, len(made.payloads)) == (3, 96, codec, masks)
     assert (made.loss, made.correct) == (round(outcome.loss * 1e6), outcome.correct)
-    assert np.array_equal(by_id(codec).decode(made.payload, theta), outcome.mask)
+    read = [
+        by_id(codec).decode(payload, theta, Shared(tiny_spec.seed, 3, "fashion", "pi-1", index))
+        for index, payload in enumerate(made.payloads)
+    ]
+    assert {mask.shape for mask in read} == {(tiny_spec.d,)}
+    assert len({mask.tobytes() for mask in read}) == masks
+
+
+@pytest.mark.parametrize("codec", [1, 2, 3, 4])
+@pytest.mark.parametrize("stratified", [False, True])
+def test_masks_are_drawn_from_what_was_learnt(tiny_spec: ModelSpec, codec: int, stratified: bool) -> None:
+    """255 masks of one device: their mean is the probability, within five standard deviations and hmrc's bias."""
+    theta = Theta.even(tiny_spec.d)
+    scores = np.where(np.arange(tiny_spec.d) % 2, 0.5, -0.5).astype(np.float32)
+    work = Work(codec=codec, masks=255, stratified=int(stratified))
+    names = ("pi-0", "pi-1", "pi-2")
+    announce = announced(tiny_spec, theta, work, names if stratified else ())
+    made = update_of(announce, "pi-1", tiny_spec, theta, Outcome(scores, 0.1, 1), 96, np.random.default_rng(5))
+    stratum = (1, 3) if stratified else None
+    read = [
+        by_id(codec).decode(payload, theta, Shared(tiny_spec.seed, 3, "fashion", "pi-1", index, stratum))
+        for index, payload in enumerate(made.payloads)
+    ]
+    mean, p = np.mean(read, axis=0), 1 / (1 + np.exp(-scores))
+    for odd in (0, 1):
+        deviation = np.sqrt(0.25 / (255 * tiny_spec.d / 2))
+        assert abs(float(mean[odd::2].mean() - p[odd::2].mean())) < 5 * deviation + (0.03 if codec == 3 else 0)
 
 
 def test_a_loss_beyond_the_wire_is_told_as_the_largest(tiny_spec: ModelSpec) -> None:
     theta = Theta.even(tiny_spec.d)
-    announce = Announce("fashion", 3, 9, Phase.OPEN, tiny_spec.digest, theta.digest(), bytes(16), 1, 0, Work(), (), "")
-    made = update_of(announce, "pi-1", theta, Outcome(np.zeros(tiny_spec.d, np.uint8), 1e30, 0), 96)
+    outcome = Outcome(np.zeros(tiny_spec.d, np.float32), 1e30, 0)
+    made = update_of(
+        announced(tiny_spec, theta, Work()), "pi-1", tiny_spec, theta, outcome, 96, np.random.default_rng()
+    )
     assert made.loss == 2**32 - 1
     encode(made)
