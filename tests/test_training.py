@@ -164,7 +164,7 @@ def test_the_first_epochs_run_the_mean_network_and_draw_no_noise(
     assert [rule.mean for rule in recorder.rules] == [step < 2 * mean for step in range(6)]
     drawn = [noise for noise, rule in zip(recorder.noise, recorder.rules, strict=True) if not rule.mean]
     assert len({noise.tobytes() for noise in drawn}) == len(drawn)
-    assert all(0 <= noise.min() and noise.max() < 1 and noise.std() > 0.2 for noise in drawn)
+    assert all(noise.min() >= 0 and noise.max() < 1 and noise.std() > 0.2 for noise in drawn)
 
 
 def test_an_optimiser_goes_on_where_it_stood_if_it_is_kept(
