@@ -9,7 +9,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from seedmask.codec import CODECS, NAMES, MaskCodec, Plan, ans, by_id, counts, crn, delta, hmrc, packed, rans, varint
+from seedmask.codec import (
+    CODECS,
+    NAMES,
+    MaskCodec,
+    Plan,
+    ans,
+    by_id,
+    counts,
+    crn,
+    delta,
+    hmrc,
+    packed,
+    rans,
+    relay,
+    varint,
+)
 from seedmask.errors import CodecError, KindError, LimitError, ProtocolError, ThetaMismatchError
 from seedmask.mask import F32, ONE, Mask, Theta, sample
 from seedmask.shared import Shared
@@ -437,6 +452,76 @@ def test_too_many_levels_have_no_delta() -> None:
     assert not delta.possible(theta, base)
     with pytest.raises(ValueError, match="no delta"):
         delta.encode(theta, base)
+
+
+# --- theta, as the masks that made it ---
+
+
+def parts_of(base: Theta, codecs: list[int]) -> tuple[list[relay.Part], list[Mask]]:
+    """One device per codec, each with a mask of what it learnt, and these masks."""
+    parts, masks = [], []
+    for number, codec in enumerate(codecs):
+        shared = Shared(7, 4, "job", f"d-{number}")
+        payload = by_id(codec).draw(learnt(base, seed=number), base, shared, rng(), Plan())
+        parts.append(relay.Part(f"d-{number}", 10 * number + 10, codec, (payload,)))
+        masks.append(by_id(codec).decode(payload, base, shared))
+    return parts, masks
+
+
+@pytest.mark.parametrize("codecs", [[3], [3, 3, 3], [1, 2, 3, 4]])
+@pytest.mark.parametrize("by_samples", [False, True])
+def test_a_relay_gives_the_theta_of_its_masks_in_any_order(codecs: list[int], by_samples: bool) -> None:
+    base = polarised(3000, 10)
+    parts, masks = parts_of(base, codecs)
+    payload = relay.encode(base, 4, relay.Pooling(0, 655, by_samples), parts)
+    assert relay.encode(base, 4, relay.Pooling(0, 655, by_samples), parts[::-1]) == payload
+    theta = relay.decode(payload, base, 7, "job")
+    weights = [part.samples if by_samples else 1 for part in parts]
+    mean = sum(w * m.astype(float) for w, m in zip(weights, masks, strict=True)) / sum(weights)
+    assert np.allclose(theta.level / theta.top, mean)
+
+
+def test_a_relay_rounds_to_levels_when_asked() -> None:
+    base = polarised(3000, 10)
+    parts, masks = parts_of(base, [3, 3, 3, 3, 3])
+    theta = relay.decode(relay.encode(base, 4, relay.Pooling(3, 655, False), parts), base, 7, "job")
+    assert theta.top == 3
+    assert np.abs(theta.level / 3 - np.mean(masks, axis=0)).max() <= 1 / 6 + 1e-4
+
+
+def test_weights_without_a_common_divisor_still_give_a_theta() -> None:
+    total = np.array([0, 1, (1 << 22) - 1, 2 * (1 << 22) - 1], np.int64)
+    theta = relay.pool(total, 2 * (1 << 22) - 1, 1, 0, 655)
+    assert theta.top == 65535
+    assert theta.level.tolist() == [0, 0, 32767, 65535]
+
+
+@given(data=st.data())
+@settings(max_examples=60)
+def test_damaged_relays_are_refused_or_are_another_relay(data: st.DataObject) -> None:
+    base = polarised(60, 10)
+    payload = bytearray(relay.encode(base, 4, relay.Pooling(0, 655, True), parts_of(base, [1, 3, 4])[0]))
+    at = data.draw(st.integers(0, len(payload) - 1))
+    payload[at] ^= data.draw(st.integers(1, 255))
+    found = only_ways_out(relay.decode, bytes(payload), base, 7, "job")
+    assert found is None or found.d == base.d
+    assert only_ways_out(relay.decode, bytes(payload[:at]), base, 7, "job") is None
+
+
+@given(st.binary(max_size=120))
+def test_any_bytes_are_refused_or_are_a_relay(payload: bytes) -> None:
+    base = Theta.even(20)
+    found = only_ways_out(relay.decode, bytes([18]) + base.digest() + payload, base, 7, "job")
+    assert found is None or found.d == 20
+
+
+def test_a_relay_of_ten_devices_costs_less_than_theta() -> None:
+    base = polarised(200_000, 10)
+    parts, masks = parts_of(base, [3] * 10)
+    theta = Theta(np.sum(masks, axis=0, dtype=np.uint16), 10)
+    payload = relay.encode(base, 4, relay.Pooling(0, 655, False), parts)
+    assert relay.decode(payload, base, 7, "job").digest() == theta.digest()
+    assert 5 * len(payload) < len(delta.encode(theta, base)) < len(counts.encode(theta))
 
 
 # --- numbers of variable length ---

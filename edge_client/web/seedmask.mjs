@@ -940,6 +940,108 @@ function deltaRows(level, top, contexts, rows) {
 /** The id table of mask codecs. */
 export const CODECS = new Map([packed, rans, hmrc, crn].map((codec) => [codec.ID, codec]));
 
+/**
+ * The next theta: `total` [d], sum of weight times mask; `weight` of all masks; `unit` divides each weight; `top` of the
+ * levels, 0 for exact counts.
+ */
+export function pool(total, weight, unit, top, clamp) {
+  if (!top && weight / unit <= 65535) return new Theta(Uint16Array.from(total, (n) => n / unit), weight / unit, clamp);
+  const levels = top || 65535;
+  // Two steps of 16 bits: 2^16 times a total need not fit 53 bits.
+  const share = (n) => {
+    const whole = Math.floor(n / weight);
+    return whole * 65536 + Number((BigInt(n % weight) * 65536n + BigInt(Math.floor(weight / 2))) / BigInt(weight));
+  };
+  return new Theta(Uint16Array.from(total, (n) => Math.floor((share(n) * levels + 32768) / 65536)), levels, clamp);
+}
+
+const gcd = (a, b) => (b ? gcd(b, a % b) : a);
+
+/** 5.8: theta as the masks that made it. */
+export const relay = {
+  ID: 18,
+  NAME: "relay",
+  MAX_WEIGHT: 2 ** 22,
+
+  /** `parts`: {device, samples, codec, payloads}; `pooling`: {top, clamp, bySamples}. */
+  encode(base, round, { top, clamp, bySamples }, parts) {
+    const head = new Uint8Array(28);
+    const view = viewOf(head);
+    head[0] = relay.ID;
+    head.set(base.digest(), 1);
+    view.setUint32(17, round, true);
+    view.setUint16(21, top, true);
+    view.setUint16(23, clamp, true);
+    head[25] = bySamples ? 1 : 0;
+    view.setUint16(26, parts.length, true);
+    const out = [head];
+    for (const part of [...parts].sort((a, b) => (a.device < b.device ? -1 : 1))) {
+      const name = new TextEncoder().encode(part.device);
+      const facts = new Uint8Array(6);
+      viewOf(facts).setUint32(0, part.samples, true);
+      facts.set([part.codec, part.payloads.length], 4);
+      out.push(Uint8Array.of(name.length), name, facts);
+      for (const payload of part.payloads) {
+        const size = [];
+        putVarint(size, payload.length);
+        out.push(Uint8Array.from(size), payload);
+      }
+    }
+    return concat(out);
+  },
+
+  /** What is in a relay, its masks not decoded: what `encode` takes. */
+  read(payload, base) {
+    if (payload.length < 28 || payload[0] !== relay.ID) fail("codec", "relay: a header of 28 bytes expected");
+    if (!same(payload.subarray(1, 17), base.digest())) fail("theta-mismatch", "relay: masks under other probabilities");
+    const view = viewOf(payload);
+    const [round, top, clamp] = [view.getUint32(17, true), view.getUint16(21, true), view.getUint16(23, true)];
+    const [flag, devices] = [payload[25], view.getUint16(26, true)];
+    if (clamp < 1 || clamp >= ONE / 2 || flag > 1 || !devices) fail("codec", "relay: a header out of range");
+    let at = 28;
+    const take = (n) => {
+      if (at + n > payload.length) fail("codec", `relay: ${n} bytes expected at ${at}`);
+      return payload.subarray(at, (at += n));
+    };
+    const parts = [];
+    for (let i = 0; i < devices; i++) {
+      const name = take(take(1)[0]);
+      const facts = take(6);
+      const samples = viewOf(facts).getUint32(0, true);
+      const payloads = [];
+      for (let k = 0; k < facts[5]; k++) {
+        let size;
+        [size, at] = getVarint(payload, at);
+        payloads.push(take(size));
+      }
+      const device = String.fromCharCode(...name);
+      if (!samples || !facts[5] || name.some((c) => c > 127) || (i && device <= parts[i - 1].device)) {
+        fail("codec", `relay: ${device} without samples or masks, or out of order`);
+      }
+      parts.push({ device, samples, codec: facts[4], payloads });
+    }
+    if (at !== payload.length) fail("codec", "relay: bytes after the last mask");
+    return { round, pooling: { top, clamp, bySamples: flag === 1 }, parts };
+  },
+
+  decode(payload, base, seed, job, maxBlocks = 0) {
+    const { round, pooling, parts } = relay.read(payload, base);
+    const total = new Float64Array(base.d);
+    let [weight, unit] = [0, 0];
+    for (const { device, samples, codec, payloads } of parts) {
+      const each = pooling.bySamples ? Math.min(samples, relay.MAX_WEIGHT) : 1;
+      payloads.forEach((coded, index) => {
+        const shared = new Shared({ seed, round, job, device, index });
+        const mask = codecById(codec).decode(coded, base, shared, maxBlocks);
+        for (let i = 0; i < mask.length; i++) total[i] += each * mask[i];
+        weight += each;
+        unit = gcd(unit, each);
+      });
+    }
+    return pool(total, weight, unit, pooling.top, pooling.clamp);
+  },
+};
+
 /** The mask codec of a wire id. */
 export function codecById(id) {
   const known = [...CODECS.values()].map((codec) => `${codec.ID} ${codec.NAME}`).join(", ");

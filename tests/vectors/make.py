@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 
 from seedmask import PROTOCOL_VERSION, bundle, chunks, codec, mask, seed, spec, wire
-from seedmask.codec import Plan, ans, counts, crn, delta, hmrc, packed, rans, varint
+from seedmask.codec import Plan, ans, counts, crn, delta, hmrc, packed, rans, relay, varint
 from seedmask.errors import ProtocolError
 from seedmask.shared import Shared
 
@@ -61,6 +61,7 @@ def vectors() -> dict[str, Any]:
         "cases": [case(*arguments) for arguments in CASES],
         "hmrc": [drawn_blocks(*arguments) for arguments in BLOCKS],
         "delta": [delta_vector(*arguments) for arguments in DELTAS],
+        "relay": [relay_vector(*arguments) for arguments in RELAYS],
         "specs": [spec_vector(s) for s in SPECS.values()],
         "frames": [{"name": n, "message": plain(m), "frame": wire.encode(m).hex()} for n, m in MESSAGES.items()],
         "chunking": chunking(),
@@ -320,6 +321,79 @@ def delta_vector(d: int, base_top: int, base_levels: str, top: int, levels: str)
     }
 
 
+# d, top, by samples, then of each device its samples and codecs of its masks; the masks are those of the base, drawn
+# with uniforms16(uniforms_key(seed, 1, n), d), n counting the masks from 0, and for `hmrc` bytes of the same numbers.
+RELAYS: list[tuple[int, int, bool, list[tuple[int, tuple[int, ...]]]]] = [
+    (7, 0, False, [(5, (1,)), (6, (2,)), (7, (4,))]),
+    (300, 0, True, [(2000, (3,)), (1000, (3, 3)), (500, (1,))]),
+    (300, 3, True, [(2000, (3,)), (999, (1,)), (1, (4,))]),
+    (4099, 0, True, [((1 << 32) - 1, (3,)), (65537, (2,))]),
+]
+
+
+def relay_parts(base: mask.Theta, devices: list[tuple[int, tuple[int, ...]]]) -> list[relay.Part]:
+    parts, number = [], 0
+    for at, (samples, codecs) in enumerate(devices):
+        payloads = []
+        for index, which in enumerate(codecs):
+            u = seed.uniforms16(seed.uniforms_key(SEED + base.d, 1, number), base.d)
+            drawn = (u < base.q16()).astype(np.uint8)
+            number += 1
+            blocks = max(1, base.d // 64)
+            payloads.append(
+                {
+                    1: lambda m=drawn: packed.encode(m, base),
+                    2: lambda m=drawn: rans.encode(m, base),
+                    3: lambda v=u, n=blocks: varint.put(n) + (v[:n] % 256).astype(np.uint8).tobytes(),
+                    4: lambda m=drawn, k=index, n=at: crn.encode(m, base, Shared(SEED + base.d, 9, "job", f"d-{n}", k)),
+                }[which]()
+            )
+        parts.append(relay.Part(f"d-{at}", samples, codecs[0], tuple(payloads)))
+    return parts
+
+
+def relay_vector(d: int, top: int, by_samples: bool, devices: list[tuple[int, tuple[int, ...]]]) -> dict[str, Any]:
+    base = make_theta(d, 10, 655, "spread")
+    payload = relay.encode(base, 9, relay.Pooling(top, 655, by_samples), relay_parts(base, devices))
+    theta = relay.decode(payload, base, SEED + d, "job")
+    return {
+        "d": d,
+        "seed": f"{SEED + d:016x}",
+        "payload": payload.hex(),
+        "top": theta.top,
+        "level": blob(le16(theta.level)),
+        "theta": theta.digest().hex(),
+    }
+
+
+def relay_rejects() -> list[dict[str, Any]]:
+    base = make_theta(7, 10, 655, "spread")
+    parts = relay_parts(base, [(5, (1,)), (6, (1,))])
+    good = relay.encode(base, 9, relay.Pooling(0, 655, False), parts)
+    first = len(relay.encode(base, 9, relay.Pooling(0, 655, False), parts[:1])) - 28
+    tries = [
+        ("no bytes", b""),
+        ("another id", b"\x11" + good[1:]),
+        ("another base", good[:1] + bytes(16) + good[17:]),
+        ("clamp 0", good[:23] + b"\0\0" + good[25:]),
+        ("flag 2", good[:25] + b"\2" + good[26:]),
+        ("no device", good[:26] + b"\0\0"),
+        ("a device less than stated", good[: 28 + first]),
+        ("a byte more", good + b"\0"),
+        ("the same device twice", good[: 28 + first] + good[28 : 28 + first]),
+        ("a device without samples", good[:32] + bytes(4) + good[36:]),
+        ("a device without masks", good[:37] + b"\0" + good[39 + good[38] :]),
+        ("an unknown codec", good[:36] + b"\x63" + good[37:]),
+        ("a mask that its codec refuses", good[:39] + b"\x80" + good[40:]),
+        ("all but the last byte", good[:-1]),
+    ]
+    head = {"level": base.level.tolist(), "top": base.top, "clamp": base.clamp}
+    return [
+        {"why": why, **head, "payload": data.hex(), "error": code_of(relay.decode, data, base, SEED + 7, "job")}
+        for why, data in tries
+    ]
+
+
 def make_theta(d: int, top: int, clamp: int, levels: str) -> mask.Theta:
     u = seed.uniforms16(seed.uniforms_key(SEED + d, 0, 0), d).astype(np.int64)
     level = {
@@ -511,6 +585,7 @@ def rejects() -> dict[str, Any]:
         "masks": mask_rejects(),
         "counts": counts_rejects(),
         "delta": delta_rejects(),
+        "relay": relay_rejects(),
         "specs": spec_rejects(),
         "chunks": chunk_rejects(),
         "bundles": bundle_rejects(),

@@ -144,6 +144,17 @@ section("delta", vectors.delta, (v) => {
   equal(sm.delta.decode(payload, base), theta, "decoded");
 });
 
+section("relay", vectors.relay, (v) => {
+  const base = thetaOf({ ...v, clamp: 655 }, "spread", 10);
+  const payload = sm.fromHex(v.payload);
+  const { round, pooling, parts } = sm.relay.read(payload, base);
+  equal(sm.relay.encode(base, round, pooling, parts.reverse()), payload, "encoded again");
+  const theta = sm.relay.decode(payload, base, v.seed, "job");
+  equal(theta.top, v.top, "top");
+  equalBytes(bytes16(theta.level), v.level, "levels");
+  equalBytes(theta.digest(), v.theta, "digest");
+});
+
 // --- 4 specs ---
 
 section("specs", vectors.specs, (v) => {
@@ -198,6 +209,10 @@ section("rejects: masks", rejects.masks, (v) => {
   const theta = new sm.Theta(Uint16Array.from(v.level), v.top, v.clamp);
   const shared = new sm.Shared({ seed: SEED + BigInt(theta.d), round: 1, job: "job", device: "dev" });
   refuses(() => sm.codecById(v.codec).decode(sm.fromHex(v.payload), theta, shared), v.error);
+});
+section("rejects: relay", rejects.relay, (v) => {
+  const base = new sm.Theta(Uint16Array.from(v.level), v.top, v.clamp);
+  refuses(() => sm.relay.decode(sm.fromHex(v.payload), base, SEED + BigInt(v.level.length), "job"), v.error);
 });
 section("rejects: delta", rejects.delta, (v) => {
   const base = new sm.Theta(Uint16Array.from(v.level), v.top, v.clamp);
