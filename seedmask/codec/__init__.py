@@ -6,11 +6,23 @@ any bytes: it returns a mask or raises a ProtocolError. Ids 3 (`hmrc`) and 4 (`c
 
 from __future__ import annotations
 
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol
 
-from seedmask.codec import packed, rans
+import numpy as np
+
+from seedmask.codec import crn, delta, packed, rans  # noqa: F401
 from seedmask.errors import KindError
-from seedmask.mask import Mask, Theta
+from seedmask.mask import F32, Mask, Theta, sample
+from seedmask.shared import Shared
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the sender of a mask may choose."""
+
+    kappa: float = 5.0
+    max_blocks: int = 0
 
 
 class MaskCodec(Protocol):
@@ -24,15 +36,29 @@ class MaskCodec(Protocol):
     def NAME(self) -> str:  # noqa: N802 - a module constant
         """Name in configuration files."""
 
-    def encode(self, mask: Mask, theta: Theta) -> bytes:
-        """Code uint8 [d] of 0/1."""
+    def draw(self, scores: F32, theta: Theta, shared: Shared, rng: np.random.Generator, plan: Plan) -> bytes:
+        """Draw and code."""
 
-    def decode(self, payload: bytes, theta: Theta) -> Mask:
+    def decode(self, payload: bytes, theta: Theta, shared: Shared | None = None, max_blocks: int = 0) -> Mask:
         """The mask back, or a ProtocolError."""
 
 
-CODECS: dict[int, MaskCodec] = {codec.ID: codec for codec in (packed, rans)}
-NAMES: dict[str, int] = {codec.NAME: codec.ID for codec in CODECS.values()}
+class _Plain:
+    def __init__(self, module: Any) -> None:
+        self.ID, self.NAME, self.encode, self._decode = module.ID, module.NAME, module.encode, module.decode
+
+    def draw(self, scores: F32, theta: Theta, shared: Shared, rng: np.random.Generator, plan: Plan) -> bytes:
+        mask = sample((1 / (1 + np.exp(-scores))).astype(np.float32), rng)
+        payload: bytes = self.encode(mask, theta)
+        return payload
+
+    def decode(self, payload: bytes, theta: Theta, shared: Shared | None = None, max_blocks: int = 0) -> Mask:
+        mask: Mask = self._decode(payload, theta)
+        return mask
+
+
+CODECS: dict[int, MaskCodec] = {codec.ID: codec for codec in (_Plain(packed), _Plain(rans), crn)}
+NAMES: dict[str, int] = {codec.NAME: codec.ID for codec in CODECS.values()} | {'hmrc': 3}
 
 
 def by_id(number: int) -> MaskCodec:
