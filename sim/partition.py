@@ -16,8 +16,8 @@ WAYS = ("iid", "c_max:<c>", "classes:<c>", "dirichlet:<alpha>", "sizes:<ratio>")
 def split(how: str, labels: Indices, devices: int, per_device: int, rng: np.random.Generator) -> list[Indices]:
     """Positions of each device's examples, sorted; each device has at least one. Raises UserError.
 
-    `how` is one of WAYS; `per_device` is how many (the mean, where sizes differ), at most an equal share of all; 0 deals
-    out as many as there are.
+    `how` is one of WAYS; `per_device` is how many (the mean, where sizes differ), at most an equal share of all; 0
+    deals out as many as there are.
     """
     n = len(labels)
     if devices < 1 or devices > n or per_device < 0:
@@ -97,7 +97,7 @@ def _classes(labels: Indices, devices: int, size: int, c: int, rng: np.random.Ge
 
 
 def _dirichlet(labels: Indices, devices: int, size: int, alpha: float, rng: np.random.Generator) -> list[Indices]:
-    """Equal sizes, and on each device a mix of classes drawn from Dirichlet(alpha x shares): Hsu, Qi, Brown, 1909.06335.
+    """Equal sizes, and on each device a mix of classes drawn from Dirichlet(alpha x shares): Hsu et al., 1909.06335.
 
     Without replacement: what a class that has run out cannot give comes from the others, in the proportions drawn.
     """

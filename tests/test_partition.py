@@ -94,7 +94,9 @@ def test_a_split_that_cannot_be_made_says_what_can(how: str, devices: int, per_d
 
 
 @given(
-    how=st.sampled_from(["iid", "classes:1", "classes:2", "classes:5", "dirichlet:0.01", "dirichlet:0.3", "dirichlet:90"]),
+    how=st.sampled_from(
+        ["iid", "classes:1", "classes:2", "classes:5", "dirichlet:0.01", "dirichlet:0.3", "dirichlet:90"]
+    ),
     devices=st.integers(1, 20),
     per_device=st.integers(5, 50),
     seed=st.integers(0, 99),
