@@ -85,7 +85,7 @@ def _find(folder: Path, file: str) -> Path | None:
 def _mnist(name: str, folder: Path, origin: str) -> Images:
     """The four IDX files of MNIST and all that came after it in its format."""
     split = name.removeprefix("emnist-") if name.startswith("emnist-") else ""
-    files = _FILES
+    files: tuple[str, ...] = _FILES
     if split:
         files = tuple(f"emnist-{split}-{file}".replace("t10k", "test") for file in _FILES)
     absent = [file for file in files if _find(folder, file) is None]
