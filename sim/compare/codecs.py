@@ -98,7 +98,9 @@ class Qsgd:
         norms = np.sqrt((rows.astype(np.float64) ** 2).sum(1)).astype(np.float32)
         exact = rows * np.float32(self.levels) / np.where(norms > 0, norms, np.float32(1))[:, None]
         level = np.floor(np.abs(exact) + rng.random(rows.shape, np.float32))
-        symbols = (np.copysign(np.minimum(level, self.levels), rows).reshape(-1)[: x.size] + self.levels).astype(np.int64)
+        symbols = (np.copysign(np.minimum(level, self.levels), rows).reshape(-1)[: x.size] + self.levels).astype(
+            np.int64
+        )
         table = ans.normalise(np.bincount(symbols, minlength=2 * self.levels + 1))
         body = ans.encode(symbols, np.zeros(x.size, np.int64), table[None])
         return norms.astype("<f4").tobytes() + table.astype("<u2").tobytes() + body
@@ -151,7 +153,7 @@ class Drive:
         sizes = _powers(d)
         scales = np.frombuffer(payload, "<f4", len(sizes)).astype(np.float32)
         y = _signs(payload[scales.nbytes :], d) * np.repeat(scales, sizes)
-        back = np.concatenate([hadamard(part) for part in _parts(y, sizes)])
+        back: F32 = np.concatenate([hadamard(part) for part in _parts(y, sizes)])
         return back * self._diagonal(d, shared)
 
     def _rotate(self, x: F32, shared: Shared) -> F32:
@@ -231,5 +233,3 @@ def _powers(d: int) -> list[int]:
 def _signs(packed: bytes, d: int) -> F32:
     up: npt.NDArray[Any] = np.unpackbits(np.frombuffer(packed, np.uint8), count=d, bitorder="little")
     return up.astype(np.float32) * 2 - 1
-
-
