@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Final
 
+from aggregator.posterior import INITS, Recipe
 from seedmask.codec import NAMES
 from seedmask.io.link import Broker
-from seedmask.mask import MAX_TOP
+from seedmask.mask import CLAMP, MAX_TOP, ONE
 from seedmask.wire import Work, check_name
+
+OPTIMIZERS: Final = ("adam", "sgd")  # the number on the wire is the place here, as for the next
+ESTIMATORS: Final = ("identity", "theta")
+WEIGHTINGS: Final = ("equal", "samples")
 
 EXAMPLE = """\
 job = "fashion"
 bundle = "mlp.bundle"           # written by `seedmask export`; paths are relative to this file
 state_dir = "state"             # database, log and the finished model
+preset = "default"              # or "thrifty" (least bytes), "paper" (FedPM as its authors published it)
 
 [rounds]
 total = 20
@@ -23,10 +31,14 @@ quorum = 0                      # updates that close a round at once; 0: every d
 minimum = 2                     # updates that are enough when the time is up
 deadline_s = 600                # time for one round
 
-[work]
+[work]                          # what a device does in a round; any key here overrides the preset
 epochs = 3                      # passes over each device's data
 learning_rate = 0.1             # of Adam on the mask scores
-codec = "rans"                  # or "packed"
+codec = "hmrc"                  # or "crn", "rans", "packed"
+
+[learning]                      # what the aggregator makes of the masks
+downlink = 4                    # levels of the probabilities that are published, or "exact"
+weighting = "samples"           # a device counts as much as it has examples; or "equal"
 
 [broker]
 host = "192.0.2.10"
@@ -64,35 +76,180 @@ class Rounds:
 
 @dataclass(frozen=True)
 class WorkSettings:
-    """The [work] table: what each device does in a round."""
+    """The [work] table: what each device does in a round, in people's units; seedmask.wire.Work says what each is for.
+
+    What is not said is what Work has. A run.toml begins with a preset instead.
+    """
 
     epochs: int = 3
     learning_rate: float = 0.1
-    codec: str = "rans"
+    codec: str = "hmrc"
+    optimizer: str = "adam"
+    momentum: float = 0.0
+    keep_optimizer: bool = False
+    straight_through: str = "identity"
+    kl: float = 0.0
+    sparsity: float = 0.0
+    entropy: float = 0.0
+    masks: int = 1
+    kappa: float = 5.0
+    kappa_max: float = 24.0
+    max_blocks: int = 0
+    stratified: bool = False
+    mean_epochs: int = 0
+    rate_decay: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 1 <= self.epochs <= 65535:
-            raise ValueError(f"epochs is 1 .. 65535, found {self.epochs}")
-        if not 1e-6 <= self.learning_rate <= 1000:
-            raise ValueError(f"learning_rate is 0.000001 .. 1000, found {self.learning_rate}")
-        if self.codec not in NAMES:
-            raise ValueError(f"codec {self.codec!r} is unknown; there are {', '.join(NAMES)}")
+        _within(self, "epochs", 1, 65535)
+        _within(self, "learning_rate", 1e-6, 1000)
+        _listed(self, "codec", NAMES)
+        _listed(self, "optimizer", OPTIMIZERS)
+        _listed(self, "straight_through", ESTIMATORS)
+        for name in ("momentum", "rate_decay"):
+            _within(self, name, 0, 0.999_999)
+        for name in ("kl", "sparsity", "entropy"):
+            _within(self, name, 0, 4000)
+        _within(self, "masks", 1, 255)
+        for name in ("kappa", "kappa_max"):
+            _within(self, name, 0.001, 1000)
+        if self.kappa > self.kappa_max:
+            raise ValueError(f"kappa ({self.kappa:g}) cannot be above kappa_max ({self.kappa_max:g})")
+        _within(self, "max_blocks", 0, 1 << 28)
+        _within(self, "mean_epochs", 0, 65535)
 
     def work(self) -> Work:
         """As it travels: integers."""
-        return Work(self.epochs, round(self.learning_rate * 1e6), NAMES[self.codec])
+        return Work(
+            epochs=self.epochs,
+            learning_rate=_millionths(self.learning_rate),
+            codec=NAMES[self.codec],
+            optimizer=OPTIMIZERS.index(self.optimizer),
+            momentum=_millionths(self.momentum),
+            keep_optimizer=int(self.keep_optimizer),
+            straight_through=ESTIMATORS.index(self.straight_through),
+            kl=_millionths(self.kl),
+            sparsity=_millionths(self.sparsity),
+            entropy=_millionths(self.entropy),
+            masks=self.masks,
+            kappa=round(self.kappa * 1000),
+            kappa_max=round(self.kappa_max * 1000),
+            max_blocks=self.max_blocks,
+            stratified=int(self.stratified),
+            mean_epochs=self.mean_epochs,
+            rate_decay=_millionths(self.rate_decay),
+        )
+
+
+@dataclass(frozen=True)
+class AggregateSettings:
+    """The [learning] table: what the aggregator makes of a round's masks.
+
+    `downlink`: "exact" (counts of ones) or the number of levels that probabilities are rounded to. `weighting`: "equal"
+    or "samples", as many as a device says it has: for devices that are trusted. `prior`: lambda of the Beta prior, at
+    least 1; `carry`: share of the Beta counts that a round hands to the next, 0: reset. `clamp`: least probability.
+    `step`: how far theta goes from where it was to what the masks say. `control_variate` (codec "crn" only): the masks'
+    difference from those that untrained devices would have drawn moves theta. `hysteresis`: a weight keeps its level
+    until it is that much further from it, in levels, than the half that rounds it away. `average_last`: the finished
+    model is the threshold of the mean theta of so many rounds. `init`: "half", "uniform" or "normal" (scores).
+    """
+
+    downlink: int | str = "exact"
+    weighting: str = "equal"
+    prior: float = 1.0
+    carry: float = 0.0
+    clamp: float = CLAMP / ONE
+    step: float = 1.0
+    control_variate: bool = False
+    hysteresis: float = 0.0
+    average_last: int = 1
+    init: str = "half"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.downlink, str) and self.downlink != "exact":
+            raise ValueError(f'downlink is "exact" or a number of levels, 2 .. {MAX_TOP}, found {self.downlink!r}')
+        if isinstance(self.downlink, int):
+            _within(self, "downlink", 2, MAX_TOP)
+        _listed(self, "weighting", WEIGHTINGS)
+        _listed(self, "init", INITS)
+        _within(self, "prior", 1, 1000)
+        _within(self, "carry", 0, 0.999)
+        _within(self, "clamp", 1 / ONE, 0.4999)
+        _within(self, "step", 0.001, 10)
+        _within(self, "hysteresis", 0, 1)
+        _within(self, "average_last", 1, 1000)
+        if self.hysteresis and self.downlink == "exact":
+            raise ValueError("hysteresis needs levels: downlink = 4, for one")
+        if self.control_variate and (self.carry or self.prior != 1):
+            raise ValueError("control_variate moves theta and counts nothing: it excludes prior and carry")
+
+    def recipe(self) -> Recipe:
+        """The same in integers."""
+        return Recipe(
+            top=self.downlink - 1 if isinstance(self.downlink, int) else 0,
+            by_samples=self.weighting == "samples",
+            prior=round((self.prior - 1) * ONE),
+            carry=round(self.carry * 1000),
+            clamp=round(self.clamp * ONE),
+            step=round(self.step * 1000),
+            control_variate=self.control_variate,
+            hysteresis=round(self.hysteresis * ONE),
+            average=self.average_last,
+            init=self.init,
+        )
+
+
+def check_together(work: WorkSettings, learning: AggregateSettings) -> None:
+    """Raise ValueError where the two tables contradict each other."""
+    if learning.control_variate and work.codec != "crn":
+        raise ValueError(f'control_variate needs work.codec = "crn", found "{work.codec}"')
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """What the aggregator needs to know of one job."""
+    """What the aggregator needs to know of one job. `preset` is what a file's tables begin with, and only a name here."""
 
     job: str
     bundle: Path
     state_dir: Path
     rounds: Rounds = field(default_factory=Rounds)
     work: WorkSettings = field(default_factory=WorkSettings)
+    learning: AggregateSettings = field(default_factory=AggregateSettings)
+    preset: str = "default"
     broker: Broker = field(default_factory=Broker)
 
     def __post_init__(self) -> None:
         check_name(self.job)
+        check_together(self.work, self.learning)
+
+    @classmethod
+    def completed(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A file's values, with those of its preset wherever it says nothing. Raises ValueError."""
+        from aggregator.presets import tables  # it is made of the classes above
+
+        named = values.get("preset", "default")
+        more = {
+            table: {**preset, **said}
+            for table, preset in tables(named).items()
+            if isinstance(said := values.get(table, {}), Mapping)
+        }
+        return {**values, **more}
+
+
+def _within(settings: object, name: str, least: float, most: float) -> None:
+    value = getattr(settings, name)
+    if not least <= value <= most:
+        raise ValueError(f"{name} is {_plain(least)} .. {_plain(most)}, found {value}")
+
+
+def _plain(number: float) -> str:
+    return f"{number:f}".rstrip("0").rstrip(".")
+
+
+def _listed(settings: object, name: str, known: Iterable[str]) -> None:
+    value = getattr(settings, name)
+    if value not in known:
+        raise ValueError(f"{name} {value!r} is unknown; there are {', '.join(known)}")
+
+
+def _millionths(value: float) -> int:
+    return round(value * 1e6)

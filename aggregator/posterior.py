@@ -1,36 +1,201 @@
-"""What the masks of a round say about each weight: integer counts, folded one by one; the order cannot matter.
+"""What the masks of a round say about each weight, and the next theta: integers, so that no order can matter.
 
 FedPM's server (Isik et al., arXiv 2209.15328, section 3): Beta(alpha, beta) per weight with alpha = lambda + ones and
-beta = lambda + zeros. With lambda = 1 and a reset every round, which is what the authors published, the mode is
-ones / K, so theta is exactly the count of ones and never a float.
+beta = lambda + zeros; theta is the mode. With lambda = 1 and a reset every round, which is what the authors published,
+that is ones / K, an integer count. Around it: weights by examples, counts that are carried over to the next round, a
+server step, levels for a cheap downlink (rounded here, so that everybody uses the rounded value), and a control variate
+under shared uniforms: the masks that the devices would have drawn without training are known, and what they add by
+chance is taken away again, which removes the drift of theta by resampling (Wright and Fisher's, of allele frequencies).
+
+Fixed point: a *share* is a probability before the clamp in units of 2**-16, 0 .. 65536. The probability of a share s
+is clamp + s (1 - 2 clamp).
 """
 
 from __future__ import annotations
 
+import hashlib
+import math
+import struct
 from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
-from seedmask.mask import CLAMP, Mask, Theta
+from seedmask.mask import CLAMP, MAX_TOP, ONE, Mask, Theta
+from seedmask.seed import fold, key_of, uniforms16
+
+I64 = npt.NDArray[np.int64]
+
+INITS: Final = ("half", "uniform", "normal")
+INIT_TOP: Final = 255
+INIT_STREAM: Final = 3
+"""The aggregator's own stream, beside WEIGHTS and UNIFORMS of PROTOCOL 2: no two uses share a word."""
+MAX_WEIGHT: Final = 1 << 22
+"""Examples that a device can weigh with; 255 masks of 65535 devices at this weight, times 2**16, fit 63 bits."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How masks become the next theta; integers. The [learning] table says what each is for.
+
+    `top` of the levels that are published, 0: exact counts; `prior`: lambda - 1 and `hysteresis` in units of 2**-16;
+    `carry` and `step` in thousandths; `average`: rounds whose mean the finished model is the threshold of.
+    """
+
+    top: int = 0
+    by_samples: bool = False
+    prior: int = 0
+    carry: int = 0
+    clamp: int = CLAMP
+    step: int = 1000
+    control_variate: bool = False
+    hysteresis: int = 0
+    average: int = 1
+    init: str = "half"
+
+    @property
+    def remembers(self) -> bool:
+        """Whether a round needs more of the one before than its theta."""
+        return bool(self.carry or self.step != 1000 or self.control_variate)
 
 
 @dataclass(frozen=True, eq=False)
 class Posterior:
-    """`ones` int32 [d], how many of the `n` masks so far have each bit set."""
+    """Masks so far: `total` int64 [d] is the sum of weight times mask, or times what the mask adds to its control.
 
-    ones: npt.NDArray[np.int32]
-    n: int
+    `weight`: sum of the `masks`' weights, each a multiple of `unit`.
+    """
+
+    total: I64
+    weight: int = 0
+    masks: int = 0
+    unit: int = 0
 
     @classmethod
     def empty(cls, d: int) -> Posterior:
         """No mask yet."""
-        return cls(np.zeros(d, np.int32), 0)
+        return cls(np.zeros(d, np.int64))
 
-    def fold(self, mask: Mask) -> Posterior:
-        """With one more mask, uint8 [d]."""
-        return Posterior(self.ones + mask, self.n + 1)
+    def fold(self, mask: Mask, weight: int = 1, control: npt.NDArray[np.int32] | None = None) -> Posterior:
+        """With one more mask, uint8 [d], that counts `weight` times, 1 .. MAX_WEIGHT.
 
-    def theta(self, clamp: int = CLAMP) -> Theta:
-        """The mode, clamped away from 0 and 1. Raises ValueError before the first mask."""
-        return Theta(self.ones.astype(np.uint16), self.n, clamp)
+        `control` int32 [d], units of 2**-16: what the mask would be without training, taken off it.
+        """
+        if not 1 <= weight <= MAX_WEIGHT:
+            raise ValueError(f"a weight is 1 .. {MAX_WEIGHT}, found {weight}")
+        part = mask.astype(np.int64)
+        if control is not None:
+            part = (part << 16) - control
+        unit = math.gcd(self.unit, weight)
+        return Posterior(self.total + weight * part, self.weight + weight, self.masks + 1, unit)
+
+    def digest(self) -> bytes:
+        """16 bytes that name exactly this state; for tests and logs."""
+        head = f"{self.weight} {self.masks} {self.unit} ".encode()
+        return hashlib.sha256(head + self.total.astype("<i8").tobytes()).digest()[:16]
+
+
+@dataclass(frozen=True, eq=False)
+class Memory:
+    """What a round leaves to the next one beside theta.
+
+    `share` int64 [d]: theta before it was rounded to levels. `ones` int64 [d], units of 2**-16, of `masks`, units of
+    2**-16: the Beta counts that are carried over.
+    """
+
+    share: I64
+    ones: I64
+    masks: int = 0
+
+    def to_bytes(self) -> bytes:
+        """For the store: u64 masks | u8 whether ones follow | u32 share [d] | u64 ones [d]."""
+        ones = self.ones.astype("<u8").tobytes() if self.masks else b""
+        return struct.pack("<QB", self.masks, self.masks > 0) + self.share.astype("<u4").tobytes() + ones
+
+    @classmethod
+    def from_bytes(cls, data: bytes, d: int) -> Memory:
+        """The same back. Raises ValueError if it is not of `d` weights."""
+        masks, more = struct.unpack_from("<QB", data)
+        if len(data) != 9 + (12 if more else 4) * d:
+            raise ValueError(f"{len(data)} bytes are no memory of {d} weights")
+        share = np.frombuffer(data, "<u4", d, 9).astype(np.int64)
+        ones = np.frombuffer(data, "<u8", d, 9 + 4 * d).astype(np.int64) if more else np.zeros(d, np.int64)
+        return cls(share, ones, masks)
+
+
+def start(init: str, seed: int, d: int, clamp: int = CLAMP) -> Theta:
+    """The probabilities that a job begins with: one half, or drawn once from the model's seed.
+
+    "uniform": each equally likely; "normal": the sigmoid of a standard normal score, as in FedPM's published code.
+    """
+    if init == "half":
+        return Theta.even(d, clamp)
+    u = uniforms16(fold(key_of(seed), INIT_STREAM), d)
+    if init == "uniform":
+        return Theta((u >> np.uint16(8)).astype(np.uint16), INIT_TOP, clamp)
+    # A level is drawn where u lies between the distribution's values half a level below and half a level above it.
+    edges = (clamp + (ONE - 2 * clamp) * (np.arange(INIT_TOP) + 0.5) / INIT_TOP) / ONE
+    below = [NormalDist().cdf(math.log(p / (1 - p))) * ONE for p in edges.tolist()]
+    return Theta(np.searchsorted(below, u, "right").astype(np.uint16), INIT_TOP, clamp)
+
+
+def conclude(
+    posterior: Posterior, recipe: Recipe, theta: Theta, memory: Memory | None = None
+) -> tuple[Theta, Memory | None]:
+    """The next theta and what the round after will need, from the masks drawn under `theta` and what is remembered.
+
+    Raises ValueError before the first mask.
+    """
+    if not posterior.masks:
+        raise ValueError("no mask gives no probabilities")
+    plain = not (recipe.top or recipe.prior or recipe.remembers)
+    if plain and (top := posterior.weight // posterior.unit) <= MAX_TOP:
+        return Theta((posterior.total // posterior.unit).astype(np.uint16), top, recipe.clamp), None
+    before = memory.share if memory is not None else _share(theta)
+    ones, masks = np.zeros(theta.d, np.int64), 0
+    if recipe.control_variate:
+        moved = _divided(posterior.total, posterior.weight)
+        share = before + _divided(moved * (recipe.step * ONE), 1000 * (ONE - 2 * recipe.clamp))
+    else:
+        if memory is not None:
+            ones, masks = memory.ones, memory.masks
+        ones = ones + _divided(posterior.total << 16, posterior.weight) * posterior.masks
+        masks = masks + posterior.masks * ONE
+        of = masks + 2 * recipe.prior
+        spare = max(0, of.bit_length() - 46)  # bits that 63 of them have no room for, after years of carrying over
+        mode = _divided((ones + recipe.prior) >> spare << 16, of >> spare)
+        share = before + _divided((mode - before) * recipe.step, 1000)
+        ones, masks = ones * recipe.carry // 1000, masks * recipe.carry // 1000
+    share = np.clip(share, 0, ONE)
+    after = _levels(share, recipe, theta)
+    return after, Memory(share, ones, masks) if recipe.remembers else None
+
+
+def finished(recent: tuple[Theta, ...]) -> Mask:
+    """The finished model's mask: 1 where the mean of these thetas is at least one half, uint8 [d]."""
+    total = np.zeros(recent[0].d, np.int64)
+    for theta in recent:
+        total += theta.q16()
+    return (2 * total >= len(recent) * ONE).astype(np.uint8)
+
+
+def _levels(share: I64, recipe: Recipe, before: Theta) -> Theta:
+    """`share` to the nearest level, half a level up; near the border between two it stays where it was."""
+    top = recipe.top or MAX_TOP
+    exact = share * top
+    level = (exact + ONE // 2) >> 16
+    if recipe.hysteresis and before.top == top:
+        was = before.level.astype(np.int64)
+        level = np.where(np.abs(exact - (was << 16)) <= ONE // 2 + recipe.hysteresis, was, level)
+    return Theta(level.astype(np.uint16), top, recipe.clamp)
+
+
+def _share(theta: Theta) -> I64:
+    return _divided(theta.level.astype(np.int64) << 16, theta.top)
+
+
+def _divided(values: I64, by: int) -> I64:
+    """The nearest integer to values / by, halves up; by >= 1."""
+    return (values + by // 2) // by

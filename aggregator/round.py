@@ -12,14 +12,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final, TypeAlias
 
+import numpy as np
+
 from aggregator.config import Rounds
-from aggregator.posterior import Posterior
+from aggregator.posterior import MAX_WEIGHT, Memory, Posterior, Recipe, conclude, finished
 from seedmask.chunks import transfer_id
-from seedmask.codec import by_id, counts
+from seedmask.codec import by_id, counts, crn, delta
 from seedmask.errors import ProtocolError
 from seedmask.io.link import Connected, Disconnected, Refused
-from seedmask.mask import MAX_TOP, Theta
-from seedmask.wire import Announce, Phase, Presence, Receipt, Status, Update, Work
+from seedmask.mask import MAX_TOP, ONE, Mask, Theta
+from seedmask.shared import Shared
+from seedmask.wire import Announce, Phase, Presence, Receipt, Status, Update, Work, basis
 
 REMIND_SECONDS: Final = 10.0
 
@@ -61,12 +64,16 @@ Event: TypeAlias = Ticked | Seen | Arrived | Broken | Connected | Disconnected |
 
 @dataclass(frozen=True)
 class Opened:
-    """Store that `round` began, with `theta`, for the devices `selected` (empty: all), to close at `quorum`."""
+    """Store that `round` began, with `theta`, for the devices `selected` (empty: all), to close at `quorum`.
+
+    `delta`: theta for those who hold the one before, as it is published; empty if it is not.
+    """
 
     round: int
     theta: Theta
     selected: tuple[str, ...]
     quorum: int
+    delta: bytes
 
 
 @dataclass(frozen=True)
@@ -79,8 +86,9 @@ class Widened:
 
 @dataclass(frozen=True)
 class Counted:
-    """Store an accepted update."""
+    """Store an accepted update of `device`."""
 
+    device: str
     transfer: bytes
     update: Update
 
@@ -95,11 +103,13 @@ class Reply:
 
 @dataclass(frozen=True)
 class Closed:
-    """Store that `round` ended and that `theta` is what came of it; save the finished model."""
+    """Store that `round` ended, `theta`, which came of it, and `memory`; save the finished model of this `mask`."""
 
     round: int
     theta: Theta
     updates: int
+    memory: Memory | None
+    mask: Mask
 
 
 @dataclass(frozen=True)
@@ -128,25 +138,32 @@ Effect: TypeAlias = Opened | Widened | Counted | Reply | Closed | Publicise | Sa
 class Job:
     """All that the aggregator knows.
 
-    `round` is the open round, or the last one while waiting or done; `theta` the probabilities it started from, or
-    what came of it. `online`: device to its presence; `silent`: the same for those
-    that let a round run out of time. `accepted`: device to transfer id, this round. `counted`: the
+    `seed`: the model's. `round` is the open round, or the last one while waiting or done; `theta` the probabilities it
+    started from, or what came of it; `base` those of the round before, which its devices hold; `memory` what the last
+    closed round left beside theta; `recent` the results of the last rounds that the finished model is the mean of.
+    `blob` and `delta`: theta as it is published, whole and against `base`. `online`: device to its presence; `silent`:
+    the same for those that let a round run out of time. `accepted`: device to transfer id, this round. `counted`: the
     same for each device's latest accepted update of any round.
     """
 
     name: str
     model: bytes
     d: int
+    seed: int
     rounds: Rounds
     work: Work
-    clamp: int
+    recipe: Recipe
     theta: Theta
     phase: Phase = Phase.WAITING
     round: int = 0
     now: float = 0.0
     deadline: float = 0.0
     reminded: float = 0.0
+    base: Theta | None = None
+    memory: Memory | None = None
+    recent: tuple[Theta, ...] = ()
     blob: bytes = b""
+    delta: bytes = b""
     selected: tuple[str, ...] = ()
     quorum: int = 0
     posterior: Posterior = field(default_factory=lambda: Posterior.empty(0))
@@ -183,12 +200,14 @@ def step(job: Job, event: Event) -> Step:
             return job, [Say(f"the broker refused {topic}: {reason}")]
 
 
-def resume(job: Job, selected: tuple[str, ...], quorum: int, updates: list[tuple[bytes, Update]]) -> Job:
-    """`job` (its round and theta as stored) with that round open again and the stored updates counted again."""
+def resume(job: Job, selected: tuple[str, ...], quorum: int, updates: list[tuple[str, bytes, Update]]) -> Job:
+    """`job` (its round, theta, base and memory as stored) with that round open again.
+
+    The stored updates, (device, transfer, update) each, are counted again.
+    """
     job = _opened(job, selected, quorum)
-    for transfer, update in updates:
-        mask = by_id(update.codec).decode(update.payload, job.theta)
-        job = _fold(job, update.device, transfer, job.posterior.fold(mask))
+    for device, transfer, update in updates:
+        job = _counted(job, device, transfer, _folded(job, device, update))
     return job
 
 
@@ -209,8 +228,8 @@ def waiting_for(job: Job) -> str:
     )
 
 
-def announcement(job: Job, chunks: int) -> Announce:
-    """What every device is told; the round's probabilities come in `chunks` chunks."""
+def announcement(job: Job, chunks: int, delta_chunks: int = 0) -> Announce:
+    """What every device is told; the round's probabilities come in `chunks` chunks, or as `delta_chunks` of a delta."""
     left = max(0.0, job.deadline - job.now) if job.phase is Phase.OPEN else 0.0
     return Announce(
         job=job.name,
@@ -221,6 +240,9 @@ def announcement(job: Job, chunks: int) -> Announce:
         theta=job.theta.digest(),
         transfer=transfer_id(job.blob) if job.blob else bytes(16),
         chunks=chunks,
+        base=job.base.digest() if job.base is not None and job.delta else bytes(16),
+        delta=transfer_id(job.delta) if job.delta else bytes(16),
+        delta_chunks=delta_chunks,
         deadline_ms=round(left * 1000),
         work=job.work,
         selected=job.selected,
@@ -234,7 +256,9 @@ def _ticked(job: Job) -> Step:
     if job.phase is Phase.OPEN and job.now >= job.deadline:
         if len(job.accepted) >= job.rounds.minimum:
             return _close(_doubt(job), "time is up")
-        if others := sorted(set(job.online) - set(job.selected)) if job.selected else []:
+        # The strata of shared uniforms are those of the first announcement: such a round waits for its own devices.
+        few = job.selected and not job.work.stratified
+        if others := sorted(set(job.online) - set(job.selected)) if few else []:
             return _widen(job, others)
     if job.phase is not Phase.DONE and job.now - job.reminded >= REMIND_SECONDS:
         return replace(job, reminded=job.now), [Say(waiting_for(job))]
@@ -291,11 +315,12 @@ def _maybe_open(job: Job) -> Step:
         return job, [Publicise(theta=False), Say(waiting_for(job))]
     names = sorted(job.online)
     few = 0 < job.rounds.per_round < len(names)
-    selected = tuple(sorted(_draw(job, names, job.rounds.per_round))) if few else ()
+    asked = _draw(job, names, job.rounds.per_round) if few else names[:MAX_TOP]
+    selected = tuple(sorted(asked)) if few or job.work.stratified else ()
     quorum = min(job.rounds.quorum or len(selected or names), MAX_TOP)
     job = _opened(replace(job, round=job.round + 1), selected, quorum)
     return job, [
-        Opened(job.round, job.theta, selected, quorum),
+        Opened(job.round, job.theta, selected, quorum, job.delta),
         Publicise(theta=True),
         Say(waiting_for(job)),
     ]
@@ -311,17 +336,27 @@ def _draw(job: Job, names: list[str], n: int) -> list[str]:
 
 
 def _opened(job: Job, selected: tuple[str, ...], quorum: int) -> Job:
+    blob = counts.encode(job.theta)
     return replace(
         job,
         phase=Phase.OPEN,
         deadline=job.now + job.rounds.deadline_s,
         reminded=job.now,
-        blob=counts.encode(job.theta),
+        blob=blob,
+        delta=_delta(job, len(blob)),
         selected=selected,
         quorum=quorum,
         posterior=Posterior.empty(job.d),
         accepted={},
     )
+
+
+def _delta(job: Job, whole: int) -> bytes:
+    """Theta against the one before, if that takes less than `whole` bytes; else nothing."""
+    if job.base is None or max(job.base.top, job.theta.top) > delta.MAX_TOP:
+        return b""
+    coded = delta.encode(job.theta, job.base)
+    return coded if len(coded) < whole else b""
 
 
 def _arrived(job: Job, device: str, transfer: bytes, update: Update) -> Step:
@@ -336,7 +371,7 @@ def _answered(job: Job, device: str, transfer: bytes, update: Update) -> Step:
     status, reason = _judge(job, device, transfer, update)
     if status is Status.ACCEPTED:
         try:
-            mask = by_id(update.codec).decode(update.payload, job.theta)
+            posterior = _folded(job, device, update)
         except ProtocolError as error:
             status, reason = Status.INVALID, f"{error.code}: {error}"
     reply = _receipt(job, device, transfer, update.round, status, reason)
@@ -345,8 +380,8 @@ def _answered(job: Job, device: str, transfer: bytes, update: Update) -> Step:
             reply,
             Say(f"{device}, round {update.round}: {status.name.lower().replace('_', '-')}: {reason}"),
         ]
-    job = _fold(job, device, transfer, job.posterior.fold(mask))
-    effects: list[Effect] = [Counted(transfer, update), reply, Say(waiting_for(job))]
+    job = _counted(job, device, transfer, posterior)
+    effects: list[Effect] = [Counted(device, transfer, update), reply, Say(waiting_for(job))]
     if len(job.accepted) < job.quorum:
         return job, effects
     job, more = _close(job, "quorum")
@@ -354,13 +389,7 @@ def _answered(job: Job, device: str, transfer: bytes, update: Update) -> Step:
 
 
 def _judge(job: Job, device: str, transfer: bytes, update: Update) -> tuple[Status, str]:
-    """What becomes of an update, before its mask is decoded."""
-    if update.job != job.name:
-        return Status.INVALID, f"job {update.job}, this is {job.name}"
-    if update.device != device:
-        return Status.INVALID, f"signed {update.device}, sent by {device}"
-    if update.model != job.model:
-        return Status.INVALID, f"model {update.model.hex()[:12]}, the job trains {job.model.hex()[:12]}"
+    """What becomes of an update, before its masks are decoded."""
     if update.correct > update.samples:
         return Status.INVALID, f"{update.correct} correct of {update.samples} samples"
     if job.counted.get(device) == transfer:
@@ -371,14 +400,33 @@ def _judge(job: Job, device: str, transfer: bytes, update: Update) -> tuple[Stat
         return Status.LATE, f"round {update.round} is closed"
     if device in job.accepted:
         return Status.DUPLICATE, "another update of this device is counted in this round"
-    if update.theta != job.theta.digest():
-        return Status.STALE, "made under other probabilities than this round's"
+    if update.basis != basis(job.name, job.model, job.theta.digest()):
+        return Status.STALE, "made for another job or model, or under other probabilities than this round's"
     if job.selected and device not in job.selected:
         return Status.NOT_SELECTED, "not asked in this round"
+    if len(update.payloads) != job.work.masks:
+        return Status.INVALID, f"{len(update.payloads)} mask(s), the job asks for {job.work.masks}"
     return Status.ACCEPTED, ""
 
 
-def _fold(job: Job, device: str, transfer: bytes, posterior: Posterior) -> Job:
+def _folded(job: Job, device: str, update: Update) -> Posterior:
+    """What is known with the masks of one more update. Raises ProtocolError."""
+    codec, recipe, posterior = by_id(update.codec), job.recipe, job.posterior
+    weight = min(update.samples, MAX_WEIGHT) if recipe.by_samples else 1
+    stratum = (job.selected.index(device), len(job.selected)) if job.work.stratified else None
+    for index, payload in enumerate(update.payloads):
+        shared = Shared(job.seed, job.round, job.name, device, index, stratum)
+        mask = codec.decode(payload, job.theta, shared, job.work.max_blocks)
+        control = None
+        if recipe.control_variate:
+            # A mask of another codec shares no luck with the uniforms; what it is without training is theta.
+            q16 = job.theta.q16()
+            control = ((shared.uniforms(job.d) < q16) * ONE if update.codec == crn.ID else q16).astype(np.int32)
+        posterior = posterior.fold(mask, weight, control)
+    return posterior
+
+
+def _counted(job: Job, device: str, transfer: bytes, posterior: Posterior) -> Job:
     return replace(
         job,
         posterior=posterior,
@@ -388,13 +436,15 @@ def _fold(job: Job, device: str, transfer: bytes, posterior: Posterior) -> Job:
 
 
 def _close(job: Job, why: str) -> Step:
-    theta = job.posterior.theta(job.clamp)
-    last = job.round >= job.rounds.total
-    job = replace(job, phase=Phase.DONE if last else Phase.WAITING, theta=theta, blob=b"", selected=())
+    theta, memory = conclude(job.posterior, job.recipe, job.theta, job.memory)
+    recent = (*job.recent, theta)[-job.recipe.average :]
     effects: list[Effect] = [
-        Closed(job.round, theta, job.posterior.n),
-        Say(f"round {job.round} closed ({why}) with {job.posterior.n} masks"),
+        Closed(job.round, theta, len(job.accepted), memory, finished(recent)),
+        Say(f"round {job.round} closed ({why}) with {job.posterior.masks} masks"),
     ]
+    last = job.round >= job.rounds.total
+    job = replace(job, phase=Phase.DONE if last else Phase.WAITING, base=job.theta, theta=theta)
+    job = replace(job, memory=memory, recent=recent, blob=b"", delta=b"", selected=())
     if last:
         return job, [*effects, Publicise(theta=False), Finish()]
     job, more = _maybe_open(job)

@@ -13,6 +13,7 @@ from dataclasses import replace
 
 from aggregator.config import RunConfig
 from aggregator.inbox import Inbox
+from aggregator.posterior import start
 from aggregator.round import (
     Arrived,
     Broken,
@@ -41,9 +42,8 @@ from seedmask.errors import KindError, ProtocolError
 from seedmask.io.files import write_atomic
 from seedmask.io.link import Connected, Link, Received, Will
 from seedmask.io.link import Event as LinkEvent
-from seedmask.mask import CLAMP, Theta
 from seedmask.spec import ModelSpec
-from seedmask.wire import Heartbeat, Phase, Presence, Update
+from seedmask.wire import Chunk, Heartbeat, Phase, Presence, Update
 
 log = logging.getLogger("seedmask.aggregator")
 
@@ -69,8 +69,9 @@ class Server:
         self.config, self.spec, self.link, self.store = config, spec, link, store
         self.clock, self.boot = clock, boot
         # Coded worse than four bits a weight, an update is no mask of this model.
-        self.inbox = Inbox(spec.d // 2 + (1 << 16))
-        self._published: tuple[int, int] | None = None  # (round, chunks) whose probabilities are retained
+        self.inbox = Inbox(min(config.work.masks * (spec.d // 2 + (1 << 16)), wire.MAX_FRAME))
+        # (round, chunks, chunks of the delta) whose probabilities are retained
+        self._published: tuple[int, int, int] | None = None
         self.job = self._resumed()
         link.subscribe(topics.presence(config.job, "+"))
         link.subscribe(topics.update(config.job, "+"))
@@ -82,22 +83,25 @@ class Server:
 
     def _resumed(self) -> Job:
         config, spec = self.config, self.spec
+        recipe = config.learning.recipe()
         job = Job(
             name=config.job,
             model=spec.digest,
             d=spec.d,
+            seed=spec.seed,
             rounds=config.rounds,
             work=config.work.work(),
-            clamp=CLAMP,
-            theta=Theta.even(spec.d),
+            recipe=recipe,
+            theta=start(recipe.init, spec.seed, spec.d, recipe.clamp),
             now=self.clock(),
             counted=self.store.last_transfers(),
         )
-        known = self.store.resume()
+        known = self.store.resume(recipe.average)
         if known is None:
             return job
         job = replace(job, round=known.round, theta=known.theta)
-        self._published = (known.round, len(split(known.blob, self.link.chunk_bytes())))
+        job = replace(job, base=known.base, memory=known.memory, recent=known.recent)
+        self._published = (known.round, len(self._cut(known.blob)), len(self._cut(known.delta)))
         if not known.closed:
             job = resume(job, known.selected, known.quorum, known.updates)
             log.info("resumed: %s", waiting_for(job))
@@ -159,23 +163,24 @@ class Server:
         match effect:
             case Say(text):
                 log.info(text)
-            case Opened(round_, theta, selected, quorum):
-                self.store.opened(round_, theta, selected, quorum)
+            case Opened(round_, theta, selected, quorum, delta):
+                self.store.opened(round_, theta, selected, quorum, delta)
             case Widened(round_, selected):
                 self.store.widened(round_, selected)
-            case Counted(transfer, update):
-                self.store.counted(transfer, update)
+            case Counted(device, transfer, update):
+                self.store.counted(device, transfer, update)
             case Reply(device, receipt):
                 self.link.publish(topics.receipt(self.config.job, device), wire.encode(receipt))
-            case Closed(round_, theta, _):
-                self._close(round_, theta)
+            case Closed():
+                self._close(effect)
             case Publicise(theta):
                 self._publicise(theta)
             case Finish():
                 log.info("job %s is done: %s", self.config.job, self.config.state_dir / "model.smm")
 
-    def _close(self, round_: int, theta: Theta) -> None:
-        finished = model.encode(model.FinishedModel(self.spec, theta.threshold()))
+    def _close(self, closed: Closed) -> None:
+        round_ = closed.round
+        finished = model.encode(model.FinishedModel(self.spec, closed.mask))
         record = {"round": round_, **self.store.figures(round_), "model_bytes": len(finished)}
         if record["updates"]:
             log.info(
@@ -183,7 +188,7 @@ class Server:
                 *(round_, record["train_loss"], 100 * record["train_accuracy"], f"{record['update_bytes']:,}"),
             )
         write_atomic(self.config.state_dir / "model.smm", finished)
-        self.store.closed(round_, theta, record)
+        self.store.closed(round_, closed.theta, record, closed.memory)
         self._list_rounds()
         self._retire()  # before the next round is stored: a restart knows the latest one only
 
@@ -191,24 +196,30 @@ class Server:
         write_atomic(self.config.state_dir / "rounds.json", json.dumps(self.store.records(), indent=1).encode())
 
     def _publicise(self, theta: bool) -> None:
-        chunks = split(self.job.blob, self.link.chunk_bytes()) if self.job.blob else []
-        if self._published != (self.job.round, len(chunks)):
+        chunks, delta = self._cut(self.job.blob), self._cut(self.job.delta)
+        published = (self.job.round, len(chunks), len(delta))
+        if self._published != published:
             self._retire()  # of a round that is over, perhaps in an earlier life, or cut for another broker
         if theta:
             # Before the announcement, so that whoever hears of the round finds its probabilities.
-            for chunk in chunks:
-                topic = topics.theta(self.config.job, self.job.round, chunk.index)
-                self.link.publish(topic, wire.encode(chunk), retain=True)
-            self._published = (self.job.round, len(chunks))
-        announce = announcement(self.job, len(chunks))
+            for parts, topic in ((chunks, topics.theta), (delta, topics.delta)):
+                for chunk in parts:
+                    name = topic(self.config.job, self.job.round, chunk.index)
+                    self.link.publish(name, wire.encode(chunk), retain=True)
+            self._published = published
+        announce = announcement(self.job, len(chunks), len(delta))
         self.link.publish(topics.round_(self.config.job), wire.encode(announce), retain=True)
+
+    def _cut(self, blob: bytes) -> list[Chunk]:
+        return split(blob, self.link.chunk_bytes()) if blob else []
 
     def _retire(self) -> None:
         """Clear the retained probabilities of a round that is over."""
         if self._published is not None:
-            round_, chunks = self._published
-            for index in range(chunks):
-                self.link.publish(topics.theta(self.config.job, round_, index), b"", retain=True)
+            round_, chunks, delta = self._published
+            for count, topic in ((chunks, topics.theta), (delta, topics.delta)):
+                for index in range(count):
+                    self.link.publish(topic(self.config.job, round_, index), b"", retain=True)
         self._published = None
 
     def run(self) -> None:

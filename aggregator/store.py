@@ -1,7 +1,7 @@
 """What must survive a crash: rounds and accepted updates, in SQLite.
 
 Write-ahead log with full sync: when a method returns, the disk has it. That is what allows a receipt to be sent.
-Masks of closed rounds are cleared, their probabilities and figures stay.
+Masks of closed rounds are cleared, and what each but the last left to the next one; probabilities and figures stay.
 """
 
 from __future__ import annotations
@@ -14,17 +14,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from aggregator.posterior import Memory
 from seedmask.codec import counts
 from seedmask.errors import UserError
 from seedmask.io.files import hold
 from seedmask.mask import Theta
 from seedmask.wire import Update, encode, expect
 
-_SCHEMA: Final = """
+_LAYOUT: Final = 2  # of the tables below
+_SCHEMA: Final = f"""
+PRAGMA user_version = {_LAYOUT};
 CREATE TABLE IF NOT EXISTS job (name TEXT NOT NULL, model BLOB NOT NULL, spec BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS rounds (
     round INTEGER PRIMARY KEY, theta BLOB NOT NULL, selected TEXT NOT NULL, quorum INTEGER NOT NULL,
-    result BLOB, record TEXT
+    delta BLOB NOT NULL, result BLOB, memory BLOB, record TEXT
 );
 CREATE TABLE IF NOT EXISTS updates (
     round INTEGER NOT NULL, device TEXT NOT NULL, transfer BLOB NOT NULL, frame BLOB, bytes INTEGER NOT NULL,
@@ -38,7 +41,8 @@ CREATE TABLE IF NOT EXISTS updates (
 class Resumed:
     """What the store knows: the latest `round` with the `theta` it began from or, if `closed`, what came of it.
 
-    `blob`: the counts that were published for it.
+    `updates`: (device, transfer, update). `blob`, `delta`: the probabilities that were published for it. `base`: the
+    theta of the round before that theta's; `memory`: what the last closed round left; `recent`: the last results.
     """
 
     round: int
@@ -46,8 +50,12 @@ class Resumed:
     closed: bool
     selected: tuple[str, ...]
     quorum: int
-    updates: list[tuple[bytes, Update]]
+    updates: list[tuple[str, bytes, Update]]
     blob: bytes
+    delta: bytes
+    base: Theta | None
+    memory: Memory | None
+    recent: tuple[Theta, ...]
 
 
 class Store:
@@ -65,6 +73,9 @@ class Store:
             self._db = sqlite3.connect(path, isolation_level=None)
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=FULL")
+            known = self._db.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]
+            if known and self._db.execute("PRAGMA user_version").fetchone()[0] != _LAYOUT:
+                raise UserError(f"{path} was made by another version of this program; choose another state_dir")
             self._db.executescript(_SCHEMA)
             row = self._db.execute("SELECT name, model FROM job").fetchone()
             if row is None:
@@ -78,21 +89,23 @@ class Store:
                 f"{model.hex()[:12]}; choose another state_dir or remove it"
             )
 
-    def opened(self, round_: int, theta: Theta, selected: tuple[str, ...], quorum: int) -> None:
+    def opened(
+        self, round_: int, theta: Theta, selected: tuple[str, ...], quorum: int, delta: bytes = b""
+    ) -> None:
         """A round began."""
-        row = (round_, counts.encode(theta), json.dumps(selected), quorum)
-        self._db.execute("INSERT INTO rounds (round, theta, selected, quorum) VALUES (?, ?, ?, ?)", row)
+        row = (round_, counts.encode(theta), json.dumps(selected), quorum, delta)
+        self._db.execute("INSERT INTO rounds (round, theta, selected, quorum, delta) VALUES (?, ?, ?, ?, ?)", row)
 
     def widened(self, round_: int, selected: tuple[str, ...]) -> None:
         """The open round asks more devices."""
         self._db.execute("UPDATE rounds SET selected = ? WHERE round = ?", (json.dumps(selected), round_))
 
-    def counted(self, transfer: bytes, update: Update) -> None:
-        """An update was accepted. sqlite3.IntegrityError if this device's update of this round already was."""
+    def counted(self, device: str, transfer: bytes, update: Update) -> None:
+        """An update of `device` was accepted. sqlite3.IntegrityError if this device's update of this round already was."""
         frame = encode(update)
         row = (
             update.round,
-            update.device,
+            device,
             transfer,
             frame,
             len(frame),
@@ -102,13 +115,14 @@ class Store:
         )
         self._db.execute("INSERT INTO updates VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
 
-    def closed(self, round_: int, theta: Theta, record: dict[str, Any]) -> None:
-        """A round ended; its masks are not needed any more."""
+    def closed(self, round_: int, theta: Theta, record: dict[str, Any], memory: Memory | None = None) -> None:
+        """A round ended; its masks are not needed any more, nor is what the one before left."""
         self._db.execute("BEGIN")
         self._db.execute(
-            "UPDATE rounds SET result = ?, record = ? WHERE round = ?",
-            (counts.encode(theta), json.dumps(record), round_),
+            "UPDATE rounds SET result = ?, record = ?, memory = ? WHERE round = ?",
+            (counts.encode(theta), json.dumps(record), None if memory is None else memory.to_bytes(), round_),
         )
+        self._db.execute("UPDATE rounds SET memory = NULL WHERE round < ?", (round_,))
         self._db.execute("UPDATE updates SET frame = NULL WHERE round = ?", (round_,))
         self._db.execute("COMMIT")
 
@@ -138,22 +152,42 @@ class Store:
         """Each device's latest accepted transfer, of any round."""
         return dict(self._db.execute("SELECT device, transfer FROM updates ORDER BY round").fetchall())
 
-    def resume(self) -> Resumed | None:
-        """Where the job stands, None if no round ever began."""
+    def resume(self, average: int = 1) -> Resumed | None:
+        """Where the job stands, with the last `average` results; None if no round ever began."""
         row = self._db.execute(
-            "SELECT round, theta, result, selected, quorum FROM rounds ORDER BY round DESC LIMIT 1"
+            "SELECT round, theta, delta, result, selected, quorum FROM rounds ORDER BY round DESC LIMIT 1"
         ).fetchone()
         if row is None:
             return None
-        round_, theta, result, selected, quorum = row
+        round_, theta, delta, result, selected, quorum = row
         updates = []
         if result is None:
-            for transfer, frame in self._db.execute(
-                "SELECT transfer, frame FROM updates WHERE round = ? ORDER BY device", (round_,)
+            for device, transfer, frame in self._db.execute(
+                "SELECT device, transfer, frame FROM updates WHERE round = ? ORDER BY device", (round_,)
             ):
-                updates.append((transfer, expect(frame, Update)))
-        current = counts.decode(theta if result is None else result, self._d)
-        return Resumed(round_, current, result is not None, tuple(json.loads(selected)), quorum, updates, theta)
+                updates.append((device, transfer, expect(frame, Update)))
+        # Of an open round the base is what the round before began with, of a closed one what itself began with.
+        began = self._db.execute(
+            "SELECT theta FROM rounds WHERE round <= ? ORDER BY round DESC LIMIT 1",
+            (round_ if result is not None else round_ - 1,),
+        ).fetchone()
+        closed = self._db.execute(
+            "SELECT result, memory FROM rounds WHERE result IS NOT NULL ORDER BY round DESC LIMIT ?", (average,)
+        ).fetchall()
+        memory = closed[0][1] if closed else None
+        return Resumed(
+            round=round_,
+            theta=counts.decode(theta if result is None else result, self._d),
+            closed=result is not None,
+            selected=tuple(json.loads(selected)),
+            quorum=quorum,
+            updates=updates,
+            blob=theta,
+            delta=delta,
+            base=None if began is None else counts.decode(began[0], self._d),
+            memory=None if memory is None else Memory.from_bytes(memory, self._d),
+            recent=tuple(counts.decode(blob, self._d) for blob, _ in reversed(closed)),
+        )
 
     def close(self) -> None:
         """Let go of the file."""

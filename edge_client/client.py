@@ -95,7 +95,7 @@ class Client:
         kept, odd = outbox.load()
         for line in odd:
             log.warning(line)
-        pending = tuple(Pending(m.round, m.theta, transfer, frame) for transfer, frame, m in kept)
+        pending = tuple(Pending(item.message.round, item.theta, item.transfer, item.frame) for item in kept)
         if pending:
             log.info("%d update(s) in the outbox are sent again", len(pending))
         finished = outbox.finished()
@@ -136,9 +136,9 @@ class Client:
                 self.trainer.begin(announce, theta)
             case Cancel():
                 self.trainer.cancel()
-            case Save(transfer, frame):
+            case Save(transfer, theta, frame):
                 self._trained = self.clock() - self._began
-                self.outbox.save(transfer, frame)
+                self.outbox.save(transfer, theta, frame)
             case Send(frame):
                 log.info("sending %s bytes", f"{len(frame):,}")
                 for chunk in split(frame, self.link.chunk_bytes()):

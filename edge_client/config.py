@@ -16,6 +16,7 @@ bundle = "mlp.bundle"           # written by `seedmask export`; paths are relati
 state_dir = "state"             # outbox and log
 runtime = "onnxruntime"         # or "reference" (NumPy only, slow)
 threads = 0                     # 0: all cores
+# thrift = 12                   # bits of learning per byte sent, within the job's bounds: more is fewer bytes
 
 [data]
 format = "npz"                  # arrays x [n, ...] and y [n]; or "idx" with images = ..., labels = ...
@@ -30,7 +31,11 @@ ca = "ca.crt"                   # TLS; cert and key for a client certificate
 
 @dataclass(frozen=True)
 class EdgeConfig:
-    """What one device needs to know. `stay`: keep running after the job is done."""
+    """What one device needs to know. `stay`: keep running after the job is done.
+
+    `thrift`: the kappa that this device would like (codec `hmrc`: bits of KL per byte of an update), taken as far as
+    the job allows; none: what the job says.
+    """
 
     device: str
     job: str
@@ -40,6 +45,7 @@ class EdgeConfig:
     runtime: str = "onnxruntime"
     threads: int = 0
     stay: bool = False
+    thrift: float | None = None
     broker: Broker = field(default_factory=Broker)
 
     def __post_init__(self) -> None:
@@ -47,3 +53,5 @@ class EdgeConfig:
         check_name(self.job)
         if not 0 <= self.threads <= 1024:
             raise ValueError(f"threads is 0 (all cores) .. 1024, found {self.threads}")
+        if self.thrift is not None and not 0.001 <= self.thrift <= 1000:
+            raise ValueError(f"thrift is 0.001 .. 1000 bits, found {self.thrift}")

@@ -13,7 +13,7 @@ from typing import Final, TypeAlias
 
 from seedmask import topics
 from seedmask.chunks import Assembly, begin
-from seedmask.codec import counts
+from seedmask.codec import CODECS, counts, delta
 from seedmask.errors import ProtocolError, ThetaMismatchError
 from seedmask.io.link import Connected, Disconnected, Received, Refused
 from seedmask.mask import Theta
@@ -90,9 +90,10 @@ class Cancel:
 
 @dataclass(frozen=True)
 class Save:
-    """Put an update into the outbox so that it survives a power cut."""
+    """Put an update, made under `theta`, into the outbox so that it survives a power cut."""
 
     transfer: bytes
+    theta: bytes
     frame: bytes
 
 
@@ -147,7 +148,8 @@ class Session:
 
     `model` is our spec's digest, `d` its weights. `work`: (round, theta digest) that we fetch, train or have finished,
     so that no round is trained twice. `fetching` until the probabilities are complete; none of their chunks before
-    `fetch_due` means asking again. `training` while Train is under way; after `failures` in a row it is tried `again`
+    `fetch_due` means asking again. `held`: the last ones that came, which the next may be told against, as a delta;
+    `by_delta`: that is what we fetch now. `training` while Train is under way; after `failures` in a row it is tried `again`
     at that time. `busy`: what we sent has not left this machine. `finished_before`: the work whose receipt an earlier
     life of ours had. `aggregator`: the boot number of its latest life that we heard of; `away` when it said, or the
     broker said for it, that it left.
@@ -164,6 +166,8 @@ class Session:
     work: tuple[int, bytes] | None = None
     fetching: bool = False
     fetch_due: float = 0.0
+    held: Theta | None = None
+    by_delta: bool = False
     training: bool = False
     failures: int = 0
     again: float | None = None
@@ -217,10 +221,14 @@ def step(session: Session, event: Event) -> Step:
 def _ticked(session: Session) -> Step:
     session, effects = _send_due(session)
     if session.fetching and session.online and session.announce is not None and session.now >= session.fetch_due:
-        # Subscribing anew makes the broker send what it retained once more.
-        topic = topics.theta(session.job, session.announce.round, "+")
-        effects += [Say("the probabilities do not come; asking again"), Unsubscribe(topic), Subscribe(topic)]
-        session = replace(session, fetch_due=session.now + FETCH_SECONDS)
+        if session.by_delta:
+            session, more = _whole(session, session.announce, "the difference does not come")
+            effects += more
+        else:
+            # Subscribing anew makes the broker send what it retained once more.
+            topic = _source(session, session.announce)
+            effects += [Say("the probabilities do not come; asking again"), Unsubscribe(topic), Subscribe(topic)]
+            session = replace(session, fetch_due=session.now + FETCH_SECONDS)
     if session.again is not None and session.now >= session.again and session.announce is not None:
         # A failed training must not cost the round: memory may be free again, a file may be back.
         session, more = _announced(replace(session, work=None, again=None), session.announce)
@@ -269,33 +277,72 @@ def _announced(session: Session, announce: Announce) -> Step:
         if session.finished_before == wanted:
             effects.append(Say(f"round {announce.round}: our update of it has its receipt; waiting for the next round"))
         return replace(session, finished_before=None), effects
+    if announce.work.codec not in CODECS:
+        known = ", ".join(codec.NAME for codec in CODECS.values())
+        return session, [
+            *effects,
+            Say(f"round {announce.round} asks for masks in codec {announce.work.codec}, we have {known}: not training"),
+        ]
+    held = session.held
+    by_delta = announce.delta_chunks > 0 and held is not None and held.digest() == announce.base
+    session = replace(session, work=wanted, fetching=True, by_delta=by_delta, fetch_due=session.now + FETCH_SECONDS)
+    what = "what changed in the probabilities" if by_delta else "probabilities"
     effects += [
-        Say(f"round {announce.round} of {announce.rounds}: fetching probabilities"),
-        Subscribe(topics.theta(session.job, announce.round, "+")),
+        Say(f"round {announce.round} of {announce.rounds}: fetching {what}"),
+        Subscribe(_source(session, announce)),
     ]
-    return replace(session, work=wanted, fetching=True, fetch_due=session.now + FETCH_SECONDS), effects
+    return session, effects
+
+
+def _source(session: Session, announce: Announce) -> str:
+    """Where the probabilities that we fetch are."""
+    topic = topics.delta if session.by_delta else topics.theta
+    return topic(session.job, announce.round, "+")
+
+
+def _whole(session: Session, announce: Announce, why: str) -> Step:
+    """Give up the delta and fetch the whole probabilities of the same round."""
+    effects: list[Effect] = [
+        Say(f"round {announce.round}: {why}; fetching the whole probabilities"),
+        Unsubscribe(_source(session, announce)),
+    ]
+    due = session.now + FETCH_SECONDS
+    session = replace(session, by_delta=False, fetching=True, assembly=None, held=None, fetch_due=due)
+    return session, [*effects, Subscribe(_source(session, announce))]
 
 
 def _theta_chunk(session: Session, announce: Announce, chunk: Chunk) -> Step:
-    if chunk.transfer != announce.transfer:
+    if chunk.transfer != (announce.delta if session.by_delta else announce.transfer):
         return session, []
-    assembly = session.assembly
-    if assembly is None or not _fits(chunk, assembly.first):
-        # Sixteen bits a weight is more than any levels need; a larger transfer is not probabilities.
-        assembly = begin(chunk, 2 * session.d + (1 << 16))
-    assembly = assembly.add(chunk)
+    try:
+        assembly = session.assembly
+        if assembly is None or not _fits(chunk, assembly.first):
+            # Sixteen bits a weight is more than any levels need; a larger transfer is not probabilities.
+            assembly = begin(chunk, 2 * session.d + (1 << 16))
+        assembly = assembly.add(chunk)
+    except ProtocolError as error:
+        if not session.by_delta:
+            raise
+        return _whole(session, announce, f"the difference is no good ({error.code}: {error})")
     if not assembly.complete:
         return replace(session, assembly=assembly, fetch_due=session.now + FETCH_SECONDS), []
-    effects = _stop_fetching(session)
-    session = replace(session, assembly=None, fetching=False)
     try:
-        theta = counts.decode(assembly.blob(), session.d)
+        if session.by_delta and session.held is not None:
+            theta = delta.decode(assembly.blob(), session.held)
+        else:
+            theta = counts.decode(assembly.blob(), session.d)
         if theta.digest() != announce.theta:
             raise ThetaMismatchError("the probabilities that came are not the announced ones")
     except ProtocolError as error:
+        if session.by_delta:
+            return _whole(session, announce, f"the difference is no good ({error.code}: {error})")
         # Forget the round, so that the next announcement starts over.
-        return replace(session, work=None), [*effects, Say(f"round {announce.round}: {error.code}: {error}")]
-    return replace(session, training=True), [*effects, Train(announce, theta)]
+        effects = _stop_fetching(session)
+        session = replace(session, work=None, assembly=None, fetching=False)
+        return session, [*effects, Say(f"round {announce.round}: {error.code}: {error}")]
+    effects = _stop_fetching(session)
+    session = replace(session, assembly=None, fetching=False, training=True, held=theta)
+    return session, [*effects, Train(announce, theta)]
 
 
 def _fits(chunk: Chunk, first: Chunk) -> bool:
@@ -309,7 +356,7 @@ def _trained(session: Session, event: Trained) -> Step:
     pending = Pending(event.round, event.theta, event.transfer, event.frame)
     session = replace(session, training=False, failures=0, pending=(*session.pending, pending))
     session, effects = _send_due(session)
-    return session, [Save(event.transfer, event.frame), *effects]
+    return session, [Save(event.transfer, event.theta, event.frame), *effects]
 
 
 def _send_due(session: Session) -> Step:
@@ -372,5 +419,5 @@ def _maybe_finish(session: Session, effects: list[Effect]) -> Step:
 
 def _stop_fetching(session: Session) -> list[Effect]:
     if session.fetching and session.announce is not None:
-        return [Unsubscribe(topics.theta(session.job, session.announce.round, "+"))]
+        return [Unsubscribe(_source(session, session.announce))]
     return []

@@ -230,6 +230,8 @@ def _serve(config: EdgeConfig, pipe: Connection) -> None:
                 continue
             if outcome is not None:
                 kept = outcome.state if work.keep_optimizer else None
-                update = update_of(announce, config.device, bundle.spec, theta, outcome, len(data.y), rng)
+                update = update_of(
+                    *(announce, config.device, bundle.spec, theta, outcome, len(data.y), rng, config.thrift)
+                )
                 frame = encode(update)
                 pipe.send(Trained(announce.round, announce.theta, transfer_id(frame), frame))

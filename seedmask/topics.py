@@ -26,6 +26,11 @@ def theta(job: str, number: int, chunk: int | str) -> str:
     return f"{ROOT}/{check_name(job)}/theta/{number}/{chunk}"
 
 
+def delta(job: str, number: int, chunk: int | str) -> str:
+    """Chunk `chunk` of what changed from the probabilities before to those of round `number`, retained; '+' for all."""
+    return f"{ROOT}/{check_name(job)}/delta/{number}/{chunk}"
+
+
 def presence(job: str, device: str) -> str:
     """Presence of one device, retained, and its last will."""
     return f"{ROOT}/{check_name(job)}/d/{device if device == '+' else check_name(device)}/presence"

@@ -7,15 +7,17 @@ or UTF-8 with its length in front. CRC finds accidents; identity and secrecy are
 
 from __future__ import annotations
 
+import hashlib
 import re
 import struct
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import IntEnum
 from typing import ClassVar, Final, TypeAlias, TypeVar
 
 from seedmask import PROTOCOL_VERSION
+from seedmask.codec import Plan
 from seedmask.errors import (
     ChecksumError,
     FieldError,
@@ -56,20 +58,52 @@ class Status(IntEnum):
 class Work:
     """What a device does in one round; integers, so that it is the same everywhere.
 
-    `epochs` passes over its data; `learning_rate` of Adam in millionths; `codec` id of the mask's codec.
+    `epochs` passes over its data; `learning_rate` in millionths, which shrinks by `rate_decay` millionths of itself
+    from round to round; `codec` id of the masks' codec. `optimizer` 0 Adam, 1 SGD with `momentum` (millionths);
+    `keep_optimizer` 1: its state goes on from round to round. `straight_through` 0: identity, 1: times theta, as in
+    FedPM's published code. The local loss gains, in millionths, `kl` KL(theta || global theta) / d, `sparsity`
+    mean(theta) and `entropy` mean H(theta), in nats. `masks` per update. `kappa` .. `kappa_max`, thousandths of a bit:
+    what a device may choose for a block index of `hmrc`, the least being the default; `max_blocks` caps their number
+    (0: d div 8). `stratified` 1: shared uniforms are stratified over the selected devices. `mean_epochs`: that many
+    first epochs of a round run the mean network instead of sampled masks.
     """
 
     epochs: int = 3
     learning_rate: int = 100_000
-    codec: int = 2
+    codec: int = 3
+    optimizer: int = 0
+    momentum: int = 0
+    keep_optimizer: int = 0
+    straight_through: int = 0
+    kl: int = 0
+    sparsity: int = 0
+    entropy: int = 0
+    masks: int = 1
+    kappa: int = 5_000
+    kappa_max: int = 24_000
+    max_blocks: int = 0
+    stratified: int = 0
+    mean_epochs: int = 0
+    rate_decay: int = 0
+
+    def plan(self, thrift: float | None = None) -> Plan:
+        """What the sender of a mask may choose; `thrift` is the device's wish for kappa, bits of KL per block."""
+        least, most = self.kappa / 1000, self.kappa_max / 1000
+        return Plan(least if thrift is None else min(max(thrift, least), most), self.max_blocks)
+
+    def rate(self, round_: int) -> float:
+        """The learning rate of round `round_`, from 1."""
+        return self.learning_rate / 1e6 * (1 - self.rate_decay / 1e6) ** (round_ - 1)
 
 
 @dataclass(frozen=True)
 class Announce:
     """Aggregator to all, retained: the job's state. `model` 32 bytes, `theta` the digest of the round's probabilities.
 
-    `transfer`, `chunks`: where the counts are to be had (topic theta/<round>/<chunk>); `deadline_ms` from now, 0 for
-    none; `selected` names the devices that are asked, empty for all; `text` is for people.
+    `transfer`, `chunks`: where the counts are to be had (topic theta/<round>/<chunk>); `delta`, `delta_chunks`: where
+    those who hold the probabilities of digest `base` get the difference (topic delta/<round>/<chunk>), all zeros if
+    there is none. `deadline_ms` from now, 0 for none; `selected` names the devices that are asked, empty for all;
+    `text` is for people.
     """
 
     KIND: ClassVar[int] = 1
@@ -81,6 +115,9 @@ class Announce:
     theta: bytes
     transfer: bytes
     chunks: int
+    base: bytes
+    delta: bytes
+    delta_chunks: int
     deadline_ms: int
     work: Work
     selected: tuple[str, ...]
@@ -89,22 +126,20 @@ class Announce:
 
 @dataclass(frozen=True)
 class Update:
-    """Device to aggregator: one mask, sampled once.
+    """Device to aggregator: the masks of one round, drawn once. Who sends it is known from the topic.
 
-    `loss` (mean, millionths of a nat) and `correct` (of `samples`) are those of the last epoch while it trained.
+    `basis` (see `basis`) binds them to job, model and probabilities. `loss` (mean, millionths of a nat) and `correct`
+    (of `samples`) are those of the last epoch while it trained; `payloads` are coded masks.
     """
 
     KIND: ClassVar[int] = 2
-    job: str
-    device: str
     round: int
-    model: bytes
-    theta: bytes
+    basis: bytes
     samples: int
     loss: int
     correct: int
     codec: int
-    payload: bytes
+    payloads: tuple[bytes, ...]
 
 
 @dataclass(frozen=True)
@@ -214,6 +249,12 @@ def _digest(value: bytes, size: int) -> bytes:
     return value
 
 
+def basis(job: str, model: bytes, theta: bytes) -> bytes:
+    """16 bytes that name what an update was made for: `job`, `model` (32 bytes), `theta` (its digest, 16 bytes)."""
+    named = check_name(job).encode() + b"\0" + _digest(model, 32) + _digest(theta, 16)
+    return hashlib.sha256(named).digest()[:16]
+
+
 def is_name(value: str) -> bool:
     """Whether `value` can name a job or a device on the wire."""
     return _NAME.match(value) is not None
@@ -226,14 +267,67 @@ def check_name(value: str) -> str:
     return value
 
 
+_U32: Final = (1 << 32) - 1
+_OPTIONS: Final[dict[int, tuple[str, int, int]]] = {
+    # id: (field of Work, least, most), PROTOCOL 6
+    1: ("epochs", 1, 65535),
+    2: ("learning_rate", 1, _U32),
+    3: ("codec", 0, 255),
+    4: ("optimizer", 0, 1),
+    5: ("momentum", 0, 999_999),
+    6: ("keep_optimizer", 0, 1),
+    7: ("straight_through", 0, 1),
+    8: ("kl", 0, _U32),
+    9: ("sparsity", 0, _U32),
+    10: ("entropy", 0, _U32),
+    11: ("masks", 1, 255),
+    12: ("kappa", 1, 1_000_000),
+    13: ("kappa_max", 1, 1_000_000),
+    14: ("max_blocks", 0, 1 << 28),
+    15: ("stratified", 0, 1),
+    16: ("mean_epochs", 0, 65535),
+    17: ("rate_decay", 0, 999_999),
+}
+_DEFAULTS: Final[dict[str, int]] = {field.name: getattr(Work(), field.name) for field in fields(Work)}
+
+
+def _put_work(work: Work) -> bytes:
+    said = [(number, getattr(work, name)) for number, (name, _, _) in _OPTIONS.items()]
+    said = [(number, value) for number, value in said if value != _DEFAULTS[_OPTIONS[number][0]]]
+    return bytes([len(said)]) + b"".join(struct.pack("<BI", number, value) for number, value in said)
+
+
+def _get_work(r: _Reader) -> Work:
+    said: dict[str, int] = {}
+    last = 0
+    for _ in range(r.uint(1)):
+        number, value = r.uint(1), r.uint(4)
+        if number not in _OPTIONS:
+            raise FieldError(f"option {number} of the work is unknown; known: 1 .. {max(_OPTIONS)}")
+        name, least, most = _OPTIONS[number]
+        if number <= last:
+            raise FieldError(f"options stand in ascending order, found {number} after {last}")
+        if not least <= value <= most:
+            raise FieldError(f"{name} is {least} .. {most}, found {value}")
+        if value == _DEFAULTS[name]:
+            raise FieldError(f"{name} is {value} without being said")
+        said[name], last = value, number
+    work = Work(**said)
+    if work.kappa > work.kappa_max:
+        raise FieldError(f"kappa {work.kappa} is above kappa_max {work.kappa_max}")
+    return work
+
+
 def _put_announce(m: Announce) -> bytes:
     return b"".join(
         [
             _name(m.job),
             struct.pack("<IIB", m.round, m.rounds, m.phase),
             _digest(m.model, 32) + _digest(m.theta, 16) + _digest(m.transfer, 16),
-            struct.pack("<HI", m.chunks, m.deadline_ms),
-            struct.pack("<HIB", m.work.epochs, m.work.learning_rate, m.work.codec),
+            struct.pack("<H", m.chunks),
+            _digest(m.base, 16) + _digest(m.delta, 16),
+            struct.pack("<HI", m.delta_chunks, m.deadline_ms),
+            _put_work(m.work),
             struct.pack("<H", len(m.selected)),
             *[_name(device) for device in m.selected],
             _text(m.text),
@@ -246,35 +340,41 @@ def _get_announce(r: _Reader) -> Announce:
     phase = r.uint(1)
     if phase not in tuple(Phase):
         raise KindError(f"phase {phase} is unknown; known: {', '.join(f'{p.value} {p.name.lower()}' for p in Phase)}")
-    model, theta, transfer = r.take(32), r.take(16), r.take(16)
-    chunks, deadline = r.uint(2), r.uint(4)
-    work = Work(r.uint(2), r.uint(4), r.uint(1))
-    if not work.epochs or not work.learning_rate:
-        raise FieldError("epochs and learning rate are at least 1")
+    model, theta, transfer, chunks = r.take(32), r.take(16), r.take(16), r.uint(2)
+    base, delta, delta_chunks = r.take(16), r.take(16), r.uint(2)
+    if (any(base), any(delta)) != (delta_chunks > 0, delta_chunks > 0):
+        raise FieldError("base, delta and its chunks are given together or are all zero")
+    deadline, work = r.uint(4), _get_work(r)
     selected = tuple(r.name() for _ in range(r.uint(2)))
+    if work.stratified and list(selected) != sorted(set(selected)):
+        raise FieldError("under stratified uniforms the selected devices are listed in order, each once")
+    if work.stratified and phase == Phase.OPEN and not selected:
+        raise FieldError("under stratified uniforms the selected devices are listed")
     return Announce(
-        job, round_, rounds, Phase(phase), model, theta, transfer, chunks, deadline, work, selected, r.text()
+        *(job, round_, rounds, Phase(phase), model, theta, transfer, chunks, base, delta, delta_chunks),
+        *(deadline, work, selected, r.text()),
     )
 
 
 def _put_update(m: Update) -> bytes:
     return b"".join(
         [
-            _name(m.job) + _name(m.device),
-            struct.pack("<I", m.round) + _digest(m.model, 32) + _digest(m.theta, 16),
-            struct.pack("<IIIBI", m.samples, m.loss, m.correct, m.codec, len(m.payload)),
-            m.payload,
+            struct.pack("<I", m.round) + _digest(m.basis, 16),
+            struct.pack("<IIIBB", m.samples, m.loss, m.correct, m.codec, len(m.payloads)),
+            *[struct.pack("<I", len(payload)) + payload for payload in m.payloads],
         ]
     )
 
 
 def _get_update(r: _Reader) -> Update:
-    job, device, round_ = r.name(), r.name(), r.uint(4)
-    model, theta = r.take(32), r.take(16)
+    round_, made_for = r.uint(4), r.take(16)
     samples, loss, correct, codec = r.uint(4), r.uint(4), r.uint(4), r.uint(1)
     if not samples:
         raise FieldError("an update without samples says nothing")
-    return Update(job, device, round_, model, theta, samples, loss, correct, codec, r.take(r.uint(4)))
+    masks = r.uint(1)
+    if not masks:
+        raise FieldError("an update has at least one mask")
+    return Update(round_, made_for, samples, loss, correct, codec, tuple(r.take(r.uint(4)) for _ in range(masks)))
 
 
 def _put_receipt(m: Receipt) -> bytes:

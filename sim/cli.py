@@ -15,13 +15,15 @@ from typing import Any
 
 import numpy as np
 
-from aggregator.config import Rounds, RunConfig, WorkSettings
+from aggregator.config import WEIGHTINGS, AggregateSettings, Rounds, RunConfig, WorkSettings
+from aggregator.presets import PRESETS, settings_of
 from edge_client.data import Dataset, check
 from edge_client.runtimes import Runtime, names, open_runtime
 from seedmask import bundle as bundles
 from seedmask.bundle import Bundle
 from seedmask.codec import NAMES as CODECS
 from seedmask.errors import UserError
+from seedmask.io import settings
 from seedmask.io.commands import Command
 from seedmask.io.files import write_atomic
 from seedmask.io.process import sigterm_interrupts
@@ -41,6 +43,8 @@ examples:
     seedmask simulate                                8 device processes, a real broker, Fashion-MNIST, the small MLP
     seedmask simulate --model conv4 --rounds 10      another network
     seedmask simulate --split c_max:2                two classes per device
+    seedmask simulate --preset thrifty --kappa 24    least bytes; what each knob is for: docs of run.toml's tables
+    seedmask simulate --codec crn --set control_variate=true --set stratified=true
     seedmask simulate --virtual --devices 100 --per-round 10 --rounds 50 --seed 1 --json run.json
     seedmask simulate --bundle my.bundle --broker 127.0.0.1:1883
 
@@ -83,9 +87,21 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     )
     work = parser.add_argument_group("job")
     work.add_argument("--rounds", type=int, default=20, metavar="N", help="rounds (20)")
-    work.add_argument("--epochs", type=int, default=3, metavar="N", help="passes over a device's data per round (3)")
-    work.add_argument("--learning-rate", type=float, default=0.1, metavar="X", help="of Adam on the mask scores (0.1)")
-    work.add_argument("--codec", default="rans", choices=sorted(CODECS), help="how masks are coded (rans)")
+    work.add_argument("--preset", default="default", choices=sorted(PRESETS), help="what the knobs begin with (default)")
+    work.add_argument("--epochs", type=int, metavar="N", help="passes over a device's data per round")
+    work.add_argument("--learning-rate", type=float, metavar="X", help="of the optimiser on the mask scores")
+    work.add_argument("--codec", choices=sorted(CODECS), help="how masks are drawn and coded")
+    work.add_argument("--kappa", type=float, metavar="BITS", help="codec hmrc: bits of KL per byte of an update")
+    work.add_argument("--downlink", metavar="LEVELS", help="levels of the probabilities that are published, or exact")
+    work.add_argument("--weighting", choices=WEIGHTINGS, help="of devices: all equal, or by their samples")
+    work.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        dest="knobs",
+        metavar="KEY=VALUE",
+        help="any key of run.toml's [work] and [learning]; may be given often",
+    )
     work.add_argument("--per-round", type=int, default=0, metavar="N", help="ask only N devices each round, 0: all")
     work.add_argument("--quorum", type=int, default=0, metavar="N", help="close a round at N updates, 0: all asked")
     work.add_argument("--minimum", type=int, default=1, metavar="N", help="updates that are enough when time is up (1)")
@@ -108,6 +124,7 @@ class _Setup:
 
     rounds: Rounds
     work: WorkSettings
+    learning: AggregateSettings
     broker: tuple[str, int] | None
     bundle: Bundle
     images: datasets.Images
@@ -174,7 +191,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _setup(options: argparse.Namespace) -> _Setup:
-    rounds, work = _config(options)
+    rounds, work, learning = _config(options)
     broker = _address(options.broker)
     _check_files(options)
     seed = options.seed if options.seed is not None else secrets.randbits(32)
@@ -193,14 +210,14 @@ def _setup(options: argparse.Namespace) -> _Setup:
     runtime = open_runtime(options.runtime, bundle, options.threads if options.virtual else 0)
     few = rng.permutation(len(images.test.y))[: options.eval_images or None]
     eval_set = datasets.subset(images.test, few)
-    return _Setup(rounds, work, broker, bundle, images, parts, runtime, eval_set, seed)
+    return _Setup(rounds, work, learning, broker, bundle, images, parts, runtime, eval_set, seed)
 
 
 def _by(shape: Sequence[int]) -> str:
     return "x".join(map(str, shape))
 
 
-def _config(options: argparse.Namespace) -> tuple[Rounds, WorkSettings]:
+def _config(options: argparse.Namespace) -> tuple[Rounds, WorkSettings, AggregateSettings]:
     """The job's settings, and every option that is a number in its range. Raises UserError."""
     for name in ("devices", "rounds", "threads"):
         if getattr(options, name) < 1:
@@ -232,9 +249,26 @@ def _config(options: argparse.Namespace) -> tuple[Rounds, WorkSettings]:
             minimum=options.minimum,
             deadline_s=options.deadline,
         )
-        return rounds, WorkSettings(options.epochs, options.learning_rate, options.codec)
     except ValueError as error:
         raise UserError(str(error)) from None
+    return rounds, *settings_of(options.preset, _knobs(options), "--set")
+
+
+def _knobs(options: argparse.Namespace) -> dict[str, Any]:
+    """What overrides the preset, by key of run.toml's tables. Raises UserError."""
+    knobs: dict[str, Any] = {}
+    for text in options.knobs:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise UserError(f"--set is KEY=VALUE, found {text!r}")
+        knobs[key.strip().replace("-", "_")] = settings.literal(value.strip())
+    for key in ("epochs", "learning_rate", "codec", "kappa", "downlink", "weighting"):
+        value = getattr(options, key)
+        if value is not None:
+            knobs[key] = settings.literal(value) if key == "downlink" else value
+    if "kappa" in knobs and "kappa_max" not in knobs and isinstance(knobs["kappa"], int | float):
+        knobs["kappa_max"] = max(float(knobs["kappa"]), WorkSettings().kappa_max)
+    return knobs
 
 
 def _check_files(options: argparse.Namespace) -> None:
@@ -297,7 +331,8 @@ Found = tuple[float, report.Traffic, str]
 
 
 def _virtual(options: argparse.Namespace, setup: _Setup, closed: Closed, waiting: Callable[[str], None]) -> Found:
-    config = RunConfig("sim", options.out / "model.bundle", options.out / "aggregator", setup.rounds, setup.work)
+    folder = options.out / "aggregator"
+    config = RunConfig("sim", options.out / "model.bundle", folder, setup.rounds, setup.work, setup.learning)
     faults = Faults(options.cut, options.crash)
     workers = max(1, (os.cpu_count() or 1) // options.threads)
     with Pool(setup.bundle, setup.parts, options.runtime, options.threads, min(workers, options.devices)) as pool:
@@ -311,12 +346,7 @@ def _virtual(options: argparse.Namespace, setup: _Setup, closed: Closed, waiting
 
 
 def _processes(options: argparse.Namespace, setup: _Setup, closed: Closed, waiting: Callable[[str], None]) -> Found:
-    rounds, work = setup.rounds, setup.work
-    settings = (
-        f"[rounds]\ntotal = {rounds.total}\ndevices = {rounds.devices}\nper_round = {rounds.per_round}\n"
-        f"quorum = {rounds.quorum}\nminimum = {rounds.minimum}\ndeadline_s = {rounds.deadline_s}\n\n"
-        f'[work]\nepochs = {work.epochs}\nlearning_rate = {work.learning_rate}\ncodec = "{work.codec}"\n'
-    )
+    tables = {"rounds": setup.rounds, "work": setup.work, "learning": setup.learning}
     fleet = ProcessFleet(
         folder=options.out,
         bundle=options.out / "model.bundle",
@@ -324,7 +354,7 @@ def _processes(options: argparse.Namespace, setup: _Setup, closed: Closed, waiti
         # A name of its own: a broker that others use too may retain the end of an earlier simulation.
         job=f"sim-{secrets.token_hex(4)}",
         parts=setup.parts,
-        settings=settings,
+        settings=tables,
         runtime=options.runtime,
         threads=options.threads,
         broker=setup.broker,

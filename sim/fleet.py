@@ -23,6 +23,7 @@ from aggregator.store import Store, results
 from edge_client.client import Client, Identity
 from edge_client.data import Dataset
 from edge_client.outbox import Outbox
+from edge_client.runtimes import State
 from edge_client.session import Failed, Ticked, Trained
 from seedmask.bundle import Bundle
 from seedmask.chunks import transfer_id
@@ -62,6 +63,7 @@ class Device:
         self.boots = 0
         self.sent = self.received = 0
         self._token = 0
+        self._kept: State | None = None  # the optimiser's, in memory
         self._start()
 
     def _start(self) -> None:
@@ -99,13 +101,14 @@ class Device:
         if fate < faults.crash + faults.cut:
             agenda.at(agenda.now + seconds / 2, lambda: self.link.cut(CUT_SECONDS))
         chance = (self.fleet.seed, 2, self.index, announce.round, self.boots)
-        future = self.fleet.pool.begin(Job(self.index, self.name, announce, theta, chance))
+        future = self.fleet.pool.begin(Job(self.index, self.name, announce, theta, chance, self._kept))
         agenda.at(agenda.now + seconds, lambda: self._end(token, announce, future))
 
     def _end(self, token: int, announce: Announce, future: Future[Done]) -> None:
         if token != self._token:
             return
         done = future.result()
+        self._kept = done.kept
         if done.failure:
             self.client.feed(Failed(announce.round, announce.theta, done.failure))
         else:
@@ -114,6 +117,7 @@ class Device:
     def _crash(self, token: int) -> None:
         if token == self._token:
             self._token += 1
+            self._kept = None
             self._settle()
             self.boots += 1  # stops this life's ticking
             self.link.vanish()

@@ -18,7 +18,7 @@ from types import TracebackType
 import numpy as np
 
 from edge_client.data import Dataset
-from edge_client.runtimes import DivergedError, Runtime, open_runtime
+from edge_client.runtimes import DivergedError, Runtime, State, open_runtime
 from edge_client.training import train, update_of
 from seedmask.bundle import Bundle
 from seedmask.errors import UserError
@@ -28,21 +28,26 @@ from seedmask.wire import Announce, encode
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """Train `announce.work` from `theta` on the data of device `index`, called `name`; `chance` seeds everything."""
+    """Train `announce.work` from `theta` on the data of device `index`, called `name`; `chance` seeds everything.
+
+    `kept`: the optimiser's state after the device's last round, where the job lets it go on.
+    """
 
     index: int
     name: str
     announce: Announce
     theta: Theta
     chance: tuple[int, ...]
+    kept: State | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Done:
-    """`frame`, the encoded update; or the `failure`, for people."""
+    """`frame`, the encoded update; or the `failure`, for people. `kept`: the optimiser's state, where it goes on."""
 
     frame: bytes
     failure: str
+    kept: State | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,11 +79,16 @@ def _work(job: Job) -> Done:
     spec, data = _worker.bundle.spec, _worker.parts[job.index]
     rng = np.random.default_rng(job.chance)
     try:
-        outcome = train(_worker.runtime, spec, data, job.theta, job.announce.work, _worker.bundle.batch, rng)
+        outcome = train(
+            *(_worker.runtime, spec, data, job.theta, job.announce.work, _worker.bundle.batch, rng),
+            round_=job.announce.round,
+            kept=job.kept,
+        )
     except DivergedError as error:
         return Done(b"", str(error))
     assert outcome is not None  # nobody stops it
-    return Done(encode(update_of(job.announce, job.name, job.theta, outcome, len(data.y))), "")
+    update = update_of(job.announce, job.name, spec, job.theta, outcome, len(data.y), rng)
+    return Done(encode(update), "", outcome.state if job.announce.work.keep_optimizer else None)
 
 
 class Pool:

@@ -12,9 +12,10 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -64,16 +65,21 @@ class _Process:
         return "\n".join(f"    {line}" for line in lines[-4:])
 
 
+def _toml(name: str, table: Mapping[str, object]) -> str:
+    """One table of numbers, texts and flags; JSON writes these as TOML does."""
+    return f"[{name}]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in table.items())
+
+
 @dataclass
 class ProcessFleet:
-    """A job on this machine. `folder` gets everything; `settings` are lines for run.toml's [rounds] and [work]."""
+    """A job on this machine. `folder` gets everything; `settings` are run.toml's tables, dataclasses by name."""
 
     folder: Path
     bundle: Path
     spec: ModelSpec
     job: str
     parts: list[Dataset]
-    settings: str
+    settings: Mapping[str, Any]
     runtime: str
     threads: int
     broker: tuple[str, int] | None
@@ -108,7 +114,8 @@ class ProcessFleet:
         address = f'[broker]\nhost = "{host}"\nport = {port}\n'
         bundle = json.dumps(str(self.bundle.resolve()))
         home = self.folder / "aggregator"
-        run = f'job = "{self.job}"\nbundle = {bundle}\nstate_dir = "."\n\n{self.settings}\n{address}'
+        tables = "\n".join(_toml(name, asdict(table)) for name, table in self.settings.items())
+        run = f'job = "{self.job}"\nbundle = {bundle}\nstate_dir = "."\n\n{tables}\n{address}'
         write_atomic(home / "run.toml", run.encode())
         self._all.append(
             _Process(

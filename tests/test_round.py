@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aggregator.config import Rounds
+from aggregator.config import AggregateSettings, Rounds
+from aggregator.posterior import Recipe
 from aggregator.round import (
     REMIND_SECONDS,
     Arrived,
@@ -34,19 +35,21 @@ from aggregator.round import (
 )
 from seedmask import wire
 from seedmask.chunks import transfer_id
-from seedmask.codec import by_id, counts, packed, rans
+from seedmask.codec import by_id, counts, crn, delta, packed, rans
 from seedmask.errors import CodecError
 from seedmask.io.link import Connected, Disconnected, Refused
-from seedmask.mask import CLAMP, Theta
-from seedmask.wire import Phase, Presence, Status, Update, Work
+from seedmask.codec import Plan
+from seedmask.mask import CLAMP, Mask, Theta
+from seedmask.shared import Shared
+from seedmask.wire import Phase, Presence, Status, Update, Work, basis
 
-JOB, MODEL, D = "fashion", bytes(range(32)), 300
+JOB, MODEL, D, SEED = "fashion", bytes(range(32)), 300, 7
 NAMES = ["pi-1", "pi-2", "pi-3", "pi-4", "pi-5"]
 
 
-def job_of(devices: int = 3, **rounds: float) -> Job:
+def job_of(devices: int = 3, work: Work = Work(), recipe: Recipe = Recipe(), **rounds: float) -> Job:
     settings = Rounds(devices=devices, **{"total": 3, **rounds})  # type: ignore[arg-type]
-    return Job(JOB, MODEL, D, settings, Work(), CLAMP, Theta.even(D))
+    return Job(JOB, MODEL, D, SEED, settings, work, recipe, Theta.even(D))
 
 
 def presence(device: str, online: bool = True, boot: int = 1, model: bytes = MODEL) -> Seen:
@@ -55,14 +58,26 @@ def presence(device: str, online: bool = True, boot: int = 1, model: bytes = MOD
 
 def update(of: Job, sender: str, coded: int = packed.ID, seed: int = 0, **changes: object) -> Update:
     """What `sender` would send in the open round, with `changes`."""
-    mask = np.random.default_rng([seed, of.round, NAMES.index(sender)]).integers(0, 2, D).astype(np.uint8)
-    payload = by_id(coded).encode(mask, of.theta)
-    made = Update(JOB, sender, of.round, MODEL, of.theta.digest(), 100, 700_000, 60, coded, payload)
+    rng = np.random.default_rng([seed, of.round, NAMES.index(sender)])
+    payloads = []
+    for _ in range(of.work.masks):
+        mask = rng.integers(0, 2, D).astype(np.uint8)
+        payloads.append((rans if coded == rans.ID else packed).encode(mask, of.theta))
+    made = Update(of.round, basis(JOB, MODEL, of.theta.digest()), 100, 700_000, 60, coded, tuple(payloads))
     return replace(made, **changes)  # type: ignore[arg-type]
 
 
-def arrived(made: Update, device: str | None = None) -> Arrived:
-    return Arrived(device or made.device, transfer_id(wire.encode(made)), made)
+def mask_of(made: Update, theta: Theta, index: int = 0) -> Mask:
+    return by_id(made.codec).decode(made.payloads[index], theta, Shared(SEED, made.round, JOB, "any", index))
+
+
+def arrived(made: Update, device: str) -> Arrived:
+    return Arrived(device, transfer_id(wire.encode(made)), made)
+
+
+def coming(of: Job, *senders: str, **changes: object) -> list[Event]:
+    """The updates of these devices in the open round."""
+    return [arrived(update(of, name, **changes), name) for name in senders]  # type: ignore[arg-type]
 
 
 def after(job: Job, *events: Event) -> tuple[Job, list[Effect]]:
@@ -73,9 +88,9 @@ def after(job: Job, *events: Event) -> tuple[Job, list[Effect]]:
     return job, effects
 
 
-def open_job(devices: int = 3, **rounds: float) -> Job:
+def open_job(devices: int = 3, work: Work = Work(), recipe: Recipe = Recipe(), **rounds: float) -> Job:
     """With its first round open and `devices` devices online."""
-    job, _ = after(job_of(devices, **rounds), *[presence(name) for name in NAMES[:devices]])
+    job, _ = after(job_of(devices, work, recipe, **rounds), *[presence(name) for name in NAMES[:devices]])
     assert job.phase is Phase.OPEN
     return job
 
@@ -121,7 +136,7 @@ def test_the_job_says_what_it_waits_for() -> None:
     assert waiting_for(job) in said(effects)
     assert announcement(job, 0).text == waiting_for(job)
     job, _ = after(job, presence("pi-3"))
-    job, _ = after(job, Ticked(559.0), arrived(update(job, "pi-2")))
+    job, _ = after(job, Ticked(559.0), arrived(update(job, "pi-2"), "pi-2"))
     assert waiting_for(job) == "round 1 of 3: 1 of 3 updates, 41 s left, waiting for pi-1, pi-3"
 
 
@@ -180,7 +195,7 @@ def test_per_round_asks_that_many_the_same_after_a_restart_and_others_in_the_nex
     asked, job = set(), first
     for _ in range(20):
         asked.update(job.selected)
-        job, _ = after(job, *[arrived(update(job, name)) for name in job.selected])
+        job, _ = after(job, *[arrived(update(job, name), name) for name in job.selected])
     assert asked == set(NAMES)
 
 
@@ -188,12 +203,12 @@ def test_a_selected_device_that_vanishes_is_replaced_by_an_idle_one() -> None:
     job, _ = after(job_of(3, per_round=2, minimum=2, deadline_s=60), *[presence(name) for name in NAMES[:3]])
     idle = next(name for name in NAMES[:3] if name not in job.selected)
     gone, stays = job.selected
-    job, _ = after(job, arrived(update(job, stays)), presence(gone, online=False))
+    job, _ = after(job, arrived(update(job, stays), stays), presence(gone, online=False))
     job, effects = after(job, Ticked(60.0))
     assert [kind for kind in kinds(effects) if kind in (Widened, Publicise)] == [Widened, Publicise]
     assert idle in announcement(job, 1).selected
     assert job.deadline == 120.0
-    job, effects = after(job, arrived(update(job, idle)))
+    job, effects = after(job, arrived(update(job, idle), idle))
     assert status_of(effects) is Status.ACCEPTED
     assert job.round == 2 or Closed in kinds(effects)
 
@@ -201,15 +216,15 @@ def test_a_selected_device_that_vanishes_is_replaced_by_an_idle_one() -> None:
 def test_a_device_that_let_a_round_run_out_is_not_waited_for_again_until_it_is_heard_of() -> None:
     job = open_job(2, minimum=2, deadline_s=60, total=9)
     both = ("pi-1", "pi-2")
-    job, _ = after(job, presence("pi-3"), *[arrived(update(job, name)) for name in both])
+    job, _ = after(job, presence("pi-3"), *[arrived(update(job, name), name) for name in both])
     assert (job.round, job.quorum) == (2, 3)
     slow = update(job, "pi-3")
-    job, _ = after(job, *[arrived(update(job, name)) for name in both], Ticked(60.0))
+    job, _ = after(job, *[arrived(update(job, name), name) for name in both], Ticked(60.0))
     assert (job.round, job.quorum) == (3, 2)  # pi-3 may be dead without anybody having said so
-    job, effects = after(job, arrived(slow))
+    job, effects = after(job, arrived(slow, "pi-3"))
     assert status_of(effects) is Status.LATE
     assert "pi-3 is here" in said(effects)  # slow, not gone
-    job, _ = after(job, *[arrived(update(job, name)) for name in both])
+    job, _ = after(job, *[arrived(update(job, name), name) for name in both])
     assert (job.round, job.quorum) == (4, 3)
 
 
@@ -220,7 +235,7 @@ def test_a_minimum_that_the_devices_cannot_reach_is_refused() -> None:
 
 def test_more_correct_than_samples_is_invalid() -> None:
     job = open_job(3)
-    _, effects = after(job, arrived(update(job, "pi-1", samples=5, correct=6)))
+    _, effects = after(job, arrived(update(job, "pi-1", samples=5, correct=6), "pi-1"))
     assert (status_of(effects), reason_of(effects)) == (Status.INVALID, "6 correct of 5 samples")
 
 
@@ -232,9 +247,9 @@ def test_per_round_above_the_number_of_devices_asks_all() -> None:
 def test_a_device_that_was_not_asked_is_told_so() -> None:
     job, _ = after(job_of(5, per_round=2), *[presence(name) for name in NAMES])
     idle = next(name for name in NAMES if name not in job.selected)
-    job, effects = after(job, arrived(update(job, idle)))
+    job, effects = after(job, arrived(update(job, idle), idle))
     assert status_of(effects) is Status.NOT_SELECTED
-    assert job.posterior.n == 0
+    assert job.posterior.masks == 0
 
 
 # --- closing ---
@@ -242,17 +257,17 @@ def test_a_device_that_was_not_asked_is_told_so() -> None:
 
 def test_the_last_asked_update_closes_the_round_and_opens_the_next() -> None:
     job = open_job(2)
-    job, effects = after(job, arrived(update(job, "pi-1")))
+    job, effects = after(job, arrived(update(job, "pi-1"), "pi-1"))
     assert kinds(effects) == [Counted, Reply]
-    job, effects = after(job, arrived(update(job, "pi-2")))
+    job, effects = after(job, arrived(update(job, "pi-2"), "pi-2"))
     assert kinds(effects) == [Counted, Reply, Closed, Opened, Publicise]
-    assert (job.phase, job.round, job.posterior.n, job.accepted) == (Phase.OPEN, 2, 0, {})
+    assert (job.phase, job.round, job.posterior.masks, job.accepted) == (Phase.OPEN, 2, 0, {})
 
 
 def test_what_comes_of_a_round_is_the_count_of_ones() -> None:
     job = open_job(2)
-    masks = [by_id(packed.ID).decode(update(job, name).payload, job.theta) for name in NAMES[:2]]
-    _, effects = after(job, *[arrived(update(job, name)) for name in NAMES[:2]])
+    masks = [mask_of(update(job, name), job.theta) for name in NAMES[:2]]
+    _, effects = after(job, *[arrived(update(job, name), name) for name in NAMES[:2]])
     (closed,) = [effect for effect in effects if isinstance(effect, Closed)]
     assert (closed.round, closed.updates, closed.theta.top, closed.theta.clamp) == (1, 2, 2, CLAMP)
     assert np.array_equal(closed.theta.level, masks[0] + masks[1])
@@ -261,19 +276,19 @@ def test_what_comes_of_a_round_is_the_count_of_ones() -> None:
 def test_a_quorum_closes_the_round_at_once_and_the_rest_is_late() -> None:
     job = open_job(3, quorum=2)
     third = update(job, "pi-3")
-    job, effects = after(job, *[arrived(update(job, name)) for name in NAMES[:2]])
+    job, effects = after(job, *[arrived(update(job, name), name) for name in NAMES[:2]])
     assert Closed in kinds(effects)
     assert job.round == 2
-    _, effects = after(job, arrived(third))
+    _, effects = after(job, arrived(third, "pi-3"))
     assert (status_of(effects), reason_of(effects)) == (Status.LATE, "round 1 is closed")
 
 
 def test_the_deadline_closes_the_round_with_the_minimum_and_not_before() -> None:
     job = open_job(3, minimum=2, deadline_s=60)
-    job, effects = after(job, arrived(update(job, "pi-1")), Ticked(60.0))
+    job, effects = after(job, arrived(update(job, "pi-1"), "pi-1"), Ticked(60.0))
     assert Closed not in kinds(effects)
     assert waiting_for(job) == "round 1 of 3: 1 of 3 updates, time is up, at least 2 must come, waiting for pi-2, pi-3"
-    job, effects = after(job, arrived(update(job, "pi-2")), Ticked(60.5))
+    job, effects = after(job, arrived(update(job, "pi-2"), "pi-2"), Ticked(60.5))
     assert [e.updates for e in effects if isinstance(e, Closed)] == [2]
     early, effects = after(open_job(3, minimum=1, deadline_s=60), Ticked(59.9))
     assert early.round == 1
@@ -281,14 +296,14 @@ def test_the_deadline_closes_the_round_with_the_minimum_and_not_before() -> None
 
 def test_a_device_that_leaves_in_mid_round_does_not_change_what_closes_it() -> None:
     job, _ = after(open_job(2), presence("pi-2", online=False))
-    job, effects = after(job, arrived(update(job, "pi-1")))
+    job, effects = after(job, arrived(update(job, "pi-1"), "pi-1"))
     assert Closed not in kinds(effects)
     assert job.quorum == 2
 
 
 def test_a_round_that_closes_with_too_few_online_waits_for_devices() -> None:
     job, _ = after(open_job(2), presence("pi-2", online=False))
-    job, effects = after(job, *[arrived(update(job, name)) for name in NAMES[:2]])
+    job, effects = after(job, *[arrived(update(job, name), name) for name in NAMES[:2]])
     assert kinds(effects)[-2:] == [Closed, Publicise]
     assert (job.phase, waiting_for(job)) == (Phase.WAITING, "1 of 2 devices online, need 2")
     assert after(job, presence("pi-2", boot=2))[0].round == 2
@@ -296,8 +311,8 @@ def test_a_round_that_closes_with_too_few_online_waits_for_devices() -> None:
 
 def test_the_last_round_ends_the_job() -> None:
     job = open_job(1, total=1)
-    late = arrived(update(job, "pi-1", seed=5))
-    job, effects = after(job, arrived(update(job, "pi-1")))
+    late = arrived(update(job, "pi-1", seed=5), "pi-1")
+    job, effects = after(job, arrived(update(job, "pi-1"), "pi-1"))
     assert kinds(effects) == [Counted, Reply, Closed, Publicise, Finish]
     assert (job.phase, waiting_for(job)) == (Phase.DONE, "done after 1 rounds")
     told = announcement(job, 0)
@@ -321,33 +336,33 @@ def test_the_announcement_tells_the_time_that_is_left() -> None:
 @pytest.mark.parametrize("codec", [packed.ID, rans.ID])
 def test_a_good_update_of_either_codec_is_accepted(codec: int) -> None:
     job = open_job(2)
-    job, effects = after(job, arrived(update(job, "pi-1", codec)))
+    job, effects = after(job, arrived(update(job, "pi-1", codec), "pi-1"))
     assert status_of(effects) is Status.ACCEPTED
-    assert job.posterior.n == 1
+    assert job.posterior.masks == 1
 
 
 def test_a_repeat_is_acknowledged_and_not_counted() -> None:
     job = open_job(2)
-    made = arrived(update(job, "pi-1"))
+    made = arrived(update(job, "pi-1"), "pi-1")
     job, _ = after(job, made)
     job, effects = after(job, made)
     assert (status_of(effects), reason_of(effects)) == (Status.DUPLICATE, "already counted")
-    assert job.posterior.n == 1
+    assert job.posterior.masks == 1
 
 
 def test_a_second_update_of_one_device_is_a_duplicate_too() -> None:
     """A device whose disk was lost trains again, and draws another mask."""
     job = open_job(2)
-    job, effects = after(job, arrived(update(job, "pi-1")))
-    job, effects = after(job, arrived(update(job, "pi-1", seed=1)))
+    job, effects = after(job, arrived(update(job, "pi-1"), "pi-1"))
+    job, effects = after(job, arrived(update(job, "pi-1", seed=1), "pi-1"))
     assert (status_of(effects), kinds(effects)) == (Status.DUPLICATE, [Reply])
-    assert job.posterior.n == 1
+    assert job.posterior.masks == 1
 
 
 def test_a_repeat_after_the_round_closed_is_still_a_duplicate() -> None:
     """Its device must not be told that an update which counted came too late."""
     job = open_job(1)
-    made = arrived(update(job, "pi-1"))
+    made = arrived(update(job, "pi-1"), "pi-1")
     job, _ = after(job, made)
     assert job.round == 2
     assert status_of(after(job, made)[1]) is Status.DUPLICATE
@@ -358,32 +373,31 @@ def test_a_repeat_after_the_round_closed_is_still_a_duplicate() -> None:
     [
         ({"round": 2}, Status.STALE, "round 2 has not been"),
         ({"round": 0}, Status.LATE, "round 0 is closed"),
-        ({"theta": bytes(16)}, Status.STALE, "made under other probabilities than this round's"),
-        ({"job": "other"}, Status.INVALID, "job other, this is fashion"),
-        ({"device": "pi-2"}, Status.INVALID, "signed pi-2, sent by pi-1"),
-        ({"model": bytes(32)}, Status.INVALID, "model 000000000000, the job trains 000102030405"),
+        ({"basis": bytes(16)}, Status.STALE, "made for another job or model, or under other probabilities than this"),
+        ({"payloads": ()}, Status.INVALID, "0 mask(s), the job asks for 1"),
+        ({"payloads": (bytes(38), bytes(38))}, Status.INVALID, "2 mask(s), the job asks for 1"),
         ({"codec": 77}, Status.INVALID, "kind: codec 77 is unknown"),
-        ({"payload": b""}, Status.INVALID, "codec: packed mask of 300 weights"),
-        ({"payload": b"\xff" * 38}, Status.INVALID, "codec: packed mask: padding bits"),
-        ({"codec": 2, "payload": b"\xff" * 40}, Status.INVALID, "codec: "),
+        ({"payloads": (b"",)}, Status.INVALID, "codec: packed mask of 300 weights"),
+        ({"payloads": (b"\xff" * 38,)}, Status.INVALID, "codec: packed mask: padding bits"),
+        ({"codec": 2, "payloads": (b"\xff" * 40,)}, Status.INVALID, "codec: "),
     ],
 )
 def test_every_other_update_gets_the_receipt_that_says_why(
     changes: dict[str, object], status: Status, reason: str
 ) -> None:
     job = open_job(2)
-    after_it, effects = after(job, arrived(update(job, "pi-1", **changes), "pi-1"))  # type: ignore[arg-type]
+    after_it, effects = after(job, Arrived("pi-1", bytes(16), update(job, "pi-1", **changes)))  # type: ignore[arg-type]
     assert (status_of(effects), kinds(effects)) == (status, [Reply])
     assert reason_of(effects).startswith(reason)
     assert after_it is job
     # and a good one is still welcome
-    assert status_of(after(job, arrived(update(job, "pi-1")))[1]) is Status.ACCEPTED
+    assert status_of(after(job, arrived(update(job, "pi-1"), "pi-1"))[1]) is Status.ACCEPTED
 
 
 def test_an_update_before_the_first_round_has_no_round_to_count_in() -> None:
     job = job_of(2)
-    assert status_of(after(job, arrived(update(job, "pi-1", round=1)))[1]) is Status.STALE
-    assert status_of(after(job, arrived(update(job, "pi-1", round=0)))[1]) is Status.LATE
+    assert status_of(after(job, arrived(update(job, "pi-1", round=1), "pi-1"))[1]) is Status.STALE
+    assert status_of(after(job, arrived(update(job, "pi-1", round=0), "pi-1"))[1]) is Status.LATE
 
 
 def test_a_transfer_that_is_no_update_gets_a_receipt_too() -> None:
@@ -397,7 +411,7 @@ def test_a_transfer_that_is_no_update_gets_a_receipt_too() -> None:
 
 def test_a_device_that_came_after_the_opening_may_take_part() -> None:
     job, _ = after(open_job(2, quorum=3, minimum=1), presence("pi-3"))
-    assert status_of(after(job, arrived(update(job, "pi-3")))[1]) is Status.ACCEPTED
+    assert status_of(after(job, arrived(update(job, "pi-3"), "pi-3"))[1]) is Status.ACCEPTED
 
 
 # --- the connection ---
@@ -419,15 +433,21 @@ def test_a_lost_connection_and_a_refused_message_are_told_and_change_nothing() -
 # --- restarts, order ---
 
 
+def stored_of(job: Job, *senders: str, **changes: object) -> list[tuple[str, bytes, Update]]:
+    """Their updates as the store gives them back."""
+    made = [(name, update(job, name, **changes)) for name in senders]  # type: ignore[arg-type]
+    return [(name, transfer_id(wire.encode(u)), u) for name, u in made]
+
+
 def test_a_restart_in_mid_round_has_the_same_counts() -> None:
     job = open_job(3)
-    stored = [(arrived(update(job, name)).transfer, update(job, name)) for name in NAMES[:2]]
-    whole, _ = after(job, *[arrived(update(job, name)) for name in NAMES[:3]])
+    stored = stored_of(job, *NAMES[:2])
+    whole, _ = after(job, *[arrived(update(job, name), name) for name in NAMES[:3]])
     fresh = replace(job_of(3), round=job.round, theta=job.theta, now=1e5)
     again = resume(fresh, job.selected, job.quorum, stored)
     assert set(again.accepted) == set(NAMES[:2])
     assert again.deadline == 1e5 + job.rounds.deadline_s
-    again, more = after(again, *[arrived(u) for _, u in stored], arrived(update(job, "pi-3")))
+    again, more = after(again, *[arrived(u, name) for name, _, u in stored], arrived(update(job, "pi-3"), "pi-3"))
     assert [e.receipt.status for e in more if isinstance(e, Reply)] == [
         Status.DUPLICATE,
         Status.DUPLICATE,
@@ -438,8 +458,8 @@ def test_a_restart_in_mid_round_has_the_same_counts() -> None:
 
 def test_a_restart_between_the_last_update_and_the_closing_closes_at_the_next_tick() -> None:
     job = open_job(2)
-    stored = [(arrived(update(job, name)).transfer, update(job, name)) for name in NAMES[:2]]
-    whole, _ = after(job, *[arrived(u) for _, u in stored])
+    stored = stored_of(job, *NAMES[:2])
+    whole, _ = after(job, *[arrived(u, name) for name, _, u in stored])
     again = resume(replace(job_of(2), round=1, theta=job.theta, now=50.0), (), 2, stored)
     again, effects = after(again, Ticked(50.5))
     assert Closed in kinds(effects)
@@ -450,8 +470,8 @@ def test_a_restart_between_the_last_update_and_the_closing_closes_at_the_next_ti
 @given(st.permutations(range(10)), st.lists(st.integers(0, 9), max_size=5))
 def test_order_of_arrival_and_repeats_do_not_matter(order: list[int], repeats: list[int]) -> None:
     job = open_job(5)
-    valid = [arrived(update(job, name)) for name in NAMES]
-    noise = [arrived(update(job, name, theta=bytes(16))) for name in NAMES]
+    valid = [arrived(update(job, name), name) for name in NAMES]
+    noise = coming(job, *NAMES, basis=bytes(16))
     events = [(valid + noise)[i] for i in order]
     events = events[:3] + [(valid + noise)[i] for i in repeats if (valid + noise)[i] in events[:3]] + events[3:]
     expected, _ = after(open_job(5), *valid)
@@ -469,11 +489,9 @@ VARIED = st.builds(
         {},
         optional={
             "round": st.integers(0, 4),
-            "job": st.sampled_from([JOB, "other"]),
-            "model": st.binary(min_size=32, max_size=32),
-            "theta": st.binary(min_size=16, max_size=16),
+            "basis": st.binary(min_size=16, max_size=16),
             "codec": st.integers(0, 255),
-            "payload": st.binary(max_size=60),
+            "payloads": st.lists(st.binary(max_size=60), min_size=1, max_size=3).map(tuple),
         },
     ),
     st.integers(0, 2),
@@ -487,7 +505,7 @@ def test_every_update_gets_one_receipt_and_is_stored_before_it(script: list[obje
     for item in script:
         if isinstance(item, tuple):
             device, sender, changes, seed = item
-            event: Event = arrived(update(job, device, seed=seed, **changes), sender)
+            event: Event = Arrived(sender, bytes([seed]) * 16, update(job, device, seed=seed, **changes))
         elif isinstance(item, bool):
             event = presence("pi-2", online=item)
         else:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import struct
 import zlib
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,17 @@ TEXT = st.text(max_size=50)
 B16, B32 = st.binary(min_size=16, max_size=16), st.binary(min_size=32, max_size=32)
 
 
+@st.composite
+def some_work(draw: Any) -> Work:
+    """Any work that can travel: each option at its default or anywhere in its range."""
+    said = {}
+    for name, least, most in wire._OPTIONS.values():
+        if draw(st.booleans()):
+            said[name] = draw(st.integers(least, most))
+    work = Work(**said)
+    return work if work.kappa <= work.kappa_max else replace(work, kappa=work.kappa_max)
+
+
 def positive(numbers: st.SearchStrategy[int]) -> st.SearchStrategy[int]:
     return numbers.filter(bool)
 
@@ -40,15 +52,26 @@ def some_chunk(draw: Any) -> Chunk:
     return draw(st.sampled_from(chunks.split(data, size)))
 
 
+@st.composite
+def some_announce(draw: Any) -> Announce:
+    work, phase = draw(some_work()), draw(st.sampled_from(Phase))
+    selected = draw(st.lists(NAMES, max_size=5))
+    if work.stratified:
+        selected = sorted({*selected, "pi"} if phase is Phase.OPEN else set(selected))
+    chunks = draw(st.integers(0, 3))
+    delta = (bytes(16), bytes(16), 0) if not chunks else (draw(B16.filter(any)), draw(B16.filter(any)), chunks)
+    return Announce(
+        *(draw(NAMES), draw(U32), draw(U32), phase, draw(B32), draw(B16), draw(B16), draw(U16), *delta, draw(U32)),
+        *(work, tuple(selected), draw(TEXT)),
+    )
+
+
 KINDS: dict[type[Message], st.SearchStrategy[Any]] = {
-    Announce: st.builds(
-        Announce,
-        *(NAMES, U32, U32, st.sampled_from(Phase), B32, B16, B16, U16, U32),
-        st.builds(Work, positive(U16), positive(U32), U8),
-        st.lists(NAMES, max_size=5).map(tuple),
-        TEXT,
+    Announce: some_announce(),
+    Update: st.builds(
+        *(Update, U32, B16, positive(U32), U32, U32, U8),
+        st.lists(st.binary(max_size=60), min_size=1, max_size=4).map(tuple),
     ),
-    Update: st.builds(Update, NAMES, NAMES, U32, B32, B16, positive(U32), U32, U32, U8, st.binary(max_size=200)),
     Receipt: st.builds(Receipt, NAMES, U32, B16, st.sampled_from(Status), TEXT),
     Presence: st.builds(Presence, NAMES, st.booleans(), U64, B32, U32, TEXT, TEXT),
     Heartbeat: st.builds(Heartbeat, NAMES, st.booleans(), U64),
@@ -141,7 +164,10 @@ def test_random_bytes_are_no_message(frame: bytes) -> None:
         Receipt("a", 1, bytes(16), Status.LATE, "x" * 65536),
         Receipt("a", 1, bytes(16), Status.LATE, "\ud800"),
         Presence("a", True, 1, bytes(32), 1, "x" * 256, ""),
-        Update("a", "b", 1, bytes(32), bytes(16), 0, 0, 0, 1, b""),
+        Update(1, bytes(16), 0, 0, 0, 1, (b"",)),
+        Update(1, bytes(16), 1, 0, 0, 1, ()),
+        Update(1, bytes(16), 1, 0, 0, 1, (b"",) * 256),
+        Update(1, bytes(15), 1, 0, 0, 1, (b"",)),
         Chunk(bytes(16), 10, 4, 2, 3, b"ijk"),
         Chunk(bytes(16), 10, 4, 2, 3, b"i"),
     ],
@@ -157,6 +183,130 @@ def test_expect_names_both_kinds() -> None:
     assert wire.expect(frame, Heartbeat) == Heartbeat("a", True, 1)
     with pytest.raises(KindError, match="Receipt expected here, found Heartbeat"):
         wire.expect(frame, Receipt)
+
+
+# --- what a device does: a list of options ---
+
+
+LEAST = Announce(
+    *("j", 1, 1, Phase.OPEN, bytes(32), bytes(16), bytes(16), 1, bytes(16), bytes(16), 0, 0, Work(), (), "")
+)
+AT = len(wire.encode(LEAST)) - 4 - 2 - 2 - 1  # of the number of options: behind it two empty lists and the CRC
+
+
+def told(options: bytes, selected: bytes = b"\0\0") -> Message:
+    """An announcement with these bytes for its work."""
+    frame = wire.encode(LEAST)
+    return wire.decode(sealed(1, frame[4:AT] + options + selected + b"\0\0"))
+
+
+def option(number: int, value: int) -> bytes:
+    return struct.pack("<BI", number, value)
+
+
+def test_the_default_work_is_one_byte() -> None:
+    assert wire.encode(LEAST)[AT:-4] == b"\0" + b"\0\0" + b"\0\0"
+    assert told(b"\0") == LEAST
+
+
+def test_every_field_of_work_is_an_option() -> None:
+    assert [name for name, _, _ in wire._OPTIONS.values()] == [f.name for f in fields(Work)]
+    assert list(wire._OPTIONS) == list(range(1, len(wire._OPTIONS) + 1))
+
+
+@pytest.mark.parametrize("number", wire._OPTIONS)
+def test_each_option_travels_alone_and_only_within_its_range(number: int) -> None:
+    name, least, most = wire._OPTIONS[number]
+    default = getattr(Work(), name)
+    with pytest.raises(FieldError, match=f"{name} is {default} without being said"):
+        told(b"\1" + option(number, default))
+    for value in {least, most} - {default}:
+        work = Work(**{name: value})
+        more = {"kappa": 1} if name == "kappa_max" and value < Work().kappa else {}
+        more = {"kappa_max": most} if name == "kappa" and value > Work().kappa_max else more
+        work = replace(work, **more)
+        selected = ("pi",) if work.stratified else ()
+        assert wire.decode(wire.encode(replace(LEAST, work=work, selected=selected))) == replace(
+            LEAST, work=work, selected=selected
+        )
+    for value in (least - 1, most + 1):
+        if not 0 <= value < 1 << 32:
+            continue
+        with pytest.raises(FieldError, match=f"{name} is "):
+            told(b"\1" + option(number, value))
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (b"\1" + option(0, 1), "option 0 of the work is unknown; known: 1 .. 17"),
+        (b"\1" + option(18, 1), "option 18 of the work is unknown"),
+        (b"\1" + option(255, 1), "option 255 of the work is unknown"),
+        (b"\2" + option(2, 1) + option(1, 1), "ascending order, found 1 after 2"),
+        (b"\2" + option(1, 1) + option(1, 2), "ascending order, found 1 after 1"),
+        (b"\1" + option(12, 30_000), "kappa 30000 is above kappa_max 24000"),
+        (b"\1" + option(15, 1), "the selected devices are listed"),
+    ],
+)
+def test_other_options_are_named_and_refused(options: bytes, says: str) -> None:
+    with pytest.raises(FieldError, match=says):
+        told(options)
+
+
+@pytest.mark.parametrize("names", [("b", "a"), ("a", "a")])
+def test_strata_need_the_devices_in_order_each_once(names: tuple[str, ...]) -> None:
+    listed = struct.pack("<H", 2) + b"".join(b"\1" + name.encode() for name in names)
+    with pytest.raises(FieldError, match="listed in order, each once"):
+        told(b"\1" + option(15, 1), listed)
+    assert told(b"\0", listed) == replace(LEAST, selected=names)
+
+
+@given(some_work())
+def test_work_has_one_form_and_it_is_the_shortest(work: Work) -> None:
+    announce = replace(LEAST, work=work, selected=("pi",) if work.stratified else ())
+    frame = wire.encode(announce)
+    changed = sum(getattr(work, f.name) != getattr(Work(), f.name) for f in fields(Work))
+    assert frame[AT] == changed
+    assert len(frame) == len(wire.encode(replace(announce, work=Work()))) + 5 * changed
+    assert wire.decode(frame) == announce
+
+
+@pytest.mark.parametrize(
+    ("base", "delta", "chunks"),
+    [(b"x" * 16, bytes(16), 0), (bytes(16), b"x" * 16, 0), (b"x" * 16, b"x" * 16, 0), (b"x" * 16, bytes(16), 1)]
+    + [(bytes(16), b"x" * 16, 1), (bytes(16), bytes(16), 1)],
+)
+def test_half_an_offer_of_a_delta_is_no_announcement(base: bytes, delta: bytes, chunks: int) -> None:
+    with pytest.raises(ValueError, match="given together"):
+        wire.encode(replace(LEAST, base=base, delta=delta, delta_chunks=chunks))
+
+
+def test_a_device_chooses_its_kappa_within_the_jobs_bounds() -> None:
+    work = Work(kappa=6000, kappa_max=12_000, max_blocks=9)
+    assert [work.plan(wish).kappa for wish in (None, 1.0, 7.5, 99.0)] == [6.0, 6.0, 7.5, 12.0]
+    assert work.plan().max_blocks == 9
+
+
+def test_the_rate_shrinks_by_the_same_share_each_round() -> None:
+    assert [Work().rate(round_) for round_ in (1, 2, 50)] == [0.1] * 3
+    halved = Work(learning_rate=200_000, rate_decay=500_000)
+    assert [halved.rate(round_) for round_ in (1, 2, 3)] == [0.2, 0.1, 0.05]
+
+
+def test_the_basis_names_job_model_and_probabilities() -> None:
+    model, theta = bytes(range(32)), bytes(range(16))
+    known = wire.basis("j", model, theta)
+    assert known == hashlib.sha256(b"j\0" + model + theta).digest()[:16]
+    others = wire.basis("k", model, theta), wire.basis("j", model[::-1], theta), wire.basis("j", model, theta[::-1])
+    assert len({known, *others}) == 4
+    for broken in (("J", model, theta), ("j", model[1:], theta), ("j", model, theta[1:])):
+        with pytest.raises(ValueError, match=r"name|digest"):
+            wire.basis(*broken)
+
+
+def test_an_update_costs_its_masks_and_little_else() -> None:
+    """At a hundredth of a bit per weight a header is not free."""
+    assert len(wire.encode(Update(1, bytes(16), 1, 0, 0, 3, (b"x" * 300,)))) == 300 + 8 + 38
 
 
 # --- chunks ---
@@ -229,6 +379,7 @@ def test_topics_are_those_of_protocol_8() -> None:
     assert topics.round_("j") == "seedmask/2/j/round"
     assert topics.aggregator("j") == "seedmask/2/j/aggregator"
     assert topics.theta("j", 3, 0) == "seedmask/2/j/theta/3/0"
+    assert topics.delta("j", 3, 0) == "seedmask/2/j/delta/3/0"
     assert topics.theta("j", 3, "+") == "seedmask/2/j/theta/3/+"
     assert topics.presence("j", "a") == "seedmask/2/j/d/a/presence"
     assert topics.update("j", "+") == "seedmask/2/j/d/+/update"

@@ -708,6 +708,59 @@ class Writer {
   }
 }
 
+// id: [field of work, least, most, default]. Only what differs from its default travels.
+const U32 = 2 ** 32 - 1;
+const OPTIONS = new Map([
+  [1, ["epochs", 1, 65535, 3]],
+  [2, ["learning_rate", 1, U32, 100000]],
+  [3, ["codec", 0, 255, 3]],
+  [4, ["optimizer", 0, 1, 0]],
+  [5, ["momentum", 0, 999999, 0]],
+  [6, ["keep_optimizer", 0, 1, 0]],
+  [7, ["straight_through", 0, 1, 0]],
+  [8, ["kl", 0, U32, 0]],
+  [9, ["sparsity", 0, U32, 0]],
+  [10, ["entropy", 0, U32, 0]],
+  [11, ["masks", 1, 255, 1]],
+  [12, ["kappa", 1, 1000000, 5000]],
+  [13, ["kappa_max", 1, 1000000, 24000]],
+  [14, ["max_blocks", 0, 2 ** 28, 0]],
+  [15, ["stratified", 0, 1, 0]],
+  [16, ["mean_epochs", 0, 65535, 0]],
+  [17, ["rate_decay", 0, 999999, 0]],
+]);
+
+function putWork(w, work) {
+  const said = [...OPTIONS].filter(([, [name, , , standard]]) => work[name] !== standard);
+  w.uint(1, said.length);
+  said.forEach(([id, [name]]) => w.uint(1, id).uint(4, work[name]));
+}
+
+function getWork(r) {
+  const work = Object.fromEntries([...OPTIONS.values()].map(([name, , , standard]) => [name, standard]));
+  let last = 0;
+  for (let left = r.uint(1); left > 0; left--) {
+    const id = r.uint(1);
+    const value = r.uint(4);
+    const [name, least, most, standard] = OPTIONS.get(id) ?? fail("field", `option ${id} of the work is unknown`);
+    if (id <= last) fail("field", `options stand in ascending order, found ${id} after ${last}`);
+    if (value < least || value > most) fail("field", `${name} is ${least} .. ${most}, found ${value}`);
+    if (value === standard) fail("field", `${name} is ${value} without being said`);
+    work[name] = value;
+    last = id;
+  }
+  if (work.kappa > work.kappa_max) fail("field", `kappa ${work.kappa} is above kappa_max ${work.kappa_max}`);
+  return work;
+}
+
+/** 16 bytes that name what an update was made for: job, model (32 bytes) and the digest of theta (16 bytes). */
+export function basis(job, model, theta) {
+  if (!NAME.test(job) || model.length !== 32 || theta.length !== 16) throw new RangeError("a name, 32 and 16 bytes expected");
+  return sha256(concat([new TextEncoder().encode(job), Uint8Array.of(0), model, theta])).slice(0, 16);
+}
+
+const some = (bytes) => bytes.some((byte) => byte !== 0);
+
 // One entry per message: its kind on the wire, how to write it and how to read it. Fields stand in wire order.
 // Digests are Uint8Arrays, `boot` is a BigInt.
 const MESSAGES = {
@@ -715,19 +768,31 @@ const MESSAGES = {
     kind: 1,
     put(w, m) {
       w.name(m.job).uint(4, m.round).uint(4, m.rounds).uint(1, m.phase);
-      w.bytes(m.model, 32).bytes(m.theta, 16).bytes(m.transfer, 16).uint(2, m.chunks).uint(4, m.deadline_ms);
-      w.uint(2, m.work.epochs).uint(4, m.work.learning_rate).uint(1, m.work.codec).uint(2, m.selected.length);
+      w.bytes(m.model, 32).bytes(m.theta, 16).bytes(m.transfer, 16).uint(2, m.chunks);
+      w.bytes(m.base, 16).bytes(m.delta, 16).uint(2, m.delta_chunks).uint(4, m.deadline_ms);
+      putWork(w, m.work);
+      w.uint(2, m.selected.length);
       m.selected.forEach((device) => w.name(device));
       w.text(m.text);
     },
     get(r) {
       const m = { job: r.name(), round: r.uint(4), rounds: r.uint(4), phase: r.listed(Phase, "phase") };
-      Object.assign(m, { model: r.take(32), theta: r.take(16), transfer: r.take(16) });
-      Object.assign(m, { chunks: r.uint(2), deadline_ms: r.uint(4) });
-      m.work = { epochs: r.uint(2), learning_rate: r.uint(4), codec: r.uint(1) };
-      if (!m.work.epochs || !m.work.learning_rate) fail("field", "epochs and learning rate are at least 1");
+      Object.assign(m, { model: r.take(32), theta: r.take(16), transfer: r.take(16), chunks: r.uint(2) });
+      Object.assign(m, { base: r.take(16), delta: r.take(16), delta_chunks: r.uint(2) });
+      const offered = m.delta_chunks > 0;
+      if (some(m.base) !== offered || some(m.delta) !== offered) {
+        fail("field", "base, delta and its chunks are given together or are all zero");
+      }
+      m.deadline_ms = r.uint(4);
+      m.work = getWork(r);
       m.selected = [];
       for (let left = r.uint(2); left > 0; left--) m.selected.push(r.name());
+      if (m.work.stratified) {
+        if (m.selected.some((name, i) => i > 0 && m.selected[i - 1] >= name)) {
+          fail("field", "under stratified uniforms the selected devices are listed in order, each once");
+        }
+        if (m.phase === Phase.OPEN && !m.selected.length) fail("field", "strata without the devices' names");
+      }
       m.text = r.text();
       return m;
     },
@@ -735,15 +800,17 @@ const MESSAGES = {
   update: {
     kind: 2,
     put(w, m) {
-      w.name(m.job).name(m.device).uint(4, m.round).bytes(m.model, 32).bytes(m.theta, 16);
-      w.uint(4, m.samples).uint(4, m.loss).uint(4, m.correct).uint(1, m.codec);
-      w.uint(4, m.payload.length).bytes(m.payload);
+      w.uint(4, m.round).bytes(m.basis, 16).uint(4, m.samples).uint(4, m.loss).uint(4, m.correct).uint(1, m.codec);
+      w.uint(1, m.payloads.length);
+      m.payloads.forEach((payload) => w.uint(4, payload.length).bytes(payload));
     },
     get(r) {
-      const m = { job: r.name(), device: r.name(), round: r.uint(4), model: r.take(32), theta: r.take(16) };
-      Object.assign(m, { samples: r.uint(4), loss: r.uint(4), correct: r.uint(4), codec: r.uint(1) });
+      const m = { round: r.uint(4), basis: r.take(16), samples: r.uint(4), loss: r.uint(4), correct: r.uint(4) };
+      m.codec = r.uint(1);
       if (!m.samples) fail("field", "an update without samples says nothing");
-      m.payload = r.take(r.uint(4));
+      const masks = r.uint(1);
+      if (!masks) fail("field", "an update has at least one mask");
+      m.payloads = Array.from({ length: masks }, () => r.take(r.uint(4)));
       return m;
     },
   },

@@ -9,7 +9,7 @@ import types
 import typing
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from seedmask.errors import UserError
 
@@ -19,6 +19,7 @@ else:
     import tomli as tomllib
 
 T = TypeVar("T")
+KINDS: Final = {int: "an integer", float: "a number", str: "a text", bool: "true or false"}
 
 
 def load(kind: type[T], path: Path) -> T:
@@ -33,7 +34,15 @@ def load(kind: type[T], path: Path) -> T:
 
 
 def build(kind: type[T], values: Mapping[str, Any], where: str, base: Path) -> T:
-    """A `kind` from `values`, nested tables into nested dataclasses. Raises UserError that names the key."""
+    """A `kind` from `values`, nested tables into nested dataclasses. Raises UserError that names the key.
+
+    A kind with a class method `completed(values)` says first what they are short of; its ValueError is the user's.
+    """
+    if (completed := getattr(kind, "completed", None)) is not None:
+        try:
+            values = completed(values)
+        except ValueError as error:
+            raise UserError(f"{where}: {error}") from None
     hints = typing.get_type_hints(kind)
     fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     for key in values:
@@ -55,7 +64,10 @@ def build(kind: type[T], values: Mapping[str, Any], where: str, base: Path) -> T
 
 def _convert(hint: Any, value: Any, where: str, base: Path) -> Any:
     if isinstance(hint, types.UnionType):
-        hint = next(option for option in typing.get_args(hint) if option is not type(None))
+        options = [option for option in typing.get_args(hint) if option is not type(None)]
+        if len(options) > 1 and type(value) not in options:
+            raise UserError(f"{where} is {' or '.join(KINDS[option] for option in options)}, found {value!r}")
+        hint = type(value) if len(options) > 1 else options[0]
     if dataclasses.is_dataclass(hint):
         if not isinstance(value, Mapping):
             raise UserError(f"{where} is a table, found {value!r}")
@@ -70,6 +82,14 @@ def _convert(hint: Any, value: Any, where: str, base: Path) -> Any:
     if hint is float and type(value) is int:
         return float(value)
     if type(value) is not hint:
-        kinds = {int: "an integer", float: "a number", str: "a text", bool: "true or false"}
-        raise UserError(f"{where} is {kinds.get(hint, hint)}, found {value!r}")
+        raise UserError(f"{where} is {KINDS.get(hint, hint)}, found {value!r}")
     return value
+
+
+def literal(text: str) -> Any:
+    """A value as it would stand in a TOML file; a word that is none is the text itself."""
+    try:
+        values = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError:
+        return text
+    return values["value"] if len(values) == 1 else text

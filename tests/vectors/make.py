@@ -56,6 +56,7 @@ def vectors() -> dict[str, Any]:
         "tables": tables(),
         "cases": [case(*arguments) for arguments in CASES],
         "specs": [spec_vector(s) for s in SPECS.values()],
+        "bases": bases(),
         "frames": [{"name": n, "message": plain(m), "frame": wire.encode(m).hex()} for n, m in MESSAGES.items()],
         "chunking": chunking(),
         "bundles": [bundle_vector(b) for b in BUNDLES],
@@ -204,7 +205,7 @@ CASES = [
 def case(d: int, top: int, clamp: int, levels: str, bits: str) -> dict[str, Any]:
     theta = make_theta(d, top, clamp, levels)
     m = make_mask(theta, bits)
-    coded = {c.NAME: blob(c.encode(m, theta)) for c in codec.CODECS.values()}
+    coded = {c.NAME: blob(c.encode(m, theta)) for c in (packed, rans)}
     return {
         "d": d,
         "top": top,
@@ -301,48 +302,42 @@ def spec_vector(s: spec.ModelSpec) -> dict[str, Any]:
 # --- 6 messages ---
 
 _A, _B, _C = bytes(range(32)), bytes(range(16, 32)), bytes(range(240, 256))
+_NONE = (bytes(16), bytes(16), 0)
 _announce = wire.Announce(
-    "digits",
-    1,
-    20,
-    wire.Phase.OPEN,
-    _A,
-    _B,
-    _C,
-    3,
-    90_000,
-    wire.Work(3, 100_000, 2),
-    ("phone-1", "pi-2"),
-    "go",
+    *("digits", 1, 20, wire.Phase.OPEN, _A, _B, _C, 3, *_NONE, 90_000),
+    *(wire.Work(epochs=2, codec=2), ("phone-1", "pi-2"), "go"),
 )
-_update = wire.Update("digits", "pi-2", 1, _A, _B, 2000, 693_147, 1234, 2, b"payload")
+_every = wire.Work(
+    *(65535, 0xFFFFFFFF, 255, 1, 999_999, 1, 1, 0xFFFFFFFF, 0xFFFFFFFF, 0xFFFFFFFF),
+    *(255, 1_000_000, 1_000_000, 1 << 28, 1, 65535, 999_999),
+)
+_strata = wire.Announce(
+    *("digits", 7, 20, wire.Phase.OPEN, _A, _B, _C, 3, _B[::-1], _C[::-1], 1, 90_000),
+    *(wire.Work(codec=4, stratified=1), ("phone-1", "pi-2"), ""),
+)
+_basis = wire.basis("digits", _A, _B)
+_update = wire.Update(1, _basis, 2000, 693_147, 1234, 2, (b"payload",))
 _chunk = wire.Chunk(_C, 10, 4, 2, 3, b"ij")
+_seven = make_theta(7, 10, 655, "spread")
 MESSAGES: dict[str, wire.Message] = {
     "announce": _announce,
     "announce, least": wire.Announce(
-        "j", 0, 0, wire.Phase.WAITING, bytes(32), bytes(16), bytes(16), 0, 0, wire.Work(1, 1, 0), (), ""
+        *("j", 0, 0, wire.Phase.WAITING, bytes(32), bytes(16), bytes(16), 0, *_NONE, 0, wire.Work(), (), "")
     ),
     "announce, greatest": wire.Announce(
-        "z" * 63,
-        *(
-            0xFFFFFFFF,
-            0xFFFFFFFF,
-            wire.Phase.DONE,
-            b"\xff" * 32,
-            b"\xff" * 16,
-            b"\xff" * 16,
-            65535,
-            0xFFFFFFFF,
-        ),
-        *(wire.Work(65535, 0xFFFFFFFF, 255), ("0" * 63,), "\u00e9\u4e2d\U0001f331\ufeff"),
+        *("z" * 63, 0xFFFFFFFF, 0xFFFFFFFF, wire.Phase.DONE, b"\xff" * 32, b"\xff" * 16, b"\xff" * 16, 65535),
+        *(b"\xff" * 16, b"\xff" * 16, 65535, 0xFFFFFFFF, _every, ("0" * 63,), "\u00e9\u4e2d\U0001f331\ufeff"),
     ),
+    "announce, a delta and strata": _strata,
     "update": _update,
-    "update, empty payload": replace(_update, payload=b"", samples=1, loss=0, correct=0, codec=1),
+    "update, empty payload": replace(_update, payloads=(b"",), samples=1, loss=0, correct=0, codec=1),
     "update, a mask": replace(
         _update,
-        theta=make_theta(7, 10, 655, "spread").digest(),
-        payload=rans.encode(make_mask(make_theta(7, 10, 655, "spread"), "drawn"), make_theta(7, 10, 655, "spread")),
+        basis=wire.basis("digits", _A, _seven.digest()),
+        payloads=(rans.encode(make_mask(_seven, "drawn"), _seven),),
     ),
+    "update, three masks": replace(_update, codec=1, payloads=(b"\x01", b"", b"\x7f\x80")),
+    "update, 255 masks": replace(_update, payloads=(b"",) * 255),
     **{
         f"receipt, {status.name.lower()}": wire.Receipt("digits", 1, _C, status, "codec" if status == 5 else "")
         for status in wire.Status
@@ -354,6 +349,14 @@ MESSAGES: dict[str, wire.Message] = {
     "chunk": _chunk,
     "chunk, larger than its object": wire.Chunk(_C, 1, 0xFFFFFFFF, 0, 1, b"x"),
 }
+
+
+def bases() -> list[dict[str, Any]]:
+    tries = [("j", bytes(32), bytes(16)), ("digits", _A, _B), ("z" * 63, _A[::-1], _C)]
+    return [
+        {"job": job, "model": model.hex(), "theta": theta.hex(), "basis": wire.basis(job, model, theta).hex()}
+        for job, model, theta in tries
+    ]
 
 
 def plain(value: Any) -> Any:
@@ -478,10 +481,13 @@ def frame_rejects() -> list[tuple[str, bytes]]:
         ("a flag of 2", sealed(5, body_of(beat, 7, b"\1", b"\2"))),
         ("presence: a flag of 255", sealed(4, body_of(presence, 5, b"\1", b"\xff"))),
         ("phase 3", sealed(1, body_of(_announce, 15, b"\1", b"\3"))),
-        ("no epochs", sealed(1, body_of(_announce, 86, b"\3\0", b"\0\0"))),
-        ("no learning rate", sealed(1, body_of(_announce, 88, u32(100_000), u32(0)))),
-        ("more devices selected than named", sealed(1, body_of(_announce, 93, b"\2\0", b"\xff\xff"))),
-        ("a selected device in capitals", sealed(1, body_of(_announce, 96, b"p", b"P"))),
+        *work_rejects(),
+        ("a base without a delta", sealed(1, body_of(_announce, 82, bytes(34), b"\1" * 16 + bytes(18)))),
+        ("a delta without a base", sealed(1, body_of(_announce, 82, bytes(34), bytes(16) + b"\1" * 16 + b"\1\0"))),
+        ("a delta of no chunks", sealed(1, body_of(_announce, 82, bytes(34), b"\1" * 32 + bytes(2)))),
+        ("chunks of no delta", sealed(1, body_of(_announce, 114, b"\0\0", b"\1\0"))),
+        ("more devices selected than named", sealed(1, body_of(_announce, 131, b"\2\0", b"\xff\xff"))),
+        ("a selected device in capitals", sealed(1, body_of(_announce, 134, b"p", b"P"))),
         (
             "text cut inside a character",
             sealed(3, body_of(MESSAGES["receipt, accepted"], 28, b"\0\0", b"\1\0\xc3")),
@@ -496,10 +502,13 @@ def frame_rejects() -> list[tuple[str, bytes]]:
         ),
         ("receipt status 0", sealed(3, body_of(MESSAGES["receipt, accepted"], 27, b"\1", b"\0"))),
         ("receipt status 7", sealed(3, body_of(MESSAGES["receipt, accepted"], 27, b"\1", b"\7"))),
-        ("an update without samples", sealed(2, body_of(_update, 64, u32(2000), u32(0)))),
-        ("an update whose payload is longer", sealed(2, body_of(_update, 77, u32(7), u32(8)))),
-        ("an update whose payload is shorter", sealed(2, body_of(_update, 77, u32(7), u32(6)))),
-        ("an update of 4 GiB", sealed(2, body_of(_update, 77, u32(7), b"\xff" * 4))),
+        ("an update without samples", sealed(2, body_of(_update, 20, u32(2000), u32(0)))),
+        ("an update without masks", sealed(2, body_of(_update, 33, b"\1", b"\0"))),
+        ("an update of no masks and nothing more", sealed(2, body_of(_update)[:33] + b"\0")),
+        ("an update of more masks than there are", sealed(2, body_of(_update, 33, b"\1", b"\2"))),
+        ("an update whose payload is longer", sealed(2, body_of(_update, 34, u32(7), u32(8)))),
+        ("an update whose payload is shorter", sealed(2, body_of(_update, 34, u32(7), u32(6)))),
+        ("an update of 4 GiB", sealed(2, body_of(_update, 34, u32(7), b"\xff" * 4))),
         ("chunk: total 0", sealed(6, body_of(_chunk, 16, u32(10), u32(0)))),
         ("chunk: total above the limit", sealed(6, body_of(_chunk, 16, u32(10), u32((1 << 28) + 1)))),
         ("chunk: size 0", sealed(6, body_of(_chunk, 20, u32(4), u32(0)))),
@@ -508,6 +517,43 @@ def frame_rejects() -> list[tuple[str, bytes]]:
         ("chunk: the last one with a whole size of data", sealed(6, body_of(_chunk) + b"kl")),
     ]
     return out
+
+
+def work_rejects() -> list[tuple[str, bytes]]:
+    """Announcements whose list of options nobody would have written."""
+    body, at = body_of(_announce), 120
+    two = struct.pack("<BBIBI", 2, 1, 2, 3, 2)
+    if body[at : at + 11] != two:
+        raise SystemExit(f"two options expected at {at}, found {body[at:].hex()}")
+
+    def with_options(*options: tuple[int, int], count: int | None = None) -> bytes:
+        said = b"".join(struct.pack("<BI", *one) for one in options)
+        number = bytes([len(options) if count is None else count])
+        return sealed(1, body[:at] + number + said + body[at + 11 :])
+
+    defaults = [getattr(wire.Work(), f.name) for f in fields(wire.Work)]
+    over = {1: 65536, 3: 256, 11: 256, 12: 1_000_001, 13: 1_000_001, 14: (1 << 28) + 1, 16: 65536}
+    over |= dict.fromkeys((4, 6, 7, 15), 2) | dict.fromkeys((5, 17), 1_000_000)
+    return [
+        ("an option 0", with_options((0, 1))),
+        ("an unknown option", with_options((18, 1))),
+        ("an unknown option among others", with_options((1, 2), (200, 1))),
+        ("options in another order", with_options((3, 2), (1, 2))),
+        ("an option twice", with_options((1, 2), (1, 2))),
+        ("fewer options than said", with_options((1, 2), count=255)),
+        *[(f"option {n} at its default", with_options((n, value))) for n, value in enumerate(defaults, 1)],
+        *[(f"option {n} of 0", with_options((n, 0))) for n in (1, 2, 11, 12, 13)],
+        *[(f"option {n} above its range", with_options((n, value))) for n, value in sorted(over.items())],
+        ("least kappa above the largest", with_options((12, 24_001))),
+        ("largest kappa below the least", with_options((13, 4_999))),
+        ("strata without the devices' names", sealed(1, body_of(_strata)[:-23] + bytes(4))),
+        ("strata of devices in another order", sealed(1, body_of(_strata)[:-23] + NAMED_BACKWARDS + bytes(2))),
+        ("strata of one device twice", sealed(1, body_of(_strata)[:-23] + NAMED_TWICE + bytes(2))),
+    ]
+
+
+NAMED_BACKWARDS = b"\2\0\4pi-2\7phone-1"
+NAMED_TWICE = b"\2\0\4pi-2\4pi-2"
 
 
 def mask_rejects() -> list[dict[str, Any]]:

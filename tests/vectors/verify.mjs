@@ -127,15 +127,18 @@ section("specs", vectors.specs, (v) => {
 
 // --- 6 messages ---
 
-const BYTES = ["model", "theta", "transfer", "payload", "data"];
+const BYTES = ["model", "theta", "transfer", "base", "delta", "basis", "data"];
 
 function fromJson(stored) {
   const message = { ...stored };
   for (const field of BYTES) if (field in message) message[field] = sm.fromHex(message[field]);
+  if ("payloads" in message) message.payloads = message.payloads.map(sm.fromHex);
   if ("boot" in message) message.boot = BigInt(`0x${message.boot}`);
   return message;
 }
 
+section("basis", vectors.bases, (v) =>
+  equalBytes(sm.basis(v.job, sm.fromHex(v.model), sm.fromHex(v.theta)), v.basis, "basis"));
 section("messages", vectors.frames, (v) => {
   const message = fromJson(v.message);
   const frame = sm.encode(message);
