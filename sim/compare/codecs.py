@@ -57,7 +57,7 @@ class Sign:
         up = x > 0
         zero = np.flatnonzero(x == 0)
         up[zero] = rng.random(zero.size) < 0.5
-        return np.packbits(up, bitorder="little").tobytes()
+        return _packed(up)
 
     def decode(self, payload: bytes, d: int, shared: Shared) -> F32:
         """See Codec."""
@@ -161,7 +161,8 @@ class Drive:
         return np.concatenate([hadamard(part) for part in _parts(turned, _powers(x.size))])
 
     def _diagonal(self, d: int, shared: Shared) -> F32:
-        return np.where(shared.uniforms(d) < 1 << 15, np.float32(-1), np.float32(1))
+        signs: F32 = np.where(shared.uniforms(d) < 1 << 15, np.float32(-1), np.float32(1))
+        return signs
 
 
 def hadamard(x: F32) -> F32:

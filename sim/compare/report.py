@@ -113,8 +113,8 @@ def markdown(rows: Sequence[Row], targets: Sequence[float], measure: str, pictur
         "",
         "Bits per parameter are those of an average device since the start, in MQTT PUBLISH packets of real frames;"
         " acknowledgements, pings and TCP are in none of them. Up: all it sent until that round's update was out. Down:"
-        " all it had received when it began to train in that round. Dense baselines begin from a seed: their first round"
-        " sends no weights down.",
+        " all it had received when it began to train in that round. Dense baselines begin from a seed: before their"
+        " first round no weights are sent.",
         "",
         f"Accuracy is the {measure} network's on the test set (dense baselines have only one). A cell is the mean over"
         f" seeds and [least, most]; seeds {', '.join(map(str, seeds))} where a scheme had them all.",
