@@ -57,7 +57,7 @@ class Sign:
         up = x > 0
         zero = np.flatnonzero(x == 0)
         up[zero] = rng.random(zero.size) < 0.5
-        return _packed(up)
+        return np.packbits(up, bitorder="little").tobytes()
 
     def decode(self, payload: bytes, d: int, shared: Shared) -> F32:
         """See Codec."""
@@ -98,12 +98,12 @@ class Qsgd:
         norms = np.sqrt((rows.astype(np.float64) ** 2).sum(1)).astype(np.float32)
         exact = rows * np.float32(self.levels) / np.where(norms > 0, norms, np.float32(1))[:, None]
         level = np.floor(np.abs(exact) + rng.random(rows.shape, np.float32))
-        symbols = (np.copysign(np.minimum(level, self.levels), rows).reshape(-1)[: x.size] + self.levels).astype(
-            np.int64
-        )
+        signed = np.copysign(np.minimum(level, self.levels), rows).reshape(-1)[: x.size]
+        symbols = (signed + self.levels).astype(np.int64)
         table = ans.normalise(np.bincount(symbols, minlength=2 * self.levels + 1))
         body = ans.encode(symbols, np.zeros(x.size, np.int64), table[None])
-        return norms.astype("<f4").tobytes() + table.astype("<u2").tobytes() + body
+        head: bytes = norms.astype("<f4").tobytes() + table.astype("<u2").tobytes()
+        return head + body
 
     def decode(self, payload: bytes, d: int, shared: Shared) -> F32:
         """See Codec."""
@@ -112,7 +112,8 @@ class Qsgd:
         table = np.frombuffer(payload, "<u2", width, norms.nbytes).astype(np.uint32)
         body = payload[norms.nbytes + 2 * width :]
         symbols = ans.decode(body, np.zeros(d, np.int64), table[None]).astype(np.float32) - self.levels
-        return symbols * np.repeat(norms / np.float32(self.levels), self.bucket)[:d]
+        out: F32 = symbols * np.repeat(norms / np.float32(self.levels), self.bucket)[:d]
+        return out
 
 
 @dataclass(frozen=True)
@@ -173,7 +174,8 @@ def hadamard(x: F32) -> F32:
         pairs = out.reshape(-1, 2, half)
         out = np.stack([pairs[:, 0] + pairs[:, 1], pairs[:, 0] - pairs[:, 1]], 1).reshape(-1)
         half *= 2
-    return out * np.float32(out.size**-0.5)
+    scaled: F32 = out * np.float32(out.size**-0.5)
+    return scaled
 
 
 def sparse_bytes(x: F32, where: npt.NDArray[np.intp]) -> bytes:
