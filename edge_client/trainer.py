@@ -220,7 +220,10 @@ def _serve(config: EdgeConfig, pipe: Connection) -> None:
                     round_=announce.round,
                     kept=before,
                 )
-            except (DivergedError, MemoryError) as error:
+                if outcome is None:
+                    continue
+                frame = encode(update_of(announce, config.device, bundle.spec, theta, outcome, len(data.y), rng))
+            except (DivergedError, MemoryError, ProtocolError) as error:
                 pipe.send(Failed(announce.round, announce.theta, str(error) or type(error).__name__))
                 continue
             except (EOFError, OSError):
@@ -228,10 +231,5 @@ def _serve(config: EdgeConfig, pipe: Connection) -> None:
             except Exception:
                 pipe.send(Failed(announce.round, announce.theta, traceback.format_exc(limit=-2)))
                 continue
-            if outcome is not None:
-                kept = outcome.state if work.keep_optimizer else None
-                update = update_of(
-                    *(announce, config.device, bundle.spec, theta, outcome, len(data.y), rng, config.thrift)
-                )
-                frame = encode(update)
-                pipe.send(Trained(announce.round, announce.theta, transfer_id(frame), frame))
+            kept = outcome.state if work.keep_optimizer else None
+            pipe.send(Trained(announce.round, announce.theta, transfer_id(frame), frame))

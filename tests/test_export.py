@@ -452,7 +452,7 @@ def number(): return 7
 @pytest.mark.parametrize(
     ("model", "text"),
     [
-        ("resnet50", "no model 'resnet50' in the zoo; there are mlp, conv4, conv4s, conv4n, conv6, conv10"),
+        ("resnet50", "no model 'resnet50' in the zoo; there are mlp, mlpn, conv4, conv4s, conv4n, conv6, conv10"),
         ("my_absent_module:Net", "no module 'my_absent_module' in "),
         ("my_broken_module:Net", "importing my_broken_module failed: SyntaxError"),
         ("my_needy_module:Net", "importing my_needy_module needs my_absent_module, which is not installed"),

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from seedmask.codec import varint
 from seedmask.codec.plan import Plan, check_scores, sigmoid
 from seedmask.errors import CodecError
-from seedmask.mask import F32, ONE, Mask, Theta, table
+from seedmask.mask import F32, ONE, Mask, Theta, check_mask, table
 from seedmask.shared import Shared
 
 ID = 4
@@ -53,6 +53,7 @@ def draw(scores: F32, theta: Theta, shared: Shared, rng: np.random.Generator, pl
 
 def encode(mask: Mask, theta: Theta, shared: Shared) -> bytes:
     """Code any mask, uint8 [d]; short where it is one of `draw`'s."""
+    check_mask(mask, theta.d)
     base, order, sizes = _layout(theta, shared)
     flips = (mask ^ base)[order]
     counts, unary, rest, raw = [], [], [], []

@@ -68,8 +68,8 @@ def draw(scores: F32, theta: Theta, shared: Shared, rng: np.random.Generator, pl
     blocks = _blocks(scores, theta, plan)
     shares = _softmax(_log_likelihoods(scores, theta, shared.uniforms(theta.d), blocks))
     # One uniform per block picks from the cumulated shares: a draw of softmax.
-    picks = (shares.cumsum(axis=1) < rng.random((blocks, 1), np.float32)).sum(axis=1)
-    return varint.put(blocks) + np.minimum(picks, CANDIDATES - 1).astype(np.uint8).tobytes()
+    picks: npt.NDArray[np.int64] = (shares.cumsum(axis=1) < rng.random((blocks, 1), np.float32)).sum(axis=1)
+    return varint.put(blocks) + bytes(np.minimum(picks, CANDIDATES - 1).astype(np.uint8))
 
 
 def decode(payload: bytes, theta: Theta, shared: Shared, max_blocks: int = 0) -> Mask:
