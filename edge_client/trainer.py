@@ -200,7 +200,7 @@ def _serve(config: EdgeConfig, pipe: Connection) -> None:
         except Exception:
             pipe.send(_Broken(traceback.format_exc(limit=-2)))
             return
-        rng = np.random.default_rng()
+        rng, thrift = np.random.default_rng(), config.thrift
         kept: State | None = None  # the optimiser between rounds; it is lost with this process, as the job allows
 
         def progress(step: int, steps: int) -> bool:
@@ -222,7 +222,9 @@ def _serve(config: EdgeConfig, pipe: Connection) -> None:
                 )
                 if outcome is None:
                     continue
-                frame = encode(update_of(announce, config.device, bundle.spec, theta, outcome, len(data.y), rng))
+                frame = encode(
+                    update_of(announce, config.device, bundle.spec, theta, outcome, len(data.y), rng, thrift)
+                )
             except (DivergedError, MemoryError, ProtocolError) as error:
                 pipe.send(Failed(announce.round, announce.theta, str(error) or type(error).__name__))
                 continue
