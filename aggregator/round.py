@@ -353,7 +353,7 @@ def _opened(job: Job, selected: tuple[str, ...], quorum: int) -> Job:
 
 def _delta(job: Job, whole: int) -> bytes:
     """Theta against the one before, if that takes less than `whole` bytes; else nothing."""
-    if job.base is None or max(job.base.top, job.theta.top) > delta.MAX_TOP:
+    if job.base is None or not delta.possible(job.theta, job.base):
         return b""
     coded = delta.encode(job.theta, job.base)
     return coded if len(coded) < whole else b""
