@@ -11,7 +11,7 @@ import struct
 from dataclasses import dataclass
 from typing import Final
 
-from seedmask.codec import CODECS, by_id
+from seedmask.codec import by_id, packed, rans
 from seedmask.errors import BundleError
 from seedmask.mask import Mask, Theta
 from seedmask.spec import F32, ModelSpec, from_json
@@ -34,7 +34,7 @@ class FinishedModel:
 def encode(model: FinishedModel) -> bytes:
     """The file's bytes."""
     even = Theta.even(model.spec.d)
-    size, number, mask = min((len(b), c.ID, b) for c in CODECS.values() for b in [c.encode(model.mask, even)])
+    size, number, mask = min((len(b), c.ID, b) for c in (packed, rans) for b in [c.encode(model.mask, even)])
     spec = model.spec.canonical()
     body = b"".join([_MAGIC, struct.pack("<I", len(spec)), spec, struct.pack("<BI", number, size), mask])
     return body + hashlib.sha256(body).digest()

@@ -44,8 +44,9 @@ class MaskCodec(Protocol):
 
 
 class _Plain:
-    def __init__(self, module: Any) -> None:
+    def __init__(self, module: Any, number: int = 0, name: str = "") -> None:
         self.ID, self.NAME, self.encode, self._decode = module.ID, module.NAME, module.encode, module.decode
+        self.ID, self.NAME = number or self.ID, name or self.NAME
 
     def draw(self, scores: F32, theta: Theta, shared: Shared, rng: np.random.Generator, plan: Plan) -> bytes:
         mask = sample((1 / (1 + np.exp(-scores))).astype(np.float32), rng)
@@ -57,8 +58,8 @@ class _Plain:
         return mask
 
 
-CODECS: dict[int, MaskCodec] = {codec.ID: codec for codec in (_Plain(packed), _Plain(rans), crn)}
-NAMES: dict[str, int] = {codec.NAME: codec.ID for codec in CODECS.values()} | {'hmrc': 3}
+CODECS: dict[int, MaskCodec] = {codec.ID: codec for codec in (_Plain(packed), _Plain(rans), _Plain(packed, 3, 'hmrc'), crn)}
+NAMES: dict[str, int] = {codec.NAME: codec.ID for codec in CODECS.values()}
 
 
 def by_id(number: int) -> MaskCodec:
