@@ -72,7 +72,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         help="virtual: chance to lose the connection in a round",
     )
     data = parser.add_argument_group("model and data")
-    data.add_argument("--model", metavar="NAME", help=f"{', '.join(MODELS)} ({MODELS[0]}); for your own see --bundle")
+    data.add_argument("--model", metavar="NAME", help=f"{' or '.join(MODELS)} ({MODELS[0]}); for your own see --bundle")
     data.add_argument("--bundle", type=Path, metavar="FILE", help="a bundle of `seedmask export` instead of --model")
     data.add_argument("--dataset", default="auto", choices=datasets.NAMES, help="auto: Fashion-MNIST, else digits")
     data.add_argument("--data", type=Path, metavar="DIR", help="folder with the four Fashion-MNIST files")
@@ -87,9 +87,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     )
     work = parser.add_argument_group("job")
     work.add_argument("--rounds", type=int, default=20, metavar="N", help="rounds (20)")
-    work.add_argument(
-        "--preset", default="default", choices=sorted(PRESETS), help="what the knobs begin with (default)"
-    )
+    work.add_argument("--preset", default="default", choices=sorted(PRESETS), help="what the knobs begin with (default)")
     work.add_argument("--epochs", type=int, metavar="N", help="passes over a device's data per round")
     work.add_argument("--learning-rate", type=float, metavar="X", help="of the optimiser on the mask scores")
     work.add_argument("--codec", choices=sorted(CODECS), help="how masks are drawn and coded")

@@ -201,7 +201,8 @@ def decode_mask_sum(run: Simulation, rows: list[tuple[object, ...]]) -> np.ndarr
         assert isinstance(frame, bytes)
         update = decode(frame)
         assert isinstance(update, Update)
-        total += by_id(update.codec).decode(update.payload, theta)
+        assert len(update.payloads) == 1
+        total += rans.decode(update.payloads[0], theta)
     return total
 
 
