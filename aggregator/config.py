@@ -206,7 +206,7 @@ def check_together(work: WorkSettings, learning: AggregateSettings) -> None:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """What the aggregator needs to know of one job. `preset` is what a file's tables begin with, and only a name here."""
+    """What the aggregator needs to know of one job. `preset`: what a file's tables begin with; here a name."""
 
     job: str
     bundle: Path

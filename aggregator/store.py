@@ -89,10 +89,8 @@ class Store:
                 f"{model.hex()[:12]}; choose another state_dir or remove it"
             )
 
-    def opened(
-        self, round_: int, theta: Theta, selected: tuple[str, ...], quorum: int, delta: bytes = b""
-    ) -> None:
-        """A round began."""
+    def opened(self, round_: int, theta: Theta, selected: tuple[str, ...], quorum: int, delta: bytes = b"") -> None:
+        """A round began; `delta`: how its theta was published beside the whole."""
         row = (round_, counts.encode(theta), json.dumps(selected), quorum, delta)
         self._db.execute("INSERT INTO rounds (round, theta, selected, quorum, delta) VALUES (?, ?, ?, ?, ?)", row)
 
@@ -101,7 +99,7 @@ class Store:
         self._db.execute("UPDATE rounds SET selected = ? WHERE round = ?", (json.dumps(selected), round_))
 
     def counted(self, device: str, transfer: bytes, update: Update) -> None:
-        """An update of `device` was accepted. sqlite3.IntegrityError if this device's update of this round already was."""
+        """An update of `device` was accepted. sqlite3.IntegrityError if one of this round already was."""
         frame = encode(update)
         row = (
             update.round,

@@ -58,7 +58,9 @@ class _Plain:
         return mask
 
 
-CODECS: dict[int, MaskCodec] = {codec.ID: codec for codec in (_Plain(packed), _Plain(rans), _Plain(packed, 3, 'hmrc'), crn)}
+CODECS: dict[int, MaskCodec] = {
+    codec.ID: codec for codec in (_Plain(packed), _Plain(rans), _Plain(packed, 3, "hmrc"), crn)
+}
 NAMES: dict[str, int] = {codec.NAME: codec.ID for codec in CODECS.values()}
 
 
