@@ -221,13 +221,14 @@ def step(session: Session, event: Event) -> Step:
 
 def _ticked(session: Session) -> Step:
     session, effects = _send_due(session)
-    if session.fetching and session.online and session.announce is not None and session.now >= session.fetch_due:
+    announce = session.announce
+    if session.fetching and session.online and announce is not None and session.now >= session.fetch_due:
         if session.by_delta:
-            session, more = _whole(session, session.announce, "the difference does not come")
+            session, more = _whole(session, announce, "the difference does not come")
             effects += more
         else:
             # Subscribing anew makes the broker send what it retained once more.
-            topic = _source(session, session.announce)
+            topic = _source(session, announce)
             effects += [Say("the probabilities do not come; asking again"), Unsubscribe(topic), Subscribe(topic)]
             session = replace(session, fetch_due=session.now + FETCH_SECONDS)
     if session.again is not None and session.now >= session.again and session.announce is not None:

@@ -87,7 +87,9 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     )
     work = parser.add_argument_group("job")
     work.add_argument("--rounds", type=int, default=20, metavar="N", help="rounds (20)")
-    work.add_argument("--preset", default="default", choices=sorted(PRESETS), help="what the knobs begin with (default)")
+    work.add_argument(
+        "--preset", default="default", choices=sorted(PRESETS), help="what the knobs begin with (default)"
+    )
     work.add_argument("--epochs", type=int, metavar="N", help="passes over a device's data per round")
     work.add_argument("--learning-rate", type=float, metavar="X", help="of the optimiser on the mask scores")
     work.add_argument("--codec", choices=sorted(CODECS), help="how masks are drawn and coded")

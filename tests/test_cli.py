@@ -119,9 +119,12 @@ def test_runtimes_lists_what_is_ready(capsys: pytest.CaptureFixture[str]) -> Non
         (["--set", "carry=much"], "--set: carry is a number, found 'much'"),
         (["--set", "carry=1"], "carry is 0 .. 0.999, found 1"),
         (["--set", "keep_optimizer=1"], "keep_optimizer is true or false, found 1"),
-        (["--downlink", "some"], 'downlink is "exact" or a number of levels, 2 .. 65535, found \'some\''),
+        (["--downlink", "some"], "downlink is \"exact\" or a number of levels, 2 .. 65535, found 'some'"),
         (["--downlink", "1"], "downlink is 2 .. 65535, found 1"),
-        (["--codec", "rans", "--set", "control_variate=true"], 'control_variate needs work.codec = "crn", found "rans"'),
+        (
+            ["--codec", "rans", "--set", "control_variate=true"],
+            'control_variate needs work.codec = "crn", found "rans"',
+        ),
         (["--kappa", "9", "--set", "kappa_max=8"], "kappa (9) cannot be above kappa_max (8)"),
         (["--epochs", "0"], "epochs is 1 .. 65535, found 0"),
         (["--model", "mlp"], "--model and --bundle exclude each other"),
@@ -240,7 +243,10 @@ def test_simulate_says_which_models_take_the_images(
     path.write_bytes(to_bytes(Bundle(large, 16, {})))
     status, printed, said = simulate(bundle=path)
     assert (status, printed) == (2, "")
-    assert "large takes inputs of 3x32x32, the images of digits are 1x28x28: use --model mlp or conv4 or conv4s or conv4n" in said
+    assert (
+        "large takes inputs of 3x32x32, the images of digits are 1x28x28: use --model mlp or conv4 or conv4s or conv4n"
+        in said
+    )
 
 
 def test_simulate_offers_what_the_zoo_has_for_its_images() -> None:

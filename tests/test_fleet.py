@@ -38,6 +38,7 @@ DEVICES, ROUNDS = 4, 4
 
 Made = Callable[..., Fleet]
 NONE = Faults()
+RANS, EXACT = WorkSettings(epochs=2, codec="rans"), AggregateSettings()
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +59,8 @@ def made(tmp_path: Path, tiny_bundle: Bundle, parts: list[Dataset], pool: Pool, 
         seed: int = 1,
         faults: Faults = NONE,
         workers: Pool = pool,
-        work: WorkSettings = WorkSettings(epochs=2, codec="rans"),
-        learning: AggregateSettings = AggregateSettings(),
+        work: WorkSettings = RANS,
+        learning: AggregateSettings = EXACT,
         **rounds: float,
     ) -> Fleet:
         settings = Rounds(**{"total": ROUNDS, "devices": DEVICES, **rounds})  # type: ignore[arg-type]

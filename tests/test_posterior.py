@@ -16,6 +16,7 @@ from seedmask.shared import Shared
 
 D = 40
 EVEN = Theta.even(D)
+COUNTS = Recipe()
 
 
 def masks_of(n: int, seed: int = 3) -> list[Mask]:
@@ -29,7 +30,7 @@ def folded(masks: list[Mask], weights: list[int] | None = None) -> Posterior:
     return posterior
 
 
-def theta_of(masks: list[Mask], recipe: Recipe = Recipe(), weights: list[int] | None = None) -> Theta:
+def theta_of(masks: list[Mask], recipe: Recipe = COUNTS, weights: list[int] | None = None) -> Theta:
     return conclude(folded(masks, weights), recipe, EVEN)[0]
 
 
@@ -92,7 +93,9 @@ RECIPES = [
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.permutations(range(6)), st.sampled_from(RECIPES), st.lists(st.integers(1, MAX_WEIGHT), min_size=6, max_size=6))
+@given(
+    st.permutations(range(6)), st.sampled_from(RECIPES), st.lists(st.integers(1, MAX_WEIGHT), min_size=6, max_size=6)
+)
 def test_order_does_not_matter_with_any_option(order: list[int], recipe: Recipe, weights: list[int]) -> None:
     """Two rounds, the second one on what the first one left."""
     before = Theta(np.arange(D, dtype=np.uint16) % 4, 3)
@@ -292,7 +295,9 @@ def test_without_any_learning_theta_stays_under_the_control_variate(
 ) -> None:
     theta = untrained(draw, Recipe(control_variate=True, top=top))
     first = conclude(
-        Posterior(np.zeros(WIDE, np.int64), DEVICES, DEVICES, 1), Recipe(control_variate=True, top=top), Theta.even(WIDE)
+        Posterior(np.zeros(WIDE, np.int64), DEVICES, DEVICES, 1),
+        Recipe(control_variate=True, top=top),
+        Theta.even(WIDE),
     )[0]
     assert theta.digest() == first.digest()
     assert saturated(theta) == 0

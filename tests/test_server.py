@@ -62,6 +62,15 @@ class FusedLink(MemoryLink):
         super().publish(topic, payload, retain)
 
 
+class DeviceLink(MemoryLink):
+    subscribed: list[str]
+
+    def subscribe(self, topic: str) -> None:
+        if hasattr(self, "subscribed"):
+            self.subscribed.append(topic)
+        super().subscribe(topic)
+
+
 class FusedStore(Store):
     fuse: Fuse
 
@@ -140,6 +149,7 @@ class World:
         self.server: Server | None = None
         self.lives = 0
         self.seen: set[str] = set()
+        self.subscribed: list[str] = []
         for index in range(DEVICES):
             self._device(index)
         self._switch_on()
@@ -155,7 +165,8 @@ class World:
                 self.receipts.append((who.device, message))
             self.clients[index].feed(event)
 
-        link = MemoryLink(self.broker, Wire(latency=0.01), deliver, who.will())
+        link = DeviceLink(self.broker, Wire(latency=0.01), deliver, who.will())
+        link.subscribed = self.subscribed
         outbox = Outbox(folder / "outbox", JOB)
         self.clients.append(
             Client(who, link, outbox, Pretended(self, index), lambda: self.agenda.now, folder / "journal.jsonl")
@@ -318,16 +329,23 @@ def test_killed_before_any_deed_it_continues_identically_under_every_option(
     world: Made, tables: dict[str, Any]
 ) -> None:
     whole = Fuse()
-    never = world(whole, rounds=4, **tables)
-    assert [record[0] for record in never.outcome()] == [3] * 4
-    sent = {topic for topic in never.seen if "/delta/" in topic}
-    assert sent, "no round was told as a delta"
-    for at in range(0, whole.deeds):
-        done = world(Fuse(at), rounds=4, **tables)
+    never = world(whole, rounds=3, **tables)
+    assert [record[0] for record in never.outcome()] == [3] * 3
+    for at in range(whole.deeds):
+        done = world(Fuse(at), rounds=3, **tables)
         assert done.lives == 2, at
         assert done.outcome() == never.outcome(), at
         assert np.array_equal(finished_mask(done), finished_mask(never)), at
         assert leftovers(done) == [], at
+
+
+def test_a_round_is_told_against_the_one_before_where_that_is_smaller_but_never_the_first(world: Made) -> None:
+    done = world(rounds=4, **TABLES["levels"])
+    deltas = {topic.split("/")[4] for topic in done.seen if "/delta/" in topic}
+    assert deltas == {"3", "4"}  # the second goes from drawn probabilities of 256 levels to four
+    fetched = sum(topic.count("/theta/") for topic in done.subscribed)
+    assert fetched == DEVICES * 2
+    assert sum(topic.count("/delta/") for topic in done.subscribed) == DEVICES * 2
 
 
 def test_the_finished_model_is_of_the_mean_of_the_last_rounds(world: Made, tiny_spec: ModelSpec) -> None:

@@ -194,8 +194,8 @@ def test_the_next_round_is_trained_from_its_own_probabilities() -> None:
 
 # --- what changed since the round before ---
 
-SECOND = Theta(THETA.level // 8, 125)
-THIRD = Theta(SECOND.level.copy(), 125)
+SECOND = Theta(THETA.level // 32, 31)
+THIRD = Theta(SECOND.level.copy(), 31)
 THIRD.level[:9] ^= 1
 DELTA = topics.delta(JOB, 3, "+")
 WHOLE = topics.theta(JOB, 3, "+")
@@ -253,7 +253,7 @@ def test_without_an_offer_the_snapshot_is_fetched() -> None:
 BAD = {
     "nonsense": b"?" * 99,
     "of another base": delta.encode(THIRD, Theta(np.ones(D, np.uint16), 2)),
-    "to another theta": delta.encode(Theta(SECOND.level.copy(), 126), SECOND),
+    "to another theta": delta.encode(Theta(SECOND.level.copy(), 32), SECOND),
     "cut short": delta.encode(THIRD, SECOND)[:-1],
     "empty but for one byte": b"x",
     "too large to be one": bytes(2 * D + (1 << 16) + 1),
