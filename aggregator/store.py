@@ -41,7 +41,7 @@ CREATE TABLE IF NOT EXISTS updates (
 class Resumed:
     """What the store knows: the latest `round` with the `theta` it began from or, if `closed`, what came of it.
 
-    `updates`: (device, transfer, update). `blob`, `delta`: the probabilities that were published for it. `base`: the
+    `updates` of that round: (device, transfer, update). `blob`, `delta`: the probabilities that were published for it. `base`: the
     theta of the round before that theta's; `memory`: what the last closed round left; `recent`: the last results.
     """
 
@@ -89,9 +89,7 @@ class Store:
                 f"{model.hex()[:12]}; choose another state_dir or remove it"
             )
 
-    def opened(
-        self, round_: int, theta: Theta, selected: tuple[str, ...], quorum: int, delta: bytes = b""
-    ) -> None:
+    def opened(self, round_: int, theta: Theta, selected: tuple[str, ...], quorum: int, delta: bytes = b"") -> None:
         """A round began."""
         row = (round_, counts.encode(theta), json.dumps(selected), quorum, delta)
         self._db.execute("INSERT INTO rounds (round, theta, selected, quorum, delta) VALUES (?, ?, ?, ?, ?)", row)
@@ -101,7 +99,7 @@ class Store:
         self._db.execute("UPDATE rounds SET selected = ? WHERE round = ?", (json.dumps(selected), round_))
 
     def counted(self, device: str, transfer: bytes, update: Update) -> None:
-        """An update of `device` was accepted. sqlite3.IntegrityError if this device's update of this round already was."""
+        """An update of `device` was accepted. sqlite3.IntegrityError if one of this round already was."""
         frame = encode(update)
         row = (
             update.round,
@@ -123,7 +121,7 @@ class Store:
             (counts.encode(theta), json.dumps(record), None if memory is None else memory.to_bytes(), round_),
         )
         self._db.execute("UPDATE rounds SET memory = NULL WHERE round < ?", (round_,))
-        self._db.execute("UPDATE updates SET frame = NULL WHERE round = ?", (round_,))
+        self._db.execute("UPDATE updates SET frame = NULL WHERE round < ?", (round_,))  # this round's may be relayed
         self._db.execute("COMMIT")
 
     def figures(self, round_: int) -> dict[str, Any]:
@@ -160,12 +158,10 @@ class Store:
         if row is None:
             return None
         round_, theta, delta, result, selected, quorum = row
-        updates = []
-        if result is None:
-            for device, transfer, frame in self._db.execute(
-                "SELECT device, transfer, frame FROM updates WHERE round = ? ORDER BY device", (round_,)
-            ):
-                updates.append((device, transfer, expect(frame, Update)))
+        rows = self._db.execute(
+            "SELECT device, transfer, frame FROM updates WHERE round = ? ORDER BY device", (round_,)
+        )
+        updates = [(device, transfer, expect(frame, Update)) for device, transfer, frame in rows]
         # Of an open round the base is what the round before began with, of a closed one what itself began with.
         began = self._db.execute(
             "SELECT theta FROM rounds WHERE round <= ? ORDER BY round DESC LIMIT 1",
