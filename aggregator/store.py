@@ -158,7 +158,8 @@ class Store:
         if row is None:
             return None
         round_, theta, delta, result, selected, quorum = row
-        rows = self._db.execute("SELECT device, transfer, frame FROM updates WHERE round = ? ORDER BY device", (round_,))
+        wanted = "SELECT device, transfer, frame FROM updates WHERE round = ? ORDER BY device"
+        rows = self._db.execute(wanted, (round_,))
         updates = [(device, transfer, expect(frame, Update)) for device, transfer, frame in rows]
         # Of an open round the base is what the round before began with, of a closed one what itself began with.
         began = self._db.execute(
