@@ -390,7 +390,7 @@ def test_a_digest_names_everything_that_determines_a_run() -> None:
 
 def test_tuning_tries_every_candidate_and_the_best_is_what_runs() -> None:
     cell = {"schemes": ["fedavg", "fedmask"], "models": ["mlp"], "splits": ["iid"], "seeds": [1], "rounds": 3}
-    found = grid.build("tiny", tiny(tuning=cell), "here")
+    found = grid.build("tiny", tiny(tuning=[cell]), "here")
     trials = found.tuning_runs()
     assert [dict(run.settings)["rate"] for run in trials] == [0.001, 0.01]
     results = [

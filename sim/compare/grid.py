@@ -87,7 +87,7 @@ class Grid:
     candidates: Mapping[str, Sequence[Mapping[str, Any]]]
     tuned: Mapping[str, Mapping[str, Mapping[str, Any]]]
     cells: Sequence[Cell]
-    tuning: Cell | None
+    tuning: Sequence[Cell]
 
     def runs(self) -> list[Declaration]:
         """Every run once, the first seeds first."""
@@ -103,11 +103,11 @@ class Grid:
 
     def tuning_runs(self) -> list[Declaration]:
         """What `--tune` does: every candidate of every scheme that has several, judged on held-out training data."""
-        if self.tuning is None:
-            raise UserError(f"grid {self.name} has no [tuning] table")
-        cell = self.tuning
+        if not self.tuning:
+            raise UserError(f"grid {self.name} has no [[tuning]]")
         return [
             replace(self._declare(scheme, candidate, model, split, seed, cell), validation=True)
+            for cell in self.tuning
             for scheme in cell.schemes
             for candidate in self.candidates.get(scheme, ())
             for model in cell.models
@@ -160,9 +160,15 @@ def build(name: str, values: Mapping[str, Any], where: str) -> Grid:
     """A Grid from a file's values. Raises UserError that names the key."""
     values = dict(values)
     tables, tuned = values.pop("schemes", {}), values.pop("tuned", {})
-    cells, tuning = values.pop("runs", []), values.pop("tuning", None)
+    cells, trials = values.pop("runs", []), values.pop("tuning", [])
     common = settings.build(Common, values, where, Path())
-    if not isinstance(tables, dict) or not isinstance(tuned, dict) or not isinstance(cells, list) or not cells:
+    if (
+        not isinstance(tables, dict)
+        or not isinstance(tuned, dict)
+        or not isinstance(cells, list)
+        or not cells
+        or not isinstance(trials, list)
+    ):
         raise UserError(f"{where}: [schemes.NAME] tables and at least one [[runs]] are expected")
     kinds, fixed, candidates = {}, {}, {}
     for scheme, table in tables.items():
@@ -182,16 +188,16 @@ def build(name: str, values: Mapping[str, Any], where: str) -> Grid:
                 raise UserError(f"{spot}: unknown key {key!r}; known: {', '.join(schemes.KEYS[kinds[scheme]])}")
         fixed[scheme] = rest
     built = [settings_of_cell(cell, f"{where}: runs") for cell in cells]
-    trial = None if tuning is None else settings_of_cell(tuning, f"{where}: tuning")
-    for cell in (*built, *([trial] if trial else [])):
+    tuning = [settings_of_cell(cell, f"{where}: tuning") for cell in trials]
+    for cell in (*built, *tuning):
         for scheme in cell.schemes:
             if scheme not in kinds:
                 raise UserError(f"{where}: runs name a scheme {scheme!r}; there are {', '.join(kinds)}")
-    return Grid(name, common, kinds, fixed, candidates, tuned, built, trial)
+    return Grid(name, common, kinds, fixed, candidates, tuned, built, tuning)
 
 
 def settings_of_cell(value: Any, where: str) -> Cell:
-    """One [[runs]] or the [tuning] table. Raises UserError."""
+    """One [[runs]] or [[tuning]]. Raises UserError."""
     if not isinstance(value, dict):
         raise UserError(f"{where} is a table, found {value!r}")
     return settings.build(Cell, value, where, Path())
