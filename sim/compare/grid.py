@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import queue
+import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +17,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
+from aggregator.presets import settings_of
 from seedmask.errors import UserError
 from seedmask.io import settings
 from seedmask.io.files import write_atomic
@@ -123,7 +125,10 @@ class Grid:
         self, scheme: str, chosen: Mapping[str, Any], model: str, split: str, seed: int, cell: Cell
     ) -> Declaration:
         common = {key: value for key, value in asdict(self.common).items() if key != "targets"}
-        values = tuple(sorted({**self.fixed[scheme], **chosen}.items()))
+        said = {**self.fixed[scheme], **chosen}
+        if self.kinds[scheme] == "masks":
+            said = _spelled_out(said, self.common.epochs, f"grid {self.name}: schemes.{scheme}")
+        values = tuple(sorted(said.items()))
         return Declaration(
             scheme=scheme,
             kind=self.kinds[scheme],
@@ -134,6 +139,14 @@ class Grid:
             rounds=cell.rounds,
             **common,
         )
+
+
+def _spelled_out(said: Mapping[str, Any], epochs: int, where: str) -> dict[str, Any]:
+    """All knobs of a mask scheme, its preset's among them: what a preset says may change, what a run was may not."""
+    rest = dict(said)
+    preset, formula = str(rest.pop("preset", "default")), bool(rest.pop("formula", False))
+    work, learning = settings_of(preset, {"epochs": epochs, **rest}, where)
+    return {**asdict(work), **asdict(learning), "formula": formula}
 
 
 def place(model: str, split: str) -> str:
@@ -274,12 +287,11 @@ def _child(run: Declaration, out: Path, data: Path | None, runtime: str, threads
     from sim.compare.harness import run as do
 
     die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for our parent, who ends us
     try:
         value = do(run, datasets.load(run.dataset, data), runtime, threads, lambda number: told.put((run, number, "")))
         write_atomic(result_path(out, run), (json.dumps(value, indent=1) + "\n").encode())
         told.put((run, run.rounds + 1, ""))
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
     except Exception as error:
         told.put((run, -1, f"{type(error).__name__}: {error}"))
         raise SystemExit(1) from None

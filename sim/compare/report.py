@@ -117,7 +117,7 @@ def markdown(rows: Sequence[Row], targets: Sequence[float], measure: str, pictur
         " first round no weights are sent.",
         "",
         f"Accuracy is the {measure} network's on the test set (dense baselines have only one). A cell is the mean over"
-        f" seeds and [least, most]; seeds {', '.join(map(str, seeds))} where a scheme had them all.",
+        f" seeds and [least, most]. Seeds: {', '.join(map(str, seeds))}; the first tables say how many a scheme had.",
     ]
     for place in places(rows):
         found = series(rows, place)
