@@ -75,8 +75,8 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument("--model", metavar="NAME", help=f"{', '.join(MODELS)} ({MODELS[0]}); for your own see --bundle")
     data.add_argument("--bundle", type=Path, metavar="FILE", help="a bundle of `seedmask export` instead of --model")
     data.add_argument("--dataset", default="auto", choices=datasets.NAMES, help="auto: Fashion-MNIST, else digits")
-    data.add_argument("--data", type=Path, metavar="DIR", help="folder with the four Fashion-MNIST files")
-    data.add_argument("--split", default="iid", metavar="HOW", help="iid or c_max:<classes per device> (iid)")
+    data.add_argument("--data", type=Path, metavar="DIR", help="folder with the data set's files")
+    data.add_argument("--split", default="iid", metavar="HOW", help=f"{', '.join(partition.WAYS)} (iid)")
     data.add_argument("--images", type=int, default=2000, metavar="N", help="training images per device, 0: all (2000)")
     data.add_argument(
         "--eval-images",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import multiprocessing
@@ -366,6 +367,60 @@ def test_a_run_that_fails_says_which_and_why_and_leaves_no_file(tmp_path: Path) 
     assert not list(tmp_path.glob("runs/*"))
 
 
+def command(*arguments: str) -> int:
+    from sim.compare.cli import COMMAND
+
+    parser = argparse.ArgumentParser()
+    COMMAND.add_arguments(parser)
+    return COMMAND.run(parser.parse_args(arguments))
+
+
+@pytest.mark.export
+def test_the_command_does_nothing_twice_and_says_in_plain_lines_where_it_stands(
+    results: dict[str, dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = """
+        dataset = "digits"
+        devices = 3
+        images = 40
+        epochs = 1
+        batch = 16
+        eval_images = 60
+        targets = [10, 20]
+        schemes.frugal = { kind = "masks", preset = "default", formula = true }
+        schemes.fedavg = { optimizer = "adam", candidates = [{ rate = 0.001 }, { rate = 0.01 }] }
+        runs = [{ schemes = ["frugal", "fedavg"], models = ["mlp"], splits = ["iid"], seeds = [1], rounds = 2 }]
+    """
+    path, out = tmp_path / "mine.toml", tmp_path / "out"
+    path.write_text("\n".join(line.strip() for line in text.splitlines()))
+    runs = grid.load(str(path)).runs()
+    assert [run.scheme for run in runs] == ["frugal", "fedavg"]
+    for run in runs:
+        grid.result_path(out, run).parent.mkdir(parents=True, exist_ok=True)
+        grid.result_path(out, run).write_text(json.dumps(results[run.scheme]))
+    assert command("--grid", str(path), "--out", str(out), "--json", "-") == 0
+    said = capsys.readouterr()
+    assert said.err.startswith("2 of 2 runs, 4 of 4 rounds; about 0:00 left")
+    assert {entry["scheme"] for entry in json.loads(said.out)["reached"]} == {"frugal", "fedavg"}
+    assert len(json.loads((out / "summary.json").read_text())) == 4
+    assert "## mlp on digits, iid" in (out / "report.md").read_text()
+    assert command("--grid", str(path), "--out", str(out), "--list") == 0
+    listed = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in listed] == ["done", "done"]
+
+
+def test_an_argument_that_makes_no_sense_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--workers is at least 0, found -1"):
+        command("--workers", "-1", "--out", str(tmp_path))
+    path, cell = (
+        tmp_path / "g.toml",
+        'schemes = ["fedavg"], models = ["mlp"], splits = ["iid"], seeds = [1], rounds = 2',
+    )
+    path.write_text(f"schemes.fedavg = {{}}\nruns = [{{ {cell} }}]")
+    with pytest.raises(UserError, match=r"has no \[\[tuning\]\]"):
+        command("--grid", str(path), "--tune", "--out", str(tmp_path))
+
+
 # --- grids ---
 
 
@@ -390,7 +445,7 @@ def test_a_digest_names_everything_that_determines_a_run() -> None:
 
 def test_tuning_tries_every_candidate_and_the_best_is_what_runs() -> None:
     cell = {"schemes": ["fedavg", "fedmask"], "models": ["mlp"], "splits": ["iid"], "seeds": [1], "rounds": 3}
-    found = grid.build("tiny", tiny(tuning=cell), "here")
+    found = grid.build("tiny", tiny(tuning=[cell]), "here")
     trials = found.tuning_runs()
     assert [dict(run.settings)["rate"] for run in trials] == [0.001, 0.01]
     results = [

@@ -53,7 +53,7 @@ a grid:
     seeds = [1, 2, 3]
     rounds = 12
 
-    [tuning]                      # like [[runs]]; --tune tries every candidate there and prints tables like this one:
+    [[tuning]]                    # like [[runs]]; --tune tries every candidate there and prints tables like this one:
     [tuned.fedavg]                # without it the first candidate is used
     "mlp iid" = { rate = 0.001 }
 """

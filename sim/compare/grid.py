@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import queue
+import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +17,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
+from aggregator.presets import settings_of
 from seedmask.errors import UserError
 from seedmask.io import settings
 from seedmask.io.files import write_atomic
@@ -87,7 +89,7 @@ class Grid:
     candidates: Mapping[str, Sequence[Mapping[str, Any]]]
     tuned: Mapping[str, Mapping[str, Mapping[str, Any]]]
     cells: Sequence[Cell]
-    tuning: Cell | None
+    tuning: Sequence[Cell]
 
     def runs(self) -> list[Declaration]:
         """Every run once, the first seeds first."""
@@ -103,11 +105,11 @@ class Grid:
 
     def tuning_runs(self) -> list[Declaration]:
         """What `--tune` does: every candidate of every scheme that has several, judged on held-out training data."""
-        if self.tuning is None:
-            raise UserError(f"grid {self.name} has no [tuning] table")
-        cell = self.tuning
+        if not self.tuning:
+            raise UserError(f"grid {self.name} has no [[tuning]]")
         return [
             replace(self._declare(scheme, candidate, model, split, seed, cell), validation=True)
+            for cell in self.tuning
             for scheme in cell.schemes
             for candidate in self.candidates.get(scheme, ())
             for model in cell.models
@@ -123,7 +125,10 @@ class Grid:
         self, scheme: str, chosen: Mapping[str, Any], model: str, split: str, seed: int, cell: Cell
     ) -> Declaration:
         common = {key: value for key, value in asdict(self.common).items() if key != "targets"}
-        values = tuple(sorted({**self.fixed[scheme], **chosen}.items()))
+        said = {**self.fixed[scheme], **chosen}
+        if self.kinds[scheme] == "masks":
+            said = _spelled_out(said, self.common.epochs, f"grid {self.name}: schemes.{scheme}")
+        values = tuple(sorted(said.items()))
         return Declaration(
             scheme=scheme,
             kind=self.kinds[scheme],
@@ -134,6 +139,14 @@ class Grid:
             rounds=cell.rounds,
             **common,
         )
+
+
+def _spelled_out(said: Mapping[str, Any], epochs: int, where: str) -> dict[str, Any]:
+    """All knobs of a mask scheme, its preset's among them: what a preset says may change, what a run was may not."""
+    rest = dict(said)
+    preset, formula = str(rest.pop("preset", "default")), bool(rest.pop("formula", False))
+    work, learning = settings_of(preset, {"epochs": epochs, **rest}, where)
+    return {**asdict(work), **asdict(learning), "formula": formula}
 
 
 def place(model: str, split: str) -> str:
@@ -160,9 +173,15 @@ def build(name: str, values: Mapping[str, Any], where: str) -> Grid:
     """A Grid from a file's values. Raises UserError that names the key."""
     values = dict(values)
     tables, tuned = values.pop("schemes", {}), values.pop("tuned", {})
-    cells, tuning = values.pop("runs", []), values.pop("tuning", None)
+    cells, trials = values.pop("runs", []), values.pop("tuning", [])
     common = settings.build(Common, values, where, Path())
-    if not isinstance(tables, dict) or not isinstance(tuned, dict) or not isinstance(cells, list) or not cells:
+    if (
+        not isinstance(tables, dict)
+        or not isinstance(tuned, dict)
+        or not isinstance(cells, list)
+        or not cells
+        or not isinstance(trials, list)
+    ):
         raise UserError(f"{where}: [schemes.NAME] tables and at least one [[runs]] are expected")
     kinds, fixed, candidates = {}, {}, {}
     for scheme, table in tables.items():
@@ -182,16 +201,16 @@ def build(name: str, values: Mapping[str, Any], where: str) -> Grid:
                 raise UserError(f"{spot}: unknown key {key!r}; known: {', '.join(schemes.KEYS[kinds[scheme]])}")
         fixed[scheme] = rest
     built = [settings_of_cell(cell, f"{where}: runs") for cell in cells]
-    trial = None if tuning is None else settings_of_cell(tuning, f"{where}: tuning")
-    for cell in (*built, *([trial] if trial else [])):
+    tuning = [settings_of_cell(cell, f"{where}: tuning") for cell in trials]
+    for cell in (*built, *tuning):
         for scheme in cell.schemes:
             if scheme not in kinds:
                 raise UserError(f"{where}: runs name a scheme {scheme!r}; there are {', '.join(kinds)}")
-    return Grid(name, common, kinds, fixed, candidates, tuned, built, trial)
+    return Grid(name, common, kinds, fixed, candidates, tuned, built, tuning)
 
 
 def settings_of_cell(value: Any, where: str) -> Cell:
-    """One [[runs]] or the [tuning] table. Raises UserError."""
+    """One [[runs]] or [[tuning]]. Raises UserError."""
     if not isinstance(value, dict):
         raise UserError(f"{where} is a table, found {value!r}")
     return settings.build(Cell, value, where, Path())
@@ -268,12 +287,11 @@ def _child(run: Declaration, out: Path, data: Path | None, runtime: str, threads
     from sim.compare.harness import run as do
 
     die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for our parent, who ends us
     try:
         value = do(run, datasets.load(run.dataset, data), runtime, threads, lambda number: told.put((run, number, "")))
         write_atomic(result_path(out, run), (json.dumps(value, indent=1) + "\n").encode())
         told.put((run, run.rounds + 1, ""))
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
     except Exception as error:
         told.put((run, -1, f"{type(error).__name__}: {error}"))
         raise SystemExit(1) from None

@@ -27,7 +27,7 @@ from aggregator.config import Rounds, RunConfig
 from aggregator.presets import settings_of
 from edge_client.data import Dataset, check
 from edge_client.runtimes import open_runtime
-from seedmask import chunks, topics
+from seedmask import PROTOCOL_VERSION, __version__, chunks, topics
 from seedmask.bundle import Bundle
 from seedmask.codec import by_id
 from seedmask.errors import UserError
@@ -69,7 +69,7 @@ class Declaration:
 
     def digest(self) -> str:
         """Names the run: the same declaration, the same name."""
-        value = [FORMAT, {**asdict(self), "settings": dict(self.settings)}]
+        value = [FORMAT, PROTOCOL_VERSION, __version__, {**asdict(self), "settings": dict(self.settings)}]
         return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:20]
 
 
@@ -183,12 +183,12 @@ class Inline:
         return bits
 
 
-def _masks(home_of: Declaration, home: World, runtime: str, threads: int, closed: Closed) -> list[Row]:
-    settings = dict(home_of.settings)
-    preset, formula = str(settings.pop("preset", "default")), bool(settings.pop("formula", False))
-    work, learning = settings_of(preset, {"epochs": home_of.epochs, **settings}, f"scheme {home_of.scheme}")
+def _masks(declaration: Declaration, home: World, runtime: str, threads: int, closed: Closed) -> list[Row]:
+    settings = dict(declaration.settings)
+    formula = bool(settings.pop("formula", False))
+    work, learning = settings_of("default", settings, f"scheme {declaration.scheme}")
     opened = open_runtime(runtime, home.bundle, threads)
-    rng = np.random.default_rng([home_of.seed, 3])
+    rng = np.random.default_rng([declaration.seed, 3])
     inline = Inline(pool.Worker(opened, home.bundle, home.parts), formula)
     ends: list[tuple[int, Accuracy, float]] = []
 
@@ -199,9 +199,9 @@ def _masks(home_of: Declaration, home: World, runtime: str, threads: int, closed
 
     with tempfile.TemporaryDirectory(prefix="seedmask-compare-") as name:
         folder = Path(name)
-        rounds = Rounds(total=home_of.rounds, devices=len(home.parts), deadline_s=4_000_000)
+        rounds = Rounds(total=declaration.rounds, devices=len(home.parts), deadline_s=4_000_000)
         config = RunConfig(JOB, folder / "model.bundle", folder / "aggregator", rounds, work, learning)
-        fleet = Fleet(config, folder / "devices", home.bundle, home.parts, inline, runtime, home_of.seed, Faults())
+        fleet = Fleet(config, folder / "devices", home.bundle, home.parts, inline, runtime, declaration.seed, Faults())
         inline.fleet = fleet
         fleet.run(over)
         last = {index: device.total() for index, device in enumerate(fleet.devices)}

@@ -117,7 +117,7 @@ def markdown(rows: Sequence[Row], targets: Sequence[float], measure: str, pictur
         " first round no weights are sent.",
         "",
         f"Accuracy is the {measure} network's on the test set (dense baselines have only one). A cell is the mean over"
-        f" seeds and [least, most]; seeds {', '.join(map(str, seeds))} where a scheme had them all.",
+        f" seeds and [least, most]. Seeds: {', '.join(map(str, seeds))}; the first tables say how many a scheme had.",
     ]
     for place in places(rows):
         found = series(rows, place)
@@ -189,8 +189,10 @@ def draw(path: Path, rows: Sequence[Row], place: Place, measure: str) -> None:
     found = series(rows, place)
     figure, panels = pyplot.subplots(1, 3, figsize=(15, 5.4), dpi=110, sharey=True)
     colours = pyplot.get_cmap("tab10")
+    everywhere = list(dict.fromkeys(row["scheme"] for row in rows))  # so that a scheme has one colour in all pictures
     best = 0.0
-    for number, (scheme, histories) in enumerate(found.items()):
+    for scheme, histories in found.items():
+        number = everywhere.index(scheme)
         rounds = min(len(history) for history in histories.values())
         accuracy = [[100 * h[i][f"accuracy_{measure}"] for h in histories.values()] for i in range(rounds)]
         means = [fmean(values) for values in accuracy]
