@@ -150,7 +150,8 @@ class AggregateSettings:
     `step`: how far theta goes from where it was to what the masks say. `control_variate` (codec "crn" only): the masks'
     difference from those that untrained devices would have drawn moves theta. `hysteresis`: a weight keeps its level
     until it is that much further from it, in levels, than the half that rounds it away. `average_last`: the finished
-    model is the threshold of the mean theta of so many rounds. `init`: "half", "uniform" or "normal" (scores).
+    model is the threshold of the mean theta of so many rounds. `relay`: tell theta as the masks that made it where that
+    is shorter; devices can then read each other's masks. `init`: "half", "uniform" or "normal" (scores).
     """
 
     downlink: int | str = "exact"
@@ -163,6 +164,7 @@ class AggregateSettings:
     hysteresis: float = 0.0
     average_last: int = 1
     init: str = "half"
+    relay: bool = True
 
     def __post_init__(self) -> None:
         if isinstance(self.downlink, str) and self.downlink != "exact":
@@ -195,6 +197,7 @@ class AggregateSettings:
             hysteresis=round(self.hysteresis * ONE),
             average=self.average_last,
             init=self.init,
+            relay=self.relay,
         )
 
 
@@ -206,7 +209,7 @@ def check_together(work: WorkSettings, learning: AggregateSettings) -> None:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """What the aggregator needs to know of one job. `preset`: what a file's tables begin with; here a name."""
+    """What the aggregator needs to know of one job. `preset`: what a file's tables begin with; only a name here."""
 
     job: str
     bundle: Path

@@ -23,6 +23,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from seedmask.codec.relay import MAX_WEIGHT, Pooling, pool
 from seedmask.mask import CLAMP, MAX_TOP, ONE, Mask, Theta
 from seedmask.seed import fold, key_of, uniforms16
 
@@ -32,8 +33,6 @@ INITS: Final = ("half", "uniform", "normal")
 INIT_TOP: Final = 255
 INIT_STREAM: Final = 3
 """The aggregator's own stream, beside WEIGHTS and UNIFORMS of PROTOCOL 2: no two uses share a word."""
-MAX_WEIGHT: Final = 1 << 22
-"""Examples that a device can weigh with; 255 masks of 65535 devices at this weight, times 2**16, fit 63 bits."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +53,22 @@ class Recipe:
     hysteresis: int = 0
     average: int = 1
     init: str = "half"
+    relay: bool = True
 
     @property
     def remembers(self) -> bool:
         """Whether a round needs more of the one before than its theta."""
         return bool(self.carry or self.step != 1000 or self.control_variate)
+
+    @property
+    def pooling(self) -> Pooling:
+        """What a device must know to add masks up as we do."""
+        return Pooling(self.top, self.clamp, self.by_samples)
+
+    @property
+    def pools(self) -> bool:
+        """Whether theta follows from a round's masks by `pooling` alone, and may be told that way."""
+        return self.relay and not (self.remembers or self.prior or self.hysteresis)
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,9 +160,8 @@ def conclude(
     """
     if not posterior.masks:
         raise ValueError("no mask gives no probabilities")
-    plain = not (recipe.top or recipe.prior or recipe.remembers)
-    if plain and (top := posterior.weight // posterior.unit) <= MAX_TOP:
-        return Theta((posterior.total // posterior.unit).astype(np.uint16), top, recipe.clamp), None
+    if not (recipe.prior or recipe.remembers or recipe.hysteresis):
+        return pool(posterior.total, posterior.weight, posterior.unit, recipe.top, recipe.clamp), None
     before = memory.share if memory is not None else _share(theta)
     ones, masks = np.zeros(theta.d, np.int64), 0
     if recipe.control_variate:

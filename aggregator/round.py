@@ -15,9 +15,9 @@ from typing import Final, TypeAlias
 import numpy as np
 
 from aggregator.config import Rounds
-from aggregator.posterior import MAX_WEIGHT, Memory, Posterior, Recipe, conclude, finished
+from aggregator.posterior import Memory, Posterior, Recipe, conclude, finished
 from seedmask.chunks import transfer_id
-from seedmask.codec import by_id, counts, crn, delta
+from seedmask.codec import by_id, counts, crn, delta, relay
 from seedmask.errors import ProtocolError
 from seedmask.io.link import Connected, Disconnected, Refused
 from seedmask.mask import MAX_TOP, ONE, Mask, Theta
@@ -141,7 +141,8 @@ class Job:
     `seed`: the model's. `round` is the open round, or the last one while waiting or done; `theta` the probabilities it
     started from, or what came of it; `base` those of the round before, which its devices hold; `memory` what the last
     closed round left beside theta; `recent` the results of the last rounds that the finished model is the mean of.
-    `blob` and `delta`: theta as it is published, whole and against `base`. `online`: device to its presence; `silent`:
+    `blob` and `delta`: theta as it is published, whole and for those who hold `base`. `parts`: the updates of the open
+    round as they came; `made`: those that made theta, for a relay. `online`: device to its presence; `silent`:
     the same for those that let a round run out of time. `accepted`: device to transfer id, this round. `counted`: the
     same for each device's latest accepted update of any round.
     """
@@ -164,6 +165,8 @@ class Job:
     recent: tuple[Theta, ...] = ()
     blob: bytes = b""
     delta: bytes = b""
+    parts: tuple[relay.Part, ...] = ()
+    made: tuple[relay.Part, ...] = ()
     selected: tuple[str, ...] = ()
     quorum: int = 0
     posterior: Posterior = field(default_factory=lambda: Posterior.empty(0))
@@ -200,15 +203,22 @@ def step(job: Job, event: Event) -> Step:
             return job, [Say(f"the broker refused {topic}: {reason}")]
 
 
-def resume(job: Job, selected: tuple[str, ...], quorum: int, updates: list[tuple[str, bytes, Update]]) -> Job:
-    """`job` (its round, theta, base and memory as stored) with that round open again.
+def resume(
+    job: Job, selected: tuple[str, ...], quorum: int, updates: list[tuple[str, bytes, Update]], delta: bytes = b""
+) -> Job:
+    """`job` (its round, theta, base and memory as stored) with that round open again, `delta` as it was published.
 
     The stored updates, (device, transfer, update) each, are counted again.
     """
-    job = _opened(job, selected, quorum)
+    job = replace(_opened(job, selected, quorum), delta=delta)
     for device, transfer, update in updates:
-        job = _counted(job, device, transfer, _folded(job, device, update))
+        job = _counted(job, device, transfer, update, _folded(job, device, update))
     return job
+
+
+def part_of(device: str, update: Update) -> relay.Part:
+    """An accepted update as a relay passes it on."""
+    return relay.Part(device, update.samples, update.codec, update.payloads)
 
 
 def waiting_for(job: Job) -> str:
@@ -347,16 +357,21 @@ def _opened(job: Job, selected: tuple[str, ...], quorum: int) -> Job:
         selected=selected,
         quorum=quorum,
         posterior=Posterior.empty(job.d),
+        parts=(),
+        made=(),
         accepted={},
     )
 
 
 def _delta(job: Job, whole: int) -> bytes:
-    """Theta against the one before, if that takes less than `whole` bytes; else nothing."""
-    if job.base is None or max(job.base.top, job.theta.top) > delta.MAX_TOP:
+    """Theta for those who hold the one before, the shortest way that takes less than `whole` bytes; else nothing."""
+    if job.base is None:
         return b""
-    coded = delta.encode(job.theta, job.base)
-    return coded if len(coded) < whole else b""
+    ways = [delta.encode(job.theta, job.base)] if delta.possible(job.theta, job.base) else []
+    if job.made and job.recipe.pools and not job.work.stratified:
+        ways.append(relay.encode(job.base, job.round - 1, job.recipe.pooling, job.made))
+    best = min(ways, key=len, default=b"")
+    return best if len(best) < whole else b""
 
 
 def _arrived(job: Job, device: str, transfer: bytes, update: Update) -> Step:
@@ -380,7 +395,7 @@ def _answered(job: Job, device: str, transfer: bytes, update: Update) -> Step:
             reply,
             Say(f"{device}, round {update.round}: {status.name.lower().replace('_', '-')}: {reason}"),
         ]
-    job = _counted(job, device, transfer, posterior)
+    job = _counted(job, device, transfer, update, posterior)
     effects: list[Effect] = [Counted(device, transfer, update), reply, Say(waiting_for(job))]
     if len(job.accepted) < job.quorum:
         return job, effects
@@ -412,7 +427,7 @@ def _judge(job: Job, device: str, transfer: bytes, update: Update) -> tuple[Stat
 def _folded(job: Job, device: str, update: Update) -> Posterior:
     """What is known with the masks of one more update. Raises ProtocolError."""
     codec, recipe, posterior = by_id(update.codec), job.recipe, job.posterior
-    weight = min(update.samples, MAX_WEIGHT) if recipe.by_samples else 1
+    weight = relay.weight_of(update.samples, recipe.by_samples)
     stratum = (job.selected.index(device), len(job.selected)) if job.work.stratified else None
     for index, payload in enumerate(update.payloads):
         shared = Shared(job.seed, job.round, job.name, device, index, stratum)
@@ -426,10 +441,11 @@ def _folded(job: Job, device: str, update: Update) -> Posterior:
     return posterior
 
 
-def _counted(job: Job, device: str, transfer: bytes, posterior: Posterior) -> Job:
+def _counted(job: Job, device: str, transfer: bytes, update: Update, posterior: Posterior) -> Job:
     return replace(
         job,
         posterior=posterior,
+        parts=(*job.parts, part_of(device, update)),
         accepted={**job.accepted, device: transfer},
         counted={**job.counted, device: transfer},
     )
@@ -444,7 +460,7 @@ def _close(job: Job, why: str) -> Step:
     ]
     last = job.round >= job.rounds.total
     job = replace(job, phase=Phase.DONE if last else Phase.WAITING, base=job.theta, theta=theta)
-    job = replace(job, memory=memory, recent=recent, blob=b"", delta=b"", selected=())
+    job = replace(job, memory=memory, recent=recent, blob=b"", delta=b"", made=job.parts, selected=())
     if last:
         return job, [*effects, Publicise(theta=False), Finish()]
     job, more = _maybe_open(job)

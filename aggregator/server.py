@@ -31,6 +31,7 @@ from aggregator.round import (
     Ticked,
     Widened,
     announcement,
+    part_of,
     resume,
     step,
     waiting_for,
@@ -103,12 +104,13 @@ class Server:
         job = replace(job, base=known.base, memory=known.memory, recent=known.recent)
         self._published = (known.round, len(self._cut(known.blob)), len(self._cut(known.delta)))
         if not known.closed:
-            job = resume(job, known.selected, known.quorum, known.updates)
+            job = resume(job, known.selected, known.quorum, known.updates, known.delta)
             log.info("resumed: %s", waiting_for(job))
         elif known.round >= config.rounds.total:
             job = replace(job, phase=Phase.DONE)
             log.info("all %d rounds are already done", known.round)
         else:
+            job = replace(job, made=tuple(part_of(device, update) for device, _, update in known.updates))
             log.info("resumed after round %d", known.round)
         return job
 

@@ -104,6 +104,7 @@ class Client:
             who.device,
             who.spec.digest,
             who.spec.d,
+            seed=who.spec.seed,
             now=clock(),
             pending=pending,
             work=(pending[-1].round, pending[-1].theta) if pending else finished,

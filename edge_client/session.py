@@ -13,7 +13,7 @@ from typing import Final, TypeAlias
 
 from seedmask import topics
 from seedmask.chunks import Assembly, begin
-from seedmask.codec import CODECS, counts, delta
+from seedmask.codec import CODECS, counts, delta, relay
 from seedmask.errors import ProtocolError, ThetaMismatchError
 from seedmask.io.link import Connected, Disconnected, Received, Refused
 from seedmask.mask import Theta
@@ -146,13 +146,13 @@ class Pending:
 class Session:
     """All that a device knows of its job.
 
-    `model` is our spec's digest, `d` its weights. `work`: (round, theta digest) that we fetch, train or have finished,
-    so that no round is trained twice. `fetching` until the probabilities are complete; none of their chunks before
-    `fetch_due` means asking again. `held`: the last ones that came, which the next may be told against, as a delta;
-    `by_delta`: that is what we fetch now. `training` while Train is under way; after `failures` in a row it is tried
-    `again` at that time. `busy`: what we sent has not left this machine. `finished_before`: the work whose receipt an
-    earlier life of ours had. `aggregator`: the boot number of its latest life that we heard of; `away` when it said, or the
-    broker said for it, that it left.
+    `model` is our spec's digest, `seed` and `d` its seed and weights. `work`: (round, theta digest) that we fetch,
+    train or have finished, so that no round is trained twice. `fetching` until the probabilities are complete; none of
+    their chunks before `fetch_due` means asking again. `held`: the last ones that came, which the next may be told
+    against; `by_delta`: that is what we fetch now. `training` while Train is under way; after `failures` in a row it
+    is tried `again` at that time. `busy`: what we sent has not left this machine. `finished_before`: the work whose
+    receipt an earlier life of ours had. `aggregator`: the boot number of its latest life that we heard of; `away` when
+    it said, or the broker said for it, that it left.
     """
 
     job: str
@@ -168,6 +168,7 @@ class Session:
     fetch_due: float = 0.0
     held: Theta | None = None
     by_delta: bool = False
+    seed: int = 0
     training: bool = False
     failures: int = 0
     again: float | None = None
@@ -329,7 +330,7 @@ def _theta_chunk(session: Session, announce: Announce, chunk: Chunk) -> Step:
         return replace(session, assembly=assembly, fetch_due=session.now + FETCH_SECONDS), []
     try:
         if session.by_delta and session.held is not None:
-            theta = delta.decode(assembly.blob(), session.held)
+            theta = _from_held(session, announce, session.held, assembly.blob())
         else:
             theta = counts.decode(assembly.blob(), session.d)
         if theta.digest() != announce.theta:
@@ -344,6 +345,13 @@ def _theta_chunk(session: Session, announce: Announce, chunk: Chunk) -> Step:
     effects = _stop_fetching(session)
     session = replace(session, assembly=None, fetching=False, training=True, held=theta)
     return session, [*effects, Train(announce, theta)]
+
+
+def _from_held(session: Session, announce: Announce, held: Theta, blob: bytes) -> Theta:
+    """Theta from the one before and what came: what changed, or the masks that made it. Raises ProtocolError."""
+    if blob[:1] == bytes([relay.ID]):
+        return relay.decode(blob, held, session.seed, session.job, announce.work.max_blocks)
+    return delta.decode(blob, held)
 
 
 def _fits(chunk: Chunk, first: Chunk) -> bool:

@@ -200,7 +200,7 @@ def _serve(config: EdgeConfig, pipe: Connection) -> None:
         except Exception:
             pipe.send(_Broken(traceback.format_exc(limit=-2)))
             return
-        rng = np.random.default_rng()
+        rng, thrift = np.random.default_rng(), config.thrift
         kept: State | None = None  # the optimiser between rounds; it is lost with this process, as the job allows
 
         def progress(step: int, steps: int) -> bool:
@@ -220,7 +220,12 @@ def _serve(config: EdgeConfig, pipe: Connection) -> None:
                     round_=announce.round,
                     kept=before,
                 )
-            except (DivergedError, MemoryError) as error:
+                if outcome is None:
+                    continue
+                frame = encode(
+                    update_of(announce, config.device, bundle.spec, theta, outcome, len(data.y), rng, thrift)
+                )
+            except (DivergedError, MemoryError, ProtocolError) as error:
                 pipe.send(Failed(announce.round, announce.theta, str(error) or type(error).__name__))
                 continue
             except (EOFError, OSError):
@@ -228,10 +233,5 @@ def _serve(config: EdgeConfig, pipe: Connection) -> None:
             except Exception:
                 pipe.send(Failed(announce.round, announce.theta, traceback.format_exc(limit=-2)))
                 continue
-            if outcome is not None:
-                kept = outcome.state if work.keep_optimizer else None
-                update = update_of(
-                    *(announce, config.device, bundle.spec, theta, outcome, len(data.y), rng, config.thrift)
-                )
-                frame = encode(update)
-                pipe.send(Trained(announce.round, announce.theta, transfer_id(frame), frame))
+            kept = outcome.state if work.keep_optimizer else None
+            pipe.send(Trained(announce.round, announce.theta, transfer_id(frame), frame))

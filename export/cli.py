@@ -29,6 +29,7 @@ frozen weights are random signs, which every device makes again from the seed.
 
 the zoo:
   mlp      784-256-128-10, no biases         1x28x28   10 classes      234,752 weights
+  mlpn     mlp with GroupNorm                1x28x28   10 classes      234,752 weights
   conv4    FedPM's CONV-4                    1x28x28   10 classes    1,933,258 weights
   conv4s   32-32-64-64-fc64-10, strided      1x28x28   10 classes      102,304 weights
   conv4n   conv4s with GroupNorm             1x28x28   10 classes      102,304 weights

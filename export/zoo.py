@@ -14,14 +14,24 @@ from torch import nn
 
 def mlp() -> nn.Module:
     """784-256-128-10 without biases; d = 234,752. Small enough for a Raspberry Pi's first try."""
-    return nn.Sequential(
-        nn.Flatten(),
-        nn.Linear(784, 256, bias=False),
-        nn.ReLU(),
-        nn.Linear(256, 128, bias=False),
-        nn.ReLU(),
-        nn.Linear(128, 10, bias=False),
-    )
+    return _perceptron(normalised=False)
+
+
+def mlpn() -> nn.Module:
+    """`mlp` with every layer's output but the last normalised before its ReLU (docs/learning.md says what it gives)."""
+    return _perceptron(normalised=True)
+
+
+def _perceptron(normalised: bool) -> nn.Module:
+    layers: list[nn.Module] = [nn.Flatten()]
+    for before, after in ((784, 256), (256, 128)):
+        layers += [nn.Linear(before, after, bias=False), *_norm(after, normalised), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(128, 10, bias=False))
+
+
+def _norm(channels: int, normalised: bool) -> list[nn.Module]:
+    """All channels as one group and nothing to learn, so that there is nothing to send."""
+    return [nn.GroupNorm(1, channels, affine=False)] if normalised else []
 
 
 def conv4() -> nn.Module:
@@ -45,20 +55,16 @@ def conv4s() -> nn.Module:
 
 
 def conv4n() -> nn.Module:
-    """`conv4s` with every layer's output but the last normalised before its ReLU, eight channels at a time."""
+    """`conv4s` with every layer's output but the last normalised before its ReLU."""
     return _strided(normalised=True)
 
 
 def _strided(normalised: bool) -> nn.Module:
     """3x3 without padding, 28 -> 13 -> 11 -> 5 -> 3: every second one strides."""
-
-    def norm(channels: int) -> list[nn.Module]:
-        return [nn.GroupNorm(channels // 8, channels, affine=False)] if normalised else []
-
     layers: list[nn.Module] = []
     for before, after, stride in ((1, 32, 2), (32, 32, 1), (32, 64, 2), (64, 64, 1)):
-        layers += [nn.Conv2d(before, after, 3, stride=stride, bias=False), *norm(after), nn.ReLU()]
-    layers += [nn.Flatten(), nn.Linear(576, 64, bias=False), *norm(64), nn.ReLU()]
+        layers += [nn.Conv2d(before, after, 3, stride=stride, bias=False), *_norm(after, normalised), nn.ReLU()]
+    layers += [nn.Flatten(), nn.Linear(576, 64, bias=False), *_norm(64, normalised), nn.ReLU()]
     return nn.Sequential(*layers, nn.Linear(64, 10, bias=False))
 
 
@@ -86,6 +92,7 @@ class Entry:
 
 ZOO: dict[str, Entry] = {
     "mlp": Entry(mlp, (1, 28, 28), 10, 234_752),
+    "mlpn": Entry(mlpn, (1, 28, 28), 10, 234_752),
     "conv4": Entry(conv4, (1, 28, 28), 10, 1_933_258),
     "conv4s": Entry(conv4s, (1, 28, 28), 10, 102_304),
     "conv4n": Entry(conv4n, (1, 28, 28), 10, 102_304),

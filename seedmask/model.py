@@ -11,8 +11,8 @@ import struct
 from dataclasses import dataclass
 from typing import Final
 
-from seedmask.codec import by_id, packed, rans
-from seedmask.errors import BundleError
+from seedmask.codec import EXACT
+from seedmask.errors import BundleError, KindError
 from seedmask.mask import Mask, Theta
 from seedmask.spec import F32, ModelSpec, from_json
 
@@ -34,7 +34,7 @@ class FinishedModel:
 def encode(model: FinishedModel) -> bytes:
     """The file's bytes."""
     even = Theta.even(model.spec.d)
-    size, number, mask = min((len(b), c.ID, b) for c in (packed, rans) for b in [c.encode(model.mask, even)])
+    size, number, mask = min((len(b), c.ID, b) for c in EXACT.values() for b in [c.encode(model.mask, even)])
     spec = model.spec.canonical()
     body = b"".join([_MAGIC, struct.pack("<I", len(spec)), spec, struct.pack("<BI", number, size), mask])
     return body + hashlib.sha256(body).digest()
@@ -55,4 +55,6 @@ def decode(data: bytes) -> FinishedModel:
     mask = data[13 + length : -32]
     if len(mask) != size:
         raise BundleError(f"the model file's mask has {len(mask)} bytes, its header says {size}")
-    return FinishedModel(spec, by_id(number).decode(mask, Theta.even(spec.d)))
+    if number not in EXACT:
+        raise KindError(f"a finished model's mask is coded by {', '.join(map(str, EXACT))}, found codec {number}")
+    return FinishedModel(spec, EXACT[number].decode(mask, Theta.even(spec.d)))

@@ -35,7 +35,7 @@ from sim.pool import Pool
 from sim.processes import ProcessFleet
 
 BATCH = 128
-MODELS = ("mlp", "conv4", "conv4s", "conv4n")  # of the zoo, those that take the images there are
+MODELS = ("mlp", "mlpn", "conv4", "conv4s", "conv4n")  # of the zoo, those that take the images there are
 MARKER = ".seedmask-simulation"
 
 EPILOG = """\
@@ -72,7 +72,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         help="virtual: chance to lose the connection in a round",
     )
     data = parser.add_argument_group("model and data")
-    data.add_argument("--model", metavar="NAME", help=f"{' or '.join(MODELS)} ({MODELS[0]}); for your own see --bundle")
+    data.add_argument("--model", metavar="NAME", help=f"{', '.join(MODELS)} ({MODELS[0]}); for your own see --bundle")
     data.add_argument("--bundle", type=Path, metavar="FILE", help="a bundle of `seedmask export` instead of --model")
     data.add_argument("--dataset", default="auto", choices=datasets.NAMES, help="auto: Fashion-MNIST, else digits")
     data.add_argument("--data", type=Path, metavar="DIR", help="folder with the four Fashion-MNIST files")

@@ -33,7 +33,7 @@ from seedmask.mask import Theta
 from seedmask.wire import Announce, Phase
 from sim.broker import Agenda, MemoryBroker, MemoryLink, Wire
 from sim.device import Profile, profile_of
-from sim.pool import Done, Job, Pool
+from sim.pool import Done, Job, Trains
 
 RESTART_SECONDS = 20.0
 CUT_SECONDS = 15.0
@@ -152,7 +152,7 @@ class Fleet:
         homes: Path,
         bundle: Bundle,
         parts: list[Dataset],
-        pool: Pool,
+        pool: Trains,
         runtime: str,
         seed: int,
         faults: Faults,

@@ -14,6 +14,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from types import TracebackType
+from typing import Protocol
 
 import numpy as np
 
@@ -51,19 +52,21 @@ class Done:
 
 
 @dataclass(frozen=True, eq=False)
-class _Worker:
+class Worker:
+    """What a job needs beside itself; `parts`, the examples of every device."""
+
     runtime: Runtime
     bundle: Bundle
     parts: list[Dataset]
 
 
-_worker: _Worker | None = None
+_worker: Worker | None = None
 
 
 def _open(bundle: Bundle, parts: list[Dataset], runtime: str, threads: int) -> None:
     global _worker
     threading.Thread(target=_die_with_parent, daemon=True).start()
-    _worker = _Worker(open_runtime(runtime, bundle, threads), bundle, parts)
+    _worker = Worker(open_runtime(runtime, bundle, threads), bundle, parts)
 
 
 def _die_with_parent() -> None:
@@ -76,11 +79,16 @@ def _die_with_parent() -> None:
 
 def _work(job: Job) -> Done:
     assert _worker is not None
-    spec, data = _worker.bundle.spec, _worker.parts[job.index]
+    return work(_worker, job)
+
+
+def work(worker: Worker, job: Job) -> Done:
+    """Do a job here and now."""
+    spec, data = worker.bundle.spec, worker.parts[job.index]
     rng = np.random.default_rng(job.chance)
     try:
         outcome = train(
-            *(_worker.runtime, spec, data, job.theta, job.announce.work, _worker.bundle.batch, rng),
+            *(worker.runtime, spec, data, job.theta, job.announce.work, worker.bundle.batch, rng),
             round_=job.announce.round,
             kept=job.kept,
         )
@@ -89,6 +97,13 @@ def _work(job: Job) -> Done:
     assert outcome is not None  # nobody stops it
     update = update_of(job.announce, job.name, spec, job.theta, outcome, len(data.y), rng)
     return Done(encode(update), "", outcome.state if job.announce.work.keep_optimizer else None)
+
+
+class Trains(Protocol):
+    """Where a fleet's training is done: a Pool, or whatever else begins jobs."""
+
+    def begin(self, job: Job) -> Future[Done]:
+        """Start a job."""
 
 
 class Pool:

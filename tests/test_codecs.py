@@ -9,14 +9,46 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from seedmask.codec import CODECS, NAMES, MaskCodec, ans, by_id, counts, packed, rans
-from seedmask.errors import CodecError, KindError, LimitError, ProtocolError
-from seedmask.mask import Mask, Theta, sample
+from seedmask.codec import (
+    CODECS,
+    NAMES,
+    MaskCodec,
+    Plan,
+    ans,
+    by_id,
+    counts,
+    crn,
+    delta,
+    hmrc,
+    packed,
+    rans,
+    relay,
+    varint,
+)
+from seedmask.errors import CodecError, KindError, LimitError, ProtocolError, ThetaMismatchError
+from seedmask.mask import F32, ONE, Mask, Theta, sample
+from seedmask.shared import Shared
 
 settings.register_profile("no clock", deadline=None)
 settings.load_profile("no clock")
 
-EACH = pytest.mark.parametrize("codec", CODECS.values(), ids=list(NAMES))
+SHARED = Shared(0x5EED, 3, "job", "device-1")
+
+
+class Bound:
+    """`crn` with its uniforms settled, so that it codes given masks like the others."""
+
+    @staticmethod
+    def encode(mask: Mask, theta: Theta) -> bytes:
+        return crn.encode(mask, theta, SHARED)
+
+    @staticmethod
+    def decode(payload: bytes, theta: Theta) -> Mask:
+        return crn.decode(payload, theta, SHARED)
+
+
+EACH = pytest.mark.parametrize("codec", [packed, rans, Bound], ids=["packed", "rans", "crn"])
+EVERY = pytest.mark.parametrize("codec", CODECS.values(), ids=list(NAMES))
 TOPS = st.sampled_from([1, 2, 3, 10, 100, 255, 256, 300, 65535])
 CLAMPS = st.sampled_from([1, 655, 20_000, 32767])
 
@@ -53,7 +85,7 @@ def only_ways_out(action: Any, *arguments: Any) -> Any:
 
 @EACH
 @given(pair=pairs())
-def test_what_was_coded_comes_back(codec: MaskCodec, pair: tuple[Theta, Mask]) -> None:
+def test_what_was_coded_comes_back(codec: Any, pair: tuple[Theta, Mask]) -> None:
     theta, mask = pair
     back = codec.decode(codec.encode(mask, theta), theta)
     assert back.dtype == np.uint8
@@ -63,7 +95,7 @@ def test_what_was_coded_comes_back(codec: MaskCodec, pair: tuple[Theta, Mask]) -
 @EACH
 @given(pair=pairs())
 @settings(max_examples=25)
-def test_every_truncation_of_a_mask_is_rejected(codec: MaskCodec, pair: tuple[Theta, Mask]) -> None:
+def test_every_truncation_of_a_mask_is_rejected(codec: Any, pair: tuple[Theta, Mask]) -> None:
     theta, mask = pair
     payload = codec.encode(mask, theta)
     for n in range(len(payload)):
@@ -76,7 +108,7 @@ def test_every_truncation_of_a_mask_is_rejected(codec: MaskCodec, pair: tuple[Th
 @EACH
 @given(pair=pairs(), data=st.data())
 def test_damaged_bytes_are_refused_or_are_the_one_encoding_of_another_mask(
-    codec: MaskCodec, pair: tuple[Theta, Mask], data: st.DataObject
+    codec: Any, pair: tuple[Theta, Mask], data: st.DataObject
 ) -> None:
     theta, mask = pair
     payload = bytearray(codec.encode(mask, theta))
@@ -89,9 +121,7 @@ def test_damaged_bytes_are_refused_or_are_the_one_encoding_of_another_mask(
 
 @EACH
 @given(theta=thetas(), payload=st.binary(max_size=200))
-def test_any_bytes_are_refused_or_are_the_one_encoding_of_a_mask(
-    codec: MaskCodec, theta: Theta, payload: bytes
-) -> None:
+def test_any_bytes_are_refused_or_are_the_one_encoding_of_a_mask(codec: Any, theta: Theta, payload: bytes) -> None:
     found = only_ways_out(codec.decode, payload, theta)
     if found is not None:
         assert codec.encode(found, theta) == payload
@@ -236,12 +266,274 @@ def test_a_mask_that_contradicts_theta_still_fits_in_little_more_than_packed() -
 
 
 def test_an_unknown_codec_id_says_which_ones_are_known() -> None:
-    for number in (0, 3, 4, 16, 255):
-        with pytest.raises(KindError, match="1 packed, 2 rans"):
+    for number in (0, 5, 16, 17, 255):
+        with pytest.raises(KindError, match="1 packed, 2 rans, 3 hmrc, 4 crn"):
             by_id(number)
 
 
 @EACH
-def test_a_wrong_mask_is_a_bug_at_home(codec: MaskCodec) -> None:
+def test_a_wrong_mask_is_a_bug_at_home(codec: Any) -> None:
     with pytest.raises(ValueError, match="mask"):
         codec.encode(np.array([0, 2], np.uint8), Theta.even(2))
+
+
+# --- masks that are drawn: what a device learnt, at the price of its information ---
+
+
+def learnt(theta: Theta, spread: float = 0.35, seed: int = 5) -> F32:
+    """Scores as they are after a round: the logits of theta, each moved by about `spread`."""
+    noise = np.random.default_rng(seed).normal(0, spread, theta.d)
+    return (theta.logit() + noise).astype(np.float32)
+
+
+def probabilities(scores: F32) -> Any:
+    return 1 / (1 + np.exp(-scores.astype(np.float64)))
+
+
+def divergence_bits(scores: F32, theta: Theta) -> float:
+    """KL(Bernoulli(sigmoid(scores)) || theta), bits in all."""
+    p, q = probabilities(scores), theta.probability().astype(np.float64)
+    return float((p * np.log2(p / q) + (1 - p) * np.log2((1 - p) / (1 - q))).sum())
+
+
+def rng() -> np.random.Generator:
+    return np.random.default_rng(11)
+
+
+@EVERY
+@given(theta=thetas(), spread=st.sampled_from([0.0, 0.3, 30.0, -80.0]))
+@settings(max_examples=60)
+def test_what_is_drawn_decodes_to_a_mask_under_all_probabilities(codec: MaskCodec, theta: Theta, spread: float) -> None:
+    scores = (theta.logit() * (1 if spread >= 0 else -1)).astype(np.float32) + np.float32(spread)
+    mask = codec.decode(codec.draw(scores, theta, SHARED, rng(), Plan()), theta, SHARED)
+    assert mask.dtype == np.uint8
+    assert mask.shape == (theta.d,)
+    assert int(mask.max()) <= 1
+
+
+@EVERY
+def test_scores_that_are_no_numbers_are_a_bug_at_home(codec: MaskCodec) -> None:
+    theta = Theta.even(4)
+    for scores in (np.array([0, 0, 0, np.nan], np.float32), np.zeros(5, np.float32)):
+        with pytest.raises(ValueError, match="scores"):
+            codec.draw(scores, theta, SHARED, rng(), Plan())
+
+
+@EVERY
+@given(theta=thetas(), payload=st.binary(max_size=80))
+def test_any_bytes_are_refused_or_are_a_mask(codec: MaskCodec, theta: Theta, payload: bytes) -> None:
+    found = only_ways_out(codec.decode, payload, theta, SHARED)
+    assert found is None or (found.shape == (theta.d,) and int(found.max()) <= 1)
+
+
+def test_crn_is_an_exact_sample_by_the_shared_uniforms() -> None:
+    theta = polarised(50_000, 10)
+    scores = learnt(theta)
+    mask = crn.decode(crn.draw(scores, theta, SHARED, rng(), Plan()), theta, SHARED)
+    own = np.rint(probabilities(scores) * ONE)
+    differs = mask != (SHARED.uniforms(theta.d) < own)
+    # Where float32 rounds the probability to the other side of a uniform, the sample may differ, and nowhere else.
+    assert int(differs.sum()) <= 2
+
+
+def test_hmrc_costs_less_than_twice_the_relative_entropy_and_moves_as_far_as_it_should() -> None:
+    theta = polarised(400_000, 10)
+    scores = learnt(theta)
+    payload = hmrc.draw(scores, theta, SHARED, rng(), Plan())
+    assert 8 * len(payload) <= 2.0 * divergence_bits(scores, theta)
+    mask = hmrc.decode(payload, theta, SHARED)
+    q = theta.probability().astype(np.float64)
+    moved = probabilities(scores) - q
+    slope = float(((mask - q) * moved).sum() / (moved**2).sum())
+    assert 0.95 <= slope <= 1.05
+
+
+def test_crn_costs_a_fraction_of_rans_and_hmrc_a_fraction_of_crn() -> None:
+    theta = polarised(200_000, 10)
+    scores = learnt(theta)
+    sizes = [len(codec.draw(scores, theta, SHARED, rng(), Plan())) for codec in (rans, crn, hmrc)]
+    assert sizes[0] > 3 * sizes[1] > 9 * sizes[2]
+
+
+def test_without_anything_learnt_hmrc_is_one_block_and_its_mask_follows_theta() -> None:
+    theta = polarised(100_000, 10)
+    payload = hmrc.draw(theta.logit(), theta, SHARED, rng(), Plan())
+    assert len(payload) == 2
+    mask = hmrc.decode(payload, theta, SHARED)
+    assert abs(float(mask.mean()) - float(theta.probability().mean())) < 0.005
+
+
+def test_a_larger_kappa_sends_fewer_blocks_and_a_bound_holds() -> None:
+    theta = polarised(100_000, 10)
+    scores = learnt(theta)
+    blocks = [
+        varint.get(hmrc.draw(scores, theta, SHARED, rng(), plan), 0)[0]
+        for plan in (Plan(5.0), Plan(24.0), Plan(5.0, max_blocks=40), Plan(0.001))
+    ]
+    assert blocks[0] > 4 * blocks[1] > blocks[2]
+    assert blocks[2] == 40
+    assert blocks[3] == theta.d // 8
+
+
+def test_more_blocks_than_the_job_allows_are_a_limit_error() -> None:
+    theta = Theta.even(80)
+    payload = varint.put(10) + bytes(10)
+    assert hmrc.decode(payload, theta, SHARED).shape == (80,)
+    with pytest.raises(LimitError, match="9 are allowed"):
+        hmrc.decode(payload, theta, SHARED, max_blocks=9)
+    with pytest.raises(LimitError):
+        hmrc.decode(varint.put(11) + bytes(11), theta, SHARED)
+
+
+@given(st.integers(1, 3000), st.integers(1, 40), st.integers(0, 1 << 32))
+@settings(max_examples=25)
+def test_a_scalar_loop_reads_the_blocks_of_hmrc(d: int, blocks: int, seed: int) -> None:
+    """PROTOCOL 5.5 as a client on a phone would write it."""
+    blocks = min(blocks, max(1, d // 8))
+    theta = polarised(d, 3, seed)
+    picks = np.random.default_rng(seed).integers(0, 256, blocks).astype(np.uint8)
+    found = hmrc.decode(varint.put(blocks) + picks.tobytes(), theta, SHARED)
+    u, q = SHARED.uniforms(d).tolist(), theta.q16().tolist()
+    for i in range(0, d, max(1, d // 200)):
+        r1 = 1 + i // blocks % 255
+        r2 = r1 << 1 if r1 < 128 else (r1 << 1) ^ 0x11D
+        j = int(picks[i % blocks])
+        s = 2 * (bin(r1 & j).count("1") & 1) + (bin(r2 & j).count("1") & 1)
+        assert found[i] == ((u[i] + 16384 * s) % 65536 < q[i])
+
+
+def test_candidates_of_a_block_are_draws_of_theta() -> None:
+    theta = Theta(np.full(60_000, 3, np.uint16), 10)
+    for pick in (0, 1, 77, 255):
+        mask = hmrc.decode(varint.put(1) + bytes([pick]), theta, SHARED)
+        assert abs(float(mask.mean()) - float(theta.probability()[0])) < 0.01
+
+
+# --- theta, under the theta of the round before ---
+
+
+def moved(theta: Theta, share: float, seed: int = 9) -> Theta:
+    """Some levels one up or down."""
+    rng = np.random.default_rng(seed)
+    step = rng.integers(-1, 2, theta.d) * (rng.random(theta.d) < share)
+    return Theta(np.clip(theta.level + step, 0, theta.top).astype(np.uint16), theta.top, theta.clamp)
+
+
+@given(st.integers(1, 500), st.sampled_from([1, 3, 10, 15]), st.sampled_from([1, 2, 3, 10, 255]), st.integers(0, 999))
+def test_a_delta_gives_theta_back_and_is_canonical(d: int, base_top: int, top: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    base = Theta(rng.integers(0, base_top + 1, d).astype(np.uint16), base_top)
+    theta = Theta(rng.integers(0, top + 1, d).astype(np.uint16), top, 700)
+    payload = delta.encode(theta, base)
+    assert delta.decode(payload, base).digest() == theta.digest()
+    for n in range(0, len(payload), 1 + len(payload) // 40):
+        with pytest.raises(CodecError):
+            delta.decode(payload[:n], base)
+    at = int(rng.integers(0, len(payload)))
+    bad = payload[:at] + bytes([payload[at] ^ 1 << int(rng.integers(0, 8))]) + payload[at + 1 :]
+    found = only_ways_out(delta.decode, bad, base)
+    assert found is None or delta.encode(found, base) == bad
+
+
+def test_a_delta_on_another_base_is_a_mismatch() -> None:
+    base = polarised(1000, 10)
+    with pytest.raises(ThetaMismatchError):
+        delta.decode(delta.encode(moved(base, 0.1), base), moved(base, 0.2))
+
+
+def test_a_delta_of_few_changes_costs_a_fraction_of_a_snapshot() -> None:
+    base = polarised(200_000, 3)
+    theta = moved(base, 0.02)
+    assert 5 * len(delta.encode(theta, base)) < len(counts.encode(theta))
+
+
+def test_too_many_levels_have_no_delta() -> None:
+    base, theta = polarised(100, 100), polarised(100, 255)
+    assert not delta.possible(theta, base)
+    with pytest.raises(ValueError, match="no delta"):
+        delta.encode(theta, base)
+
+
+# --- theta, as the masks that made it ---
+
+
+def parts_of(base: Theta, codecs: list[int]) -> tuple[list[relay.Part], list[Mask]]:
+    """One device per codec, each with a mask of what it learnt, and these masks."""
+    parts, masks = [], []
+    for number, codec in enumerate(codecs):
+        shared = Shared(7, 4, "job", f"d-{number}")
+        payload = by_id(codec).draw(learnt(base, seed=number), base, shared, rng(), Plan())
+        parts.append(relay.Part(f"d-{number}", 10 * number + 10, codec, (payload,)))
+        masks.append(by_id(codec).decode(payload, base, shared))
+    return parts, masks
+
+
+@pytest.mark.parametrize("codecs", [[3], [3, 3, 3], [1, 2, 3, 4]])
+@pytest.mark.parametrize("by_samples", [False, True])
+def test_a_relay_gives_the_theta_of_its_masks_in_any_order(codecs: list[int], by_samples: bool) -> None:
+    base = polarised(3000, 10)
+    parts, masks = parts_of(base, codecs)
+    payload = relay.encode(base, 4, relay.Pooling(0, 655, by_samples), parts)
+    assert relay.encode(base, 4, relay.Pooling(0, 655, by_samples), parts[::-1]) == payload
+    theta = relay.decode(payload, base, 7, "job")
+    weights = [part.samples if by_samples else 1 for part in parts]
+    mean = sum(w * m.astype(float) for w, m in zip(weights, masks, strict=True)) / sum(weights)
+    assert np.allclose(theta.level / theta.top, mean)
+
+
+def test_a_relay_rounds_to_levels_when_asked() -> None:
+    base = polarised(3000, 10)
+    parts, masks = parts_of(base, [3, 3, 3, 3, 3])
+    theta = relay.decode(relay.encode(base, 4, relay.Pooling(3, 655, False), parts), base, 7, "job")
+    assert theta.top == 3
+    assert np.abs(theta.level / 3 - np.mean(masks, axis=0)).max() <= 1 / 6 + 1e-4
+
+
+def test_weights_without_a_common_divisor_still_give_a_theta() -> None:
+    total = np.array([0, 1, (1 << 22) - 1, 2 * (1 << 22) - 1], np.int64)
+    theta = relay.pool(total, 2 * (1 << 22) - 1, 1, 0, 655)
+    assert theta.top == 65535
+    assert theta.level.tolist() == [0, 0, 32768, 65535]
+
+
+@given(data=st.data())
+@settings(max_examples=60)
+def test_damaged_relays_are_refused_or_are_another_relay(data: st.DataObject) -> None:
+    base = polarised(60, 10)
+    payload = bytearray(relay.encode(base, 4, relay.Pooling(0, 655, True), parts_of(base, [1, 3, 4])[0]))
+    at = data.draw(st.integers(0, len(payload) - 1))
+    payload[at] ^= data.draw(st.integers(1, 255))
+    found = only_ways_out(relay.decode, bytes(payload), base, 7, "job")
+    assert found is None or found.d == base.d
+    assert only_ways_out(relay.decode, bytes(payload[:at]), base, 7, "job") is None
+
+
+@given(st.binary(max_size=120))
+def test_any_bytes_are_refused_or_are_a_relay(payload: bytes) -> None:
+    base = Theta.even(20)
+    found = only_ways_out(relay.decode, bytes([18]) + base.digest() + payload, base, 7, "job")
+    assert found is None or found.d == 20
+
+
+def test_a_relay_of_ten_devices_costs_less_than_theta() -> None:
+    base = polarised(200_000, 10)
+    parts, masks = parts_of(base, [3] * 10)
+    theta = Theta(np.sum(masks, axis=0, dtype=np.uint16), 10)
+    payload = relay.encode(base, 4, relay.Pooling(0, 655, False), parts)
+    assert relay.decode(payload, base, 7, "job").digest() == theta.digest()
+    assert 5 * len(payload) < len(delta.encode(theta, base)) < len(counts.encode(theta))
+
+
+# --- numbers of variable length ---
+
+
+@given(st.integers(0, (1 << 32) - 1), st.binary(max_size=4))
+def test_a_number_comes_back_with_the_place_after_it(value: int, rest: bytes) -> None:
+    data = varint.put(value)
+    assert varint.get(b"x" + data + rest, 1) == (value, 1 + len(data))
+
+
+@given(st.binary(max_size=7))
+def test_any_bytes_are_refused_or_begin_with_the_one_encoding_of_a_number(data: bytes) -> None:
+    found = only_ways_out(varint.get, data, 0)
+    assert found is None or varint.put(found[0]) == data[: found[1]]

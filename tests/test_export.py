@@ -332,6 +332,7 @@ def test_an_unknown_scale_names_the_known() -> None:
     ("name", "d"),
     [
         ("mlp", 234_752),
+        ("mlpn", 234_752),
         ("conv4", 1_933_258),
         ("conv4s", 102_304),
         ("conv4n", 102_304),
@@ -452,7 +453,7 @@ def number(): return 7
 @pytest.mark.parametrize(
     ("model", "text"),
     [
-        ("resnet50", "no model 'resnet50' in the zoo; there are mlp, conv4, conv4s, conv4n, conv6, conv10"),
+        ("resnet50", "no model 'resnet50' in the zoo; there are mlp, mlpn, conv4, conv4s, conv4n, conv6, conv10"),
         ("my_absent_module:Net", "no module 'my_absent_module' in "),
         ("my_broken_module:Net", "importing my_broken_module failed: SyntaxError"),
         ("my_needy_module:Net", "importing my_needy_module needs my_absent_module, which is not installed"),
@@ -527,7 +528,7 @@ def test_the_table_names_a_layer_before_what_it_does(here: Path, capsys: pytest.
 
 def test_scale_and_gain_are_options(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert export("conv4n", "-o", "c.bundle", "--scale", "unit", "--gain", "1,1,1,1,1,0.5") == 0
-    assert "\ngroupnorm 4  " in capsys.readouterr().out
+    assert "\ngroupnorm 1  " in capsys.readouterr().out
     constants = [tensor.constant for tensor in bundle.load(here / "c.bundle").spec.tensors]
     assert constants == pytest.approx([9**-0.5, 288**-0.5, 288**-0.5, 576**-0.5, 576**-0.5, 0.5 / 8], rel=1e-7)
     with pytest.raises(UserError, match=r"or 6 of them, one for each layer; found \(1.0, 2.0\)"):

@@ -279,7 +279,7 @@ def test_arguments_of_another_shape_are_refused(name: str) -> None:
         ((x, y + 10, state, noise, ADAM), "classes in 0 .. 9"),
         ((x, y - 10, state, noise, ADAM), "classes in 0 .. 9"),
         ((x, y, short, noise, ADAM), "scores is"),
-        ((x, y, lean, noise, ADAM), r"v is \[9482\], found \[0\]"),
+        ((x, y, lean, noise, ADAM), r"m is \[9482\], found \[0\]"),
         ((x, y, lean, noise, RULES["momentum"]), "m is"),
         ((x, y, lean, noise, Rule(0.1, "sgd", kl=1.0)), "anchor is"),
         ((x, y, state, noise[1:], ADAM), "noise is"),

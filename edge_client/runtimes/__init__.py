@@ -158,8 +158,9 @@ def check_step(bundle: Bundle, x: F32, y: I64, state: State, noise: F32, rule: R
         raise ValueError(f"y is {n} classes in 0 .. {spec.classes - 1}, found {int(y.min())} .. {int(y.max())}")
     if rule.optimizer not in OPTIMIZERS:
         raise ValueError(f"optimizer is one of {', '.join(OPTIMIZERS)}, found {rule.optimizer!r}")
-    for name in sorted(rule.needs, reverse=True):
-        check_vector(name, state.shape_of(name), spec.d)
+    for name in ("scores", "m", "v", "anchor"):
+        if name in rule.needs:
+            check_vector(name, state.shape_of(name), spec.d)
     check_vector("noise", noise.shape, spec.d)
     if not rule.rate > 0:
         raise ValueError(f"rate is above 0, found {rule.rate}")

@@ -178,6 +178,34 @@ export function uniforms16(key, n) {
   return Uint16Array.from({ length: n }, (_, i) => (i & 1 ? stream[i >>> 1] >>> 16 : stream[i >>> 1] & 0xffff));
 }
 
+/**
+ * The uniforms that one device and the aggregator have in common for one mask. `seed` as keyOf takes it; `stratum`
+ * [k, K]: the k-th of K devices whose uniforms are stratified; null: on its own.
+ */
+export class Shared {
+  constructor({ seed, round, job, device, index = 0, stratum = null }) {
+    if (stratum && !(stratum[0] >= 0 && stratum[0] < stratum[1] && stratum[1] <= 65535)) {
+      throw new RangeError(`a stratum is [k, K] with 0 <= k < K <= 65535, found [${stratum}]`);
+    }
+    Object.assign(this, { seed, round, job, device, index, stratum });
+  }
+
+  /** `d` uniforms, Uint16Array. */
+  uniforms(d) {
+    const who = this.stratum ? "" : this.device;
+    const name = sha256(new TextEncoder().encode(`${this.job}/${who}/${this.index}`));
+    const slot = viewOf(name).getBigUint64(0, true);
+    const key = uniformsKey(this.seed, this.round, slot);
+    if (!this.stratum) return uniforms16(key, d);
+    const [k, of] = this.stratum;
+    const pairs = uniforms16(key, 2 * d);
+    return Uint16Array.from({ length: d }, (_, i) => {
+      const turn = Math.floor((pairs[2 * i + 1] * of) / 65536);
+      return Math.floor((((k + turn) % of) * 65536 + pairs[2 * i]) / of);
+    });
+  }
+}
+
 // ------------------------------------------------------------------------------------------- 3 mask and theta
 
 export const CLAMP = 655;
@@ -348,6 +376,27 @@ function checkSpec(spec) {
 }
 
 // --------------------------------------------------------------------------------------------------- 5 codecs
+
+/** Append `value` in seven bits a byte, least significant first. */
+function putVarint(out, value) {
+  for (; value > 127; value = Math.floor(value / 128)) out.push((value % 128) | 128);
+  out.push(value);
+}
+
+/** [value, place after it] of the number at `at`; the shortest form only, below 2**32. */
+function getVarint(bytes, at) {
+  let value = 0;
+  for (let i = 0; i < 5; i++) {
+    if (at + i >= bytes.length) fail("codec", `a number at byte ${at} has no end`);
+    const byte = bytes[at + i];
+    value += (byte & 127) * 2 ** (7 * i);
+    if (byte < 128) {
+      if ((i && !byte) || value >= 2 ** 32) fail("codec", `the number at byte ${at} is not in its shortest form`);
+      return [value, at + i + 1];
+    }
+  }
+  return fail("codec", `the number at byte ${at} is longer than 5 bytes`);
+}
 
 /** 5.1: one bit per weight, least significant bit first. */
 export const packed = {
@@ -604,11 +653,400 @@ function highFrequencies(high, symbols) {
 /** How many low bits of a level travel raw, so that at most 256 symbols are entropy coded. */
 const lowBits = (top) => Math.max(0, 32 - Math.clz32(top) - 8);
 
+/** 5.5: one byte for a block of weights, by minimal random coding with Hadamard candidates. */
+export const hmrc = {
+  ID: 3,
+  NAME: "hmrc",
+  TILT: 1.5,
+
+  /** `scores` [d] logits; `random` gives numbers in 0 .. 1; kappa bits of relative entropy per byte. */
+  draw(scores, theta, shared, random = Math.random, { kappa = 5, maxBlocks = 0 } = {}) {
+    const { d, level } = theta;
+    const q16 = theta.q16();
+    const u = shared.uniforms(d);
+    const known = Array.from(table(theta.top, theta.clamp), (q) => {
+      const t = q / ONE;
+      let both = t / 4;
+      for (let s = 1; s < 4; s++) both += (Math.max(0, t - s / 4) + Math.max(0, t - 1 + s / 4)) / 4;
+      return { logit: Math.log(t / (1 - t)), efficiency: (t - both) / (t * (1 - t)) };
+    });
+    const softplus = (s) => Math.max(s, 0) + Math.log1p(Math.exp(-Math.abs(s)));
+    const step = Math.max(1, Math.floor(d / 65536)) | 1;
+    let [entropy, counted] = [0, 0];
+    for (let i = 0; i < d; i += step, counted++) {
+      const s = Math.min(30, Math.max(-30, scores[i]));
+      const { logit, efficiency } = known[level[i]];
+      entropy += ((s - logit) / (1 + Math.exp(-s)) - softplus(s) + softplus(logit)) / efficiency;
+    }
+    const most = blockLimit(d, maxBlocks);
+    let blocks = Math.min(Math.max(Math.round(((entropy / counted / Math.LN2) * d) / kappa), 1), most);
+    while (blocks < most && [2, 3, 5, 7].some((prime) => blocks % prime === 0)) blocks++;
+
+    const spectrum = new Float64Array(256 * blocks);
+    for (let i = 0; i < d; i++) {
+      const { logit, efficiency } = known[level[i]];
+      const s = Math.min(30, Math.max(-30, scores[i]));
+      const gain = ((hmrc.TILT / 4) * (s - logit)) / efficiency;
+      const w = [0, 1, 2, 3].map((shift) => (((u[i] + 16384 * shift) & 65535) < q16[i] ? gain : 0));
+      const at = 256 * (i % blocks);
+      const r = ROW[Math.floor(i / blocks) % 255];
+      spectrum[at + r[0]] += w[0] - w[2] + w[1] - w[3];
+      spectrum[at + r[1]] += w[0] + w[2] - w[1] - w[3];
+      spectrum[at + r[2]] += w[0] - w[2] - w[1] + w[3];
+    }
+    const out = [];
+    putVarint(out, blocks);
+    for (let b = 0; b < blocks; b++) {
+      const scored = walsh(spectrum.subarray(256 * b, 256 * b + 256));
+      const top = scored.reduce((a, c) => Math.max(a, c));
+      const share = scored.map((value) => Math.exp(value - top));
+      const wanted = random() * share.reduce((a, c) => a + c);
+      let [j, sum] = [0, share[0]];
+      while (j < 255 && sum < wanted) sum += share[++j];
+      out.push(j);
+    }
+    return Uint8Array.from(out);
+  },
+
+  decode(payload, theta, shared, maxBlocks = 0) {
+    const [blocks, at] = getVarint(payload, 0);
+    const most = blockLimit(theta.d, maxBlocks);
+    if (blocks < 1 || blocks > most) fail("limit", `hmrc: ${blocks} blocks, 1 .. ${most} are allowed`);
+    if (payload.length !== at + blocks) fail("codec", `hmrc: ${blocks} blocks in ${payload.length - at} bytes`);
+    const q16 = theta.q16();
+    const u = shared.uniforms(theta.d);
+    const mask = new Uint8Array(theta.d);
+    for (let start = 0, p = 0; start < mask.length; start += blocks, p = (p + 1) % 255) {
+      const [r1, r2] = ROW[p];
+      const end = Math.min(blocks, mask.length - start);
+      for (let b = 0; b < end; b++) {
+        const j = payload[at + b];
+        const shift = 2 * PARITY[r1 & j] + PARITY[r2 & j];
+        mask[start + b] = ((u[start + b] + 16384 * shift) & 65535) < q16[start + b] ? 1 : 0;
+      }
+    }
+    return mask;
+  },
+};
+
+const PARITY = Uint8Array.from({ length: 256 }, (_, i) => {
+  let bits = 0;
+  for (let rest = i; rest; rest >>= 1) bits ^= rest & 1;
+  return bits;
+});
+const ROW = Array.from({ length: 255 }, (_, p) => {
+  const r1 = p + 1;
+  const r2 = r1 < 128 ? r1 << 1 : (r1 << 1) ^ 0x11d;
+  return [r1, r2, r1 ^ r2];
+});
+
+const blockLimit = (d, maxBlocks) => Math.min(Math.max(1, Math.floor(d / 8)), maxBlocks || Infinity);
+
+/** The Walsh-Hadamard transform of 256 values, in place. */
+function walsh(values) {
+  for (let half = 1; half < 256; half *= 2) {
+    for (let i = 0; i < 256; i++) {
+      if (i & half) continue;
+      const [a, b] = [values[i], values[i + half]];
+      values[i] = a + b;
+      values[i + half] = a - b;
+    }
+  }
+  return values;
+}
+
+/** 5.6: an exact mask, coded by where it differs from what shared uniforms give without training. */
+export const crn = {
+  ID: 4,
+  NAME: "crn",
+
+  /** The mask u < sigmoid(score); all its chance is in the shared uniforms. */
+  draw(scores, theta, shared) {
+    const u = shared.uniforms(theta.d);
+    const mask = Uint8Array.from(u, (x, i) => (x < Math.round(65536 / (1 + Math.exp(-scores[i]))) ? 1 : 0));
+    return crn.encode(mask, theta, shared);
+  },
+
+  encode(mask, theta, shared) {
+    checkMask(mask, theta.d);
+    const { base, members } = flipLayout(theta, shared);
+    const [head, unary, rest, raw] = [[], [], [], []];
+    for (const places of members) {
+      const n = places.length;
+      const flips = places.map((i) => mask[i] ^ base[i]);
+      const f = flips.reduce((a, b) => a + b);
+      putVarint(head, f);
+      const { k, rare } = rice(n, f);
+      if (k < 0) for (const bit of flips) raw.push(bit);
+      else if (rare) {
+        let before = -1;
+        flips.forEach((bit, place) => {
+          if (bit !== (2 * f <= n ? 1 : 0)) return;
+          const gap = place - before - 1;
+          before = place;
+          for (let q = gap >>> k; q; q--) unary.push(0);
+          unary.push(1);
+          for (let b = 0; b < k; b++) rest.push((gap >>> b) & 1);
+        });
+      }
+    }
+    const bits = [unary, rest, raw].flat();
+    return concat([Uint8Array.from(head), packBits(bits)]);
+  },
+
+  decode(payload, theta, shared) {
+    const { base, members } = flipLayout(theta, shared);
+    let at = 0;
+    const plans = members.map((places) => {
+      const n = places.length;
+      let f;
+      [f, at] = getVarint(payload, at);
+      if (f > n) fail("codec", `crn: ${f} flips among ${n} weights`);
+      return { places, n, f, ...rice(n, f) };
+    });
+    const bytes = payload.subarray(at);
+    const bit = (i) => (bytes[i >>> 3] >>> (i & 7)) & 1;
+    const coded = plans.filter(({ k }) => k >= 0).reduce((sum, { rare }) => sum + rare, 0);
+    const quotients = new Uint32Array(coded);
+    let tail = 0;
+    for (let i = 0; i < coded; i++) {
+      while (tail < 8 * bytes.length && !bit(tail)) {
+        quotients[i]++;
+        tail++;
+      }
+      if (tail++ >= 8 * bytes.length) fail("codec", "crn: the string of quotients ends too early");
+    }
+    const total = tail + plans.reduce((sum, { k, rare, n }) => sum + (k < 0 ? n : rare * k), 0);
+    if (bytes.length !== Math.ceil(total / 8)) fail("codec", `crn: ${total} bits expected, found ${8 * bytes.length}`);
+    for (let i = total; i < 8 * bytes.length; i++) if (bit(i)) fail("codec", "crn: padding bits must be zero");
+    const mask = base;
+    let raw = total - plans.reduce((sum, { k, n }) => sum + (k < 0 ? n : 0), 0);
+    let next = 0;
+    for (const { places, n, f, k, rare } of plans) {
+      const flips = new Uint8Array(n).fill(k >= 0 && 2 * f > n ? 1 : 0);
+      if (k < 0) {
+        let ones = 0;
+        for (let i = 0; i < n; i++) ones += flips[i] = bit(raw++);
+        if (ones !== f) fail("codec", `crn: ${ones} flips where ${f} are stated`);
+      } else {
+        let place = -1;
+        for (let i = 0; i < rare; i++) {
+          let gap = quotients[next++] * 2 ** k;
+          for (let b = 0; b < k; b++) gap += bit(tail++) * 2 ** b;
+          place += gap + 1;
+          if (place >= n) fail("codec", `crn: a flip at place ${place} of ${n}`);
+          flips[place] ^= 1;
+        }
+      }
+      for (let i = 0; i < n; i++) mask[places[i]] ^= flips[i];
+    }
+    return mask;
+  },
+};
+
+const EDGES = [3, 6, 10, 13, 19, 26, 32, 38, 45, 54, 64, 77, 90, 102, 115, 128, 147, 166, 192, 224, 288];
+/** 64 logit((x + 1/2) / 4096), about, by integer sums. */
+const LOGIT = (() => {
+  const out = new Int32Array(4096);
+  let sum = 0;
+  for (let x = 2049; x < 4096; x++) {
+    sum += Math.floor(2 ** 34 / (x * (4096 - x)));
+    out[x] = Math.floor((sum + 2 ** 15) / 2 ** 16);
+    out[4095 - x] = -out[x];
+  }
+  return out;
+})();
+
+/** `base`, the mask without training; `members`, the weights of each bucket that is not empty. */
+function flipLayout(theta, shared) {
+  const u = shared.uniforms(theta.d);
+  const q16 = theta.q16();
+  const members = Array.from({ length: EDGES.length + 1 }, () => []);
+  for (let i = 0; i < u.length; i++) {
+    const distance = Math.abs(LOGIT[u[i] >>> 4] - LOGIT[q16[i] >>> 4]);
+    let bucket = 0;
+    while (bucket < EDGES.length && distance >= EDGES[bucket]) bucket++;
+    members[bucket].push(i);
+  }
+  return { base: Uint8Array.from(u, (x, i) => (x < q16[i] ? 1 : 0)), members: members.filter((m) => m.length) };
+}
+
+/** Rice parameter k of a bucket with `f` flips among `n`, -1 for raw; `rare`: how many places are coded. */
+function rice(n, f) {
+  const rare = Math.min(f, n - f);
+  if (!rare) return { k: 0, rare };
+  if (5 * rare > 2 * n) return { k: -1, rare };
+  const ratio = Math.floor(((n + rare) * 45426) / (65536 * rare));
+  return { k: Math.max(0, 31 - Math.clz32(ratio)), rare };
+}
+
+/** 5.7: theta's levels under those of a theta that the receiver holds. */
+export const delta = {
+  ID: 17,
+  NAME: "delta",
+
+  encode(theta, base) {
+    const { contexts, rows } = deltaContexts(base);
+    const frequency = deltaRows(theta.level, theta.top, contexts, rows);
+    const head = new Uint8Array(21 + 2 * rows * (theta.top + 1));
+    const view = viewOf(head);
+    head[0] = delta.ID;
+    head.set(base.digest(), 1);
+    view.setUint16(17, theta.top, true);
+    view.setUint16(19, theta.clamp, true);
+    frequency.flat().forEach((f, i) => view.setUint16(21 + 2 * i, f, true));
+    return concat([head, ansEncode(theta.level, contexts, frequency)]);
+  },
+
+  decode(payload, base) {
+    if (payload.length < 21 || payload[0] !== delta.ID) fail("codec", "delta: a header of 21 bytes expected");
+    const view = viewOf(payload);
+    if (!same(payload.subarray(1, 17), base.digest())) fail("theta-mismatch", "delta: coded under other probabilities");
+    const [top, clamp] = [view.getUint16(17, true), view.getUint16(19, true)];
+    if (top < 1 || top > 255 || (top + 1) * (base.top + 1) > 4096 || clamp < 1 || clamp >= ONE / 2) {
+      fail("codec", `delta: top ${top}, clamp ${clamp} out of range`);
+    }
+    const { contexts, rows } = deltaContexts(base);
+    const at = 21 + 2 * rows * (top + 1);
+    if (payload.length < at) fail("codec", "delta: the frequencies end too early");
+    const frequency = Array.from({ length: rows }, (_, row) =>
+      Array.from({ length: top + 1 }, (_, s) => view.getUint16(21 + 2 * (row * (top + 1) + s), true)));
+    if (frequency.some((row) => row.reduce((a, b) => a + b) !== 4096)) {
+      fail("codec", "delta: the frequencies of a row do not sum to 4096");
+    }
+    const level = Uint16Array.from(ansDecode(payload.subarray(at), contexts, frequency));
+    if (!deltaRows(level, top, contexts, rows).every((row, i) => same(row, frequency[i]))) {
+      fail("codec", "delta: the frequencies are not those of the levels");
+    }
+    return new Theta(level, top, clamp);
+  },
+};
+
+/** Of each weight the number of its base level among those that occur. */
+function deltaContexts(base) {
+  const there = new Uint8Array(base.top + 1);
+  for (const l of base.level) there[l] = 1;
+  let rows = 0;
+  const number = Uint16Array.from(there, (used) => (used ? rows++ : 0));
+  return { contexts: Uint16Array.from(base.level, (l) => number[l]), rows };
+}
+
+function deltaRows(level, top, contexts, rows) {
+  const count = Array.from({ length: rows }, () => new Array(top + 1).fill(0));
+  for (let i = 0; i < level.length; i++) count[contexts[i]][level[i]]++;
+  return count.map(normalise);
+}
+
 /** The id table of mask codecs. */
-export const CODECS = new Map([packed, rans].map((codec) => [codec.ID, codec]));
+export const CODECS = new Map([packed, rans, hmrc, crn].map((codec) => [codec.ID, codec]));
+
+/**
+ * The next theta: `total` [d], sum of weight times mask; `weight` of all masks; `unit` divides each weight; `top` of the
+ * levels, 0 for exact counts.
+ */
+export function pool(total, weight, unit, top, clamp) {
+  if (!top && weight / unit <= 65535) return new Theta(Uint16Array.from(total, (n) => n / unit), weight / unit, clamp);
+  const levels = top || 65535;
+  // Two steps of 16 bits: 2^16 times a total need not fit 53 bits.
+  const share = (n) => {
+    const whole = Math.floor(n / weight);
+    return whole * 65536 + Number((BigInt(n % weight) * 65536n + BigInt(Math.floor(weight / 2))) / BigInt(weight));
+  };
+  return new Theta(Uint16Array.from(total, (n) => Math.floor((share(n) * levels + 32768) / 65536)), levels, clamp);
+}
+
+const gcd = (a, b) => (b ? gcd(b, a % b) : a);
+
+/** 5.8: theta as the masks that made it. */
+export const relay = {
+  ID: 18,
+  NAME: "relay",
+  MAX_WEIGHT: 2 ** 22,
+
+  /** `parts`: {device, samples, codec, payloads}; `pooling`: {top, clamp, bySamples}. */
+  encode(base, round, { top, clamp, bySamples }, parts) {
+    const head = new Uint8Array(28);
+    const view = viewOf(head);
+    head[0] = relay.ID;
+    head.set(base.digest(), 1);
+    view.setUint32(17, round, true);
+    view.setUint16(21, top, true);
+    view.setUint16(23, clamp, true);
+    head[25] = bySamples ? 1 : 0;
+    view.setUint16(26, parts.length, true);
+    const out = [head];
+    for (const part of [...parts].sort((a, b) => (a.device < b.device ? -1 : 1))) {
+      const name = new TextEncoder().encode(part.device);
+      const facts = new Uint8Array(6);
+      viewOf(facts).setUint32(0, part.samples, true);
+      facts.set([part.codec, part.payloads.length], 4);
+      out.push(Uint8Array.of(name.length), name, facts);
+      for (const payload of part.payloads) {
+        const size = [];
+        putVarint(size, payload.length);
+        out.push(Uint8Array.from(size), payload);
+      }
+    }
+    return concat(out);
+  },
+
+  /** What is in a relay, its masks not decoded: what `encode` takes. */
+  read(payload, base) {
+    if (payload.length < 28 || payload[0] !== relay.ID) fail("codec", "relay: a header of 28 bytes expected");
+    if (!same(payload.subarray(1, 17), base.digest())) fail("theta-mismatch", "relay: masks under other probabilities");
+    const view = viewOf(payload);
+    const [round, top, clamp] = [view.getUint32(17, true), view.getUint16(21, true), view.getUint16(23, true)];
+    const [flag, devices] = [payload[25], view.getUint16(26, true)];
+    if (clamp < 1 || clamp >= ONE / 2 || flag > 1 || !devices) fail("codec", "relay: a header out of range");
+    let at = 28;
+    const take = (n) => {
+      if (at + n > payload.length) fail("codec", `relay: ${n} bytes expected at ${at}`);
+      return payload.subarray(at, (at += n));
+    };
+    const parts = [];
+    for (let i = 0; i < devices; i++) {
+      const name = take(take(1)[0]);
+      const facts = take(6);
+      const samples = viewOf(facts).getUint32(0, true);
+      const payloads = [];
+      for (let k = 0; k < facts[5]; k++) {
+        let size;
+        [size, at] = getVarint(payload, at);
+        payloads.push(take(size));
+      }
+      const device = String.fromCharCode(...name);
+      if (!samples || !facts[5] || name.some((c) => c > 127) || (i && device <= parts[i - 1].device)) {
+        fail("codec", `relay: ${device} without samples or masks, or out of order`);
+      }
+      parts.push({ device, samples, codec: facts[4], payloads });
+    }
+    if (at !== payload.length) fail("codec", "relay: bytes after the last mask");
+    return { round, pooling: { top, clamp, bySamples: flag === 1 }, parts };
+  },
+
+  decode(payload, base, seed, job, maxBlocks = 0) {
+    const { round, pooling, parts } = relay.read(payload, base);
+    const total = new Float64Array(base.d);
+    let [weight, unit] = [0, 0];
+    for (const { device, samples, codec, payloads } of parts) {
+      const each = pooling.bySamples ? Math.min(samples, relay.MAX_WEIGHT) : 1;
+      payloads.forEach((coded, index) => {
+        const shared = new Shared({ seed, round, job, device, index });
+        const mask = codecById(codec).decode(coded, base, shared, maxBlocks);
+        for (let i = 0; i < mask.length; i++) total[i] += each * mask[i];
+        weight += each;
+        unit = gcd(unit, each);
+      });
+    }
+    return pool(total, weight, unit, pooling.top, pooling.clamp);
+  },
+};
 
 /** The mask codec of a wire id. */
-export const codecById = (id) => CODECS.get(id) ?? fail("kind", `codec ${id} is unknown; known: 1 packed, 2 rans`);
+export function codecById(id) {
+  const known = [...CODECS.values()].map((codec) => `${codec.ID} ${codec.NAME}`).join(", ");
+  return CODECS.get(id) ?? fail("kind", `codec ${id} is unknown; known: ${known}`);
+}
 
 // -------------------------------------------------------------------------------------- 6 frames and messages
 

@@ -1,28 +1,23 @@
 """The id table of PROTOCOL 5: one file per mask codec, one line here.
 
-A codec is a module with `ID`, `NAME`, `encode(mask, theta) -> bytes` and `decode(payload, theta) -> mask`, total on
-any bytes: it returns a mask or raises a ProtocolError. Ids 3 (`hmrc`) and 4 (`crn`) are reserved.
+A codec draws a mask and codes it, because the cheapest codes are drawn in a way of their own. `decode` is total on any
+bytes: it returns a mask or raises a ProtocolError. `packed` and `rans` code any given mask (their `encode`), which is
+what the file of a finished model needs.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
-from seedmask.codec import crn, delta, packed, rans  # noqa: F401
+from seedmask.codec import crn, hmrc, packed, rans
+from seedmask.codec.plan import Plan
 from seedmask.errors import KindError
-from seedmask.mask import F32, Mask, Theta, sample
+from seedmask.mask import F32, Mask, Theta
 from seedmask.shared import Shared
 
-
-@dataclass(frozen=True)
-class Plan:
-    """What the sender of a mask may choose."""
-
-    kappa: float = 5.0
-    max_blocks: int = 0
+__all__ = ["CODECS", "EXACT", "NAMES", "ExactCodec", "MaskCodec", "Plan", "by_id"]
 
 
 class MaskCodec(Protocol):
@@ -37,31 +32,35 @@ class MaskCodec(Protocol):
         """Name in configuration files."""
 
     def draw(self, scores: F32, theta: Theta, shared: Shared, rng: np.random.Generator, plan: Plan) -> bytes:
-        """Draw and code."""
+        """Draw one mask of Bernoulli(sigmoid(scores)), `scores` float32 [d] (logits), and code it.
 
-    def decode(self, payload: bytes, theta: Theta, shared: Shared | None = None, max_blocks: int = 0) -> Mask:
+        `rng` is randomness private to this machine. ValueError if scores are not finite or of another length.
+        """
+
+    def decode(self, payload: bytes, theta: Theta, shared: Shared, max_blocks: int = 0) -> Mask:
+        """The mask that was drawn, uint8 [d]; a ProtocolError for bytes that `draw` cannot have written.
+
+        `max_blocks` is the job's bound on the blocks of `hmrc`, 0 for d div 8.
+        """
+
+
+class ExactCodec(Protocol):
+    """A codec that can code any given mask; it needs no shared uniforms."""
+
+    @property
+    def ID(self) -> int:  # noqa: N802 - a module constant
+        """Number on the wire."""
+
+    def encode(self, mask: Mask, theta: Theta) -> bytes:
+        """Code `mask`, uint8 [d] of 0/1."""
+
+    def decode(self, payload: bytes, theta: Theta) -> Mask:
         """The mask back, or a ProtocolError."""
 
 
-class _Plain:
-    def __init__(self, module: Any, number: int = 0, name: str = "") -> None:
-        self.ID, self.NAME, self.encode, self._decode = module.ID, module.NAME, module.encode, module.decode
-        self.ID, self.NAME = number or self.ID, name or self.NAME
-
-    def draw(self, scores: F32, theta: Theta, shared: Shared, rng: np.random.Generator, plan: Plan) -> bytes:
-        mask = sample((1 / (1 + np.exp(-scores))).astype(np.float32), rng)
-        payload: bytes = self.encode(mask, theta)
-        return payload
-
-    def decode(self, payload: bytes, theta: Theta, shared: Shared | None = None, max_blocks: int = 0) -> Mask:
-        mask: Mask = self._decode(payload, theta)
-        return mask
-
-
-CODECS: dict[int, MaskCodec] = {
-    codec.ID: codec for codec in (_Plain(packed), _Plain(rans), _Plain(packed, 3, "hmrc"), crn)
-}
+CODECS: dict[int, MaskCodec] = {codec.ID: codec for codec in (packed, rans, hmrc, crn)}
 NAMES: dict[str, int] = {codec.NAME: codec.ID for codec in CODECS.values()}
+EXACT: dict[int, ExactCodec] = {codec.ID: codec for codec in (packed, rans)}
 
 
 def by_id(number: int) -> MaskCodec:

@@ -1,35 +1,75 @@
-"""Codec 17, `delta`: the global probabilities where the ones before are known."""
+"""Codec 17, `delta`: theta's levels, coded under those that a device already holds, for the way down.  PROTOCOL 5.7.
+
+Theta moves little from round to round, so each weight's level is coded by rANS under frequencies of its own level of
+the round before. Worth it while both have few levels, since there is a row of frequencies for each.
+"""
 
 from __future__ import annotations
 
 import struct
-import zlib
+from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 
+from seedmask.codec import ans
 from seedmask.errors import CodecError, ThetaMismatchError
-from seedmask.mask import Theta
+from seedmask.mask import ONE, Theta
 
 ID = 17
 NAME = "delta"
-MAX_TOP = 255
+
+MAX_CELLS: Final = 4096
+_HEAD: Final = struct.Struct("<B16sHH")  # id, digest of the base, top, clamp
+
+
+def possible(theta: Theta, base: Theta) -> bool:
+    """Whether `encode` can: as many weights, and few enough levels."""
+    return theta.d == base.d and (theta.top + 1) * (base.top + 1) <= MAX_CELLS and theta.top < 256
 
 
 def encode(theta: Theta, base: Theta) -> bytes:
-    """Stand-in."""
-    head = struct.pack("<IHH", theta.d, theta.top, theta.clamp) + base.digest()
-    return head + zlib.compress(((theta.level - base.level) & 255).astype(np.uint8).tobytes(), 9)
+    """u8 17 | base digest | u16 top | u16 clamp | u16 frequencies per level of the base that occurs | rANS payload."""
+    if not possible(theta, base):
+        raise ValueError(f"no delta of {theta.top + 1} levels on {base.top + 1}, {theta.d} weights on {base.d}")
+    frequency, contexts = _rows(theta.level, theta.top, base)
+    coded = ans.encode(theta.level, contexts, frequency)
+    return _HEAD.pack(ID, base.digest(), theta.top, theta.clamp) + frequency.astype("<u2").tobytes() + coded
 
 
 def decode(payload: bytes, base: Theta) -> Theta:
-    """Stand-in."""
-    if len(payload) < 24:
-        raise CodecError("delta: a header of 24 bytes expected")
-    d, top, clamp = struct.unpack_from("<IHH", payload)
-    if payload[8:24] != base.digest() or d != base.d:
-        raise ThetaMismatchError("delta of other probabilities")
-    try:
-        moved = np.frombuffer(zlib.decompress(payload[24:]), np.uint8)
-        return Theta(((base.level + moved) & 255).astype(np.uint16), top, clamp)
-    except (zlib.error, ValueError):
-        raise CodecError("delta: damaged") from None
+    """Theta again. Raises CodecError, or ThetaMismatchError if it was coded under another base."""
+    if len(payload) < _HEAD.size or payload[0] != ID:
+        raise CodecError(f"delta: a header of {_HEAD.size} bytes that begins with {ID} expected")
+    _, digest, top, clamp = _HEAD.unpack_from(payload)
+    if digest != base.digest():
+        raise ThetaMismatchError("delta: coded under other probabilities than those held here")
+    if not 1 <= top < 256 or (top + 1) * (base.top + 1) > MAX_CELLS or not 1 <= clamp < ONE // 2:
+        raise CodecError(f"delta: top {top}, clamp {clamp} out of range")
+    contexts = _contexts(base)
+    rows, columns = int(contexts.max()) + 1, top + 1
+    at = _HEAD.size + 2 * rows * columns
+    if len(payload) < at:
+        raise CodecError(f"delta: {rows} rows of {columns} frequencies expected, found {len(payload)} bytes in all")
+    frequency = np.frombuffer(payload, "<u2", rows * columns, _HEAD.size).reshape(rows, columns).astype(np.uint32)
+    if np.any(frequency.sum(axis=1) != ans.TOTAL):
+        raise CodecError(f"delta: frequencies of a row do not sum to {ans.TOTAL}")
+    level = ans.decode(payload[at:], contexts, frequency).astype(np.uint16)
+    if not np.array_equal(frequency, _rows(level, top, base)[0]):
+        raise CodecError("delta: the frequencies are not those of the levels")
+    return Theta(level, top, clamp)
+
+
+def _contexts(base: Theta) -> npt.NDArray[np.intp]:
+    """Of each weight the number of its level among those that occur, intp [d]."""
+    there = np.bincount(base.level, minlength=base.top + 1) > 0
+    return (np.cumsum(there) - 1)[base.level]
+
+
+def _rows(level: npt.NDArray[Any], top: int, base: Theta) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.intp]]:
+    """(frequencies uint32 [rows, top + 1], which row is each weight's [d])."""
+    contexts = _contexts(base)
+    columns = top + 1
+    rows = int(contexts.max()) + 1
+    counts = np.bincount(contexts * columns + level, minlength=rows * columns).reshape(rows, columns)
+    return np.stack([ans.normalise(row) for row in counts]), contexts

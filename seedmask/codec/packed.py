@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 
+from seedmask.codec.plan import Plan, check_scores, sigmoid
 from seedmask.errors import CodecError
-from seedmask.mask import Mask, Theta, check_mask
+from seedmask.mask import F32, Mask, Theta, check_mask, sample
+from seedmask.shared import Shared
 
 ID = 1
 NAME = "packed"
+
+
+def draw(scores: F32, theta: Theta, shared: Shared, rng: np.random.Generator, plan: Plan) -> bytes:
+    """Draw a mask from private randomness and code it."""
+    check_scores(scores, theta.d)
+    return encode(sample(sigmoid(scores), rng), theta)
 
 
 def encode(mask: Mask, theta: Theta) -> bytes:
@@ -17,7 +25,7 @@ def encode(mask: Mask, theta: Theta) -> bytes:
     return np.packbits(mask, bitorder="little").tobytes()
 
 
-def decode(payload: bytes, theta: Theta) -> Mask:
+def decode(payload: bytes, theta: Theta, shared: Shared | None = None, max_blocks: int = 0) -> Mask:
     """The mask, uint8 [d]. Raises CodecError for a wrong length or a padding bit that is not zero."""
     d = theta.d
     if len(payload) != (d + 7) // 8:

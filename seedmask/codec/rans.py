@@ -14,8 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from seedmask.codec import ans
+from seedmask.codec.plan import Plan, check_scores, sigmoid
 from seedmask.errors import CodecError
-from seedmask.mask import Mask, Theta, check_mask
+from seedmask.mask import F32, Mask, Theta, check_mask, sample
+from seedmask.shared import Shared
 
 ID = 2
 NAME = "rans"
@@ -23,6 +25,12 @@ NAME = "rans"
 _BUCKET_SHIFT: Final = 10  # 2**16 probabilities into 64 buckets
 _BUCKETS: Final = 1 << (16 - _BUCKET_SHIFT)
 _ONES: Final = np.array([bin(symbol).count("1") for symbol in range(16)])
+
+
+def draw(scores: F32, theta: Theta, shared: Shared, rng: np.random.Generator, plan: Plan) -> bytes:
+    """Draw a mask from private randomness and code it."""
+    check_scores(scores, theta.d)
+    return encode(sample(sigmoid(scores), rng), theta)
 
 
 def encode(mask: Mask, theta: Theta) -> bytes:
@@ -38,7 +46,7 @@ def encode(mask: Mask, theta: Theta) -> bytes:
     return head + ans.encode(nibbles, _contexts(sizes), _frequencies(share))
 
 
-def decode(payload: bytes, theta: Theta) -> Mask:
+def decode(payload: bytes, theta: Theta, shared: Shared | None = None, max_blocks: int = 0) -> Mask:
     """The mask, uint8 [d]. Raises CodecError for bytes that `encode` could not have written under `theta`."""
     order, sizes, place = _layout(theta)
     used = int(np.count_nonzero(sizes))

@@ -8,6 +8,8 @@ Recipes. With u = uniforms16(uniforms_key(seed, 0, 0), d) and v = uniforms16(uni
 levels `spread` u * (top + 1) div 65536; `polarised` 0 where u < 26214, top where u >= 39322, between them
 (u - 26214) * (top + 1) div 13108; `bottom` 0; `top` top.
 masks `drawn` v < q16; `against` the opposite of drawn; `zeros`; `ones`; bytes of a blob: v mod 256.
+With w = uniforms16(uniforms_key(seed, 0, 2), d), the scores of `hmrc` are ln(q16 / (65536 - q16)) + (w - 32768) / 32768
+in binary32, and its n-th block's random number is uniforms16(uniforms_key(seed, 0, 3), blocks)[n] / 65536.
 A value of more than 700 bytes is stored as its length and SHA-256.
 """
 
@@ -28,8 +30,9 @@ from typing import Any
 import numpy as np
 
 from seedmask import PROTOCOL_VERSION, bundle, chunks, codec, mask, seed, spec, wire
-from seedmask.codec import counts, packed, rans
+from seedmask.codec import Plan, ans, counts, crn, delta, hmrc, packed, rans, relay, varint
 from seedmask.errors import ProtocolError
+from seedmask.shared import Shared
 
 FILE = Path(__file__).with_name("v2.json")
 LONG = 700
@@ -54,7 +57,11 @@ def vectors() -> dict[str, Any]:
         "protocol": 2,
         "generator": generator(),
         "tables": tables(),
+        "shared": [shared_vector(**who) for who in SHARED],
         "cases": [case(*arguments) for arguments in CASES],
+        "hmrc": [drawn_blocks(*arguments) for arguments in BLOCKS],
+        "delta": [delta_vector(*arguments) for arguments in DELTAS],
+        "relay": [relay_vector(*arguments) for arguments in RELAYS],
         "specs": [spec_vector(s) for s in SPECS.values()],
         "bases": bases(),
         "frames": [{"name": n, "message": plain(m), "frame": wire.encode(m).hex()} for n, m in MESSAGES.items()],
@@ -205,7 +212,7 @@ CASES = [
 def case(d: int, top: int, clamp: int, levels: str, bits: str) -> dict[str, Any]:
     theta = make_theta(d, top, clamp, levels)
     m = make_mask(theta, bits)
-    coded = {c.NAME: blob(c.encode(m, theta)) for c in (packed, rans)}
+    coded = {"packed": packed.encode(m, theta), "rans": rans.encode(m, theta), "crn": crn.encode(m, theta, shared(d))}
     return {
         "d": d,
         "top": top,
@@ -216,8 +223,176 @@ def case(d: int, top: int, clamp: int, levels: str, bits: str) -> dict[str, Any]
         **({"level": theta.level.tolist(), "bits": m.tolist()} if d <= 7 else {}),
         "digest": theta.digest().hex(),
         "counts": blob(counts.encode(theta)),
-        **coded,
+        **{name: blob(payload) for name, payload in coded.items()},
     }
+
+
+def shared(d: int) -> Shared:
+    """Of every case with `d` weights."""
+    return Shared(SEED + d, 1, "job", "dev")
+
+
+SHARED: list[dict[str, Any]] = [
+    {"seed": SEED, "round": 1, "job": "job", "device": "dev", "index": 0, "stratum": None, "n": 9},
+    {"seed": SEED, "round": 1, "job": "job", "device": "dev", "index": 1, "stratum": None, "n": 9},
+    {
+        "seed": (1 << 64) - 1,
+        "round": (1 << 32) - 1,
+        "job": "a",
+        "device": "b-2",
+        "index": 0,
+        "stratum": None,
+        "n": 9001,
+    },
+    {"seed": SEED, "round": 1, "job": "job", "device": "dev", "index": 0, "stratum": (0, 1), "n": 9},
+    {"seed": SEED, "round": 1, "job": "job", "device": "dev", "index": 0, "stratum": (0, 3), "n": 9},
+    {"seed": SEED, "round": 1, "job": "job", "device": "another", "index": 0, "stratum": (2, 3), "n": 9},
+    {"seed": SEED, "round": 2, "job": "job", "device": "dev", "index": 0, "stratum": (65534, 65535), "n": 1000},
+]
+
+
+def shared_vector(n: int, **who: Any) -> dict[str, Any]:
+    found = le16(Shared(**who).uniforms(n))
+    stratum = None if who["stratum"] is None else list(who["stratum"])
+    return {**who, "seed": f"{who['seed']:016x}", "stratum": stratum, "n": n, "values": blob(found)}
+
+
+# d, top, clamp, levels, kappa, most blocks
+BLOCKS = [
+    (1, 2, 655, "spread", 5.0, 0),
+    (7, 10, 655, "spread", 5.0, 0),
+    (300, 3, 655, "spread", 5.0, 0),
+    (4099, 10, 655, "polarised", 1.0, 0),
+    (4099, 10, 655, "polarised", 5.0, 11),
+    (70001, 2, 1, "spread", 24.0, 0),
+    (70001, 255, 655, "polarised", 5.0, 0),
+]
+
+
+def drawn_blocks(d: int, top: int, clamp: int, levels: str, kappa: float, most: int) -> dict[str, Any]:
+    theta = make_theta(d, top, clamp, levels)
+    q = theta.q16().astype(np.float64)
+    w = seed.uniforms16(seed.uniforms_key(SEED + d, 0, 2), d)
+    scores = (np.log(q / (mask.ONE - q)) + (w - 32768.0) / 32768).astype(np.float32)
+    payload = hmrc.draw(scores, theta, shared(d), Chance(SEED + d), Plan(kappa, most))  # type: ignore[arg-type]
+    return {
+        "d": d,
+        "top": top,
+        "clamp": clamp,
+        "levels": levels,
+        "seed": f"{SEED + d:016x}",
+        "kappa": kappa,
+        "max_blocks": most,
+        "payload": blob(payload),
+        "mask": blob(packed.encode(hmrc.decode(payload, theta, shared(d), most), theta)),
+    }
+
+
+class Chance:
+    """Stands in for a generator: the random numbers of the recipe."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def random(self, shape: tuple[int, int], _: Any) -> Any:
+        values = seed.uniforms16(seed.uniforms_key(self.number, 0, 3), shape[0])
+        return (values / np.float32(mask.ONE)).astype(np.float32).reshape(shape)
+
+
+# d, then top and levels of the base and of theta
+DELTAS = [
+    (1, 2, "spread", 1, "spread"),
+    (300, 2, "top", 10, "spread"),
+    (4099, 3, "spread", 3, "polarised"),
+    (4099, 3, "spread", 3, "spread"),
+    (70001, 10, "polarised", 15, "spread"),
+]
+
+
+def delta_vector(d: int, base_top: int, base_levels: str, top: int, levels: str) -> dict[str, Any]:
+    base, theta = make_theta(d, base_top, 655, base_levels), make_theta(d, top, 655, levels)
+    return {
+        "d": d,
+        "base_top": base_top,
+        "base_levels": base_levels,
+        "top": top,
+        "levels": levels,
+        "seed": f"{SEED + d:016x}",
+        "payload": blob(delta.encode(theta, base)),
+    }
+
+
+# d, top, by samples, then of each device its samples and codecs of its masks; the masks are those of the base, drawn
+# with uniforms16(uniforms_key(seed, 1, n), d), n counting the masks from 0, and for `hmrc` bytes of the same numbers.
+RELAYS: list[tuple[int, int, bool, list[tuple[int, tuple[int, ...]]]]] = [
+    (7, 0, False, [(5, (1,)), (6, (2,)), (7, (4,))]),
+    (300, 0, True, [(2000, (3,)), (1000, (3, 3)), (500, (1,))]),
+    (300, 3, True, [(2000, (3,)), (999, (1,)), (1, (4,))]),
+    (4099, 0, True, [((1 << 32) - 1, (3,)), (65537, (2,))]),
+]
+
+
+def relay_parts(base: mask.Theta, devices: list[tuple[int, tuple[int, ...]]]) -> list[relay.Part]:
+    parts, number = [], 0
+    for at, (samples, codecs) in enumerate(devices):
+        payloads = []
+        for index, which in enumerate(codecs):
+            u = seed.uniforms16(seed.uniforms_key(SEED + base.d, 1, number), base.d)
+            drawn = (u < base.q16()).astype(np.uint8)
+            number += 1
+            blocks = max(1, base.d // 64)
+            payloads.append(
+                {
+                    1: lambda m=drawn: packed.encode(m, base),
+                    2: lambda m=drawn: rans.encode(m, base),
+                    3: lambda v=u, n=blocks: varint.put(n) + (v[:n] % 256).astype(np.uint8).tobytes(),
+                    4: lambda m=drawn, k=index, n=at: crn.encode(m, base, Shared(SEED + base.d, 9, "job", f"d-{n}", k)),
+                }[which]()
+            )
+        parts.append(relay.Part(f"d-{at}", samples, codecs[0], tuple(payloads)))
+    return parts
+
+
+def relay_vector(d: int, top: int, by_samples: bool, devices: list[tuple[int, tuple[int, ...]]]) -> dict[str, Any]:
+    base = make_theta(d, 10, 655, "spread")
+    payload = relay.encode(base, 9, relay.Pooling(top, 655, by_samples), relay_parts(base, devices))
+    theta = relay.decode(payload, base, SEED + d, "job")
+    return {
+        "d": d,
+        "seed": f"{SEED + d:016x}",
+        "payload": payload.hex(),
+        "top": theta.top,
+        "level": blob(le16(theta.level)),
+        "theta": theta.digest().hex(),
+    }
+
+
+def relay_rejects() -> list[dict[str, Any]]:
+    base = make_theta(7, 10, 655, "spread")
+    parts = relay_parts(base, [(5, (1,)), (6, (1,))])
+    good = relay.encode(base, 9, relay.Pooling(0, 655, False), parts)
+    first = len(relay.encode(base, 9, relay.Pooling(0, 655, False), parts[:1])) - 28
+    tries = [
+        ("no bytes", b""),
+        ("another id", b"\x11" + good[1:]),
+        ("another base", good[:1] + bytes(16) + good[17:]),
+        ("clamp 0", good[:23] + b"\0\0" + good[25:]),
+        ("flag 2", good[:25] + b"\2" + good[26:]),
+        ("no device", good[:26] + b"\0\0"),
+        ("a device less than stated", good[: 28 + first]),
+        ("a byte more", good + b"\0"),
+        ("the same device twice", good[: 28 + first] + good[28 : 28 + first]),
+        ("a device without samples", good[:32] + bytes(4) + good[36:]),
+        ("a device without masks", good[:37] + b"\0" + good[39 + good[38] :]),
+        ("an unknown codec", good[:36] + b"\x63" + good[37:]),
+        ("a mask that its codec refuses", good[:39] + b"\x80" + good[40:]),
+        ("all but the last byte", good[:-1]),
+    ]
+    head = {"level": base.level.tolist(), "top": base.top, "clamp": base.clamp}
+    return [
+        {"why": why, **head, "payload": data.hex(), "error": code_of(relay.decode, data, base, SEED + 7, "job")}
+        for why, data in tries
+    ]
 
 
 def make_theta(d: int, top: int, clamp: int, levels: str) -> mask.Theta:
@@ -412,6 +587,8 @@ def rejects() -> dict[str, Any]:
         "frames": list(map(reject_frame, frame_rejects())),
         "masks": mask_rejects(),
         "counts": counts_rejects(),
+        "delta": delta_rejects(),
+        "relay": relay_rejects(),
         "specs": spec_rejects(),
         "chunks": chunk_rejects(),
         "bundles": bundle_rejects(),
@@ -562,7 +739,7 @@ def mask_rejects() -> list[dict[str, Any]]:
     used = len(set((theta.q16() >> 10).tolist()))
     shares, rest = coded[: 2 * used], coded[2 * used :]
     one = make_theta(1, 2, 655, "bottom")
-    tries = [
+    tries: list[tuple[Any, mask.Theta, str, bytes]] = [
         (packed, theta, "no bytes", b""),
         (packed, theta, "one byte too many", b"\0\0"),
         (packed, theta, "a padding bit", b"\x80"),
@@ -577,19 +754,20 @@ def mask_rejects() -> list[dict[str, Any]]:
         (rans, one, "a share that is not that of the bits", stated(one, 2)),
         (rans, one, "a padding bit", padded(one)),
     ]
+    tries += crn_rejects() + hmrc_rejects()
     out = []
     for c, t, why, data in tries:
-        error = code_of(c.decode, data, t)
+        error = code_of(c.decode, data, t, shared(t.d))
         out.append(
             {"why": why, "codec": c.ID, "level": t.level.tolist(), "top": t.top, "clamp": t.clamp}
             | {"payload": data.hex(), "error": error}
         )
-    error = code_of(codec.by_id, 3)
+    error = code_of(codec.by_id, 5)
     return [
         *out,
         {
-            "why": "a reserved codec",
-            "codec": 3,
+            "why": "an unknown codec",
+            "codec": 5,
             "level": [1],
             "top": 2,
             "clamp": 655,
@@ -597,6 +775,69 @@ def mask_rejects() -> list[dict[str, Any]]:
             "error": error,
         },
     ]
+
+
+def crn_rejects() -> list[tuple[Any, mask.Theta, str, bytes]]:
+    theta = make_theta(40, 2, 655, "spread")
+    coded = crn.encode(make_mask(theta, "drawn"), theta, shared(40))
+    used = len(np.unique(crn._BUCKET[np.abs(crn._NEAR[shared(40).uniforms(40) >> 4] - crn._NEAR[theta.q16() >> 4])]))
+    one = make_theta(1, 2, 655, "bottom")  # one bucket of one weight; a flip of it is raw
+    return [
+        (crn, theta, "no bytes", b""),
+        (crn, theta, "numbers only", coded[:used]),
+        (crn, theta, "all but the last byte", coded[:-1]),
+        (crn, theta, "a byte more", coded + b"\0"),
+        (crn, theta, "more flips than weights", b"\x29" + coded[1:]),
+        (crn, one, "a number not in its shortest form", b"\x80\0"),
+        (crn, one, "a number of six bytes", b"\xff" * 6),
+        (crn, one, "a number of 33 bits", b"\xff\xff\xff\xff\x1f"),
+        (crn, one, "a padding bit", b"\0\1"),
+    ]
+
+
+def hmrc_rejects() -> list[tuple[Any, mask.Theta, str, bytes]]:
+    theta = make_theta(40, 2, 655, "spread")
+    return [
+        (hmrc, theta, "no bytes", b""),
+        (hmrc, theta, "no block", b"\0"),
+        (hmrc, theta, "more blocks than an eighth of the weights", varint.put(6) + bytes(6)),
+        (hmrc, theta, "a byte less", varint.put(5) + bytes(4)),
+        (hmrc, theta, "a byte more", varint.put(5) + bytes(6)),
+        (hmrc, theta, "a number of blocks not in its shortest form", b"\x85\0" + bytes(5)),
+    ]
+
+
+def delta_rejects() -> list[dict[str, Any]]:
+    base, theta = make_theta(40, 2, 655, "spread"), make_theta(40, 3, 655, "polarised")
+    good = delta.encode(theta, base)
+    tries = [
+        ("no bytes", b""),
+        ("another id", b"\x10" + good[1:]),
+        ("another base", good[:1] + bytes(16) + good[17:]),
+        ("top 0", good[:17] + b"\0\0" + good[19:]),
+        ("top 256", good[:17] + b"\0\1" + good[19:]),
+        ("clamp 0", good[:19] + b"\0\0" + good[21:]),
+        ("clamp one half", good[:19] + b"\0\x80" + good[21:]),
+        ("frequencies that end too early", good[:30]),
+        ("a row that does not sum to 4096", good[:21] + bytes([good[21] ^ 1]) + good[22:]),
+        ("frequencies that are not those of the levels", delta_moved(theta, base)),
+        ("all but the last byte", good[:-1]),
+        ("two bytes more", good + b"\0\0"),
+    ]
+    head = {"level": base.level.tolist(), "top": base.top, "clamp": base.clamp}
+    return [
+        {"why": why, **head, "payload": data.hex(), "error": code_of(delta.decode, data, base)} for why, data in tries
+    ]
+
+
+def delta_moved(theta: mask.Theta, base: mask.Theta) -> bytes:
+    """A delta whose first row of frequencies is another than its levels', and which decodes all the same."""
+    frequency, contexts = delta._rows(theta.level, theta.top, base)
+    row = frequency[0]
+    row[row.argmax()] -= 1
+    row[row.argmin()] += 1
+    coded = ans.encode(theta.level, contexts, frequency)
+    return delta.encode(theta, base)[:21] + le16(frequency.reshape(-1)) + coded
 
 
 def stated(theta: mask.Theta, share: int) -> bytes:

@@ -7,6 +7,7 @@ import { isDeepStrictEqual } from "node:util";
 import * as sm from "../../edge_client/web/seedmask.mjs";
 
 const vectors = JSON.parse(readFileSync(new URL("v2.json", import.meta.url), "ascii"));
+const SEED = 0x5eed_0123_4567_89abn; // of make.py
 const ascii = (text) => new TextEncoder().encode(text);
 const words = (list) => list.map((word) => parseInt(word, 16));
 
@@ -94,24 +95,64 @@ const BITS = {
   ones: () => 1,
 };
 
+const thetaOf = (v, levels = v.levels, top = v.top) =>
+  new sm.Theta(uniforms(v.seed, 0, v.d).map((u) => LEVELS[levels](u, top)), top, v.clamp);
+const sharedOf = (v) => new sm.Shared({ seed: v.seed, round: 1, job: "job", device: "dev" });
+
+section("shared uniforms", vectors.shared, (v) =>
+  equalBytes(bytes16(new sm.Shared(v).uniforms(v.n)), v.values, "values"));
+
 section("theta, mask, codecs", vectors.cases, (v) => {
-  const theta = new sm.Theta(uniforms(v.seed, 0, v.d).map((u) => LEVELS[v.levels](u, v.top)), v.top, v.clamp);
+  const theta = thetaOf(v);
   const q16 = theta.q16();
   const mask = Uint8Array.from(uniforms(v.seed, 1, v.d), (u, i) => BITS[v.mask](u, q16[i]));
   if (v.level) equal([...theta.level], v.level, "levels");
   if (v.bits) equal([...mask], v.bits, "mask");
   equalBytes(theta.digest(), v.digest, "theta digest");
-  for (const codec of sm.CODECS.values()) {
-    const payload = codec.encode(mask, theta);
+  const shared = sharedOf(v);
+  for (const codec of [sm.packed, sm.rans, sm.crn]) {
+    const payload = codec.encode(mask, theta, shared);
     equalBytes(payload, v[codec.NAME], codec.NAME);
-    equal(codec.decode(payload, theta), mask, `${codec.NAME}, decoded`);
+    equal(codec.decode(payload, theta, shared), mask, `${codec.NAME}, decoded`);
     if (payload.length < 100) {
-      for (let n = 0; n < payload.length; n++) refuses(() => codec.decode(payload.subarray(0, n), theta), "codec");
+      for (let n = 0; n < payload.length; n++) refuses(() => codec.decode(payload.subarray(0, n), theta, shared), "codec");
     }
   }
   const coded = sm.counts.encode(theta);
   equalBytes(coded, v.counts, "counts");
   equal(sm.counts.decode(coded, v.d).level, theta.level, "counts, decoded");
+});
+
+section("hmrc", vectors.hmrc, (v) => {
+  const theta = thetaOf(v);
+  const shared = sharedOf(v);
+  const q16 = theta.q16();
+  const scores = Float32Array.from(uniforms(v.seed, 2, v.d), (w, i) =>
+    Math.log(q16[i] / (65536 - q16[i])) + (w - 32768) / 32768);
+  const chance = uniforms(v.seed, 3, v.d);
+  let block = 0;
+  const plan = { kappa: v.kappa, maxBlocks: v.max_blocks };
+  const payload = sm.hmrc.draw(scores, theta, shared, () => chance[block++] / 65536, plan);
+  equalBytes(payload, v.payload, "payload");
+  equalBytes(sm.packed.encode(sm.hmrc.decode(payload, theta, shared, v.max_blocks), theta), v.mask, "mask");
+});
+
+section("delta", vectors.delta, (v) => {
+  const [base, theta] = [thetaOf(v, v.base_levels, v.base_top), thetaOf(v)];
+  const payload = sm.delta.encode(theta, base);
+  equalBytes(payload, v.payload, "payload");
+  equal(sm.delta.decode(payload, base), theta, "decoded");
+});
+
+section("relay", vectors.relay, (v) => {
+  const base = thetaOf({ ...v, clamp: 655 }, "spread", 10);
+  const payload = sm.fromHex(v.payload);
+  const { round, pooling, parts } = sm.relay.read(payload, base);
+  equal(sm.relay.encode(base, round, pooling, parts.reverse()), payload, "encoded again");
+  const theta = sm.relay.decode(payload, base, v.seed, "job");
+  equal(theta.top, v.top, "top");
+  equalBytes(bytes16(theta.level), v.level, "levels");
+  equalBytes(theta.digest(), v.theta, "digest");
 });
 
 // --- 4 specs ---
@@ -169,7 +210,16 @@ const { rejects } = vectors;
 section("rejects: frames", rejects.frames, (v) => refuses(() => sm.decode(sm.fromHex(v.frame)), v.error));
 section("rejects: masks", rejects.masks, (v) => {
   const theta = new sm.Theta(Uint16Array.from(v.level), v.top, v.clamp);
-  refuses(() => sm.codecById(v.codec).decode(sm.fromHex(v.payload), theta), v.error);
+  const shared = new sm.Shared({ seed: SEED + BigInt(theta.d), round: 1, job: "job", device: "dev" });
+  refuses(() => sm.codecById(v.codec).decode(sm.fromHex(v.payload), theta, shared), v.error);
+});
+section("rejects: relay", rejects.relay, (v) => {
+  const base = new sm.Theta(Uint16Array.from(v.level), v.top, v.clamp);
+  refuses(() => sm.relay.decode(sm.fromHex(v.payload), base, SEED + BigInt(v.level.length), "job"), v.error);
+});
+section("rejects: delta", rejects.delta, (v) => {
+  const base = new sm.Theta(Uint16Array.from(v.level), v.top, v.clamp);
+  refuses(() => sm.delta.decode(sm.fromHex(v.payload), base), v.error);
 });
 section("rejects: counts", rejects.counts, (v) => refuses(() => sm.counts.decode(sm.fromHex(v.payload), v.d), v.error));
 section("rejects: specs", rejects.specs, (v) => refuses(() => sm.readSpec(ascii(v.json)), v.error));

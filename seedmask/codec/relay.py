@@ -1,0 +1,130 @@
+"""Codec 18, `relay`: theta as the masks that made it, each as its device coded it.  PROTOCOL 5.8.
+
+Who holds the probabilities of the round before can do what the aggregator did: decode everybody's masks and add them
+up. With `hmrc` that is a few hundredths of a bit per weight and device, less than theta itself by any coding, and theta
+need not be rounded for it. The idea is BiCompFL's (arXiv 2502.00206). Cost: a device decodes the masks of all others,
+and can read them; in a fleet whose devices must not see each other's masks it is switched off ([learning] relay).
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from seedmask.codec import by_id, varint
+from seedmask.errors import CodecError, ThetaMismatchError
+from seedmask.mask import MAX_TOP, ONE, Mask, Theta
+from seedmask.shared import Shared
+
+ID = 18
+NAME = "relay"
+
+_HEAD: Final = struct.Struct("<B16sIHHBH")  # id, digest of the base, round, top, clamp, by samples, devices
+MAX_WEIGHT: Final = 1 << 22
+"""Examples that a device can weigh with; more count as this many."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one device sent: `samples` it trained on, `codec` id and coded masks."""
+
+    device: str
+    samples: int
+    codec: int
+    payloads: tuple[bytes, ...]
+
+
+@dataclass(frozen=True)
+class Pooling:
+    """How masks are added up: `top` of the levels, 0: exact counts; whether a mask weighs as its device's samples."""
+
+    top: int
+    clamp: int
+    by_samples: bool
+
+
+def pool(total: npt.NDArray[np.int64], weight: int, unit: int, top: int, clamp: int) -> Theta:
+    """The next theta. `total` int64 [d]: sum of weight times mask; `weight` of all masks; `unit` divides each weight.
+
+    Exact counts where their number of levels allows it, else the nearest of `top` + 1 levels, halves up.
+    """
+    if not top and weight // unit <= MAX_TOP:
+        return Theta((total // unit).astype(np.uint16), weight // unit, clamp)
+    top = top or MAX_TOP
+    share = ((total << 16) + weight // 2) // weight
+    return Theta(((share * top + ONE // 2) >> 16).astype(np.uint16), top, clamp)
+
+
+def weight_of(samples: int, by_samples: bool) -> int:
+    """What one mask of a device with `samples` examples weighs."""
+    return min(samples, MAX_WEIGHT) if by_samples else 1
+
+
+def encode(base: Theta, round_: int, pooling: Pooling, parts: Sequence[Part]) -> bytes:
+    """The parts of `round_`, whose masks were coded under `base`, in ascending order of the devices' names."""
+    head = _HEAD.pack(ID, base.digest(), round_, pooling.top, pooling.clamp, pooling.by_samples, len(parts))
+    out = [head]
+    for part in sorted(parts, key=lambda part: part.device):
+        out.append(bytes([len(part.device)]) + part.device.encode("ascii"))
+        out.append(struct.pack("<IBB", part.samples, part.codec, len(part.payloads)))
+        for payload in part.payloads:
+            out += [varint.put(len(payload)), payload]
+    return b"".join(out)
+
+
+def decode(payload: bytes, base: Theta, seed: int, job: str, max_blocks: int = 0) -> Theta:
+    """The theta that the masks give. `seed` of the model; `max_blocks` as the job has it.
+
+    Raises a ProtocolError for anything else than a relay under `base`; whether the theta is the announced one is for
+    the caller to compare.
+    """
+    round_, pooling, parts = _read(payload, base)
+    total, weight, unit = np.zeros(base.d, np.int64), 0, 0
+    for part in parts:
+        each = weight_of(part.samples, pooling.by_samples)
+        for index, coded in enumerate(part.payloads):
+            mask: Mask = by_id(part.codec).decode(
+                coded, base, Shared(seed, round_, job, part.device, index), max_blocks
+            )
+            total += each * mask.astype(np.int64)
+            weight, unit = weight + each, math.gcd(unit, each)
+    return pool(total, weight, unit, pooling.top, pooling.clamp)
+
+
+def _read(payload: bytes, base: Theta) -> tuple[int, Pooling, list[Part]]:
+    if len(payload) < _HEAD.size or payload[0] != ID:
+        raise CodecError(f"relay: a header of {_HEAD.size} bytes that begins with {ID} expected")
+    _, digest, round_, top, clamp, by_samples, n = _HEAD.unpack_from(payload)
+    if digest != base.digest():
+        raise ThetaMismatchError("relay: masks under other probabilities than those held here")
+    if not 1 <= clamp < ONE // 2 or by_samples > 1 or not n:
+        raise CodecError(f"relay: clamp {clamp}, flag {by_samples}, {n} devices out of range")
+    parts: list[Part] = []
+    at = _HEAD.size
+    for _ in range(n):
+        name, at = _take(payload, at + 1, payload[at] if at < len(payload) else 1)
+        head, at = _take(payload, at, 6)
+        samples, codec, masks = struct.unpack("<IBB", head)
+        payloads = []
+        for _ in range(masks):
+            size, at = varint.get(payload, at)
+            coded, at = _take(payload, at, size)
+            payloads.append(coded)
+        if not samples or not masks or not name.isascii() or (parts and name.decode() <= parts[-1].device):
+            raise CodecError(f"relay: {name!r} without samples or masks, or out of order")
+        parts.append(Part(name.decode("ascii"), samples, codec, tuple(payloads)))
+    if at != len(payload):
+        raise CodecError(f"relay: {len(payload) - at} bytes after the last mask")
+    return round_, Pooling(top, clamp, bool(by_samples)), parts
+
+
+def _take(payload: bytes, at: int, n: int) -> tuple[bytes, int]:
+    if at + n > len(payload):
+        raise CodecError(f"relay: {n} bytes expected at {at}, {max(0, len(payload) - at)} left")
+    return payload[at : at + n], at + n

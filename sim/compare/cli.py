@@ -1,0 +1,175 @@
+"""`seedmask compare`: run a declared grid, go on where it was left, and report."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from edge_client.runtimes import names
+from seedmask.errors import UserError
+from seedmask.io.commands import Command
+from seedmask.io.files import write_atomic
+from seedmask.io.process import sigterm_interrupts
+from sim.compare import grid as grids
+from sim.compare import report
+from sim.compare.grid import Progress, Say
+
+EPILOG = """\
+examples:
+    seedmask compare                                 the packaged grid `quick`
+    seedmask compare --grid mine.toml --out out/mine
+    seedmask compare --grid mine.toml --tune         learning rates of the baselines, on held-out training images
+
+A finished run is a file in OUT/runs, named by a digest of its declaration: interrupted, say the same again and only the
+runs under way begin anew. Writes OUT/report.md, a PNG per model and split, and OUT/summary.json.
+
+a grid:
+    dataset = "fashion-mnist"     # mnist, emnist-balanced, cifar-10, digits ... (all but the first and digits: --data)
+    devices = 10                  # and, with the same meaning everywhere: images (per device, 0: all), epochs, batch,
+    images = 2000                 # eval_images (0: the whole test set), targets (percentages of the tables)
+
+    [schemes.frugal]              # a name of your choice
+    kind = "masks"                # the deployed code: a preset, and any key of run.toml's [work] and [learning]
+    preset = "thrifty"
+    kappa = 12.0
+    formula = true                # also what FedPM's authors would report
+
+    [schemes.fedavg]              # kinds, the default being the name: fedavg, signsgd, ef-signsgd, qsgd, topk, drive
+    optimizer = "adam"            # (optimizer "adam" or "sgd", rate; signsgd: server_rate; qsgd: levels, bucket;
+    candidates = [{ rate = 0.001 }, { rate = 0.003 }]        # topk: keep), and fedmask (rate)
+
+    [[runs]]                      # as often as you like
+    schemes = ["frugal", "fedavg"]
+    models = ["mlp"]              # of the zoo: mlp, conv4s ...
+    splits = ["iid", "classes:2"] # also c_max:<c>, dirichlet:<alpha>, sizes:<ratio>
+    seeds = [1, 2, 3]
+    rounds = 12
+
+    [tuning]                      # like [[runs]]; --tune tries every candidate there and prints tables like this one:
+    [tuned.fedavg]                # without it the first candidate is used
+    "mlp iid" = { rate = 0.001 }
+"""
+
+
+def _arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = EPILOG
+    parser.add_argument("--grid", default="quick", metavar="NAME", help="a packaged grid or a TOML file (quick)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("out/compare"), metavar="DIR", help="folder for everything (out/compare)"
+    )
+    parser.add_argument("--data", type=Path, metavar="DIR", help="folder with the data set's files")
+    parser.add_argument("--workers", type=int, default=0, metavar="N", help="runs at a time, 0: one per core (0)")
+    parser.add_argument("--threads", type=int, default=1, metavar="N", help="threads of each run (1)")
+    parser.add_argument("--runtime", choices=names(), help="what trains masks (torch, if it is here)")
+    parser.add_argument(
+        "--measure", choices=report.MEASURES, default="mean", help="accuracy of tables and plots (mean)"
+    )
+    parser.add_argument("--tune", action="store_true", help="choose the baselines' settings instead, see below")
+    parser.add_argument("--list", action="store_true", help="say which runs there are and which are done, and stop")
+    parser.add_argument("--json", metavar="FILE", help="also write what it took to reach each target; -: to the screen")
+
+
+def _run(options: argparse.Namespace) -> int:
+    sigterm_interrupts()
+    for name, least in (("workers", 0), ("threads", 1)):
+        if getattr(options, name) < least:
+            raise UserError(f"--{name} is at least {least}, found {getattr(options, name)}")
+    grid = grids.load(options.grid)
+    runs = grid.tuning_runs() if options.tune else grid.runs()
+    if options.list:
+        for run in runs:
+            state = "done" if grids.stored(options.out, run) else "    "
+            print(f"{state} {run.digest()} {run.scheme:12} {run.model:8} {run.split:12} seed {run.seed} {run.rounds}")
+        return 0
+    try:
+        (options.out / "runs").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {options.out} cannot be used: {error.strerror}") from None
+    workers = options.workers or max(1, (os.cpu_count() or 1) // options.threads)
+    runtime = options.runtime or ("torch" if importlib.util.find_spec("torch") else "onnxruntime")
+    began = time.monotonic()
+    quiet = options.json == "-"
+    with _screen(sys.stderr if quiet else sys.stdout) as say:
+        try:
+            grids.work(runs, options.out, options.data, runtime, options.threads, workers, say)
+        except grids.FailedError as error:
+            print(f"seedmask compare: {error}", file=sys.stderr)
+            return 1
+    results = [found for run in runs if (found := grids.stored(options.out, run)) is not None]
+    if options.tune:
+        text = grids.toml(grids.best(grid, results))
+        write_atomic(options.out / "tuned.toml", text.encode())
+        print(f"# seedmask compare --grid {options.grid} --tune\n{text}", end="")
+        return 0
+    written = report.write(options.out, results, grid.common.targets, options.measure)
+    if options.json:
+        value = report.table(report.summary(results), grid.common.targets, options.measure)
+        text = json.dumps({"seconds": round(time.monotonic() - began, 1), "reached": value}, indent=1) + "\n"
+        if quiet:
+            print(text, end="")
+        else:
+            write_atomic(Path(options.json), text.encode())
+    if not quiet:
+        print(f"{len(runs)} runs in {time.monotonic() - began:,.0f} s")
+        for path in written:
+            print(f"wrote {path}")
+    return 0
+
+
+@contextmanager
+def _screen(stream: Any) -> Iterator[Say]:
+    """A bar on a terminal, if rich is here; otherwise a plain line now and then."""
+    if stream.isatty() and importlib.util.find_spec("rich"):
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+        from rich.progress import Progress as Bars
+
+        columns = (
+            TextColumn("rounds"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[left]}"),
+            TextColumn("[dim]{task.fields[now]}"),
+        )
+        with Bars(*columns, console=Console(file=stream), transient=True) as bars:
+            task = bars.add_task("rounds", total=None, left="", now="")
+
+            def show(at: Progress) -> None:
+                bars.update(task, total=at.rounds, completed=at.rounds_done, left=_left(at.left), now=at.now)
+
+            yield show
+    else:
+        said = [-60.0]
+
+        def line(at: Progress) -> None:
+            if time.monotonic() - said[0] >= 10 or at.rounds_done == at.rounds:
+                said[0] = time.monotonic()
+                done = f"{at.runs_done} of {at.runs} runs, {at.rounds_done} of {at.rounds} rounds"
+                print(f"{done}; {_left(at.left)} {at.now}", file=stream, flush=True)
+
+        yield line
+
+
+def _left(seconds: float | None) -> str:
+    if seconds is None:
+        return "time left: not known yet"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"about {minutes}:{rest:02d} left"
+
+
+COMMAND = Command(
+    "compare",
+    "mask training against its rivals: a grid of runs, by the bytes that were really sent",
+    ("torch", "onnx", "matplotlib"),
+    "sim,export",
+    _arguments,
+    _run,
+)

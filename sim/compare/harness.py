@@ -1,0 +1,325 @@
+"""One declared run: rounds of one scheme on one split, and what each of them cost on the wire.
+
+Mask schemes are not imitated: the deployed aggregator and clients run on virtual time (`sim.fleet`), training in this
+process, and the broker counts their MQTT packets. The baselines' byte strings travel in the same frames: an Update in
+chunks up, an announcement, chunks and a receipt down; packets are counted by the same function.
+
+Per device, up to round r: uplink is all it sent until that round's update was out, downlink all it had received when it
+began to train in that round.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from aggregator.config import Rounds, RunConfig
+from aggregator.presets import settings_of
+from edge_client.data import Dataset, check
+from edge_client.runtimes import open_runtime
+from seedmask import chunks, topics
+from seedmask.bundle import Bundle
+from seedmask.codec import by_id
+from seedmask.errors import UserError
+from seedmask.mask import F32, Theta
+from seedmask.shared import Shared
+from seedmask.wire import Announce, Message, Phase, Receipt, Status, Update, Work, basis, encode, expect
+from sim import datasets, partition, pool
+from sim.broker import packet_bytes
+from sim.compare import schemes
+from sim.evaluate import Accuracy, accuracy
+from sim.fleet import Faults, Fleet
+
+JOB: Final = "compare"
+VALIDATION: Final = 5000
+FORMAT: Final = 1
+"""Of the result files. Part of their names, so that files of older programs are not taken for new ones."""
+
+Closed = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """Everything that determines a run. `settings`: (key, value) pairs of the scheme, sorted."""
+
+    scheme: str
+    kind: str
+    settings: tuple[tuple[str, Any], ...]
+    model: str
+    dataset: str
+    split: str
+    seed: int
+    rounds: int
+    devices: int
+    images: int
+    epochs: int
+    batch: int
+    eval_images: int
+    validation: bool = False
+
+    def digest(self) -> str:
+        """Names the run: the same declaration, the same name."""
+        value = [FORMAT, {**asdict(self), "settings": dict(self.settings)}]
+        return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:20]
+
+
+@dataclass(frozen=True)
+class Row:
+    """After one round: shares of correct predictions, and bytes of an average device since the start.
+
+    `formula`: bits per parameter that FedPM's authors would report, by the entropy of the share of ones; None where
+    nothing was asked.
+    """
+
+    round: int
+    accuracy: Accuracy
+    loss: float
+    up: float
+    down: float
+    formula: float | None = None
+
+
+@dataclass(frozen=True)
+class World:
+    """What the schemes of one (model, split, seed) have in common."""
+
+    bundle: Bundle
+    parts: list[Dataset]
+    test: Dataset
+
+
+def world(declaration: Declaration, images: datasets.Images) -> World:
+    """The network, every device's examples and the test set (for `validation`: part of the training set, held out)."""
+    from export.make import make_bundle
+    from export.trace import trace
+    from export.zoo import ZOO
+
+    if declaration.model not in ZOO:
+        raise UserError(f"no network called {declaration.model!r}; there are {', '.join(ZOO)}")
+    entry, seed = ZOO[declaration.model], declaration.seed
+    spec = trace(entry.factory(), declaration.model, seed, entry.input, (0, 255), entry.classes, "kaiming")
+    train, test = check(images.train, spec), check(images.test, spec)
+    rng = np.random.default_rng([seed, 0])
+    if declaration.validation:
+        order = np.random.default_rng([seed, 4]).permutation(len(train.y))
+        held = min(VALIDATION, len(order) // 6)
+        train, test = datasets.subset(train, order[held:]), datasets.subset(train, order[:held])
+    picks = partition.split(declaration.split, train.y, declaration.devices, declaration.images, rng)
+    few = rng.permutation(len(test.y))[: declaration.eval_images or None]
+    parts = [datasets.subset(train, pick) for pick in picks]
+    return World(make_bundle(spec, declaration.batch), parts, datasets.subset(test, few))
+
+
+def run(
+    declaration: Declaration, images: datasets.Images, runtime: str, threads: int, closed: Closed
+) -> dict[str, Any]:
+    """Do it; the value is what is kept, as JSON knows it. `closed` is told the number of each round that is over."""
+    began = time.monotonic()
+    home = world(declaration, images)
+    play = _masks if declaration.kind == "masks" else _baseline
+    rows = play(declaration, home, runtime, threads, closed)
+    return {
+        "declaration": {**asdict(declaration), "settings": dict(declaration.settings)},
+        "parameters": home.bundle.spec.d,
+        "seconds": round(time.monotonic() - began, 3),
+        "rows": [_flat(row, home.bundle.spec.d) for row in rows],
+    }
+
+
+def _flat(row: Row, d: int) -> dict[str, Any]:
+    out = {
+        "round": row.round,
+        "accuracy_sampled": row.accuracy.sampled,
+        "accuracy_thresholded": row.accuracy.thresholded,
+        "accuracy_mean": row.accuracy.mean,
+        "train_loss": round(row.loss, 6),
+        "uplink_bits_per_parameter_total": round(8 * row.up / d, 8),
+        "downlink_bits_per_parameter_total": round(8 * row.down / d, 8),
+    }
+    return out if row.formula is None else {**out, "formula_bits_per_parameter_total": round(row.formula, 8)}
+
+
+# --- masks ---
+
+
+class Inline:
+    """A `sim.pool.Pool` that trains at once, in this process, and notes bytes so far whenever a training begins."""
+
+    def __init__(self, worker: pool.Worker, formula: bool) -> None:
+        self.worker, self.formula = worker, formula
+        self.fleet: Fleet | None = None
+        self.at: dict[int, dict[int, tuple[int, int]]] = {}  # round -> device -> bytes (sent, received) as it began
+        self.bits: dict[int, float] = {}  # round -> bits by formula, sum over devices
+
+    def begin(self, job: pool.Job) -> Future[pool.Done]:
+        """Do a job."""
+        assert self.fleet is not None
+        number = job.announce.round
+        self.at.setdefault(number, {})[job.index] = self.fleet.devices[job.index].total()
+        future: Future[pool.Done] = Future()
+        done = pool.work(self.worker, job)
+        if self.formula and done.frame:
+            self.bits[number] = self.bits.get(number, 0.0) + self._formula(job, expect(done.frame, Update))
+        future.set_result(done)
+        return future
+
+    def _formula(self, job: pool.Job, update: Update) -> float:
+        d, seed = job.theta.d, self.worker.bundle.spec.seed
+        bits = 0.0
+        for index, payload in enumerate(update.payloads):
+            shared = Shared(seed, update.round, job.announce.job, job.name, index)
+            share = float(by_id(update.codec).decode(payload, job.theta, shared).mean())
+            bits += sum(-p * math.log2(p) for p in (share, 1 - share) if p) + math.log2(d) / d
+        return bits
+
+
+def _masks(home_of: Declaration, home: World, runtime: str, threads: int, closed: Closed) -> list[Row]:
+    settings = dict(home_of.settings)
+    preset, formula = str(settings.pop("preset", "default")), bool(settings.pop("formula", False))
+    work, learning = settings_of(preset, {"epochs": home_of.epochs, **settings}, f"scheme {home_of.scheme}")
+    opened = open_runtime(runtime, home.bundle, threads)
+    rng = np.random.default_rng([home_of.seed, 3])
+    inline = Inline(pool.Worker(opened, home.bundle, home.parts), formula)
+    ends: list[tuple[int, Accuracy, float]] = []
+
+    def over(record: dict[str, Any], theta: Theta, seconds: float) -> None:
+        reached = accuracy(opened, home.bundle.spec, home.test, theta, rng)
+        ends.append((int(record["round"]), reached, float(record["train_loss"] or 0.0)))
+        closed(int(record["round"]))
+
+    with tempfile.TemporaryDirectory(prefix="seedmask-compare-") as name:
+        folder = Path(name)
+        rounds = Rounds(total=home_of.rounds, devices=len(home.parts), deadline_s=4_000_000)
+        config = RunConfig(JOB, folder / "model.bundle", folder / "aggregator", rounds, work, learning)
+        fleet = Fleet(config, folder / "devices", home.bundle, home.parts, inline, runtime, home_of.seed, Faults())
+        inline.fleet = fleet
+        fleet.run(over)
+        last = {index: device.total() for index, device in enumerate(fleet.devices)}
+    rows, bits = [], 0.0
+    for number, reached, loss in ends:
+        now, after = inline.at[number], inline.at.get(number + 1, last)
+        bits += inline.bits.get(number, 0.0) / len(now)
+        up = sum(after[index][0] for index in now) / len(now)
+        down = sum(received for _, received in now.values()) / len(now)
+        rows.append(Row(number, reached, loss, up, down, bits if formula else None))
+    return rows
+
+
+# --- baselines ---
+
+
+def _baseline(declaration: Declaration, home: World, runtime: str, threads: int, closed: Closed) -> list[Row]:
+    settings, spec = dict(declaration.settings), home.bundle.spec
+    samples = [len(part.y) for part in home.parts]
+    private = np.random.default_rng([declaration.seed, 5])
+    scheme: schemes.Scheme
+    if declaration.kind == "fedmask":
+        opened = open_runtime(runtime, home.bundle, threads)
+        work = Work(declaration.epochs, round(1e6 * float(settings.get("rate", 0.1))))
+        masks = schemes.FedMask(spec, len(samples), np.random.default_rng([declaration.seed, 6]))
+        scheme = masks
+
+        def train(number: int, device: int, start: F32) -> schemes.Local:
+            rng = np.random.default_rng([declaration.seed, 2, device, number, 1])
+            data = home.parts[device]
+            return schemes.train_thresholded(opened, spec, data, start, work, declaration.batch, rng)
+
+        def reached() -> Accuracy:
+            return accuracy(opened, spec, home.test, masks.theta, private)
+    else:
+        from export.dense import Dense
+
+        net = Dense(spec, threads)
+        rate, optimizer = float(settings.get("rate", 0.001)), str(settings.get("optimizer", "adam"))
+
+        def shared(number: int, device: str) -> Shared:
+            return Shared(spec.seed, number, JOB, device)
+
+        begin = net.start(declaration.seed)
+        scheme = schemes.dense(declaration.kind, settings, spec, begin, samples, shared, private)
+
+        def train(number: int, device: int, start: F32) -> schemes.Local:
+            rng = np.random.default_rng([declaration.seed, 2, device, number, 1])
+            data = home.parts[device]
+            more = {"epochs": declaration.epochs, "batch": declaration.batch}
+            return schemes.Local(*net.train(start, data.x, data.y, **more, rate=rate, optimizer=optimizer, rng=rng))
+
+        def reached() -> Accuracy:
+            share = net.accuracy(scheme.weights, home.test.x, home.test.y)
+            return Accuracy(share, share, share)
+
+    meter = Meter(spec.digest, declaration.rounds)
+    rows, up, down, receipts = [], 0.0, 0.0, 0.0
+    for number in range(1, declaration.rounds + 1):
+        sent = scheme.round(number, train)
+        devices = [f"device-{index:03d}" for index in range(len(samples))]
+        down += receipts + meter.down(number, sent.down)
+        each = [meter.up(number, *what) for what in zip(devices, samples, sent.up, strict=True)]
+        up += sum(each) / len(each)
+        receipts = sum(meter.receipt(number, device, b) for device, b in zip(devices, sent.up, strict=True)) / len(each)
+        rows.append(Row(number, reached(), float(np.average(sent.losses, weights=samples)), up, down))
+        closed(number)
+    return rows
+
+
+@dataclass(frozen=True)
+class Meter:
+    """Bytes of the MQTT packets in which a baseline's byte strings would travel: the frames are real ones."""
+
+    model: bytes
+    rounds: int
+
+    def up(self, number: int, device: str, samples: int, payload: bytes) -> int:
+        """One device's update, in chunks."""
+        theta = chunks.transfer_id(number.to_bytes(4, "little"))
+        update = Update(number, basis(JOB, self.model, theta), samples, 0, 0, 255, (payload,))
+        return self.frame_up(device, encode(update))
+
+    def frame_up(self, device: str, frame: bytes) -> int:
+        """An update's frame, in chunks."""
+        topic = topics.update(JOB, device)
+        return sum(packet(topic, chunk) for chunk in chunks.split(frame))
+
+    def down(self, number: int, blob: bytes) -> int:
+        """A round's announcement, and `blob` in chunks if there is one."""
+        parts = chunks.split(blob) if blob else []
+        name, none = chunks.transfer_id(blob), bytes(16)
+        announce = Announce(
+            job=JOB,
+            round=number,
+            rounds=self.rounds,
+            phase=Phase.OPEN,
+            model=self.model,
+            theta=name,
+            transfer=name,
+            chunks=len(parts),
+            base=none,
+            delta=none,
+            delta_chunks=0,
+            deadline_ms=0,
+            work=Work(),
+            selected=(),
+            text="",
+        )
+        told = packet(topics.round_(JOB), announce)
+        return told + sum(packet(topics.theta(JOB, number, part.index), part) for part in parts)
+
+    def receipt(self, number: int, device: str, payload: bytes) -> int:
+        """That an update has been counted."""
+        receipt = Receipt(JOB, number, chunks.transfer_id(payload), Status.ACCEPTED, "")
+        return packet(topics.receipt(JOB, device), receipt)
+
+
+def packet(topic: str, message: Message) -> int:
+    """Length of the PUBLISH packet of one message."""
+    return packet_bytes(topic, encode(message))

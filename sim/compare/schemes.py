@@ -1,0 +1,228 @@
+"""The rivals: what each sends, what its server makes of it, and what comes back. One round at a time, no network.
+
+All train in the same way (FedAvg's: McMahan et al., arXiv 1602.05629): the same examples, epochs and batches, an
+optimiser that is new in every round; what differs is how the change of the weights travels. Every number that a
+device or the server acts on has been through bytes and back, so that nobody profits from what was not sent. Weights
+begin from a seed that everybody knows: before round 1 nothing is sent down.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final, Protocol
+
+import numpy as np
+
+from edge_client.data import Dataset
+from edge_client.runtimes import Rule, Runtime, State
+from edge_client.training import rule_of
+from seedmask.codec import counts, packed
+from seedmask.mask import F32, Theta
+from seedmask.shared import Shared
+from seedmask.spec import ModelSpec
+from seedmask.wire import Work
+from sim.compare import codecs
+
+_BROADCAST: Final = "server"  # in the place of a device's name, where the server codes with shared uniforms
+
+
+@dataclass(frozen=True)
+class Local:
+    """What a device's training came to: `x` float32 [d] (weights, or scores), mean `loss` of the last epoch (nats)."""
+
+    x: F32
+    loss: float
+
+
+Train = Callable[[int, int, F32], Local]
+"""Called as train(round, device, start): local training of device number `device` from `start` float32 [d]."""
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A round on the wire: `down` what every device was sent before it trained (empty: nothing), `up` from each one."""
+
+    down: bytes
+    up: tuple[bytes, ...]
+    losses: tuple[float, ...]
+
+
+class Scheme(Protocol):
+    """A method with its state: the weights, and whatever devices and server keep of past errors."""
+
+    weights: F32
+
+    def round(self, number: int, train: Train) -> Sent:
+        """Play round `number`, from 1; `weights` are then what the server has."""
+
+
+class Dense:
+    """Every method that sends the change of dense weights: codec up, codec down, and a rule between them."""
+
+    def __init__(
+        self,
+        weights: F32,
+        samples: Sequence[int],
+        up: codecs.Codec,
+        down: codecs.Codec | None,
+        shared: Callable[[int, str], Shared],
+        rng: np.random.Generator,
+        *,
+        feedback: bool = False,
+        down_feedback: bool = False,
+        vote_rate: float = 0.0,
+    ) -> None:
+        """Begin at `weights` float32 [d]; `samples` per device, which weighs it; `rng` everybody's private randomness.
+
+        `down` None: the weights themselves as float32; otherwise their change, coded. `feedback`: a device adds to the
+        next change what coding lost of this one; `down_feedback`: so does the server. `vote_rate` > 0: the server
+        takes the sign of the sum of the signs, and a step of that size; 0: the mean, by samples.
+        """
+        self.weights, self.samples = weights, np.asarray(samples, np.float64)
+        self.up, self.down, self.shared, self.rng = up, down, shared, rng
+        self.vote_rate = vote_rate
+        d = weights.size
+        self._errors = [np.zeros(d, np.float32) for _ in samples] if feedback else []
+        self._down_error = np.zeros(d, np.float32) if down_feedback else None
+        self._pending = b""
+
+    def round(self, number: int, train: Train) -> Sent:
+        """See Scheme."""
+        down = self._pending
+        total, payloads, losses = np.zeros(self.weights.size, np.float64), [], []
+        share = self.samples / self.samples.sum()
+        for device in range(len(self.samples)):
+            local = train(number, device, self.weights)
+            change = local.x - self.weights
+            if self._errors:
+                change = change + self._errors[device]
+            shared = self.shared(number, f"device-{device:03d}")
+            payload = self.up.encode(change, shared, self.rng)
+            received = self.up.decode(payload, change.size, shared)
+            if self._errors:
+                self._errors[device] = change - received
+            total += received if self.vote_rate else share[device] * received
+            payloads.append(payload)
+            losses.append(local.loss)
+        self._pending = self._step(number, total.astype(np.float32))
+        return Sent(down, tuple(payloads), tuple(losses))
+
+    def _step(self, number: int, total: F32) -> bytes:
+        """Move the weights by what every device will read; these bytes."""
+        if self.down is None:
+            self.weights = self.weights + total
+            return codecs.Fp32().encode(self.weights, self.shared(number, _BROADCAST), self.rng)
+        if self._down_error is not None:
+            total = total + self._down_error
+        shared = self.shared(number, _BROADCAST)
+        payload = self.down.encode(total, shared, self.rng)
+        moved = self.down.decode(payload, total.size, shared)
+        if self._down_error is not None:
+            self._down_error = total - moved
+        self.weights = self.weights + (np.float32(self.vote_rate) * moved if self.vote_rate else moved)
+        return payload
+
+
+class Sparse:
+    """Down-codec of top-k: whatever is not zero, in the way of `codecs.TopK`."""
+
+    def encode(self, x: F32, shared: Shared, rng: np.random.Generator) -> bytes:
+        """See codecs.Codec."""
+        return codecs.sparse_bytes(x, np.flatnonzero(x))
+
+    def decode(self, payload: bytes, d: int, shared: Shared) -> F32:
+        """See codecs.Codec."""
+        return codecs.sparse_vector(payload, d)
+
+
+class FedMask:
+    """Deterministic masks, after FedMask (Li et al., SenSys 2021): a weight is on where its score is above 0.
+
+    Frozen weights and the straight-through gradient as in `edge_client.training`, but no chance: forward and upload use
+    the thresholded scores, one bit a weight, and the server publishes their mean as counts. Scores begin at random,
+    from the seed: begun at one half, all of them would be off.
+    """
+
+    def __init__(self, spec: ModelSpec, devices: int, rng: np.random.Generator) -> None:
+        """`rng` is known to everybody: it draws where scores begin."""
+        self.devices, self.d = devices, spec.d
+        self.theta = Theta(rng.integers(0, 256, spec.d).astype(np.uint16), 255)
+        self.weights = self.theta.logit()
+        self._pending = b""
+
+    def round(self, number: int, train: Train) -> Sent:
+        """See Scheme; `weights` are scores."""
+        down, ones, payloads, losses = self._pending, np.zeros(self.d, np.uint16), [], []
+        for device in range(self.devices):
+            local = train(number, device, self.weights)
+            payload = packed.encode((local.x > 0).astype(np.uint8), self.theta)
+            ones += packed.decode(payload, self.theta)
+            payloads.append(payload)
+            losses.append(local.loss)
+        self.theta = Theta(ones, self.devices)
+        self.weights = self.theta.logit()
+        self._pending = counts.encode(self.theta)
+        return Sent(down, tuple(payloads), tuple(losses))
+
+
+def train_thresholded(
+    runtime: Runtime, spec: ModelSpec, data: Dataset, start: F32, work: Work, batch: int, rng: np.random.Generator
+) -> Local:
+    """`edge_client.training.train` with the mask score > 0 in place of a drawn one."""
+    rule: Rule = replace(rule_of(work, 1), mean=False)
+    state = State.start(start, rule)
+    half = np.full(spec.d, 0.5, np.float32)  # "noise < theta" is "theta above one half"
+    losses = 0.0
+    for _ in range(work.epochs):
+        order, losses = rng.permutation(len(data.y)), 0.0
+        for at in range(0, len(order), batch):
+            pick = order[at : at + batch]
+            result = runtime.step(spec.normalise(data.x[pick]), data.y[pick], state, half, rule)
+            state, losses = result.state, losses + result.loss * len(pick)
+    return Local(state.scores, losses / len(data.y))
+
+
+DENSE: Final = ("fedavg", "signsgd", "ef-signsgd", "qsgd", "topk", "drive")
+KINDS: Final = ("masks", *DENSE, "fedmask")
+KEYS: Final[dict[str, tuple[str, ...]]] = {
+    "fedavg": ("optimizer", "rate"),
+    "signsgd": ("optimizer", "rate", "server_rate"),
+    "ef-signsgd": ("optimizer", "rate"),
+    "qsgd": ("optimizer", "rate", "levels", "bucket"),
+    "topk": ("optimizer", "rate", "keep"),
+    "drive": ("optimizer", "rate"),
+    "fedmask": ("rate",),
+}
+"""What each kind but `masks` can be told in a grid."""
+
+
+def dense(
+    kind: str,
+    settings: dict[str, Any],
+    spec: ModelSpec,
+    weights: F32,
+    samples: Sequence[int],
+    shared: Callable[[int, str], Shared],
+    rng: np.random.Generator,
+) -> Dense:
+    """The baseline called `kind`, one of DENSE."""
+    sizes = tuple(tensor.size for tensor in spec.tensors)
+    if kind == "fedavg":
+        return Dense(weights, samples, codecs.Fp32(), None, shared, rng)
+    if kind == "signsgd":
+        rate = float(settings.get("server_rate", 0.001))
+        return Dense(weights, samples, codecs.Sign(), codecs.Sign(), shared, rng, vote_rate=rate)
+    if kind == "ef-signsgd":
+        # The way back as Zheng, Huang and Kwok do it (arXiv 1905.10936): the server signs too, and keeps its own error.
+        sign = codecs.ScaledSign(sizes)
+        return Dense(weights, samples, sign, sign, shared, rng, feedback=True, down_feedback=True)
+    if kind == "qsgd":
+        up = codecs.Qsgd(int(settings.get("levels", 4)), int(settings.get("bucket", 512)))
+        return Dense(weights, samples, up, None, shared, rng)
+    if kind == "topk":
+        top = codecs.TopK(float(settings.get("keep", 0.01)))
+        return Dense(weights, samples, top, Sparse(), shared, rng, feedback=True)
+    if kind == "drive":
+        return Dense(weights, samples, codecs.Drive(), None, shared, rng)
+    raise ValueError(f"a baseline is one of {', '.join(DENSE)}, found {kind!r}")
