@@ -335,7 +335,7 @@ def test_the_announcement_tells_the_time_that_is_left() -> None:
 
 def thrifty(job: Job, *senders: str) -> list[Event]:
     """Updates in `hmrc` of devices that learnt a little."""
-    found = []
+    found: list[Event] = []
     for name in senders:
         rng = np.random.default_rng([NAMES.index(name), job.round])
         scores = (job.theta.logit() + rng.normal(0, 0.3, D)).astype(np.float32)
