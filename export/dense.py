@@ -76,7 +76,8 @@ class Dense:
         for _ in range(epochs):
             losses = 0.0
             order = torch.from_numpy(rng.permutation(len(y))).to(self.device)
-            for pick in order.split(batch):
+            for at in range(0, len(y), batch):
+                pick = order[at : at + batch]
                 loss = F.cross_entropy(forward(self.spec, images[pick], leaf), labels[pick])
                 (leaf.grad,) = torch.autograd.grad(loss, [leaf])
                 rule.step()

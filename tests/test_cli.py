@@ -101,7 +101,7 @@ def test_runtimes_lists_what_is_ready(capsys: pytest.CaptureFixture[str]) -> Non
     [
         (["--devices", "0"], "--devices is at least 1"),
         (["--crash", "0.5"], "need --virtual"),
-        (["--split", "random"], "there are iid and c_max"),
+        (["--split", "random"], "there are iid, c_max"),
         (["--dataset", "fashion-mnist", "--data", "/nowhere"], "lacks train-images-idx3-ubyte"),
         (["--bundle", "/nowhere.bundle"], "cannot read the bundle"),
         (["--minimum", "5", "--quorum", "2"], "minimum (5) cannot be above quorum (2)"),
@@ -244,7 +244,7 @@ def test_simulate_says_which_models_take_the_images(
     status, printed, said = simulate(bundle=path)
     assert (status, printed) == (2, "")
     assert (
-        "large takes inputs of 3x32x32, the images of digits are 1x28x28: use --model mlp or conv4 or conv4s or conv4n"
+        "large takes inputs of 3x32x32, the images of digits are 1x28x28: use --model mlp or mlpn or conv4 or conv4s or conv4n"
         in said
     )
 

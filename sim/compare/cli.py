@@ -150,7 +150,7 @@ def _screen(stream: Any) -> Iterator[Say]:
         said = [-60.0]
 
         def line(at: Progress) -> None:
-            if time.monotonic() - said[0] >= 10 or at.rounds_done == at.rounds:
+            if time.monotonic() - said[0] >= 10 or at.runs_done == at.runs:
                 said[0] = time.monotonic()
                 done = f"{at.runs_done} of {at.runs} runs, {at.rounds_done} of {at.rounds} rounds"
                 print(f"{done}; {_left(at.left)} {at.now}", file=stream, flush=True)

@@ -296,7 +296,8 @@ def work(
     context = multiprocessing.get_context("spawn")
     told: Any = context.Queue()
     waiting = [run for run in runs if stored(out, run) is None]
-    state = {run: run.rounds for run in runs if run not in set(waiting)}
+    kept = set(runs) - set(waiting)
+    state = {run: run.rounds for run in kept}
     pace = _Pace([value for run in runs if (value := stored(out, run)) is not None])
     alive: dict[Declaration, Any] = {}
     since: dict[Declaration, float] = {}
@@ -306,9 +307,8 @@ def work(
         now = (
             "" if run is None else f"{run.scheme}, {run.model}, {run.split}, seed {run.seed}, round {state.get(run, 0)}"
         )
-        finished = sum(state.get(other, 0) >= other.rounds for other in runs)
         seconds = pace.seconds(left, workers)
-        say(Progress(finished, len(runs), sum(state.values()), sum(other.rounds for other in runs), seconds, now))
+        say(Progress(len(kept), len(runs), sum(state.values()), sum(other.rounds for other in runs), seconds, now))
 
     report(None)
     try:
@@ -329,6 +329,8 @@ def work(
                 raise FailedError(f"{_title(run)}: {failure}")
             if number > run.rounds:
                 alive.pop(run).join()
+                kept.add(run)
+                report(run)
             else:
                 state[run] = number
                 pace.saw(run, clock() - since[run])

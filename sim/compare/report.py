@@ -220,6 +220,7 @@ def draw(path: Path, rows: Sequence[Row], place: Place, measure: str) -> None:
         panel.grid(alpha=0.3, which="major")
         if log:
             panel.set_xscale("log")
+            panel.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         panel.spines[["top", "right"]].set_visible(False)
     # The first rounds of slow starters would squeeze what is to be seen.
     lowest = min(100 * row[f"accuracy_{measure}"] for seeds in found.values() for h in seeds.values() for row in h)
