@@ -1,7 +1,7 @@
 """What must survive a crash: rounds and accepted updates, in SQLite.
 
 Write-ahead log with full sync: when a method returns, the disk has it. That is what allows a receipt to be sent.
-Masks of a round stay until the next one is closed, and so does what it left; probabilities and figures stay for good.
+Masks of closed rounds are cleared, and what each but the last left to the next one; probabilities and figures stay.
 """
 
 from __future__ import annotations
@@ -41,9 +41,8 @@ CREATE TABLE IF NOT EXISTS updates (
 class Resumed:
     """What the store knows: the latest `round` with the `theta` it began from or, if `closed`, what came of it.
 
-    `updates` of that round: (device, transfer, update). `blob`, `delta`: the probabilities that were published for it.
-    `base`: the theta of the round before that theta's; `memory`: what the last closed round left; `recent`: the last
-    results.
+    `updates`: (device, transfer, update). `blob`, `delta`: the probabilities that were published for it. `base`: the
+    theta of the round before that theta's; `memory`: what the last closed round left; `recent`: the last results.
     """
 
     round: int
@@ -115,7 +114,7 @@ class Store:
         self._db.execute("INSERT INTO updates VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
 
     def closed(self, round_: int, theta: Theta, record: dict[str, Any], memory: Memory | None = None) -> None:
-        """A round ended; the masks of the one before are not needed any more, nor is what that one left."""
+        """A round ended; its masks are not needed any more, nor is what the one before left."""
         self._db.execute("BEGIN")
         self._db.execute(
             "UPDATE rounds SET result = ?, record = ?, memory = ? WHERE round = ?",
@@ -159,9 +158,8 @@ class Store:
         if row is None:
             return None
         round_, theta, delta, result, selected, quorum = row
-        rows = self._db.execute(
-            "SELECT device, transfer, frame FROM updates WHERE round = ? ORDER BY device", (round_,)
-        )
+        wanted = "SELECT device, transfer, frame FROM updates WHERE round = ? ORDER BY device"
+        rows = self._db.execute(wanted, (round_,))
         updates = [(device, transfer, expect(frame, Update)) for device, transfer, frame in rows]
         # Of an open round the base is what the round before began with, of a closed one what itself began with.
         began = self._db.execute(

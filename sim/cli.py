@@ -72,7 +72,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         help="virtual: chance to lose the connection in a round",
     )
     data = parser.add_argument_group("model and data")
-    data.add_argument("--model", metavar="NAME", help=f"{' or '.join(MODELS)} ({MODELS[0]}); for your own see --bundle")
+    data.add_argument("--model", metavar="NAME", help=f"{', '.join(MODELS)} ({MODELS[0]}); for your own see --bundle")
     data.add_argument("--bundle", type=Path, metavar="FILE", help="a bundle of `seedmask export` instead of --model")
     data.add_argument("--dataset", default="auto", choices=datasets.NAMES, help="auto: Fashion-MNIST, else digits")
     data.add_argument("--data", type=Path, metavar="DIR", help="folder with the four Fashion-MNIST files")
@@ -203,7 +203,7 @@ def _setup(options: argparse.Namespace) -> _Setup:
     if math.prod(spec.input) != math.prod(shape):
         raise UserError(
             f"{spec.name} takes inputs of {_by(spec.input)}, the images of {images.name} are {_by(shape)}: "
-            f"use --model {' or '.join(MODELS)}, or a --bundle for {_by(shape)}"
+            f"use a --model of {', '.join(MODELS)}, or a --bundle for {_by(shape)}"
         )
     check(images.test, spec)
     rng = np.random.default_rng([seed, 0])
