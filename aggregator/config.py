@@ -37,8 +37,9 @@ learning_rate = 0.1             # of Adam on the mask scores
 codec = "hmrc"                  # or "crn", "rans", "packed"
 
 [learning]                      # what the aggregator makes of the masks
-downlink = 4                    # levels of the probabilities that are published, or "exact"
-weighting = "samples"           # a device counts as much as it has examples; or "equal"
+downlink = "exact"              # or the number of levels that the published probabilities are rounded to
+weighting = "samples"           # a device counts as much as it says it has examples; or "equal"
+relay = true                    # false: devices never get to see each other's masks
 
 [broker]
 host = "192.0.2.10"

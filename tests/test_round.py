@@ -35,7 +35,7 @@ from aggregator.round import (
 )
 from seedmask import wire
 from seedmask.chunks import transfer_id
-from seedmask.codec import by_id, counts, packed, rans
+from seedmask.codec import Plan, by_id, counts, crn, delta, hmrc, packed, rans, relay
 from seedmask.errors import CodecError
 from seedmask.io.link import Connected, Disconnected, Refused
 from seedmask.mask import CLAMP, Mask, Theta
@@ -328,6 +328,139 @@ def test_the_announcement_tells_the_time_that_is_left() -> None:
     assert (told.phase, told.deadline_ms, told.chunks, told.text) == (Phase.OPEN, 44_500, 4, "")
     assert (told.theta, told.transfer) == (job.theta.digest(), transfer_id(counts.encode(job.theta)))
     assert announcement(after(job, Ticked(1e6))[0], 4).deadline_ms == 0
+
+
+# --- how theta is told to those who hold the one before ---
+
+
+def thrifty(job: Job, *senders: str) -> list[Event]:
+    """Updates in `hmrc` of devices that learnt a little."""
+    found: list[Event] = []
+    for name in senders:
+        rng = np.random.default_rng([NAMES.index(name), job.round])
+        scores = (job.theta.logit() + rng.normal(0, 0.3, D)).astype(np.float32)
+        shared = Shared(SEED, job.round, JOB, name)
+        coded = hmrc.draw(scores, job.theta, shared, rng, job.work.plan())
+        found.append(arrived(update(job, name, codec=hmrc.ID, payloads=(coded,)), name))
+    return found
+
+
+def test_the_first_round_is_told_whole() -> None:
+    job = open_job(2)
+    told = announcement(job, 1)
+    assert (job.delta, told.base, told.delta, told.delta_chunks) == (b"", bytes(16), bytes(16), 0)
+
+
+@pytest.mark.parametrize("by_samples", [False, True])
+def test_masks_that_are_shorter_than_theta_are_relayed_and_give_it(by_samples: bool) -> None:
+    first = open_job(3, recipe=Recipe(by_samples=by_samples))
+    job, _ = after(first, *thrifty(first, "pi-3", "pi-1", "pi-2"))
+    assert job.delta[0] == relay.ID
+    assert len(job.delta) < len(job.blob)
+    assert relay.decode(job.delta, first.theta, SEED, JOB).digest() == job.theta.digest()
+    told = announcement(job, 1, 2)
+    assert (told.base, told.delta, told.delta_chunks) == (first.theta.digest(), transfer_id(job.delta), 2)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "work"),
+    [
+        (Recipe(relay=False), WORK),
+        (Recipe(prior=1), WORK),
+        (Recipe(top=3, hysteresis=1), WORK),
+        (Recipe(step=900), WORK),
+        (Recipe(carry=1), WORK),
+        (COUNTS, replace(WORK, stratified=1)),
+    ],
+)
+def test_nothing_is_relayed_that_devices_could_not_add_up_or_should_not_see(recipe: Recipe, work: Work) -> None:
+    first = open_job(3, work, recipe)
+    updates = thrifty(first, *NAMES[:3]) if not work.stratified else coming(first, *NAMES[:3])
+    job, _ = after(first, *updates)
+    assert job.round == 2
+    assert job.delta[:1] != bytes([relay.ID])
+
+
+def test_levels_are_told_as_what_changed_where_that_is_shorter_than_the_masks() -> None:
+    first = open_job(3, recipe=Recipe(top=3))
+    second, _ = after(first, *coming(first, *NAMES[:3]))
+    made_for = basis(JOB, MODEL, second.theta.digest())
+    same = [replace(update(first, name), round=2, basis=made_for) for name in NAMES[:3]]
+    third, _ = after(second, *[arrived(u, name) for u, name in zip(same, NAMES[:3], strict=True)])
+    assert third.theta.digest() == second.theta.digest()
+    assert third.delta[0] == delta.ID
+    assert delta.decode(third.delta, second.theta).digest() == third.theta.digest()
+
+
+# --- several masks, weights, strata ---
+
+
+def test_every_mask_of_an_update_counts() -> None:
+    job = open_job(2, replace(WORK, masks=3))
+    events = coming(job, "pi-1", "pi-2")
+    masks = [mask_of(e.update, job.theta, i) for e in events if isinstance(e, Arrived) for i in range(3)]
+    _, effects = after(job, *events)
+    (closed,) = [effect for effect in effects if isinstance(effect, Closed)]
+    assert (closed.updates, closed.theta.top) == (2, 6)
+    assert np.array_equal(closed.theta.level, np.sum(masks, axis=0))
+
+
+def test_a_device_with_more_examples_counts_more_if_the_job_says_so() -> None:
+    for by_samples, top in ((True, 4), (False, 2)):
+        job = open_job(2, recipe=Recipe(by_samples=by_samples))
+        one, three = update(job, "pi-1", samples=100), update(job, "pi-2", samples=300)
+        after_it, _ = after(job, arrived(one, "pi-1"), arrived(three, "pi-2"))
+        assert after_it.theta.top == top
+        weight = 3 if by_samples else 1
+        total = mask_of(one, job.theta).astype(int) + weight * mask_of(three, job.theta)
+        assert np.array_equal(after_it.theta.level, total)
+
+
+def test_under_strata_everybody_is_named_and_each_masks_uniforms_are_those_of_its_place() -> None:
+    job = open_job(3, replace(WORK, stratified=1, codec=crn.ID))
+    assert job.selected == announcement(job, 1).selected == tuple(NAMES[:3])
+    scores = np.random.default_rng(1).normal(0, 1, D).astype(np.float32)
+    rng, events, masks = np.random.default_rng(0), [], []
+    for k, name in enumerate(NAMES[:3]):
+        shared = Shared(SEED, 1, JOB, name, 0, (k, 3))
+        coded = crn.draw(scores, job.theta, shared, rng, Plan())
+        masks.append(crn.decode(coded, job.theta, shared))
+        events.append(arrived(update(job, name, codec=crn.ID, payloads=(coded,)), name))
+    found, _ = after(job, *events)
+    assert np.array_equal(found.theta.level, np.sum(masks, axis=0))
+    # Three strata: the number of ones is three times the probability, but for rounding to a whole number.
+    assert np.abs(found.theta.level - 3 / (1 + np.exp(-scores.astype(float)))).max() < 1.001
+
+
+def test_a_stratified_round_is_not_widened() -> None:
+    job, _ = after(
+        job_of(3, replace(WORK, stratified=1), per_round=2, minimum=2, deadline_s=60), *map(presence, NAMES[:3])
+    )
+    gone, stays = job.selected
+    job, _ = after(job, arrived(update(job, stays), stays), presence(gone, online=False))
+    asked = job.selected
+    job, effects = after(job, Ticked(60.0), Ticked(600.0))
+    assert Widened not in kinds(effects)
+    assert job.selected == asked
+
+
+def test_devices_that_learn_nothing_leave_theta_where_it_is_under_the_control_variate() -> None:
+    """The whole way: crn, strata, three rounds; without the control variate the same masks move theta."""
+    for recipe, stays in ((Recipe(top=255, control_variate=True), True), (Recipe(top=255), False)):
+        job = open_job(3, replace(WORK, stratified=1, codec=crn.ID), recipe, total=9)
+        job = replace(job, theta=Theta(np.arange(D, dtype=np.uint16) % 200 + 20, 255))
+        first = job.theta
+        for _ in range(3):
+            events = []
+            for k, name in enumerate(NAMES[:3]):
+                shared = Shared(SEED, job.round, JOB, name, 0, (k, 3))
+                coded = crn.draw(job.theta.logit(), job.theta, shared, np.random.default_rng(0), Plan())
+                events.append(arrived(update(job, name, codec=crn.ID, payloads=(coded,)), name))
+            job, _ = after(job, *events)
+        assert job.round == 4
+        moved = np.abs(job.theta.q16().astype(int) - first.q16()) / 65536
+        assert bool(moved.mean() < 0.001) is stays
+        assert bool(moved.mean() > 0.1) is not stays
 
 
 # --- what becomes of an update ---

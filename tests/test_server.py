@@ -23,7 +23,7 @@ from edge_client.outbox import Outbox
 from edge_client.session import Ticked, Trained
 from seedmask import model, topics, wire
 from seedmask.chunks import split, transfer_id
-from seedmask.codec import crn, packed
+from seedmask.codec import by_id, packed
 from seedmask.io.link import Connected, Event, Received, Traffic
 from seedmask.mask import Mask, Theta
 from seedmask.shared import Shared
@@ -107,12 +107,12 @@ class Pretended:
         samples = 10 + 7 * self.index
         codec = announce.work.codec
         payloads = [packed.encode(np.roll(mask, index), theta) for index in range(announce.work.masks)]
-        if codec == crn.ID:
+        if codec != packed.ID:
             device = self.world.clients[self.index].who.device
-            stratum = (announce.selected.index(device), len(announce.selected))
+            stratum = (announce.selected.index(device), len(announce.selected)) if announce.work.stratified else None
             shared = Shared(self.world.spec.seed, announce.round, JOB, device, 0, stratum)
             scores = theta.logit() + mask.astype(np.float32) - np.float32(0.4)
-            payloads = [crn.draw(scores, theta, shared, np.random.default_rng(0), announce.work.plan())]
+            payloads = [by_id(codec).draw(scores, theta, shared, np.random.default_rng(0), announce.work.plan())]
         basis = wire.basis(JOB, announce.model, announce.theta)
         made = Update(announce.round, basis, samples, 1, 5, codec, tuple(payloads))
         frame = wire.encode(made)
@@ -317,6 +317,7 @@ TABLES: dict[str, dict[str, Any]] = {
         "learning": AggregateSettings(downlink=8, carry=0.5, prior=1.5, step=0.7, hysteresis=0.3, average_last=3),
         "work": WorkSettings(codec="packed", masks=2),
     },
+    "relay": {"learning": AggregateSettings(weighting="samples"), "work": WorkSettings(codec="hmrc")},
     "control variate": {
         "learning": AggregateSettings(downlink=4, control_variate=True, weighting="samples", average_last=2),
         "work": WorkSettings(codec="crn", stratified=True),
@@ -346,6 +347,14 @@ def test_a_round_is_told_against_the_one_before_where_that_is_smaller_but_never_
     fetched = sum(topic.count("/theta/") for topic in done.subscribed)
     assert fetched == DEVICES * 2
     assert sum(topic.count("/delta/") for topic in done.subscribed) == DEVICES * 2
+
+
+def test_rounds_are_told_as_the_masks_that_made_them_where_that_is_shorter(world: Made) -> None:
+    done = world(rounds=4, **TABLES["relay"])
+    assert sum(topic.count("/theta/") for topic in done.subscribed) == DEVICES  # in the first round alone
+    assert sum(topic.count("/delta/") for topic in done.subscribed) == DEVICES * 3
+    unseen = world(rounds=4, learning=AggregateSettings(relay=False), work=WorkSettings(codec="hmrc"))
+    assert sum(topic.count("/theta/") for topic in unseen.subscribed) >= DEVICES
 
 
 def test_the_finished_model_is_of_the_mean_of_the_last_rounds(world: Made, tiny_spec: ModelSpec) -> None:

@@ -39,12 +39,13 @@ from edge_client.session import (
 )
 from seedmask import PROTOCOL_VERSION, topics
 from seedmask.chunks import split, transfer_id
-from seedmask.codec import counts, delta
+from seedmask.codec import Plan, counts, delta, hmrc, relay
 from seedmask.io.link import Connected, Disconnected, Received, Refused
 from seedmask.mask import Theta
+from seedmask.shared import Shared
 from seedmask.wire import Announce, Chunk, Heartbeat, Message, Phase, Presence, Receipt, Status, Work, encode
 
-JOB, DEVICE, MODEL, D = "fashion", "pi-1", bytes(range(32)), 400
+JOB, DEVICE, MODEL, D, SEED = "fashion", "pi-1", bytes(range(32)), 400, 11
 ROUND = topics.round_(JOB)
 
 
@@ -100,7 +101,7 @@ def heartbeat(boot: int, online: bool = True) -> Received:
 
 def after(*events: Event, session: Session | None = None) -> tuple[Session, list[Effect]]:
     """A fresh, connected device after `events`, and all effects since it connected."""
-    session = session or step(Session(JOB, DEVICE, MODEL, D), Connected())[0]
+    session = session or step(Session(JOB, DEVICE, MODEL, D, seed=SEED), Connected())[0]
     effects: list[Effect] = []
     for event in events:
         session, more = step(session, event)
@@ -194,8 +195,8 @@ def test_the_next_round_is_trained_from_its_own_probabilities() -> None:
 
 # --- what changed since the round before ---
 
-SECOND = Theta(THETA.level // 32, 31)
-THIRD = Theta(SECOND.level.copy(), 31)
+SECOND = Theta(THETA.level // 100, 11)
+THIRD = Theta(SECOND.level.copy(), 11)
 THIRD.level[:9] ^= 1
 DELTA = topics.delta(JOB, 3, "+")
 WHOLE = topics.theta(JOB, 3, "+")
@@ -229,7 +230,7 @@ def test_who_holds_the_base_fetches_only_what_changed() -> None:
     assert only(effects, Subscribe, Unsubscribe) == [Subscribe(DELTA), Unsubscribe(DELTA)]
     assert trains(effects, THIRD)
     assert "fetching what changed" in said(effects)
-    fourth = Theta(THIRD.level.copy(), 125)
+    fourth = Theta(THIRD.level.copy(), 11)
     fourth.level[50:60] ^= 1
     made = trained(3, THIRD)
     told = [made, receipt(Status.ACCEPTED, made), received(offer(fourth, THIRD, round_=4))]
@@ -253,7 +254,7 @@ def test_without_an_offer_the_snapshot_is_fetched() -> None:
 BAD = {
     "nonsense": b"?" * 99,
     "of another base": delta.encode(THIRD, Theta(np.ones(D, np.uint16), 2)),
-    "to another theta": delta.encode(Theta(SECOND.level.copy(), 32), SECOND),
+    "to another theta": delta.encode(Theta(SECOND.level.copy(), 12), SECOND),
     "cut short": delta.encode(THIRD, SECOND)[:-1],
     "empty but for one byte": b"x",
     "too large to be one": bytes(2 * D + (1 << 16) + 1),
@@ -304,6 +305,34 @@ def test_a_delta_under_way_is_given_up_when_the_round_moves_on() -> None:
         Unsubscribe(DELTA),
         Subscribe(topics.theta(JOB, 4, "+")),
     ]
+
+
+def masks_of_round_2(base: Theta, *devices: str) -> bytes:
+    """The masks of round 2 as they are relayed in round 3."""
+    parts = []
+    for k, device in enumerate(devices):
+        shared = Shared(SEED, 2, JOB, device)
+        rng = np.random.default_rng(k)
+        coded = hmrc.draw(base.logit() + np.float32(0.3), base, shared, rng, Plan())
+        parts.append(relay.Part(device, 10, hmrc.ID, (coded,)))
+    return relay.encode(base, 2, relay.Pooling(0, 655, True), parts)
+
+
+def test_who_holds_the_base_adds_up_the_masks_that_are_relayed() -> None:
+    blob = masks_of_round_2(SECOND, "pi-1", "pi-2", "pi-3")
+    made = relay.decode(blob, SECOND, SEED, JOB)
+    assert made.top == 3
+    _, effects = after(received(offer(made, blob=blob)), *difference(blob), session=holding())
+    assert only(effects, Subscribe) == [Subscribe(DELTA)]
+    assert trains(effects, made)
+
+
+def test_relayed_masks_that_do_not_give_what_was_announced_lead_to_the_snapshot() -> None:
+    blob = masks_of_round_2(SECOND, "pi-1", "pi-2", "pi-3")
+    session, effects = after(received(offer(THIRD, blob=blob)), *difference(blob), session=holding())
+    assert only(effects, Train) == []
+    assert "the difference is no good (theta-mismatch: " in said(effects)
+    assert trains(after(*probabilities(THIRD, 3), session=session)[1], THIRD)
 
 
 # --- work that we do not understand ---
