@@ -23,8 +23,8 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from seedmask.codec.relay import MAX_WEIGHT, Pooling, pool
-from seedmask.mask import CLAMP, MAX_TOP, ONE, Mask, Theta
+from seedmask.codec.relay import FINE, MAX_WEIGHT, Pooling, pool
+from seedmask.mask import CLAMP, ONE, Mask, Theta
 from seedmask.seed import fold, key_of, uniforms16
 
 I64 = npt.NDArray[np.int64]
@@ -101,6 +101,11 @@ class Posterior:
         unit = math.gcd(self.unit, weight)
         return Posterior(self.total + weight * part, self.weight + weight, self.masks + 1, unit)
 
+    @property
+    def sums(self) -> tuple[I64, int, int, int]:
+        """What `pool` begins with."""
+        return self.total, self.weight, self.unit, self.masks
+
     def digest(self) -> bytes:
         """16 bytes that name exactly this state; for tests and logs."""
         head = f"{self.weight} {self.masks} {self.unit} ".encode()
@@ -161,7 +166,7 @@ def conclude(
     if not posterior.masks:
         raise ValueError("no mask gives no probabilities")
     if not (recipe.prior or recipe.remembers or recipe.hysteresis):
-        return pool(posterior.total, posterior.weight, posterior.unit, recipe.top, recipe.clamp), None
+        return pool(*posterior.sums, recipe.top, recipe.clamp), None
     before = memory.share if memory is not None else _share(theta)
     ones, masks = np.zeros(theta.d, np.int64), 0
     if recipe.control_variate:
@@ -192,7 +197,7 @@ def finished(recent: tuple[Theta, ...]) -> Mask:
 
 def _levels(share: I64, recipe: Recipe, before: Theta) -> Theta:
     """`share` to the nearest level, half a level up; near the border between two it stays where it was."""
-    top = recipe.top or MAX_TOP
+    top = recipe.top or FINE
     exact = share * top
     level = (exact + ONE // 2) >> 16
     if recipe.hysteresis and before.top == top:

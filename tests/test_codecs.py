@@ -491,9 +491,9 @@ def test_a_relay_rounds_to_levels_when_asked() -> None:
 
 def test_weights_without_a_common_divisor_still_give_a_theta() -> None:
     total = np.array([0, 1, (1 << 22) - 1, 2 * (1 << 22) - 1], np.int64)
-    theta = relay.pool(total, 2 * (1 << 22) - 1, 1, 0, 655)
-    assert theta.top == 65535
-    assert theta.level.tolist() == [0, 0, 32768, 65535]
+    theta = relay.pool(total, 2 * (1 << 22) - 1, 1, 2, 0, 655)
+    assert theta.top == 255
+    assert theta.level.tolist() == [0, 0, 128, 255]
 
 
 @given(data=st.data())

@@ -130,12 +130,12 @@ def test_equal_examples_are_equal_counts_whatever_their_number() -> None:
     assert theta_of(masks_of(2), weights=[1000, 500]).top == 3
 
 
-def test_weights_without_a_small_common_measure_are_rounded_to_sixteen_bits() -> None:
+def test_weights_without_a_small_common_measure_are_rounded_to_eight_bits() -> None:
     masks, weights = masks_of(3), [70_001, 1_234_567, 999_983]
     theta = theta_of(masks, weights=weights)
     mean = np.average(masks, axis=0, weights=weights)
-    assert theta.top == 65535
-    assert np.abs(theta.level / 65535 - mean).max() < 2e-5
+    assert theta.top == 255
+    assert np.abs(theta.level / 255 - mean).max() < 0.5001 / 255
 
 
 @pytest.mark.parametrize("weight", [0, -1, MAX_WEIGHT + 1])

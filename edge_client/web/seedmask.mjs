@@ -941,12 +941,15 @@ function deltaRows(level, top, contexts, rows) {
 export const CODECS = new Map([packed, rans, hmrc, crn].map((codec) => [codec.ID, codec]));
 
 /**
- * The next theta: `total` [d], sum of weight times mask; `weight` of all masks; `unit` divides each weight; `top` of the
- * levels, 0 for exact counts.
+ * The next theta: `total` [d], sum of weight times mask; `weight` of all `masks`; `unit` divides each weight; `top` of
+ * the levels, 0 for exact ones.
  */
-export function pool(total, weight, unit, top, clamp) {
-  if (!top && weight / unit <= 65535) return new Theta(Uint16Array.from(total, (n) => n / unit), weight / unit, clamp);
-  const levels = top || 65535;
+export function pool(total, weight, unit, masks, top, clamp) {
+  const exact = weight / unit;
+  if (!top && exact <= Math.min(Math.max(masks, 255), 65535)) {
+    return new Theta(Uint16Array.from(total, (n) => n / unit), exact, clamp);
+  }
+  const levels = top || 255;
   // Two steps of 16 bits: 2^16 times a total need not fit 53 bits.
   const share = (n) => {
     const whole = Math.floor(n / weight);
@@ -1027,7 +1030,7 @@ export const relay = {
   decode(payload, base, seed, job, maxBlocks = 0) {
     const { round, pooling, parts } = relay.read(payload, base);
     const total = new Float64Array(base.d);
-    let [weight, unit] = [0, 0];
+    let [weight, unit, masks] = [0, 0, 0];
     for (const { device, samples, codec, payloads } of parts) {
       const each = pooling.bySamples ? Math.min(samples, relay.MAX_WEIGHT) : 1;
       payloads.forEach((coded, index) => {
@@ -1036,9 +1039,10 @@ export const relay = {
         for (let i = 0; i < mask.length; i++) total[i] += each * mask[i];
         weight += each;
         unit = gcd(unit, each);
+        masks++;
       });
     }
-    return pool(total, weight, unit, pooling.top, pooling.clamp);
+    return pool(total, weight, unit, masks, pooling.top, pooling.clamp);
   },
 };
 

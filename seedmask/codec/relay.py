@@ -28,6 +28,8 @@ NAME = "relay"
 _HEAD: Final = struct.Struct("<B16sIHHBH")  # id, digest of the base, round, top, clamp, by samples, devices
 MAX_WEIGHT: Final = 1 << 22
 """Examples that a device can weigh with; more count as this many."""
+FINE: Final = 255
+"""Levels above zero that are enough where exact ones would be more than this, and more than there are masks."""
 
 
 @dataclass(frozen=True)
@@ -49,14 +51,15 @@ class Pooling:
     by_samples: bool
 
 
-def pool(total: npt.NDArray[np.int64], weight: int, unit: int, top: int, clamp: int) -> Theta:
-    """The next theta. `total` int64 [d]: sum of weight times mask; `weight` of all masks; `unit` divides each weight.
+def pool(total: npt.NDArray[np.int64], weight: int, unit: int, masks: int, top: int, clamp: int) -> Theta:
+    """The next theta. `total` int64 [d]: sum of weight times mask; `weight` of all `masks`; `unit` divides each weight.
 
-    Exact counts where their number of levels allows it, else the nearest of `top` + 1 levels, halves up.
+    With `top` 0 the exact share where that has no more levels than masks, or than FINE; else the nearest level, halves
+    up.
     """
-    if not top and weight // unit <= MAX_TOP:
-        return Theta((total // unit).astype(np.uint16), weight // unit, clamp)
-    top = top or MAX_TOP
+    if not top and (exact := weight // unit) <= min(max(masks, FINE), MAX_TOP):
+        return Theta((total // unit).astype(np.uint16), exact, clamp)
+    top = top or FINE
     share = ((total << 16) + weight // 2) // weight
     return Theta(((share * top + ONE // 2) >> 16).astype(np.uint16), top, clamp)
 
@@ -85,7 +88,7 @@ def decode(payload: bytes, base: Theta, seed: int, job: str, max_blocks: int = 0
     the caller to compare.
     """
     round_, pooling, parts = _read(payload, base)
-    total, weight, unit = np.zeros(base.d, np.int64), 0, 0
+    total, weight, unit, masks = np.zeros(base.d, np.int64), 0, 0, 0
     for part in parts:
         each = weight_of(part.samples, pooling.by_samples)
         for index, coded in enumerate(part.payloads):
@@ -93,8 +96,8 @@ def decode(payload: bytes, base: Theta, seed: int, job: str, max_blocks: int = 0
                 coded, base, Shared(seed, round_, job, part.device, index), max_blocks
             )
             total += each * mask.astype(np.int64)
-            weight, unit = weight + each, math.gcd(unit, each)
-    return pool(total, weight, unit, pooling.top, pooling.clamp)
+            weight, unit, masks = weight + each, math.gcd(unit, each), masks + 1
+    return pool(total, weight, unit, masks, pooling.top, pooling.clamp)
 
 
 def _read(payload: bytes, base: Theta) -> tuple[int, Pooling, list[Part]]:
