@@ -41,7 +41,7 @@ CREATE TABLE IF NOT EXISTS updates (
 class Resumed:
     """What the store knows: the latest `round` with the `theta` it began from or, if `closed`, what came of it.
 
-    `updates` of that round: (device, transfer, update). `blob`, `delta`: the probabilities that were published for it. `base`: the
+    `updates`: (device, transfer, update). `blob`, `delta`: the probabilities that were published for it. `base`: the
     theta of the round before that theta's; `memory`: what the last closed round left; `recent`: the last results.
     """
 
@@ -90,7 +90,7 @@ class Store:
             )
 
     def opened(self, round_: int, theta: Theta, selected: tuple[str, ...], quorum: int, delta: bytes = b"") -> None:
-        """A round began."""
+        """A round began; `delta`: how its theta was published beside the whole."""
         row = (round_, counts.encode(theta), json.dumps(selected), quorum, delta)
         self._db.execute("INSERT INTO rounds (round, theta, selected, quorum, delta) VALUES (?, ?, ?, ?, ?)", row)
 
@@ -158,9 +158,8 @@ class Store:
         if row is None:
             return None
         round_, theta, delta, result, selected, quorum = row
-        rows = self._db.execute(
-            "SELECT device, transfer, frame FROM updates WHERE round = ? ORDER BY device", (round_,)
-        )
+        wanted = "SELECT device, transfer, frame FROM updates WHERE round = ? ORDER BY device"
+        rows = self._db.execute(wanted, (round_,))
         updates = [(device, transfer, expect(frame, Update)) for device, transfer, frame in rows]
         # Of an open round the base is what the round before began with, of a closed one what itself began with.
         began = self._db.execute(

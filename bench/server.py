@@ -21,11 +21,12 @@ from aggregator.server import Server
 from aggregator.store import Store
 from seedmask import topics
 from seedmask.chunks import split
-from seedmask.codec import rans
+from seedmask.codec import CODECS, NAMES, MaskCodec, Plan
 from seedmask.io.link import Event, Received
-from seedmask.mask import Theta, sample
+from seedmask.mask import Theta
+from seedmask.shared import Shared
 from seedmask.spec import Linear, ModelSpec, Tensor, scale_bits
-from seedmask.wire import Presence, Update, encode
+from seedmask.wire import Presence, Update, basis, encode
 from sim.broker import Agenda, MemoryBroker, MemoryLink, Wire
 
 DEVICES = 40
@@ -38,8 +39,8 @@ def spec_of(d: int) -> ModelSpec:
     return ModelSpec("bench", 1, (1000,), (0, 255), rows, (Linear("weight", None),), (weight,))
 
 
-def measure(d: int) -> dict[str, object]:
-    """Updates per second for a model of about `d` weights, median of three rounds."""
+def measure(d: int, codec: MaskCodec) -> dict[str, object]:
+    """Updates per second for a model of about `d` weights and masks in `codec`, median of three rounds."""
     spec = spec_of(d)
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
@@ -62,10 +63,11 @@ def measure(d: int) -> dict[str, object]:
             messages = []
             for name in names:
                 # Masks as after some learning: likelier where theta is high, and not quite theta.
-                tilt = np.clip(theta.probability() + rng.normal(0, 0.1, spec.d).astype(np.float32), 0.01, 0.99)
-                payload = rans.encode(sample(tilt, rng), theta)
-                update = Update("bench", name, server.job.round, spec.digest, theta.digest(), 1, 0, 0, rans.ID, payload)
-                frame = encode(update)
+                tilt = np.clip(theta.probability() + rng.normal(0, 0.1, spec.d), 0.01, 0.99)
+                scores, round_ = np.log(tilt / (1 - tilt)).astype(np.float32), server.job.round
+                payload = codec.draw(scores, theta, Shared(spec.seed, round_, "bench", name), rng, Plan())
+                bound = basis("bench", spec.digest, theta.digest())
+                frame = encode(Update(round_, bound, 1, 0, 0, codec.ID, (payload,)))
                 sizes.append(len(frame))
                 messages += [Received(topics.update("bench", name), encode(chunk)) for chunk in split(frame)]
             began = time.perf_counter()
@@ -75,6 +77,7 @@ def measure(d: int) -> dict[str, object]:
         store.close()
     return {
         "parameters": spec.d,
+        "codec": codec.NAME,
         "devices": DEVICES,
         "update_bytes": round(statistics.mean(sizes)),
         "updates_per_second": round(statistics.median(rates), 1),
@@ -86,10 +89,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    rows = [measure(d) for d in (234_752, 1_933_000)]
-    print(f"{'weights':>12}{'bytes/update':>14}{'updates/s':>12}")
+    rows = [measure(d, CODECS[NAMES[name]]) for d in (234_752, 1_933_000) for name in ("rans", "hmrc")]
+    print(f"{'weights':>12}{'codec':>8}{'bytes/update':>14}{'updates/s':>12}")
     for row in rows:
-        print(f"{row['parameters']:>12,}{row['update_bytes']:>14,}{row['updates_per_second']:>12,}")
+        numbers = f"{row['update_bytes']:>14,}{row['updates_per_second']:>12,}"
+        print(f"{row['parameters']:>12,}{row['codec']:>8}{numbers}")
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(rows, indent=1))

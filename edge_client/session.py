@@ -146,13 +146,13 @@ class Pending:
 class Session:
     """All that a device knows of its job.
 
-    `model` is our spec's digest, `seed` and `d` its seed and weights. `work`: (round, theta digest) that we fetch, train or have finished,
-    so that no round is trained twice. `fetching` until the probabilities are complete; none of their chunks before
-    `fetch_due` means asking again. `held`: the last ones that came, which the next may be told against, as a delta;
-    `by_delta`: that is what we fetch now. `training` while Train is under way; after `failures` in a row it is tried
-    `again` at that time. `busy`: what we sent has not left this machine. `finished_before`: the work whose receipt an
-    earlier life of ours had. `aggregator`: the boot number of its latest life that we heard of; `away` when it said, or the
-    broker said for it, that it left.
+    `model` is our spec's digest, `seed` and `d` its seed and weights. `work`: (round, theta digest) that we fetch,
+    train or have finished, so that no round is trained twice. `fetching` until the probabilities are complete; none of
+    their chunks before `fetch_due` means asking again. `held`: the last ones that came, which the next may be told
+    against; `by_delta`: that is what we fetch now. `training` while Train is under way; after `failures` in a row it is
+    tried `again` at that time. `busy`: what we sent has not left this machine. `finished_before`: the work whose
+    receipt an earlier life of ours had. `aggregator`: the boot number of its latest life that we heard of; `away` when
+    it said, or the broker said for it, that it left.
     """
 
     job: str
@@ -221,13 +221,14 @@ def step(session: Session, event: Event) -> Step:
 
 def _ticked(session: Session) -> Step:
     session, effects = _send_due(session)
-    if session.fetching and session.online and session.announce is not None and session.now >= session.fetch_due:
+    announce = session.announce
+    if session.fetching and session.online and announce is not None and session.now >= session.fetch_due:
         if session.by_delta:
-            session, more = _whole(session, session.announce, "the difference does not come")
+            session, more = _whole(session, announce, "the difference does not come")
             effects += more
         else:
             # Subscribing anew makes the broker send what it retained once more.
-            topic = _source(session, session.announce)
+            topic = _source(session, announce)
             effects += [Say("the probabilities do not come; asking again"), Unsubscribe(topic), Subscribe(topic)]
             session = replace(session, fetch_due=session.now + FETCH_SECONDS)
     if session.again is not None and session.now >= session.again and session.announce is not None:

@@ -203,7 +203,7 @@ def _setup(options: argparse.Namespace) -> _Setup:
     if math.prod(spec.input) != math.prod(shape):
         raise UserError(
             f"{spec.name} takes inputs of {_by(spec.input)}, the images of {images.name} are {_by(shape)}: "
-            f"use --model {' or '.join(MODELS)}, or a --bundle for {_by(shape)}"
+            f"use a --model of {', '.join(MODELS)}, or a --bundle for {_by(shape)}"
         )
     check(images.test, spec)
     rng = np.random.default_rng([seed, 0])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
+import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import pytest
 
 from seedmask import cli, model
 from seedmask.bundle import Bundle, to_bytes
+from seedmask.codec import counts
 from seedmask.io.commands import Command
 from seedmask.spec import Flatten, Linear, ModelSpec, Tensor, scale_bits
 
@@ -98,7 +101,7 @@ def test_runtimes_lists_what_is_ready(capsys: pytest.CaptureFixture[str]) -> Non
     [
         (["--devices", "0"], "--devices is at least 1"),
         (["--crash", "0.5"], "need --virtual"),
-        (["--split", "random"], "there are iid and c_max"),
+        (["--split", "random"], "there are iid, c_max"),
         (["--dataset", "fashion-mnist", "--data", "/nowhere"], "lacks train-images-idx3-ubyte"),
         (["--bundle", "/nowhere.bundle"], "cannot read the bundle"),
         (["--minimum", "5", "--quorum", "2"], "minimum (5) cannot be above quorum (2)"),
@@ -110,6 +113,20 @@ def test_runtimes_lists_what_is_ready(capsys: pytest.CaptureFixture[str]) -> Non
         (["--per-round", "9"], "--per-round 9: there are only 8 devices"),
         (["--threads", "0"], "--threads is at least 1"),
         (["--images", "-1"], "--images is at least 0"),
+        (["--set", "hysterese=0.1"], "--set: unknown key 'hysterese'; did you mean 'hysteresis'?"),
+        (["--set", "zzz=1"], "--set: unknown key 'zzz'; known: epochs, learning_rate, codec"),
+        (["--set", "carry"], "--set is KEY=VALUE, found 'carry'"),
+        (["--set", "carry=much"], "--set: carry is a number, found 'much'"),
+        (["--set", "carry=1"], "carry is 0 .. 0.999, found 1"),
+        (["--set", "keep_optimizer=1"], "keep_optimizer is true or false, found 1"),
+        (["--downlink", "some"], "downlink is \"exact\" or a number of levels, 2 .. 65535, found 'some'"),
+        (["--downlink", "1"], "downlink is 2 .. 65535, found 1"),
+        (
+            ["--codec", "rans", "--set", "control_variate=true"],
+            'control_variate needs work.codec = "crn", found "rans"',
+        ),
+        (["--kappa", "9", "--set", "kappa_max=8"], "kappa (9) cannot be above kappa_max (8)"),
+        (["--epochs", "0"], "epochs is 1 .. 65535, found 0"),
         (["--model", "mlp"], "--model and --bundle exclude each other"),
         (["--json", "/nowhere/run.json"], "is not a file in a folder that exists"),
         (["--out", "/proc/nowhere"], "--out /proc/nowhere cannot be used"),
@@ -146,6 +163,22 @@ def simulate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[...
         return status, *capsys.readouterr()
 
     return run
+
+
+def test_every_knob_can_be_set_and_what_is_set_is_what_the_job_announces(
+    tmp_path: Path, simulate: Callable[..., tuple[int, str, str]]
+) -> None:
+    knobs = "masks=2", "momentum=0.9", "optimizer=sgd", "average_last=2", "learning-rate=3", "init=uniform"
+    sets = [argument for knob in knobs for argument in ("--set", knob)]
+    status, printed, said = simulate("--preset", "paper", *sets, "--downlink", "8", "--weighting", "samples")
+    assert (status, said) == (0, "")
+    assert "bit per parameter and round" in printed
+    with contextlib.closing(sqlite3.connect(tmp_path / "out" / "aggregator" / "job.sqlite")) as db:
+        began, result = db.execute("SELECT theta, result FROM rounds WHERE round = 1").fetchone()
+        updates = db.execute("SELECT COUNT(*) FROM updates").fetchone()
+    assert counts.decode(began, 7840).top == 255
+    assert counts.decode(result, 7840).top == 7
+    assert updates == (6,)
 
 
 def test_simulate_does_not_empty_a_folder_that_is_not_its_own(
@@ -210,7 +243,7 @@ def test_simulate_says_which_models_take_the_images(
     path.write_bytes(to_bytes(Bundle(large, 16, {})))
     status, printed, said = simulate(bundle=path)
     assert (status, printed) == (2, "")
-    assert "large takes inputs of 3x32x32, the images of digits are 1x28x28: use --model mlp or conv4" in said
+    assert "large takes inputs of 3x32x32, the images of digits are 1x28x28: use a --model of mlp, mlpn, conv4," in said
 
 
 def test_simulate_offers_what_the_zoo_has_for_its_images() -> None:

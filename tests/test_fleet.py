@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from aggregator.config import Rounds, RunConfig, WorkSettings
+from aggregator.config import AggregateSettings, Rounds, RunConfig, WorkSettings
+from aggregator.presets import PRESETS
 from edge_client.client import Client, Identity, read_journal
 from edge_client.data import Dataset
 from edge_client.outbox import Outbox
@@ -37,6 +38,7 @@ DEVICES, ROUNDS = 4, 4
 
 Made = Callable[..., Fleet]
 NONE = Faults()
+RANS, EXACT = WorkSettings(epochs=2, codec="rans"), AggregateSettings()
 
 
 @pytest.fixture(scope="module")
@@ -53,9 +55,16 @@ def pool(tiny_bundle: Bundle, parts: list[Dataset]) -> Iterator[Pool]:
 
 @pytest.fixture
 def made(tmp_path: Path, tiny_bundle: Bundle, parts: list[Dataset], pool: Pool, no_sync: None) -> Made:
-    def make(seed: int = 1, faults: Faults = NONE, workers: Pool = pool, **rounds: float) -> Fleet:
+    def make(
+        seed: int = 1,
+        faults: Faults = NONE,
+        workers: Pool = pool,
+        work: WorkSettings = RANS,
+        learning: AggregateSettings = EXACT,
+        **rounds: float,
+    ) -> Fleet:
         settings = Rounds(**{"total": ROUNDS, "devices": DEVICES, **rounds})  # type: ignore[arg-type]
-        config = RunConfig("sim", tmp_path / "x", tmp_path / "state", settings, WorkSettings(epochs=2))
+        config = RunConfig("sim", tmp_path / "x", tmp_path / "state", settings, work, learning)
         return Fleet(config, tmp_path / "devices", tiny_bundle, parts, workers, "reference", seed, faults)
 
     return make
@@ -109,6 +118,25 @@ def test_a_fleet_learns_and_every_round_counts_every_device(made: Made, tiny_dat
     for device in fleet.devices:
         notes = read_journal(device.folder / "journal.jsonl")
         assert [note["status"] for note in notes] == ["accepted"] * ROUNDS + ["done"]
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_trains_to_its_end(made: Made, tiny_data: Dataset, name: str) -> None:
+    preset = PRESETS[name]
+    fleet = made(work=preset.work, learning=preset.learning)
+    summary = ran(fleet, tiny_data)
+    assert [row["updates"] for row in history(summary)] == [DEVICES] * ROUNDS
+    everything_is_answered(fleet)
+
+
+@pytest.mark.parametrize("faults", [NONE, Faults(crash=0.5)], ids=["quiet", "faults"])
+def test_stratified_uniforms_under_the_control_variate_train_to_the_end(
+    made: Made, tiny_data: Dataset, faults: Faults
+) -> None:
+    work = WorkSettings(epochs=2, codec="crn", stratified=True, keep_optimizer=True, rate_decay=0.1)
+    fleet = made(5, faults, work=work, learning=AggregateSettings(downlink=8, control_variate=True))
+    assert [row["updates"] for row in history(ran(fleet, tiny_data))] == [DEVICES] * ROUNDS
+    everything_is_answered(fleet)
 
 
 @pytest.mark.parametrize("faults", [NONE, Faults(cut=0.3, crash=0.3)], ids=["quiet", "faults"])

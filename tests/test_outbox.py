@@ -10,13 +10,13 @@ import pytest
 from edge_client.outbox import Outbox
 from seedmask.chunks import transfer_id
 from seedmask.errors import UserError
-from seedmask.wire import Heartbeat, Receipt, Status, Update, encode
+from seedmask.wire import Heartbeat, Receipt, Status, Update, basis, encode
 
 JOB, THETA = "fashion", bytes(range(16))
 
 
-def update(round_: int = 1, job: str = JOB) -> Update:
-    return Update(job, "pi-1", round_, bytes(32), THETA, 100, 500_000, 80, 1, b"mask")
+def update(round_: int = 1) -> Update:
+    return Update(round_, basis(JOB, bytes(32), THETA), 100, 500_000, 80, 1, (b"mask",))
 
 
 def receipt(round_: int = 1, status: Status = Status.ACCEPTED) -> Receipt:
@@ -25,19 +25,19 @@ def receipt(round_: int = 1, status: Status = Status.ACCEPTED) -> Receipt:
 
 def saved(outbox: Outbox, made: Update) -> bytes:
     frame = encode(made)
-    outbox.save(transfer_id(frame), frame)
+    outbox.save(transfer_id(frame), THETA, frame)
     return transfer_id(frame)
 
 
 def test_an_update_survives_a_restart_to_the_byte(tmp_path: Path) -> None:
     frames = {encode(update(1)), encode(update(2))}
     for frame in frames:
-        Outbox(tmp_path / "outbox", JOB).save(transfer_id(frame), frame)
+        Outbox(tmp_path / "outbox", JOB).save(transfer_id(frame), THETA, frame)
     kept, odd = Outbox(tmp_path / "outbox", JOB).load()
     assert odd == []
-    assert {frame for _, frame, _ in kept} == frames
-    assert all(transfer == transfer_id(frame) for transfer, frame, _ in kept)
-    assert {message.round for _, _, message in kept} == {1, 2}
+    assert {item.frame for item in kept} == frames
+    assert all((item.transfer, item.theta) == (transfer_id(item.frame), THETA) for item in kept)
+    assert [item.message.round for item in kept] == [1, 2]
 
 
 def test_saving_twice_keeps_one(tmp_path: Path) -> None:
@@ -95,19 +95,33 @@ def test_a_damaged_file_is_reported_and_left_alone(tmp_path: Path, content: byte
     good = saved(outbox, update())
     (tmp_path / "0000.update").write_bytes(content)
     kept, odd = outbox.load()
-    assert [transfer for transfer, _, _ in kept] == [good]
+    assert [item.transfer for item in kept] == [good]
     assert len(odd) == 1
     assert "0000.update: not an update" in odd[0]
     assert (tmp_path / "0000.update").read_bytes() == content
 
 
-@pytest.mark.parametrize("message", [update(job="other"), Heartbeat(JOB, True, 1)])
-def test_what_is_of_another_job_is_reported_and_left_alone(tmp_path: Path, message: Update | Heartbeat) -> None:
-    (tmp_path / "0000.update").write_bytes(encode(message))
+def test_what_is_of_another_job_is_reported_and_left_alone(tmp_path: Path) -> None:
+    """Sent to our aggregator it would be answered `stale`, and be lost to its own."""
+    transfer = saved(Outbox(tmp_path, "other"), update())
     kept, odd = Outbox(tmp_path, JOB).load()
     assert kept == []
     assert "not of job fashion; left alone" in odd[0]
-    assert (tmp_path / "0000.update").exists()
+    assert [item.transfer for item in Outbox(tmp_path, "other").load()[0]] == [transfer]
+
+
+def test_a_message_that_is_no_update_is_reported_and_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "0000.update").write_bytes(encode(Heartbeat(JOB, True, 1)))
+    kept, odd = Outbox(tmp_path, JOB).load()
+    assert kept == []
+    assert "not an update (kind); left alone" in odd[0]
+
+
+@pytest.mark.parametrize("name", ["0000", "fashion", "fashion.00.00", f"fashion.{'x' * 32}.00", ".."])
+def test_an_update_whose_file_does_not_say_what_it_was_made_for_is_left_alone(tmp_path: Path, name: str) -> None:
+    (tmp_path / f"{name}.update").write_bytes(encode(update()))
+    kept, odd = Outbox(tmp_path, JOB).load()
+    assert (kept, len(odd)) == ([], 1)
 
 
 @pytest.mark.parametrize(

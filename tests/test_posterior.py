@@ -1,67 +1,356 @@
-"""Counts of ones: integers, so that neither order nor grouping can change what comes of a round."""
+"""From masks to the next theta: integers, so that neither order nor grouping can change what comes of a round."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aggregator.posterior import Posterior
-from seedmask.mask import CLAMP, Theta
+from aggregator.posterior import MAX_WEIGHT, Memory, Posterior, Recipe, conclude, finished, start
+from seedmask.mask import CLAMP, ONE, Mask, Theta
+from seedmask.shared import Shared
 
 D = 40
+EVEN = Theta.even(D)
+COUNTS = Recipe()
 
 
-def masks_of(n: int) -> list[np.ndarray]:
-    return list(np.random.default_rng(3).integers(0, 2, (n, D)).astype(np.uint8))
+def masks_of(n: int, seed: int = 3) -> list[Mask]:
+    return list(np.random.default_rng(seed).integers(0, 2, (n, D)).astype(np.uint8))
 
 
-def folded(masks: list[np.ndarray]) -> Posterior:
-    posterior = Posterior.empty(D)
-    for mask in masks:
-        posterior = posterior.fold(mask)
+def folded(masks: list[Mask], weights: list[int] | None = None) -> Posterior:
+    posterior = Posterior.empty(masks[0].size)
+    for mask, weight in zip(masks, weights or [1] * len(masks), strict=True):
+        posterior = posterior.fold(mask, weight)
     return posterior
+
+
+def theta_of(masks: list[Mask], recipe: Recipe = COUNTS, weights: list[int] | None = None) -> Theta:
+    return conclude(folded(masks, weights), recipe, EVEN)[0]
+
+
+def ones(k: int, of: int) -> list[Mask]:
+    """`of` masks, the first `k` of them all ones."""
+    return [np.full(D, i < k, np.uint8) for i in range(of)]
+
+
+def level(theta: Theta) -> int:
+    """Its level, the same everywhere."""
+    assert len(set(theta.level.tolist())) == 1
+    return int(theta.level[0])
+
+
+# --- as the authors published it: counts ---
 
 
 def test_theta_is_the_count_of_ones_over_the_number_of_masks() -> None:
     masks = masks_of(7)
-    theta = folded(masks).theta()
+    theta = theta_of(masks)
     assert (theta.top, theta.clamp) == (7, CLAMP)
     assert np.array_equal(theta.level, np.sum(masks, axis=0))
 
 
-@given(st.permutations(range(6)))
-def test_order_does_not_matter(order: list[int]) -> None:
-    masks = masks_of(6)
-    assert folded([masks[i] for i in order]).theta().digest() == folded(masks).theta().digest()
-
-
 def test_folding_leaves_what_was_folded_alone() -> None:
     before = folded(masks_of(2))
-    ones = before.ones.copy()
+    digest = before.digest()
     before.fold(np.ones(D, np.uint8))
-    assert np.array_equal(before.ones, ones)
-    assert before.n == 2
+    assert (before.digest(), before.masks) == (digest, 2)
 
 
 def test_unanimous_weights_stay_off_certainty() -> None:
     mask = np.zeros(D, np.uint8)
     mask[::2] = 1
-    q16 = folded([mask] * 5).theta().q16()
+    q16 = theta_of([mask] * 5).q16()
     assert set(q16[::2].tolist()) == {65536 - CLAMP}
     assert set(q16[1::2].tolist()) == {CLAMP}
 
 
 def test_more_masks_than_a_byte_can_count_are_counted() -> None:
-    theta = folded([np.ones(D, np.uint8)] * 300).theta()
-    assert (theta.top, set(theta.level.tolist())) == (300, {300})
+    theta = theta_of([np.ones(D, np.uint8)] * 300)
+    assert (theta.top, level(theta)) == (300, 300)
 
 
 def test_no_mask_gives_no_probabilities() -> None:
-    with pytest.raises(ValueError, match=r"top is 1 \.\."):
-        Posterior.empty(D).theta()
+    with pytest.raises(ValueError, match="no mask gives no probabilities"):
+        conclude(Posterior.empty(D), Recipe(), EVEN)
+
+
+# --- order ---
+
+RECIPES = [
+    Recipe(),
+    Recipe(by_samples=True),
+    Recipe(top=3, by_samples=True, hysteresis=20_000),
+    Recipe(top=7, prior=ONE, carry=500, step=700),
+    Recipe(top=3, control_variate=True, by_samples=True, step=1500),
+    Recipe(control_variate=True),
+]
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.permutations(range(6)), st.sampled_from(RECIPES), st.lists(st.integers(1, MAX_WEIGHT), min_size=6, max_size=6)
+)
+def test_order_does_not_matter_with_any_option(order: list[int], recipe: Recipe, weights: list[int]) -> None:
+    """Two rounds, the second one on what the first one left."""
+    before = Theta(np.arange(D, dtype=np.uint16) % 4, 3)
+
+    def run(order: list[int]) -> list[bytes]:
+        theta, memory, found = before, None, []
+        for round_ in range(2):
+            posterior = Posterior.empty(D)
+            for i in order:
+                u = Shared(5, round_, "j", f"pi-{i}").uniforms(D)
+                control = ((u < theta.q16()) * ONE).astype(np.int32) if recipe.control_variate else None
+                weight = weights[i] if recipe.by_samples else 1
+                posterior = posterior.fold(masks_of(6, round_)[i], weight, control)
+            theta, memory = conclude(posterior, recipe, theta, memory)
+            found += [posterior.digest(), theta.digest(), b"" if memory is None else memory.to_bytes()]
+        return found
+
+    assert run(order) == run(list(range(6)))
+
+
+# --- weights ---
+
+
+def test_a_device_with_three_times_the_examples_counts_three_times() -> None:
+    weighted, repeated = theta_of(masks_of(2), weights=[1, 3]), theta_of([*masks_of(2), *masks_of(2)[1:] * 2])
+    assert weighted.digest() == repeated.digest()
+
+
+def test_equal_examples_are_equal_counts_whatever_their_number() -> None:
+    theta = theta_of(masks_of(5), weights=[2000] * 5)
+    assert theta.digest() == theta_of(masks_of(5)).digest()
+    assert theta_of(masks_of(2), weights=[1000, 500]).top == 3
+
+
+def test_weights_without_a_small_common_measure_are_rounded_to_sixteen_bits() -> None:
+    masks, weights = masks_of(3), [70_001, 1_234_567, 999_983]
+    theta = theta_of(masks, weights=weights)
+    mean = np.average(masks, axis=0, weights=weights)
+    assert theta.top == 65535
+    assert np.abs(theta.level / 65535 - mean).max() < 2e-5
+
+
+@pytest.mark.parametrize("weight", [0, -1, MAX_WEIGHT + 1])
+def test_a_weight_out_of_range_is_a_bug_at_home(weight: int) -> None:
+    with pytest.raises(ValueError, match="a weight is 1"):
+        Posterior.empty(D).fold(masks_of(1)[0], weight)
+
+
+def test_the_heaviest_round_that_can_be_fits_the_integers() -> None:
+    full = Posterior(np.full(2, MAX_WEIGHT * 255 * 65535, np.int64), MAX_WEIGHT * 255 * 65535, 255 * 65535, MAX_WEIGHT)
+    recipe = Recipe(top=255, prior=999 * ONE, carry=999)
+    theta, memory = Theta.even(2), None
+    for _ in range(50):
+        theta, memory = conclude(full, recipe, theta, memory)
+        assert theta.level.tolist() == [255, 255]
+    total = full.total << 16
+    moved = conclude(replace(full, total=total), Recipe(top=255, control_variate=True, step=10_000), Theta.even(2))[0]
+    assert moved.level.tolist() == [255, 255]
+
+
+# --- levels ---
+
+
+@pytest.mark.parametrize(("k", "expected"), [(0, 0), (1, 0), (2, 1), (5, 1), (6, 2), (9, 2), (10, 3), (13, 3), (14, 4)])
+def test_levels_are_the_nearest_ones_and_half_a_level_goes_up(k: int, expected: int) -> None:
+    """With sixteen masks a step of five levels is four masks; two, six, ten and fourteen of them are halves."""
+    theta = theta_of(ones(k, 16), Recipe(top=4))
+    assert (theta.top, level(theta)) == (4, expected)
+
+
+def test_near_a_border_a_weight_stays_where_it_was() -> None:
+    recipe = Recipe(top=4, hysteresis=ONE // 4)
+    was = Theta(np.ones(D, np.uint16), 4)
+
+    def after(k: int, before: Theta = was) -> int:
+        return level(conclude(folded(ones(k, 16)), recipe, before)[0])
+
+    # In levels k / 4; level 1 holds from a quarter to seven quarters.
+    assert [after(k) for k in (0, 1, 2, 6, 7, 8, 16)] == [0, 1, 1, 1, 1, 2, 4]
+    assert after(6, Theta(np.ones(D, np.uint16), 2)) == 2  # levels of another kind hold nobody
+
+
+# --- prior, carry, step ---
+
+
+def test_a_prior_pulls_towards_one_half() -> None:
+    """lambda = 3: (ones + 2) / (masks + 4)."""
+    assert level(theta_of(ones(4, 4), Recipe(top=1000, prior=2 * ONE))) == 750
+    assert level(theta_of(ones(0, 4), Recipe(top=1000, prior=2 * ONE))) == 250
+    assert level(theta_of(ones(2, 4), Recipe(top=1000, prior=2 * ONE))) == 500
+
+
+def test_counts_that_are_carried_over_count_with_their_share() -> None:
+    recipe = Recipe(top=1000, carry=500)
+    theta, memory = conclude(folded(ones(4, 4)), recipe, EVEN)
+    assert level(theta) == 1000
+    theta, memory = conclude(folded(ones(0, 4)), recipe, theta, memory)
+    assert level(theta) == 333  # two of the first four count: 2 / 6
+    theta, memory = conclude(folded(ones(0, 4)), recipe, theta, memory)
+    assert level(theta) == 143  # (2 / 2) / (6 / 2 + 4)
+    fresh, _ = conclude(folded(ones(0, 4)), recipe, theta)
+    assert level(fresh) == 0
+
+
+def test_the_servers_step_goes_part_of_the_way() -> None:
+    recipe = Recipe(top=1000, step=250)
+    theta, memory = conclude(folded(ones(4, 4)), recipe, EVEN)
+    assert level(theta) == 625
+    theta, memory = conclude(folded(ones(4, 4)), recipe, theta, memory)
+    assert level(theta) == 719  # from the exact 0.625
+    far, _ = conclude(folded(ones(4, 4)), replace(recipe, step=9000), EVEN)
+    assert level(far) == 1000
+
+
+def test_what_rounding_takes_away_is_remembered() -> None:
+    """Steps too small for one level add up until they make one."""
+    recipe = Recipe(top=3, step=50)
+    theta, memory, found = Theta(np.zeros(D, np.uint16), 3), None, []
+    for _ in range(12):
+        theta, memory = conclude(folded(ones(4, 4)), recipe, theta, memory)
+        found.append(level(theta))
+    assert found[0] == 0
+    assert 1 in found
+
+
+def test_a_memory_comes_back_from_its_bytes_and_from_no_others() -> None:
+    for recipe in (Recipe(carry=500, top=3), Recipe(control_variate=True, top=3)):
+        _, memory = conclude(folded(masks_of(3)), recipe, EVEN)
+        assert memory is not None
+        data = memory.to_bytes()
+        again = Memory.from_bytes(data, D)
+        assert (again.to_bytes(), again.masks) == (data, memory.masks)
+        assert np.array_equal(again.share, memory.share)
+        assert np.array_equal(again.ones, memory.ones)
+        for broken in (data[:-1], data + b"x"):
+            with pytest.raises(ValueError, match="no memory of"):
+                Memory.from_bytes(broken, D)
+
+
+def test_a_rule_that_needs_no_memory_leaves_none() -> None:
+    for recipe in (Recipe(), Recipe(by_samples=True), Recipe(top=3), Recipe(top=3, hysteresis=99, average=5)):
+        assert not recipe.remembers
+        assert conclude(folded(masks_of(3)), recipe, EVEN)[1] is None
+
+
+# --- the drift of theta by resampling, and what takes it away ---
+
+WIDE, DEVICES, ROUNDS = 4000, 10, 25
+
+
+def untrained(draw: Callable[[int, int, Theta], tuple[Mask, np.ndarray]], recipe: Recipe) -> Theta:
+    """Theta after rounds in which no device learns: every mask is drawn from theta itself."""
+    theta, memory = Theta.even(WIDE), None
+    for round_ in range(ROUNDS):
+        posterior = Posterior.empty(WIDE)
+        for k in range(DEVICES):
+            mask, u = draw(round_, k, theta)
+            control = ((u < theta.q16()) * ONE).astype(np.int32) if recipe.control_variate else None
+            posterior = posterior.fold(mask, 1, control)
+        theta, memory = conclude(posterior, recipe, theta, memory)
+    return theta
+
+
+def shared(round_: int, k: int, theta: Theta, stratum: tuple[int, int] | None) -> tuple[Mask, np.ndarray]:
+    u = Shared(9, round_, "j", f"pi-{k}", 0, stratum).uniforms(WIDE)
+    return (u < theta.q16()).astype(np.uint8), u
+
+
+def alone(round_: int, k: int, theta: Theta) -> tuple[Mask, np.ndarray]:
+    return shared(round_, k, theta, None)
+
+
+def stratified(round_: int, k: int, theta: Theta) -> tuple[Mask, np.ndarray]:
+    return shared(round_, k, theta, (k, DEVICES))
+
+
+def saturated(theta: Theta) -> float:
+    return float(np.isin(theta.level, (0, theta.top)).mean())
+
+
+def test_without_any_learning_theta_drifts_as_wright_and_fisher_say() -> None:
+    """Theta <- .01 + .98 Binomial(K, theta) / K: with ten devices most weights are at an end after 25 rounds."""
+    rng = np.random.default_rng(0)
+    model = np.full(WIDE, 0.5)
+    for _ in range(ROUNDS):
+        model = 0.01 + 0.98 * rng.binomial(DEVICES, model) / DEVICES
+    expected = float(((model < 0.011) | (model > 0.989)).mean())
+    found = saturated(untrained(alone, Recipe()))
+    assert expected > 0.5
+    assert abs(found - expected) < 0.05
+
+
+@pytest.mark.parametrize("draw", [alone, stratified])
+@pytest.mark.parametrize("top", [0, 3, 255])
+def test_without_any_learning_theta_stays_under_the_control_variate(
+    draw: Callable[[int, int, Theta], tuple[Mask, np.ndarray]], top: int
+) -> None:
+    theta = untrained(draw, Recipe(control_variate=True, top=top))
+    first = conclude(
+        Posterior(np.zeros(WIDE, np.int64), DEVICES, DEVICES, 1),
+        Recipe(control_variate=True, top=top),
+        Theta.even(WIDE),
+    )[0]
+    assert theta.digest() == first.digest()
+    assert saturated(theta) == 0
+
+
+def test_strata_alone_already_slow_the_drift() -> None:
+    """Of ten stratified uniforms as many lie below theta as should, up to one."""
+    assert saturated(untrained(stratified, Recipe())) < saturated(untrained(alone, Recipe())) / 2
+
+
+def test_what_devices_learn_moves_theta_by_as_much_under_the_control_variate() -> None:
+    """Each device's probability goes up by 0.1; the masks' own chance is no part of the step."""
+    theta, memory = Theta(np.full(WIDE, 128, np.uint16), 255), None
+    recipe = Recipe(control_variate=True, top=255)
+    posterior = Posterior.empty(WIDE)
+    for k in range(DEVICES):
+        u = Shared(9, 1, "j", f"pi-{k}").uniforms(WIDE)
+        q16 = theta.q16()
+        control = ((u < q16) * ONE).astype(np.int32)
+        posterior = posterior.fold((u < q16.astype(int) + ONE // 10).astype(np.uint8), 1, control)
+    after, memory = conclude(posterior, recipe, theta, memory)
+    moved = (after.q16().astype(float) - theta.q16()) / ONE
+    assert abs(moved.mean() - 0.1) < 0.005
+    # A tenth of ten devices' masks changed, so its spread is that of a count of one in ten, not of five in ten.
+    assert moved.std() < 0.11 < (0.25 / DEVICES) ** 0.5
+
+
+# --- the first theta, the last model ---
 
 
 def test_the_first_round_starts_even() -> None:
-    assert set(Theta.even(D).q16().tolist()) == {32768}
+    assert start("half", 1, D).digest() == EVEN.digest()
+    assert set(EVEN.q16().tolist()) == {32768}
+
+
+@pytest.mark.parametrize(
+    ("init", "deviation"),
+    [("uniform", 0.98 / 12**0.5), ("normal", 0.2080)],
+)
+def test_a_drawn_start_has_its_distribution_and_depends_on_the_seed_alone(init: str, deviation: float) -> None:
+    theta = start(init, 42, 50_000)
+    p = theta.q16() / ONE
+    assert theta.top == 255
+    assert abs(p.mean() - 0.5) < 0.005
+    assert abs(p.std() - deviation) < 0.003
+    assert start(init, 42, 50_000).digest() == theta.digest()
+    assert start(init, 43, 50_000).digest() != theta.digest()
+    assert np.array_equal(start(init, 42, 100).level, theta.level[:100])
+
+
+def test_the_finished_model_is_the_threshold_of_the_mean() -> None:
+    thetas = [Theta(np.array(levels, np.uint16), 10) for levels in ([0, 10, 4], [0, 2, 5], [7, 2, 6])]
+    assert finished(tuple(thetas[-1:])).tolist() == thetas[-1].threshold().tolist() == [1, 0, 1]
+    assert finished(tuple(thetas)).tolist() == [0, 0, 1]
+    other = Theta(np.array([3, 3, 0], np.uint16), 3)
+    assert finished((thetas[0], other)).tolist() == [1, 1, 0]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aggregator.config import AggregateSettings, Rounds
+from aggregator.config import Rounds
 from aggregator.posterior import Recipe
 from aggregator.round import (
     REMIND_SECONDS,
@@ -35,19 +35,19 @@ from aggregator.round import (
 )
 from seedmask import wire
 from seedmask.chunks import transfer_id
-from seedmask.codec import by_id, counts, crn, delta, packed, rans
+from seedmask.codec import by_id, counts, packed, rans
 from seedmask.errors import CodecError
 from seedmask.io.link import Connected, Disconnected, Refused
-from seedmask.codec import Plan
 from seedmask.mask import CLAMP, Mask, Theta
 from seedmask.shared import Shared
 from seedmask.wire import Phase, Presence, Status, Update, Work, basis
 
+WORK, COUNTS = Work(), Recipe()
 JOB, MODEL, D, SEED = "fashion", bytes(range(32)), 300, 7
 NAMES = ["pi-1", "pi-2", "pi-3", "pi-4", "pi-5"]
 
 
-def job_of(devices: int = 3, work: Work = Work(), recipe: Recipe = Recipe(), **rounds: float) -> Job:
+def job_of(devices: int = 3, work: Work = WORK, recipe: Recipe = COUNTS, **rounds: float) -> Job:
     settings = Rounds(devices=devices, **{"total": 3, **rounds})  # type: ignore[arg-type]
     return Job(JOB, MODEL, D, SEED, settings, work, recipe, Theta.even(D))
 
@@ -88,7 +88,7 @@ def after(job: Job, *events: Event) -> tuple[Job, list[Effect]]:
     return job, effects
 
 
-def open_job(devices: int = 3, work: Work = Work(), recipe: Recipe = Recipe(), **rounds: float) -> Job:
+def open_job(devices: int = 3, work: Work = WORK, recipe: Recipe = COUNTS, **rounds: float) -> Job:
     """With its first round open and `devices` devices online."""
     job, _ = after(job_of(devices, work, recipe, **rounds), *[presence(name) for name in NAMES[:devices]])
     assert job.phase is Phase.OPEN

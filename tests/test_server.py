@@ -8,12 +8,13 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from aggregator import server as shell
-from aggregator.config import Rounds, RunConfig
+from aggregator.config import AggregateSettings, Rounds, RunConfig, WorkSettings
 from aggregator.round import Ticked as RoundTicked
 from aggregator.server import Server, will
 from aggregator.store import Store, results
@@ -22,15 +23,17 @@ from edge_client.outbox import Outbox
 from edge_client.session import Ticked, Trained
 from seedmask import model, topics, wire
 from seedmask.chunks import split, transfer_id
-from seedmask.codec import packed
+from seedmask.codec import crn, packed
 from seedmask.io.link import Connected, Event, Received, Traffic
-from seedmask.mask import Theta
+from seedmask.mask import Mask, Theta
+from seedmask.shared import Shared
 from seedmask.spec import ModelSpec
 from seedmask.wire import Announce, Heartbeat, Phase, Presence, Receipt, Status, Update
 from sim.broker import Agenda, MemoryBroker, MemoryLink, Wire
 
 JOB, DEVICES = "fashion", 3
 BACK_SECONDS = 4.0
+PACKED = WorkSettings(codec="packed")
 
 
 class CrashError(BaseException):
@@ -51,10 +54,21 @@ class Fuse:
 
 class FusedLink(MemoryLink):
     fuse: Fuse
+    seen: set[str]
 
     def publish(self, topic: str, payload: bytes, retain: bool = False) -> None:
         self.fuse.burn()
+        self.seen.add(topic)
         super().publish(topic, payload, retain)
+
+
+class DeviceLink(MemoryLink):
+    subscribed: list[str]
+
+    def subscribe(self, topic: str) -> None:
+        if hasattr(self, "subscribed"):
+            self.subscribed.append(topic)
+        super().subscribe(topic)
 
 
 class FusedStore(Store):
@@ -73,8 +87,14 @@ class FusedStore(Store):
         super().closed(*arguments)  # type: ignore[arg-type]
 
 
+def pretended(index: int, round_: int, d: int) -> Mask:
+    """A mask that depends on device and round alone, and changes little from round to round."""
+    flips = np.random.default_rng([index, round_]).random(d) < 0.01
+    return np.random.default_rng([index]).integers(0, 2, d).astype(np.uint8) ^ flips.astype(np.uint8)
+
+
 class Pretended:
-    """A Trainer: a mask that depends on device and round alone, after so many seconds."""
+    """A Trainer: its mask comes after so many seconds."""
 
     def __init__(self, world: World, index: int) -> None:
         self.world, self.index, self.token, self.begun = world, index, 0, 0
@@ -83,11 +103,18 @@ class Pretended:
         self.token += 1
         self.begun += 1
         token, agenda = self.token, self.world.agenda
-        mask = np.random.default_rng([self.index, announce.round]).integers(0, 2, theta.d).astype(np.uint8)
-        device = self.world.clients[self.index].who.device
-        made = Update(
-            JOB, device, announce.round, announce.model, announce.theta, 10, 1, 5, 1, packed.encode(mask, theta)
-        )
+        mask = pretended(self.index, announce.round, theta.d)
+        samples = 10 + 7 * self.index
+        codec = announce.work.codec
+        payloads = [packed.encode(np.roll(mask, index), theta) for index in range(announce.work.masks)]
+        if codec == crn.ID:
+            device = self.world.clients[self.index].who.device
+            stratum = (announce.selected.index(device), len(announce.selected))
+            shared = Shared(self.world.spec.seed, announce.round, JOB, device, 0, stratum)
+            scores = theta.logit() + mask.astype(np.float32) - np.float32(0.4)
+            payloads = [crn.draw(scores, theta, shared, np.random.default_rng(0), announce.work.plan())]
+        basis = wire.basis(JOB, announce.model, announce.theta)
+        made = Update(announce.round, basis, samples, 1, 5, codec, tuple(payloads))
         frame = wire.encode(made)
         trained = Trained(announce.round, announce.theta, transfer_id(frame), frame)
 
@@ -110,15 +137,19 @@ class Pretended:
 class World:
     """A broker, three devices, and an aggregator that can be killed and comes back to its folder."""
 
-    def __init__(self, folder: Path, spec: ModelSpec, fuses: list[Fuse], rounds: int = 2) -> None:
+    def __init__(self, folder: Path, spec: ModelSpec, fuses: list[Fuse], rounds: int = 2, **tables: Any) -> None:
         self.folder, self.spec, self.fuses = folder, spec, fuses
-        self.config = RunConfig(JOB, folder / "x.bundle", folder / "state", Rounds(total=rounds, devices=DEVICES))
+        said = Rounds(total=rounds, devices=DEVICES)
+        tables = {"work": PACKED, **tables}
+        self.config = RunConfig(JOB, folder / "x.bundle", folder / "state", said, **tables)
         self.agenda = Agenda()
         self.broker = MemoryBroker(self.agenda)
         self.clients: list[Client] = []
         self.receipts: list[tuple[str, Receipt]] = []
         self.server: Server | None = None
         self.lives = 0
+        self.seen: set[str] = set()
+        self.subscribed: list[str] = []
         for index in range(DEVICES):
             self._device(index)
         self._switch_on()
@@ -134,7 +165,8 @@ class World:
                 self.receipts.append((who.device, message))
             self.clients[index].feed(event)
 
-        link = MemoryLink(self.broker, Wire(latency=0.01), deliver, who.will())
+        link = DeviceLink(self.broker, Wire(latency=0.01), deliver, who.will())
+        link.subscribed = self.subscribed
         outbox = Outbox(folder / "outbox", JOB)
         self.clients.append(
             Client(who, link, outbox, Pretended(self, index), lambda: self.agenda.now, folder / "journal.jsonl")
@@ -154,6 +186,7 @@ class World:
         self.store = FusedStore(config.state_dir / "job.sqlite", JOB, spec.digest, spec.canonical(), spec.d)
         self.link = FusedLink(self.broker, Wire(latency=0.01), self._deliver, will(JOB, self.lives))
         self.store.fuse = self.link.fuse = fuse
+        self.link.seen = self.seen
         self.server = Server(config, spec, self.link, self.store, lambda: self.agenda.now, self.lives)
         life = self.lives
 
@@ -207,10 +240,10 @@ def world(
     monkeypatch.setattr(shell, "write_atomic", shell.write_atomic)  # put back in the end
     number = 0
 
-    def make(*fuses: Fuse, rounds: int = 2) -> World:
+    def make(*fuses: Fuse, rounds: int = 2, **tables: Any) -> World:
         nonlocal number
         number += 1
-        return World(tmp_path / str(number), tiny_spec, list(fuses), rounds).run()
+        return World(tmp_path / str(number), tiny_spec, list(fuses), rounds, **tables).run()
 
     yield make
     gc.collect()
@@ -220,13 +253,13 @@ Made = Callable[..., World]
 
 
 def expected(spec: ModelSpec, round_: int) -> bytes:
-    masks = [np.random.default_rng([i, round_]).integers(0, 2, spec.d).astype(np.uint8) for i in range(DEVICES)]
+    masks = [pretended(i, round_, spec.d) for i in range(DEVICES)]
     return Theta(np.sum(masks, axis=0).astype(np.uint16), DEVICES).digest()
 
 
 def sound(world: World, spec: ModelSpec) -> None:
     """Every device counted once in every round, and told so."""
-    assert world.outcome() == [(3, 30, expected(spec, 1)), (3, 30, expected(spec, 2))]
+    assert world.outcome() == [(3, 51, expected(spec, 1)), (3, 51, expected(spec, 2))]
     for client in world.clients:
         assert client.outbox.load() == ([], [])
         assert client.session.pending == ()
@@ -237,10 +270,18 @@ def sound(world: World, spec: ModelSpec) -> None:
         assert client.trainer.begun == 2  # no round is trained twice
     accepted = [(device, r.round) for device, r in world.receipts if r.status is Status.ACCEPTED]
     assert len(set(accepted)) == len(accepted)
-    finished = model.decode((world.config.state_dir / "model.smm").read_bytes())
     theta = list(results(world.config.state_dir / "job.sqlite", spec.d))[-1][1]
-    assert np.array_equal(finished.mask, theta.threshold())
-    assert [topic for topic in world.broker.retained if "/theta/" in topic] == []  # whoever published them
+    assert np.array_equal(finished_mask(world), theta.threshold())
+    assert leftovers(world) == []
+
+
+def finished_mask(world: World) -> Mask:
+    return model.decode((world.config.state_dir / "model.smm").read_bytes()).mask
+
+
+def leftovers(world: World) -> list[str]:
+    """Retained probabilities, whoever published them."""
+    return [topic for topic in world.broker.retained if "/theta/" in topic or "/delta/" in topic]
 
 
 def test_a_job_counts_every_device_once_in_every_round(world: Made, tiny_spec: ModelSpec) -> None:
@@ -270,6 +311,51 @@ def test_killed_twice_it_still_has_the_same_counts(world: Made, tiny_spec: Model
         sound(done, tiny_spec)
 
 
+TABLES: dict[str, dict[str, Any]] = {
+    "levels": {"learning": AggregateSettings(downlink=4, weighting="samples", init="uniform")},
+    "carry, hysteresis, average": {
+        "learning": AggregateSettings(downlink=8, carry=0.5, prior=1.5, step=0.7, hysteresis=0.3, average_last=3),
+        "work": WorkSettings(codec="packed", masks=2),
+    },
+    "control variate": {
+        "learning": AggregateSettings(downlink=4, control_variate=True, weighting="samples", average_last=2),
+        "work": WorkSettings(codec="crn", stratified=True),
+    },
+}
+
+
+@pytest.mark.parametrize("tables", TABLES.values(), ids=TABLES.keys())
+def test_killed_before_any_deed_it_continues_identically_under_every_option(
+    world: Made, tables: dict[str, Any]
+) -> None:
+    whole = Fuse()
+    never = world(whole, rounds=3, **tables)
+    assert [record[0] for record in never.outcome()] == [3] * 3
+    for at in range(whole.deeds):
+        done = world(Fuse(at), rounds=3, **tables)
+        assert done.lives == 2, at
+        assert done.outcome() == never.outcome(), at
+        assert np.array_equal(finished_mask(done), finished_mask(never)), at
+        assert leftovers(done) == [], at
+
+
+def test_a_round_is_told_against_the_one_before_where_that_is_smaller_but_never_the_first(world: Made) -> None:
+    done = world(rounds=4, **TABLES["levels"])
+    deltas = {topic.split("/")[4] for topic in done.seen if "/delta/" in topic}
+    assert deltas == {"3", "4"}  # the second goes from drawn probabilities of 256 levels to four
+    fetched = sum(topic.count("/theta/") for topic in done.subscribed)
+    assert fetched == DEVICES * 2
+    assert sum(topic.count("/delta/") for topic in done.subscribed) == DEVICES * 2
+
+
+def test_the_finished_model_is_of_the_mean_of_the_last_rounds(world: Made, tiny_spec: ModelSpec) -> None:
+    done = world(rounds=4, learning=AggregateSettings(average_last=3))
+    thetas = [theta for _, theta in results(done.config.state_dir / "job.sqlite", tiny_spec.d)]
+    mean = np.mean([theta.q16() for theta in thetas[1:]], axis=0)
+    assert np.array_equal(finished_mask(done), mean >= 32768)
+    assert not np.array_equal(finished_mask(done), thetas[-1].threshold())
+
+
 def test_a_finished_job_that_is_started_again_changes_nothing(world: Made, tiny_spec: ModelSpec) -> None:
     done = world()
     store = Store(done.config.state_dir / "job.sqlite", JOB, tiny_spec.digest, tiny_spec.canonical(), tiny_spec.d)
@@ -284,8 +370,7 @@ def test_a_finished_job_that_is_started_again_changes_nothing(world: Made, tiny_
 def test_a_job_that_is_over_leaves_no_probabilities_at_the_broker(world: Made) -> None:
     retained = world().broker.retained
     assert [topic for topic in retained if "/theta/" in topic] == []
-    announce = wire.decode(retained[topics.round_(JOB)])
-    assert isinstance(announce, Announce)
+    announce = wire.expect(retained[topics.round_(JOB)], Announce)
     assert announce.phase is Phase.DONE
 
 
@@ -337,10 +422,10 @@ def sending(device: str, update: Update, size: int = 64) -> list[Event]:
     return [Received(topics.update(JOB, device), wire.encode(c)) for c in split(wire.encode(update), size)]
 
 
-def update_of(spec: ModelSpec, device: str = "pi-1") -> Update:
+def update_of(spec: ModelSpec) -> Update:
     theta = Theta.even(spec.d)
     payload = packed.encode(np.ones(spec.d, np.uint8), theta)
-    return Update(JOB, device, 1, spec.digest, theta.digest(), 10, 1, 5, 1, payload)
+    return Update(1, wire.basis(JOB, spec.digest, theta.digest()), 10, 1, 5, 1, (payload,))
 
 
 @pytest.fixture
@@ -428,12 +513,14 @@ def test_a_whole_transfer_that_is_no_update_gets_a_receipt(scripted: Scripted, t
     assert len(received(link)) == 3
 
 
-def test_one_device_cannot_speak_for_another(scripted: Scripted, tiny_spec: ModelSpec) -> None:
+def test_an_update_is_its_senders_whatever_it_holds(scripted: Scripted, tiny_spec: ModelSpec) -> None:
+    """The name in the topic is the sender's: a copy of another's update counts for who sent it, if it was asked."""
     server, link = scripted(rounds=2, devices=1)
-    for event in (presence(tiny_spec, "pi-1"), *sending("pi-2", update_of(tiny_spec, "pi-1"))):
+    for event in (presence(tiny_spec, "pi-1"), *sending("pi-2", update_of(tiny_spec))):
         server.receive(event)
-    assert [r.status for r in received(link, "pi-2")] == [Status.INVALID]
-    assert server.job.accepted == {}
+    assert [r.status for r in received(link, "pi-2")] == [Status.ACCEPTED]
+    assert received(link, "pi-1") == []
+    assert set(server.job.counted) == {"pi-2"}
 
 
 def test_after_the_last_round_it_stays_until_the_devices_have_gone(scripted: Scripted, tiny_spec: ModelSpec) -> None:

@@ -39,7 +39,7 @@ from edge_client.session import (
 )
 from seedmask import PROTOCOL_VERSION, topics
 from seedmask.chunks import split, transfer_id
-from seedmask.codec import counts
+from seedmask.codec import counts, delta
 from seedmask.io.link import Connected, Disconnected, Received, Refused
 from seedmask.mask import Theta
 from seedmask.wire import Announce, Chunk, Heartbeat, Message, Phase, Presence, Receipt, Status, Work, encode
@@ -66,8 +66,11 @@ def announce(round_: int = 1, of: Theta = THETA, **changes: object) -> Announce:
         theta=of.digest(),
         transfer=transfer_id(blob),
         chunks=len(split(blob, 100)),
+        base=bytes(16),
+        delta=bytes(16),
+        delta_chunks=0,
         deadline_ms=1000,
-        work=Work(),
+        work=Work(codec=2),
         selected=(),
         text="",
     )
@@ -139,7 +142,7 @@ def test_a_round_goes_fetch_train_save_send_receipt_drop() -> None:
     assert isinstance(train, Train)
     assert train.announce == told
     assert train.theta.digest() == THETA.digest()
-    assert only(effects, Save) == [Save(made.transfer, made.frame)]
+    assert only(effects, Save) == [Save(made.transfer, made.theta, made.frame)]
     assert only(effects, Send) == [Send(made.frame)]
     (drop,) = only(effects, Drop)
     assert isinstance(drop, Drop)
@@ -154,7 +157,7 @@ def test_an_update_is_saved_before_it_is_sent() -> None:
 
 def test_an_update_made_offline_is_saved_and_goes_out_when_the_broker_answers() -> None:
     session, effects = after(received(announce()), *probabilities(), Disconnected("cable"), trained())
-    assert only(effects, Save, Send) == [Save(trained().transfer, trained().frame)]
+    assert only(effects, Save, Send) == [Save(trained().transfer, trained().theta, trained().frame)]
     session, effects = after(Ticked(100), session=session)
     assert effects == []
     _, effects = after(Connected(), Ticked(101), session=session)
@@ -187,6 +190,140 @@ def test_the_next_round_is_trained_from_its_own_probabilities() -> None:
     (train,) = only(effects, Train)
     assert isinstance(train, Train)
     assert train.theta.digest() == second.digest()
+
+
+# --- what changed since the round before ---
+
+SECOND = Theta(THETA.level // 32, 31)
+THIRD = Theta(SECOND.level.copy(), 31)
+THIRD.level[:9] ^= 1
+DELTA = topics.delta(JOB, 3, "+")
+WHOLE = topics.theta(JOB, 3, "+")
+
+
+def offer(of: Theta = THIRD, base: Theta = SECOND, blob: bytes | None = None, round_: int = 3) -> Announce:
+    """A round that is told whole and against `base`."""
+    coded = delta.encode(of, base) if blob is None else blob
+    return announce(round_, of, base=base.digest(), delta=transfer_id(coded), delta_chunks=len(split(coded, 100)))
+
+
+def difference(blob: bytes, round_: int = 3) -> list[Event]:
+    return [received(c, topics.delta(JOB, round_, c.index)) for c in split(blob, 100)]
+
+
+def holding(theta: Theta = SECOND) -> Session:
+    """A device that trained round 2 under `theta` and has its receipt."""
+    made = trained(2, theta)
+    events = [received(announce(2, theta)), *probabilities(theta, 2), made, receipt(Status.ACCEPTED, made)]
+    return after(*events)[0]
+
+
+def trains(effects: list[Effect], theta: Theta) -> bool:
+    found = only(effects, Train)
+    return len(found) == 1 and isinstance(found[0], Train) and found[0].theta.digest() == theta.digest()
+
+
+def test_who_holds_the_base_fetches_only_what_changed() -> None:
+    told = [received(offer()), *difference(delta.encode(THIRD, SECOND))]
+    session, effects = after(*told, session=holding())
+    assert only(effects, Subscribe, Unsubscribe) == [Subscribe(DELTA), Unsubscribe(DELTA)]
+    assert trains(effects, THIRD)
+    assert "fetching what changed" in said(effects)
+    fourth = Theta(THIRD.level.copy(), 125)
+    fourth.level[50:60] ^= 1
+    made = trained(3, THIRD)
+    told = [made, receipt(Status.ACCEPTED, made), received(offer(fourth, THIRD, round_=4))]
+    session, effects = after(*told, *difference(delta.encode(fourth, THIRD), 4), session=session)
+    assert trains(effects, fourth)  # and what came by a delta is held for the next one
+
+
+def test_a_device_that_missed_a_round_takes_the_snapshot() -> None:
+    for session in (None, holding(theta_of(5))):
+        _, effects = after(received(offer()), *probabilities(THIRD, 3), session=session)
+        assert only(effects, Subscribe, Unsubscribe) == [Subscribe(WHOLE), Unsubscribe(WHOLE)]
+        assert trains(effects, THIRD)
+
+
+def test_without_an_offer_the_snapshot_is_fetched() -> None:
+    _, effects = after(received(announce(3, THIRD)), *probabilities(THIRD, 3), session=holding())
+    assert only(effects, Subscribe) == [Subscribe(WHOLE)]
+    assert trains(effects, THIRD)
+
+
+BAD = {
+    "nonsense": b"?" * 99,
+    "of another base": delta.encode(THIRD, Theta(np.ones(D, np.uint16), 2)),
+    "to another theta": delta.encode(Theta(SECOND.level.copy(), 32), SECOND),
+    "cut short": delta.encode(THIRD, SECOND)[:-1],
+    "empty but for one byte": b"x",
+    "too large to be one": bytes(2 * D + (1 << 16) + 1),
+}
+
+
+@pytest.mark.parametrize("blob", BAD.values(), ids=BAD.keys())
+def test_a_delta_that_is_no_good_leads_to_the_snapshot_of_the_same_round(blob: bytes) -> None:
+    told = received(offer(blob=blob))
+    session, effects = after(told, *difference(blob)[:1000], session=holding())
+    assert only(effects, Subscribe, Unsubscribe) == [Subscribe(DELTA), Unsubscribe(DELTA), Subscribe(WHOLE)]
+    assert only(effects, Train) == []
+    assert said(effects).count("fetching the whole probabilities") == 1
+    session, effects = after(told, *difference(blob)[:3], session=session)
+    assert effects == []  # it is said once, and not tried again
+    session, effects = after(*probabilities(THIRD, 3), session=session)
+    assert trains(effects, THIRD)
+    assert only(effects, Unsubscribe) == [Unsubscribe(WHOLE)]
+
+
+def test_a_delta_whose_bytes_were_changed_on_the_way_leads_to_the_snapshot() -> None:
+    parts = split(delta.encode(THIRD, SECOND), 100)
+    spoilt = [received(damaged(c), topics.delta(JOB, 3, c.index)) for c in parts]
+    session, effects = after(received(offer()), *spoilt, session=holding())
+    assert "the difference is no good (checksum: " in said(effects)
+    assert trains(after(*probabilities(THIRD, 3), session=session)[1], THIRD)
+
+
+def test_a_delta_that_does_not_come_leads_to_the_snapshot() -> None:
+    """A broker whose access rules were written before there were deltas refuses the topic in silence."""
+    session, effects = after(received(offer()), Ticked(FETCH_SECONDS), session=holding())
+    assert only(effects, Subscribe, Unsubscribe) == [Subscribe(DELTA), Unsubscribe(DELTA), Subscribe(WHOLE)]
+    assert "the difference does not come" in said(effects)
+    assert trains(after(*probabilities(THIRD, 3), session=session)[1], THIRD)
+
+
+def test_chunks_of_the_snapshot_are_nothing_to_who_fetches_the_delta() -> None:
+    session, effects = after(received(offer()), *probabilities(THIRD, 3), session=holding())
+    assert only(effects, Train) == []
+    assert trains(after(*difference(delta.encode(THIRD, SECOND)), session=session)[1], THIRD)
+
+
+def test_a_delta_under_way_is_given_up_when_the_round_moves_on() -> None:
+    told = received(announce(4, theta_of(4)))
+    _, effects = after(received(offer()), told, session=holding())
+    assert only(effects, Subscribe, Unsubscribe) == [
+        Subscribe(DELTA),
+        Unsubscribe(DELTA),
+        Subscribe(topics.theta(JOB, 4, "+")),
+    ]
+
+
+# --- work that we do not understand ---
+
+
+def test_an_announcement_with_an_option_that_we_do_not_know_is_named_and_not_trained() -> None:
+    frame = encode(announce(work=Work()))
+    body = frame[4:-4]
+    at = len(body) - 5
+    assert body[at:] == bytes(5)  # no options, nobody selected, no text
+    strange = framed(1, body[:at] + b"\1\x63" + bytes(4) + body[at + 1 :])
+    _, effects = after(Received(ROUND, strange), *probabilities())
+    assert said(effects) == f"ignored a message on {ROUND}: field: option 99 of the work is unknown; known: 1 .. 17"
+    assert only(effects, Train, Subscribe) == []
+
+
+def test_a_codec_that_we_do_not_have_is_named_and_not_trained() -> None:
+    _, effects = after(received(announce(work=Work(codec=200))), *probabilities())
+    assert only(effects, Train, Subscribe) == []
+    assert "round 1 asks for masks in codec 200, we have packed, rans" in said(effects)
 
 
 # --- the round moves on ---
@@ -534,6 +671,7 @@ def mutated(draw: Callable[..., object], frame: bytes) -> bytes:
 
 
 FRAMES = [encode(announce()), *[e.payload for e in probabilities(size=400) if isinstance(e, Received)]]
+FRAMES += [encode(offer()), *[e.payload for e in difference(delta.encode(THIRD, SECOND)) if isinstance(e, Received)]]
 FRAMES += [receipt(Status.STALE, trained()).payload, heartbeat(2).payload]
 FRAMES += [encode(announce(1, theta_of(2))), encode(announce(2, phase=Phase.DONE, model=bytes(32)))]
 
@@ -549,8 +687,9 @@ def hostile(draw: Callable[..., object]) -> bytes:
     return frame if which == "real" else mutated(draw, frame)  # type: ignore[return-value, arg-type]
 
 
+PLACES = [ROUND, topics.aggregator(JOB), topics.theta(JOB, 1, 0), topics.delta(JOB, 3, 0), "x"]
 EVENTS = st.one_of(
-    st.builds(Received, st.sampled_from([ROUND, topics.aggregator(JOB), topics.theta(JOB, 1, 0), "x"]), hostile()),
+    st.builds(Received, st.sampled_from(PLACES), hostile()),
     st.builds(Received, st.text(max_size=20), st.binary(max_size=40)),
     st.sampled_from([Connected(), Disconnected("x"), Refused("t", "x"), trained(), Failed(1, THETA.digest(), "x")]),
     st.builds(Ticked, st.floats(0, 1e4)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aggregator.config import EXAMPLE as RUN_EXAMPLE
-from aggregator.config import RunConfig
+from aggregator.config import AggregateSettings, RunConfig, WorkSettings
+from aggregator.posterior import Recipe
+from aggregator.presets import PRESETS
 from edge_client.config import EXAMPLE as EDGE_EXAMPLE
 from edge_client.config import EdgeConfig
 from seedmask.errors import UserError
 from seedmask.io.settings import load
+from seedmask.wire import Work
 
 EDGE = """\
 device = "pi-1"
@@ -61,6 +65,58 @@ def test_paths_are_relative_to_the_file_and_absolute_ones_stay(tmp_path: Path, m
     assert load(EdgeConfig, Path("edge.toml")).bundle == tmp_path / "mlp.bundle"
 
 
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_is_what_a_file_begins_with(tmp_path: Path, name: str) -> None:
+    found = run(tmp_path, f'preset = "{name}"\n' + RUN)
+    assert (found.work, found.learning, found.preset) == (PRESETS[name].work, PRESETS[name].learning, name)
+
+
+def test_what_a_file_says_overrides_its_preset_and_nothing_else(tmp_path: Path) -> None:
+    found = run(tmp_path, 'preset = "thrifty"\n' + RUN + "[work]\nkappa = 20\n[learning]\ndownlink = 8")
+    assert found.work == replace(PRESETS["thrifty"].work, kappa=20.0)
+    assert found.learning == replace(PRESETS["thrifty"].learning, downlink=8)
+    exact = run(tmp_path, RUN + '[learning]\ndownlink = "exact"')
+    assert exact.learning == replace(PRESETS["default"].learning, downlink="exact")
+
+
+def test_no_preset_means_the_default_one(tmp_path: Path) -> None:
+    found = run(tmp_path, RUN)
+    assert (found.work, found.learning) == (PRESETS["default"].work, PRESETS["default"].learning)
+
+
+def test_the_two_tables_share_no_key_so_that_a_key_names_its_table() -> None:
+    assert not {f.name for f in fields(WorkSettings)} & {f.name for f in fields(AggregateSettings)}
+
+
+def test_every_preset_can_travel_and_the_paper_is_what_its_authors_published() -> None:
+    for preset in PRESETS.values():
+        assert preset.work.work().epochs == 3
+    paper = PRESETS["paper"]
+    assert paper.work.work() == Work(codec=2, keep_optimizer=1, straight_through=1)
+    assert paper.learning.recipe() == Recipe(init="normal")
+    assert PRESETS["thrifty"].work.work() == Work(kappa=24_000, kl=3_000_000, mean_epochs=65535)
+    assert PRESETS["default"].learning.recipe() == Recipe(by_samples=True)
+
+
+def test_the_plain_settings_are_those_of_the_wire_and_of_the_recipe() -> None:
+    assert WorkSettings().work() == Work()
+    assert AggregateSettings().recipe() == Recipe()
+
+
+def test_settings_become_integers() -> None:
+    work = WorkSettings(learning_rate=0.3, momentum=0.9, kl=10, kappa=12.5, rate_decay=0.01, straight_through="theta")
+    made = work.work()
+    assert (made.learning_rate, made.momentum, made.kl, made.kappa) == (300_000, 900_000, 10_000_000, 12_500)
+    assert (made.rate_decay, made.straight_through) == (10_000, 1)
+    settings = AggregateSettings(downlink=8, prior=2.5, carry=0.25, clamp=0.02, step=0.5, hysteresis=0.125)
+    assert settings.recipe() == Recipe(7, False, 98_304, 250, 1311, 500, False, 8192)
+
+
+@pytest.mark.parametrize(("said", "thrift"), [("", None), ("thrift = 12\n", 12.0), ("thrift = 7.5\n", 7.5)])
+def test_a_device_may_say_how_thrifty_it_is(tmp_path: Path, said: str, thrift: float | None) -> None:
+    assert edge(tmp_path, EDGE + said + "[data]").thrift == thrift
+
+
 def test_a_whole_number_will_do_for_a_number(tmp_path: Path) -> None:
     assert run(tmp_path, RUN + "[rounds]\ndeadline_s = 30").rounds.deadline_s == 30.0
 
@@ -80,6 +136,7 @@ def test_a_whole_number_will_do_for_a_number(tmp_path: Path) -> None:
         (EDGE + "threads = 2.0\n[data]", "threads is an integer, found 2.0"),
         (EDGE + "stay = 1\n[data]", "stay is true or false, found 1"),
         (EDGE + "runtime = 3\n[data]", "runtime is a text, found 3"),
+        (EDGE + "thrift = 0\n[data]", "thrift is 0.001 .* 1000 bits, found 0"),
         (EDGE + "threads = -1\n[data]", "threads is 0 .* 1024, found -1"),
         (EDGE + "[data]\npath = 3", "path is a path, found 3"),
         (EDGE + '[data]\npath = ""', "path is a path, found ''"),
@@ -109,7 +166,25 @@ def test_a_wrong_device_file_says_what_to_mend(tmp_path: Path, text: str, says: 
         ("[work]\nlearning_rate = 0.0", "learning_rate is 0.000001"),
         ("[work]\nlearning_rate = inf", "learning_rate is 0.000001"),
         ("[work]\nepochs = 0", "epochs is 1"),
-        ('[work]\ncodec = "zip"', "codec 'zip' is unknown; there are packed, rans"),
+        ('[work]\ncodec = "zip"', "codec 'zip' is unknown; there are packed, rans, hmrc, crn"),
+        ('[work]\noptimizer = "lion"', "optimizer 'lion' is unknown; there are adam, sgd"),
+        ("[work]\nmomentum = 1.0", "momentum is 0 .. 0.999999, found 1.0"),
+        ("[work]\nkappa = 30", r"kappa \(30\) cannot be above kappa_max \(24\)"),
+        ("[work]\nmasks = 256", "masks is 1 .. 255, found 256"),
+        ("[work]\nstraitified = true", "work: unknown key 'straitified'; did you mean 'stratified'?"),
+        ("[learning]\ndownlink = 2.5", "downlink is an integer or a text, found 2.5"),
+        ("[learning]\ndownlink = true", "downlink is an integer or a text, found True"),
+        ("[learning]\ndownlink = 1", "downlink is 2 .. 65535, found 1"),
+        ('[learning]\ndownlink = "all"', "found 'all'"),
+        ('[learning]\nweighting = "size"', "weighting 'size' is unknown; there are equal, samples"),
+        ("[learning]\nprior = 0.5", "prior is 1 .. 1000, found 0.5"),
+        ("[learning]\nclamp = 0.5", "clamp is "),
+        ('[learning]\ndownlink = "exact"\nhysteresis = 0.1', "hysteresis needs levels"),
+        ("[learning]\ncontrol_variate = true", 'control_variate needs work.codec = "crn", found "hmrc"'),
+        ('[work]\ncodec = "crn"\n[learning]\ncontrol_variate = true\ncarry = 0.1', "excludes prior and carry"),
+        ("learning = 3", "learning is a table, found 3"),
+        ('preset = "thirfty"', r"preset 'thirfty' is unknown; did you mean 'thrifty'\?"),
+        ("preset = 3", "preset 3 is unknown; there are default, thrifty, paper"),
     ],
 )
 def test_a_wrong_job_file_says_what_to_mend(tmp_path: Path, text: str, says: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from aggregator.posterior import Memory
 from aggregator.store import Store, results
 from seedmask.chunks import transfer_id
 from seedmask.errors import UserError
 from seedmask.mask import Theta
-from seedmask.wire import Update, encode
+from seedmask.wire import Update, basis, encode
 
 JOB, MODEL, D = "fashion", bytes(range(32)), 60
 THETA = Theta(np.arange(D, dtype=np.uint16), 100)
@@ -25,12 +27,14 @@ def opened(path: Path, job: str = JOB, model: bytes = MODEL) -> Store:
 
 
 def update(device: str, round_: int = 1, loss: int = 500_000, samples: int = 100) -> Update:
-    return Update(JOB, device, round_, MODEL, THETA.digest(), samples, loss, 80, 1, b"mask of " + device.encode())
+    payloads = (b"mask of " + device.encode(), b"and another")
+    return Update(round_, basis(JOB, MODEL, THETA.digest()), samples, loss, 80, 1, payloads)
 
 
-def count(store: Store, *updates: Update) -> None:
-    for made in updates:
-        store.counted(transfer_id(encode(made)), made)
+def count(store: Store, *devices: str, **about: int) -> None:
+    for device in devices:
+        made = update(device, **about)
+        store.counted(device, transfer_id(encode(made)), made)
 
 
 @pytest.fixture
@@ -53,30 +57,36 @@ def test_a_new_store_knows_nothing(store: Store) -> None:
 
 def test_an_open_round_comes_back_with_its_updates(store: Store, path: Path) -> None:
     store.opened(1, THETA, ("pi-1", "pi-2"), 2)
-    count(store, update("pi-2"), update("pi-1"))
+    count(store, "pi-2", "pi-1")
     store.close()
     again = opened(path)
     known = again.resume()
     assert known is not None
     assert (known.round, known.closed, known.selected, known.quorum) == (1, False, ("pi-1", "pi-2"), 2)
     assert known.theta.digest() == THETA.digest()
-    assert known.updates == [(transfer_id(encode(u)), u) for u in (update("pi-1"), update("pi-2"))]
-    assert again.last_transfers() == {u.device: transfer_id(encode(u)) for _, u in known.updates}
+    both = [(device, update(device)) for device in ("pi-1", "pi-2")]
+    assert known.updates == [(device, transfer_id(encode(u)), u) for device, u in both]
+    assert again.last_transfers() == {device: transfer_id(encode(u)) for device, u in both}
     again.close()
 
 
-def test_a_closed_round_comes_back_with_what_came_of_it_and_without_masks(store: Store, path: Path) -> None:
+def test_a_closed_round_comes_back_with_what_came_of_it_and_its_masks_until_the_next_closes(
+    store: Store, path: Path
+) -> None:
     store.opened(1, THETA, (), 1)
-    count(store, update("pi-1"))
+    count(store, "pi-1")
     store.closed(1, RESULT, {"round": 1, "updates": 1})
     store.close()
     again = opened(path)
     known = again.resume()
     assert known is not None
-    assert (known.round, known.closed, known.updates) == (1, True, [])
+    assert (known.round, known.closed) == (1, True)
+    assert [(device, made) for device, _, made in known.updates] == [("pi-1", update("pi-1"))]  # for a relay
     assert known.theta.digest() == RESULT.digest()
     assert again.records() == [{"round": 1, "updates": 1}]
     assert set(again.last_transfers()) == {"pi-1"}  # a repeat of it is still a duplicate
+    again.opened(2, RESULT, (), 1)
+    again.closed(2, THETA, {"round": 2, "updates": 0})
     again.close()
     frames = sqlite3.connect(path).execute("SELECT frame FROM updates").fetchall()
     assert frames == [(None,)]
@@ -84,13 +94,13 @@ def test_a_closed_round_comes_back_with_what_came_of_it_and_without_masks(store:
 
 def test_the_latest_round_and_the_latest_transfer_count(store: Store) -> None:
     store.opened(1, THETA, (), 1)
-    count(store, update("pi-1"), update("pi-2"))
+    count(store, "pi-1", "pi-2")
     store.closed(1, RESULT, {"round": 1})
     store.opened(2, RESULT, (), 2)
-    count(store, update("pi-1", 2))
+    count(store, "pi-1", round_=2)
     known = store.resume()
     assert known is not None
-    assert (known.round, known.closed, [u.round for _, u in known.updates]) == (2, False, [2])
+    assert (known.round, known.closed, [u.round for _, _, u in known.updates]) == (2, False, [2])
     assert store.last_transfers() == {
         "pi-1": transfer_id(encode(update("pi-1", 2))),
         "pi-2": transfer_id(encode(update("pi-2"))),
@@ -99,13 +109,65 @@ def test_the_latest_round_and_the_latest_transfer_count(store: Store) -> None:
 
 def test_one_device_cannot_be_counted_twice_in_a_round(store: Store) -> None:
     store.opened(1, THETA, (), 2)
-    count(store, update("pi-1"))
-    for again in (update("pi-1"), update("pi-1", loss=1)):
+    count(store, "pi-1")
+    for loss in (500_000, 1):
         with pytest.raises(sqlite3.IntegrityError):
-            count(store, again)
+            count(store, "pi-1", loss=loss)
     known = store.resume()
     assert known is not None
-    assert [u.loss for _, u in known.updates] == [500_000]
+    assert [u.loss for _, _, u in known.updates] == [500_000]
+
+
+def test_what_a_round_leaves_comes_back_with_its_result_and_replaces_what_the_one_before_left(
+    store: Store, path: Path
+) -> None:
+    first, second = (Memory(np.arange(D) * k, np.arange(D) << 20, k << 16) for k in (1, 2))
+    for round_, memory in ((1, first), (2, second)):
+        store.opened(round_, THETA, (), 1)
+        store.closed(round_, RESULT, {"round": round_}, memory)
+    store.opened(3, RESULT, (), 1, b"a delta")
+    store.close()
+    again = opened(path)
+    known = again.resume()
+    assert known is not None
+    assert known.memory is not None
+    assert known.memory.to_bytes() == second.to_bytes()
+    assert (known.delta, known.closed) == (b"a delta", False)
+    again.close()
+    kept = sqlite3.connect(path).execute("SELECT round FROM rounds WHERE memory IS NOT NULL").fetchall()
+    assert kept == [(2,)]
+
+
+def test_the_base_of_a_round_is_what_its_devices_held_before(store: Store) -> None:
+    store.opened(1, THETA, (), 1)
+    assert (known := store.resume()) is not None
+    assert known.base is None
+    store.closed(1, RESULT, {"round": 1})
+    assert (known := store.resume()) is not None
+    assert known.base is not None
+    assert known.base.digest() == THETA.digest()  # closed: the next round's base
+    store.opened(2, RESULT, (), 1)
+    assert (known := store.resume()) is not None
+    assert known.base is not None
+    assert known.base.digest() == THETA.digest()  # open: this round's
+
+
+def test_the_last_results_come_back_oldest_first(store: Store) -> None:
+    made = [Theta(np.full(D, level, np.uint16), 9) for level in range(4)]
+    for round_, theta in enumerate(made, 1):
+        store.opened(round_, THETA, (), 1)
+        store.closed(round_, theta, {"round": round_})
+    for n in (1, 3, 9):
+        assert (known := store.resume(n)) is not None
+        assert [theta.digest() for theta in known.recent] == [theta.digest() for theta in made[-n:]]
+
+
+def test_a_database_of_another_layout_is_refused(path: Path) -> None:
+    opened(path).close()
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.execute("PRAGMA user_version = 1")
+    with pytest.raises(UserError, match="was made by another version of this program"):
+        opened(path)
 
 
 def test_a_round_cannot_begin_twice(store: Store) -> None:
@@ -117,7 +179,8 @@ def test_a_round_cannot_begin_twice(store: Store) -> None:
 def test_figures_weigh_devices_by_their_examples(store: Store) -> None:
     store.opened(1, THETA, (), 2)
     one, two = update("pi-1", loss=1_000_000, samples=100), update("pi-2", loss=200_000, samples=300)
-    count(store, one, two)
+    count(store, "pi-1", loss=1_000_000, samples=100)
+    count(store, "pi-2", loss=200_000, samples=300)
     assert store.figures(1) == {
         "updates": 2,
         "update_bytes": len(encode(one)) + len(encode(two)),

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from seedmask import errors
+from seedmask import errors, wire
 from seedmask.codec import CODECS, counts, delta, relay
 from seedmask.wire import Phase, Status
 
@@ -64,6 +64,15 @@ def test_the_protocols_codec_table_is_the_programs() -> None:
 
 
 def test_the_protocols_status_table_is_the_programs() -> None:
-    rows = re.findall(r"^\| (\d+) \| ([a-z ]+) \|", section(6), re.MULTILINE)
+    statuses = section(6).partition("| status |")[2]
+    rows = re.findall(r"^\| (\d+) \| ([a-z ]+) \|", statuses, re.MULTILINE)
     assert [(int(n), name) for n, name in rows] == [(s.value, s.name.lower().replace("_", " ")) for s in Status]
     assert all(f"{phase.value} {phase.name.lower()}" in section(6) for phase in Phase)
+
+
+def test_the_protocols_option_table_is_the_programs() -> None:
+    rows = re.findall(r"^\| (\d+) \| (\w+) \| (\d+) \.\. ([\d^-]+) \| (\d+) \|", section(6), re.MULTILINE)
+    numbers = {"2^32-1": (1 << 32) - 1, "2^28": 1 << 28}
+    found = [(int(n), name, int(low), numbers.get(high) or int(high), int(known)) for n, name, low, high, known in rows]
+    wanted = [(n, *option, getattr(wire.Work(), option[0])) for n, option in wire._OPTIONS.items()]
+    assert found == wanted

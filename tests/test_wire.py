@@ -273,8 +273,14 @@ def test_work_has_one_form_and_it_is_the_shortest(work: Work) -> None:
 
 @pytest.mark.parametrize(
     ("base", "delta", "chunks"),
-    [(b"x" * 16, bytes(16), 0), (bytes(16), b"x" * 16, 0), (b"x" * 16, b"x" * 16, 0), (b"x" * 16, bytes(16), 1)]
-    + [(bytes(16), b"x" * 16, 1), (bytes(16), bytes(16), 1)],
+    [
+        (b"x" * 16, bytes(16), 0),
+        (bytes(16), b"x" * 16, 0),
+        (b"x" * 16, b"x" * 16, 0),
+        (b"x" * 16, bytes(16), 1),
+        (bytes(16), b"x" * 16, 1),
+        (bytes(16), bytes(16), 1),
+    ],
 )
 def test_half_an_offer_of_a_delta_is_no_announcement(base: bytes, delta: bytes, chunks: int) -> None:
     with pytest.raises(ValueError, match="given together"):
