@@ -148,11 +148,11 @@ class Session:
 
     `model` is our spec's digest, `seed` and `d` its seed and weights. `work`: (round, theta digest) that we fetch,
     train or have finished, so that no round is trained twice. `fetching` until the probabilities are complete; none of
-    their chunks before `fetch_due` means asking again. `held`: the last ones that came, which the next may be told
-    against; `by_delta`: that is what we fetch now. `training` while Train is under way; after `failures` in a row it is
-    tried `again` at that time. `busy`: what we sent has not left this machine. `finished_before`: the work whose
-    receipt an earlier life of ours had. `aggregator`: the boot number of its latest life that we heard of; `away` when
-    it said, or the broker said for it, that it left.
+    their chunks before `fetch_due` means asking again. `held`: the last ones that came (to begin with, even odds),
+    which the next may be told against; `by_delta`: that is what we fetch now. `training` while Train is under way;
+    after `failures` in a row it is tried `again` at that time. `busy`: what we sent has not left this machine.
+    `finished_before`: the work whose receipt an earlier life of ours had. `aggregator`: the boot number of its latest
+    life that we heard of; `away` when it said, or the broker said for it, that it left.
     """
 
     job: str
@@ -286,6 +286,10 @@ def _announced(session: Session, announce: Announce) -> Step:
             Say(f"round {announce.round} asks for masks in codec {announce.work.codec}, we have {known}: not training"),
         ]
     held = session.held
+    if held is not None and held.digest() == announce.theta:
+        # The even odds of a first round, or a round that goes on after everybody's restart: nothing is to be fetched.
+        session = replace(session, work=wanted, training=True)
+        return session, [*effects, Say(f"round {announce.round} of {announce.rounds}"), Train(announce, held)]
     by_delta = announce.delta_chunks > 0 and held is not None and held.digest() == announce.base
     session = replace(session, work=wanted, fetching=True, by_delta=by_delta, fetch_due=session.now + FETCH_SECONDS)
     what = "what changed in the probabilities" if by_delta else "probabilities"
