@@ -2,7 +2,7 @@
 
 `paper` is FedPM (Isik et al., arXiv 2209.15328) as its authors published it, with their estimator, their optimiser that
 lives as long as the device, and their aggregation; only the masks are entropy coded, which theirs were by formula.
-`default` is what measured best (docs/learning.md), `thrifty` spends a third of its bytes up for a point less.
+`default` is what measured best (docs/learning.md), `thrifty` spends half of its bytes for a point less.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Preset:
 
 PRESETS: Final = {
     "default": Preset(
-        WorkSettings(kappa=8.0, kl=3.0, mean_epochs=65535),
+        WorkSettings(kappa=5.0, kl=3.0, mean_epochs=65535),
         AggregateSettings(weighting="samples"),
     ),
     "thrifty": Preset(

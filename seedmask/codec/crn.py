@@ -124,7 +124,11 @@ def _layout(theta: Theta, shared: Shared) -> tuple[Mask, npt.NDArray[np.intp], n
     """(the mask without training [d], weights in the order of their buckets [d], weights per bucket [22])."""
     u, q = shared.uniforms(theta.d), theta.q16()
     levels = _NEAR[table(theta.top, theta.clamp) >> 4]
-    bucket = _BUCKET[np.abs(_NEAR[u >> 4] - levels[theta.level])]
+    if theta.top < 256:  # few enough for a bucket of each pair of level and uniform: one look-up a weight
+        cells = _BUCKET[np.abs(_NEAR - levels[:, None])].reshape(-1)
+        bucket = cells.take((theta.level.astype(np.int32) << 12) + (u >> 4))
+    else:
+        bucket = _BUCKET[np.abs(_NEAR[u >> 4] - levels[theta.level])]
     order = np.argsort(bucket, kind="stable")
     return (u < q).view(np.uint8), order, np.bincount(bucket, minlength=len(EDGES) + 1)
 
