@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 TORCH  ?= torch==2.13.0
 EXTRAS := onnxruntime,export,aggregator,broker,sim,dev
 
-MODEL   ?= mlp
+MODEL   ?= mlpn
 DEVICES ?= 8
 ROUNDS  ?= 15
 
@@ -28,7 +28,7 @@ $(VENV)/.ready: pyproject.toml
 system: $(VENV)/.ready  ## mosquitto and Fashion-MNIST: from apt where we may, else the next best thing
 	@.ci/system '$(BIN)/python'
 
-demo: setup      ## a fleet learns Fashion-MNIST over a real broker (MODEL=conv4 for the larger network)
+demo: setup      ## a fleet learns Fashion-MNIST over a real broker (MODEL=conv4n for a convolutional network)
 	$(BIN)/seedmask simulate --model $(MODEL) --devices $(DEVICES) --rounds $(ROUNDS) --seed 1 --out out/demo
 
 test: setup      ## the test suite

@@ -35,7 +35,7 @@ from sim.pool import Pool
 from sim.processes import ProcessFleet
 
 BATCH = 128
-MODELS = ("mlp", "mlpn", "conv4", "conv4s", "conv4n")  # of the zoo, those that take the images there are
+MODELS = ("mlpn", "mlp", "conv4", "conv4s", "conv4n")  # of the zoo, those that take the images there are
 MARKER = ".seedmask-simulation"
 
 EPILOG = """\
