@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from aggregator.posterior import INITS, Recipe
 from seedmask.codec import NAMES
+from seedmask.codec.relay import MAX_WEIGHT
 from seedmask.io.link import Broker
 from seedmask.mask import CLAMP, MAX_TOP, ONE
 from seedmask.wire import Work, check_name
@@ -146,17 +147,19 @@ class AggregateSettings:
     """The [learning] table: what the aggregator makes of a round's masks.
 
     `downlink`: "exact" (counts of ones) or the number of levels that probabilities are rounded to. `weighting`: "equal"
-    or "samples", as many as a device says it has: for devices that are trusted. `prior`: lambda of the Beta prior, at
-    least 1; `carry`: share of the Beta counts that a round hands to the next, 0: reset. `clamp`: least probability.
-    `step`: how far theta goes from where it was to what the masks say. `control_variate` (codec "crn" only): the masks'
-    difference from those that untrained devices would have drawn moves theta. `hysteresis`: a weight keeps its level
-    until it is that much further from it, in levels, than the half that rounds it away. `average_last`: the finished
-    model is the threshold of the mean theta of so many rounds. `relay`: tell theta as the masks that made it where that
-    is shorter; devices can then read each other's masks. `init`: "half", "uniform" or "normal" (scores).
+    or "samples", as many as a device says it has, at most `max_samples`: what bounds the word of one. `prior`: lambda
+    of the Beta prior, at least 1; `carry`: share of the Beta counts that a round hands to the next, 0: reset. `clamp`:
+    least probability. `step`: how far theta goes from where it was to what the masks say. `control_variate` (codec
+    "crn" only): the masks' difference from those that untrained devices would have drawn moves theta. `hysteresis`: a
+    weight keeps its level until it is that much further from it, in levels, than the half that rounds it away.
+    `average_last`: the finished model is the threshold of the mean theta of so many rounds. `relay`: tell theta as the
+    masks that made it where that is shorter; devices can then read each other's masks. `init`: "half", "uniform" or
+    "normal" (scores).
     """
 
     downlink: int | str = "exact"
     weighting: str = "equal"
+    max_samples: int = 10_000
     prior: float = 1.0
     carry: float = 0.0
     clamp: float = CLAMP / ONE
@@ -174,6 +177,7 @@ class AggregateSettings:
             _within(self, "downlink", 2, MAX_TOP)
         _listed(self, "weighting", WEIGHTINGS)
         _listed(self, "init", INITS)
+        _within(self, "max_samples", 1, MAX_WEIGHT)
         _within(self, "prior", 1, 1000)
         _within(self, "carry", 0, 0.999)
         _within(self, "clamp", 1 / ONE, 0.4999)
@@ -189,7 +193,7 @@ class AggregateSettings:
         """The same in integers."""
         return Recipe(
             top=self.downlink - 1 if isinstance(self.downlink, int) else 0,
-            by_samples=self.weighting == "samples",
+            heaviest=self.max_samples if self.weighting == "samples" else 0,
             prior=round((self.prior - 1) * ONE),
             carry=round(self.carry * 1000),
             clamp=round(self.clamp * ONE),

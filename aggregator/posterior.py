@@ -39,12 +39,13 @@ INIT_STREAM: Final = 3
 class Recipe:
     """How masks become the next theta; integers. The [learning] table says what each is for.
 
-    `top` of the levels that are published, 0: exact counts; `prior`: lambda - 1 and `hysteresis` in units of 2**-16;
+    `top` of the levels that are published, 0: exact counts; `heaviest`: what a mask that weighs as its device's samples
+    weighs at most, 0: all weigh the same; `prior`: lambda - 1 and `hysteresis` in units of 2**-16;
     `carry` and `step` in thousandths; `average`: rounds whose mean the finished model is the threshold of.
     """
 
     top: int = 0
-    by_samples: bool = False
+    heaviest: int = 0
     prior: int = 0
     carry: int = 0
     clamp: int = CLAMP
@@ -63,7 +64,7 @@ class Recipe:
     @property
     def pooling(self) -> Pooling:
         """What a device must know to add masks up as we do."""
-        return Pooling(self.top, self.clamp, self.by_samples)
+        return Pooling(self.top, self.clamp, self.heaviest)
 
     @property
     def pools(self) -> bool:

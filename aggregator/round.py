@@ -17,7 +17,7 @@ import numpy as np
 from aggregator.config import Rounds
 from aggregator.posterior import Memory, Posterior, Recipe, conclude, finished
 from seedmask.chunks import transfer_id
-from seedmask.codec import by_id, counts, crn, delta, relay
+from seedmask.codec import by_id, counts, crn, delta, packed, relay
 from seedmask.errors import ProtocolError
 from seedmask.io.link import Connected, Disconnected, Refused
 from seedmask.mask import MAX_TOP, ONE, Mask, Theta
@@ -74,6 +74,7 @@ class Opened:
     selected: tuple[str, ...]
     quorum: int
     delta: bytes
+    work: Work
 
 
 @dataclass(frozen=True)
@@ -138,13 +139,14 @@ Effect: TypeAlias = Opened | Widened | Counted | Reply | Closed | Publicise | Sa
 class Job:
     """All that the aggregator knows.
 
-    `seed`: the model's. `round` is the open round, or the last one while waiting or done; `theta` the probabilities it
-    started from, or what came of it; `base` those of the round before, which its devices hold; `memory` what the last
-    closed round left beside theta; `recent` the results of the last rounds that the finished model is the mean of.
-    `blob` and `delta`: theta as it is published, whole and for those who hold `base`. `parts`: the updates of the open
-    round as they came; `made`: those that made theta, for a relay. `online`: device to its presence; `silent`:
-    the same for those that let a round run out of time. `accepted`: device to transfer id, this round. `counted`: the
-    same for each device's latest accepted update of any round.
+    `seed`: the model's. `work` is the open round's, `wanted` that of the next one if the settings changed meanwhile.
+    `round` is the open round, or the last one while waiting or done; `theta` the probabilities it started from, or what
+    came of it; `base` those of the round before, which its devices hold; `memory` what the last closed round left
+    beside theta; `recent` the results of the last rounds that the finished model is the mean of. `blob` and `delta`:
+    theta as it is published, whole and for those who hold `base`. `parts`: the updates of the open round as they came;
+    `made`: those that made theta, for a relay. `online`: device to its presence; `silent`: the same for those that let
+    a round run out of time. `accepted`: device to transfer id, this round. `counted`: the same for each device's latest
+    accepted update of any round.
     """
 
     name: str
@@ -155,6 +157,7 @@ class Job:
     work: Work
     recipe: Recipe
     theta: Theta
+    wanted: Work | None = None
     phase: Phase = Phase.WAITING
     round: int = 0
     now: float = 0.0
@@ -216,6 +219,11 @@ def resume(
     return job
 
 
+def relays(job: Job) -> bool:
+    """Whether the theta of this job's rounds may be told as the masks that made it."""
+    return job.recipe.pools and not job.work.stratified
+
+
 def part_of(device: str, update: Update) -> relay.Part:
     """An accepted update as a relay passes it on."""
     return relay.Part(device, update.samples, update.codec, update.payloads)
@@ -266,9 +274,12 @@ def _ticked(job: Job) -> Step:
     if job.phase is Phase.OPEN and job.now >= job.deadline:
         if len(job.accepted) >= job.rounds.minimum:
             return _close(_doubt(job), "time is up")
-        # The strata of shared uniforms are those of the first announcement: such a round waits for its own devices.
-        few = job.selected and not job.work.stratified
-        if others := sorted(set(job.online) - set(job.selected)) if few else []:
+        # The strata of shared uniforms are those of the first announcement: such a round asks nobody else, waits for
+        # its own devices once more, and then makes do with what it has.
+        if job.work.stratified and job.accepted and job.now >= job.deadline + job.rounds.deadline_s:
+            return _close(_doubt(job), "time is up twice")
+        widens = bool(job.selected) and not job.work.stratified
+        if others := sorted(set(job.online) - set(job.selected)) if widens else []:
             return _widen(job, others)
     if job.phase is not Phase.DONE and job.now - job.reminded >= REMIND_SECONDS:
         return replace(job, reminded=job.now), [Say(waiting_for(job))]
@@ -323,6 +334,7 @@ def _maybe_open(job: Job) -> Step:
     """Open the next round if enough devices are online; otherwise say what is missing."""
     if len(job.online) < job.rounds.devices:
         return job, [Publicise(theta=False), Say(waiting_for(job))]
+    job = replace(job, work=job.wanted or job.work)
     names = sorted(job.online)
     few = 0 < job.rounds.per_round < len(names)
     asked = _draw(job, names, job.rounds.per_round) if few else names[:MAX_TOP]
@@ -330,7 +342,7 @@ def _maybe_open(job: Job) -> Step:
     quorum = min(job.rounds.quorum or len(selected or names), MAX_TOP)
     job = _opened(replace(job, round=job.round + 1), selected, quorum)
     return job, [
-        Opened(job.round, job.theta, selected, quorum, job.delta),
+        Opened(job.round, job.theta, selected, quorum, job.delta, job.work),
         Publicise(theta=True),
         Say(waiting_for(job)),
     ]
@@ -368,7 +380,8 @@ def _delta(job: Job, whole: int) -> bytes:
     if job.base is None:
         return b""
     ways = [delta.encode(job.theta, job.base)] if delta.possible(job.theta, job.base) else []
-    if job.made and job.recipe.pools and not job.work.stratified:
+    masks, size = relay.size(job.made)
+    if masks and size < whole and masks * job.d <= relay.MAX_WORK:
         ways.append(relay.encode(job.base, job.round - 1, job.recipe.pooling, job.made))
     best = min(ways, key=len, default=b"")
     return best if len(best) < whole else b""
@@ -419,6 +432,8 @@ def _judge(job: Job, device: str, transfer: bytes, update: Update) -> tuple[Stat
         return Status.STALE, "made for another job or model, or under other probabilities than this round's"
     if job.selected and device not in job.selected:
         return Status.NOT_SELECTED, "not asked in this round"
+    if update.codec not in (job.work.codec, packed.ID):
+        return Status.INVALID, f"codec {update.codec}, the job asks for {job.work.codec}"
     if len(update.payloads) != job.work.masks:
         return Status.INVALID, f"{len(update.payloads)} mask(s), the job asks for {job.work.masks}"
     return Status.ACCEPTED, ""
@@ -427,7 +442,7 @@ def _judge(job: Job, device: str, transfer: bytes, update: Update) -> tuple[Stat
 def _folded(job: Job, device: str, update: Update) -> Posterior:
     """What is known with the masks of one more update. Raises ProtocolError."""
     codec, recipe, posterior = by_id(update.codec), job.recipe, job.posterior
-    weight = relay.weight_of(update.samples, recipe.by_samples)
+    weight = relay.weight_of(update.samples, recipe.heaviest)
     stratum = (job.selected.index(device), len(job.selected)) if job.work.stratified else None
     for index, payload in enumerate(update.payloads):
         shared = Shared(job.seed, job.round, job.name, device, index, stratum)
@@ -445,7 +460,7 @@ def _counted(job: Job, device: str, transfer: bytes, update: Update, posterior: 
     return replace(
         job,
         posterior=posterior,
-        parts=(*job.parts, part_of(device, update)),
+        parts=(*job.parts, part_of(device, update)) if relays(job) else (),
         accepted={**job.accepted, device: transfer},
         counted={**job.counted, device: transfer},
     )

@@ -32,6 +32,7 @@ from aggregator.round import (
     Widened,
     announcement,
     part_of,
+    relays,
     resume,
     step,
     waiting_for,
@@ -104,6 +105,8 @@ class Server:
         job = replace(job, base=known.base, memory=known.memory, recent=known.recent)
         self._published = (known.round, len(self._cut(known.blob)), len(self._cut(known.delta)))
         if not known.closed:
+            # What its devices were asked for stays what the round is about, whatever the settings say by now.
+            job = replace(job, work=known.work, wanted=job.work)
             job = resume(job, known.selected, known.quorum, known.updates, known.delta)
             log.info("resumed: %s", waiting_for(job))
         elif known.round >= config.rounds.total:
@@ -165,8 +168,8 @@ class Server:
         match effect:
             case Say(text):
                 log.info(text)
-            case Opened(round_, theta, selected, quorum, delta):
-                self.store.opened(round_, theta, selected, quorum, delta)
+            case Opened(round_, theta, selected, quorum, delta, work):
+                self.store.opened(round_, theta, selected, quorum, delta, work)
             case Widened(round_, selected):
                 self.store.widened(round_, selected)
             case Counted(device, transfer, update):
@@ -190,7 +193,8 @@ class Server:
                 *(round_, record["train_loss"], 100 * record["train_accuracy"], f"{record['update_bytes']:,}"),
             )
         write_atomic(self.config.state_dir / "model.smm", finished)
-        self.store.closed(round_, closed.theta, record, closed.memory)
+        keep = relays(self.job) and self.job.phase is not Phase.DONE
+        self.store.closed(round_, closed.theta, record, closed.memory, keep)
         self._list_rounds()
         self._retire()  # before the next round is stored: a restart knows the latest one only
 

@@ -10,7 +10,7 @@ import contextlib
 import json
 import sqlite3
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,15 +19,16 @@ from seedmask.codec import counts
 from seedmask.errors import UserError
 from seedmask.io.files import hold
 from seedmask.mask import Theta
-from seedmask.wire import Update, encode, expect
+from seedmask.wire import Update, Work, encode, expect
 
-_LAYOUT: Final = 2  # of the tables below
+DEFAULT_WORK: Final = Work()
+_LAYOUT: Final = 3  # of the tables below
 _SCHEMA: Final = f"""
 PRAGMA user_version = {_LAYOUT};
 CREATE TABLE IF NOT EXISTS job (name TEXT NOT NULL, model BLOB NOT NULL, spec BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS rounds (
     round INTEGER PRIMARY KEY, theta BLOB NOT NULL, selected TEXT NOT NULL, quorum INTEGER NOT NULL,
-    delta BLOB NOT NULL, result BLOB, memory BLOB, record TEXT
+    delta BLOB NOT NULL, work TEXT NOT NULL, result BLOB, memory BLOB, record TEXT
 );
 CREATE TABLE IF NOT EXISTS updates (
     round INTEGER NOT NULL, device TEXT NOT NULL, transfer BLOB NOT NULL, frame BLOB, bytes INTEGER NOT NULL,
@@ -41,8 +42,9 @@ CREATE TABLE IF NOT EXISTS updates (
 class Resumed:
     """What the store knows: the latest `round` with the `theta` it began from or, if `closed`, what came of it.
 
-    `updates`: (device, transfer, update). `blob`, `delta`: the probabilities that were published for it. `base`: the
-    theta of the round before that theta's; `memory`: what the last closed round left; `recent`: the last results.
+    `updates`: (device, transfer, update). `blob`, `delta`: the probabilities that were published for it, `work` what
+    its devices were asked for. `base`: the theta of the round before that theta's; `memory`: what the last closed round
+    left; `recent`: the last results.
     """
 
     round: int
@@ -53,6 +55,7 @@ class Resumed:
     updates: list[tuple[str, bytes, Update]]
     blob: bytes
     delta: bytes
+    work: Work
     base: Theta | None
     memory: Memory | None
     recent: tuple[Theta, ...]
@@ -89,10 +92,19 @@ class Store:
                 f"{model.hex()[:12]}; choose another state_dir or remove it"
             )
 
-    def opened(self, round_: int, theta: Theta, selected: tuple[str, ...], quorum: int, delta: bytes = b"") -> None:
-        """A round began; `delta`: how its theta was published beside the whole."""
-        row = (round_, counts.encode(theta), json.dumps(selected), quorum, delta)
-        self._db.execute("INSERT INTO rounds (round, theta, selected, quorum, delta) VALUES (?, ?, ?, ?, ?)", row)
+    def opened(
+        self,
+        round_: int,
+        theta: Theta,
+        selected: tuple[str, ...],
+        quorum: int,
+        delta: bytes = b"",
+        work: Work = DEFAULT_WORK,
+    ) -> None:
+        """A round began; `delta`: how its theta was published beside the whole; `work`: what its devices are to do."""
+        row = (round_, counts.encode(theta), json.dumps(selected), quorum, delta, json.dumps(asdict(work)))
+        columns = "round, theta, selected, quorum, delta, work"
+        self._db.execute(f"INSERT INTO rounds ({columns}) VALUES (?, ?, ?, ?, ?, ?)", row)
 
     def widened(self, round_: int, selected: tuple[str, ...]) -> None:
         """The open round asks more devices."""
@@ -113,15 +125,23 @@ class Store:
         )
         self._db.execute("INSERT INTO updates VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
 
-    def closed(self, round_: int, theta: Theta, record: dict[str, Any], memory: Memory | None = None) -> None:
-        """A round ended; its masks are not needed any more, nor is what the one before left."""
+    def closed(
+        self, round_: int, theta: Theta, record: dict[str, Any], memory: Memory | None = None, keep: bool = False
+    ) -> None:
+        """A round ended. Its masks are forgotten, unless to `keep` until the next one ends, for a relay.
+
+        So is what the rounds before it left, masks in their relays included.
+        """
         self._db.execute("BEGIN")
         self._db.execute(
             "UPDATE rounds SET result = ?, record = ?, memory = ? WHERE round = ?",
             (counts.encode(theta), json.dumps(record), None if memory is None else memory.to_bytes(), round_),
         )
         self._db.execute("UPDATE rounds SET memory = NULL WHERE round < ?", (round_,))
-        self._db.execute("UPDATE updates SET frame = NULL WHERE round < ?", (round_,))  # this round's may be relayed
+        self._db.execute(
+            "UPDATE rounds SET delta = x'' WHERE round < ?", (round_,)
+        )  # this round's is yet to be retired
+        self._db.execute("UPDATE updates SET frame = NULL WHERE round < ?", (round_ + (not keep),))
         self._db.execute("COMMIT")
 
     def figures(self, round_: int) -> dict[str, Any]:
@@ -153,14 +173,14 @@ class Store:
     def resume(self, average: int = 1) -> Resumed | None:
         """Where the job stands, with the last `average` results; None if no round ever began."""
         row = self._db.execute(
-            "SELECT round, theta, delta, result, selected, quorum FROM rounds ORDER BY round DESC LIMIT 1"
+            "SELECT round, theta, delta, work, result, selected, quorum FROM rounds ORDER BY round DESC LIMIT 1"
         ).fetchone()
         if row is None:
             return None
-        round_, theta, delta, result, selected, quorum = row
+        round_, theta, delta, work, result, selected, quorum = row
         wanted = "SELECT device, transfer, frame FROM updates WHERE round = ? ORDER BY device"
         rows = self._db.execute(wanted, (round_,))
-        updates = [(device, transfer, expect(frame, Update)) for device, transfer, frame in rows]
+        updates = [(device, transfer, expect(frame, Update)) for device, transfer, frame in rows if frame is not None]
         # Of an open round the base is what the round before began with, of a closed one what itself began with.
         began = self._db.execute(
             "SELECT theta FROM rounds WHERE round <= ? ORDER BY round DESC LIMIT 1",
@@ -179,6 +199,7 @@ class Store:
             updates=updates,
             blob=theta,
             delta=delta,
+            work=Work(**json.loads(work)),
             base=None if began is None else counts.decode(began[0], self._d),
             memory=None if memory is None else Memory.from_bytes(memory, self._d),
             recent=tuple(counts.decode(blob, self._d) for blob, _ in reversed(closed)),

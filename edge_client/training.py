@@ -111,10 +111,9 @@ def update_of(
     """
     work = announce.work
     plan = work.plan(thrift)
-    stratum = (sorted(announce.selected).index(device), len(announce.selected)) if work.stratified else None
     payloads = []
     for index in range(work.masks):
-        shared = Shared(spec.seed, announce.round, announce.job, device, index, stratum)
+        shared = Shared(spec.seed, announce.round, announce.job, device, index, announce.stratum(device))
         payloads.append(by_id(work.codec).draw(outcome.scores, theta, shared, rng, plan))
     return Update(
         round=announce.round,

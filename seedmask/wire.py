@@ -92,8 +92,8 @@ class Work:
         return Plan(least if thrift is None else min(max(thrift, least), most), self.max_blocks)
 
     def rate(self, round_: int) -> float:
-        """The learning rate of round `round_`, from 1."""
-        return self.learning_rate / 1e6 * (1 - self.rate_decay / 1e6) ** (round_ - 1)
+        """The learning rate of round `round_`, from 1; never zero, however long the job."""
+        return max(self.learning_rate / 1e6 * (1 - self.rate_decay / 1e6) ** (round_ - 1), 1e-12)
 
 
 @dataclass(frozen=True)
@@ -122,6 +122,10 @@ class Announce:
     work: Work
     selected: tuple[str, ...]
     text: str
+
+    def stratum(self, device: str) -> tuple[int, int] | None:
+        """(k, K): place of `device` among the selected ones, whose uniforms are stratified; None where none are."""
+        return (self.selected.index(device), len(self.selected)) if self.work.stratified else None
 
 
 @dataclass(frozen=True)

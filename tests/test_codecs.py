@@ -469,14 +469,14 @@ def parts_of(base: Theta, codecs: list[int]) -> tuple[list[relay.Part], list[Mas
 
 
 @pytest.mark.parametrize("codecs", [[3], [3, 3, 3], [1, 2, 3, 4]])
-@pytest.mark.parametrize("by_samples", [False, True])
-def test_a_relay_gives_the_theta_of_its_masks_in_any_order(codecs: list[int], by_samples: bool) -> None:
+@pytest.mark.parametrize("heaviest", [0, 1000, 25])
+def test_a_relay_gives_the_theta_of_its_masks_in_any_order(codecs: list[int], heaviest: int) -> None:
     base = polarised(3000, 10)
     parts, masks = parts_of(base, codecs)
-    payload = relay.encode(base, 4, relay.Pooling(0, 655, by_samples), parts)
-    assert relay.encode(base, 4, relay.Pooling(0, 655, by_samples), parts[::-1]) == payload
+    payload = relay.encode(base, 4, relay.Pooling(0, 655, heaviest), parts)
+    assert relay.encode(base, 4, relay.Pooling(0, 655, heaviest), parts[::-1]) == payload
     theta = relay.decode(payload, base, 7, "job")
-    weights = [part.samples if by_samples else 1 for part in parts]
+    weights = [min(part.samples, heaviest) if heaviest else 1 for part in parts]
     mean = sum(w * m.astype(float) for w, m in zip(weights, masks, strict=True)) / sum(weights)
     assert np.allclose(theta.level / theta.top, mean)
 
@@ -484,7 +484,7 @@ def test_a_relay_gives_the_theta_of_its_masks_in_any_order(codecs: list[int], by
 def test_a_relay_rounds_to_levels_when_asked() -> None:
     base = polarised(3000, 10)
     parts, masks = parts_of(base, [3, 3, 3, 3, 3])
-    theta = relay.decode(relay.encode(base, 4, relay.Pooling(3, 655, False), parts), base, 7, "job")
+    theta = relay.decode(relay.encode(base, 4, relay.Pooling(3, 655, 0), parts), base, 7, "job")
     assert theta.top == 3
     assert np.abs(theta.level / 3 - np.mean(masks, axis=0)).max() <= 1 / 6 + 1e-4
 
@@ -500,12 +500,19 @@ def test_weights_without_a_common_divisor_still_give_a_theta() -> None:
 @settings(max_examples=60)
 def test_damaged_relays_are_refused_or_are_another_relay(data: st.DataObject) -> None:
     base = polarised(60, 10)
-    payload = bytearray(relay.encode(base, 4, relay.Pooling(0, 655, True), parts_of(base, [1, 3, 4])[0]))
+    payload = bytearray(relay.encode(base, 4, relay.Pooling(0, 655, 1000), parts_of(base, [1, 3, 4])[0]))
     at = data.draw(st.integers(0, len(payload) - 1))
     payload[at] ^= data.draw(st.integers(1, 255))
     found = only_ways_out(relay.decode, bytes(payload), base, 7, "job")
     assert found is None or found.d == base.d
     assert only_ways_out(relay.decode, bytes(payload[:at]), base, 7, "job") is None
+
+
+def test_a_relay_that_would_keep_its_reader_busy_for_minutes_is_refused_before_any_mask_is_decoded() -> None:
+    base = Theta.even(1 << 20)
+    many = tuple(relay.Part(f"d-{n:03d}", 1, 3, (b"\1\0",) * 255) for n in range(5))
+    with pytest.raises(LimitError, match="more than 1024 masks"):
+        relay.decode(relay.encode(base, 1, relay.Pooling(0, 655, 0), many), base, 7, "job")
 
 
 @given(st.binary(max_size=120))
@@ -519,7 +526,7 @@ def test_a_relay_of_ten_devices_costs_less_than_theta() -> None:
     base = polarised(200_000, 10)
     parts, masks = parts_of(base, [3] * 10)
     theta = Theta(np.sum(masks, axis=0, dtype=np.uint16), 10)
-    payload = relay.encode(base, 4, relay.Pooling(0, 655, False), parts)
+    payload = relay.encode(base, 4, relay.Pooling(0, 655, 0), parts)
     assert relay.decode(payload, base, 7, "job").digest() == theta.digest()
     assert 5 * len(payload) < len(delta.encode(theta, base)) < len(counts.encode(theta))
 

@@ -84,10 +84,10 @@ def test_no_mask_gives_no_probabilities() -> None:
 
 RECIPES = [
     Recipe(),
-    Recipe(by_samples=True),
-    Recipe(top=3, by_samples=True, hysteresis=20_000),
+    Recipe(heaviest=1 << 22),
+    Recipe(top=3, heaviest=1 << 22, hysteresis=20_000),
     Recipe(top=7, prior=ONE, carry=500, step=700),
-    Recipe(top=3, control_variate=True, by_samples=True, step=1500),
+    Recipe(top=3, control_variate=True, heaviest=1 << 22, step=1500),
     Recipe(control_variate=True),
 ]
 
@@ -107,7 +107,7 @@ def test_order_does_not_matter_with_any_option(order: list[int], recipe: Recipe,
             for i in order:
                 u = Shared(5, round_, "j", f"pi-{i}").uniforms(D)
                 control = ((u < theta.q16()) * ONE).astype(np.int32) if recipe.control_variate else None
-                weight = weights[i] if recipe.by_samples else 1
+                weight = weights[i] if recipe.heaviest else 1
                 posterior = posterior.fold(masks_of(6, round_)[i], weight, control)
             theta, memory = conclude(posterior, recipe, theta, memory)
             found += [posterior.digest(), theta.digest(), b"" if memory is None else memory.to_bytes()]
@@ -236,7 +236,7 @@ def test_a_memory_comes_back_from_its_bytes_and_from_no_others() -> None:
 
 
 def test_a_rule_that_needs_no_memory_leaves_none() -> None:
-    for recipe in (Recipe(), Recipe(by_samples=True), Recipe(top=3), Recipe(top=3, hysteresis=99, average=5)):
+    for recipe in (Recipe(), Recipe(heaviest=1 << 22), Recipe(top=3), Recipe(top=3, hysteresis=99, average=5)):
         assert not recipe.remembers
         assert conclude(folded(masks_of(3)), recipe, EVEN)[1] is None
 

@@ -353,7 +353,7 @@ def test_the_first_round_is_told_whole() -> None:
 
 @pytest.mark.parametrize("by_samples", [False, True])
 def test_masks_that_are_shorter_than_theta_are_relayed_and_give_it(by_samples: bool) -> None:
-    first = open_job(3, recipe=Recipe(by_samples=by_samples))
+    first = open_job(3, recipe=Recipe(heaviest=1000 if by_samples else 0))
     job, _ = after(first, *thrifty(first, "pi-3", "pi-1", "pi-2"))
     assert job.delta[0] == relay.ID
     assert len(job.delta) < len(job.blob)
@@ -407,7 +407,7 @@ def test_every_mask_of_an_update_counts() -> None:
 
 def test_a_device_with_more_examples_counts_more_if_the_job_says_so() -> None:
     for by_samples, top in ((True, 4), (False, 2)):
-        job = open_job(2, recipe=Recipe(by_samples=by_samples))
+        job = open_job(2, recipe=Recipe(heaviest=1000 if by_samples else 0))
         one, three = update(job, "pi-1", samples=100), update(job, "pi-2", samples=300)
         after_it, _ = after(job, arrived(one, "pi-1"), arrived(three, "pi-2"))
         assert after_it.theta.top == top
@@ -432,16 +432,18 @@ def test_under_strata_everybody_is_named_and_each_masks_uniforms_are_those_of_it
     assert np.abs(found.theta.level - 3 / (1 + np.exp(-scores.astype(float)))).max() < 1.001
 
 
-def test_a_stratified_round_is_not_widened() -> None:
+def test_a_stratified_round_is_not_widened_and_makes_do_with_what_came_after_another_deadline() -> None:
     job, _ = after(
         job_of(3, replace(WORK, stratified=1), per_round=2, minimum=2, deadline_s=60), *map(presence, NAMES[:3])
     )
     gone, stays = job.selected
     job, _ = after(job, arrived(update(job, stays), stays), presence(gone, online=False))
     asked = job.selected
-    job, effects = after(job, Ticked(60.0), Ticked(600.0))
-    assert Widened not in kinds(effects)
+    job, effects = after(job, Ticked(60.0), Ticked(119.0))
+    assert not {Widened, Closed} & set(kinds(effects))
     assert job.selected == asked
+    job, effects = after(job, Ticked(121.0))
+    assert Closed in kinds(effects)
 
 
 def test_devices_that_learn_nothing_leave_theta_where_it_is_under_the_control_variate() -> None:
@@ -468,7 +470,7 @@ def test_devices_that_learn_nothing_leave_theta_where_it_is_under_the_control_va
 
 @pytest.mark.parametrize("codec", [packed.ID, rans.ID])
 def test_a_good_update_of_either_codec_is_accepted(codec: int) -> None:
-    job = open_job(2)
+    job = open_job(2, replace(WORK, codec=rans.ID))  # packed may stand in for any
     job, effects = after(job, arrived(update(job, "pi-1", codec), "pi-1"))
     assert status_of(effects) is Status.ACCEPTED
     assert job.posterior.masks == 1
@@ -509,10 +511,11 @@ def test_a_repeat_after_the_round_closed_is_still_a_duplicate() -> None:
         ({"basis": bytes(16)}, Status.STALE, "made for another job or model, or under other probabilities than this"),
         ({"payloads": ()}, Status.INVALID, "0 mask(s), the job asks for 1"),
         ({"payloads": (bytes(38), bytes(38))}, Status.INVALID, "2 mask(s), the job asks for 1"),
-        ({"codec": 77}, Status.INVALID, "kind: codec 77 is unknown"),
+        ({"codec": 77}, Status.INVALID, "codec 77, the job asks for 3"),
         ({"payloads": (b"",)}, Status.INVALID, "codec: packed mask of 300 weights"),
         ({"payloads": (b"\xff" * 38,)}, Status.INVALID, "codec: packed mask: padding bits"),
-        ({"codec": 2, "payloads": (b"\xff" * 40,)}, Status.INVALID, "codec: "),
+        ({"codec": 2, "payloads": (b"\xff" * 40,)}, Status.INVALID, "codec 2, the job asks for 3"),
+        ({"codec": 3, "payloads": (b"\xff" * 40,)}, Status.INVALID, "codec: "),
     ],
 )
 def test_every_other_update_gets_the_receipt_that_says_why(

@@ -15,7 +15,7 @@ from aggregator.store import Store, results
 from seedmask.chunks import transfer_id
 from seedmask.errors import UserError
 from seedmask.mask import Theta
-from seedmask.wire import Update, basis, encode
+from seedmask.wire import Update, Work, basis, encode
 
 JOB, MODEL, D = "fashion", bytes(range(32)), 60
 THETA = Theta(np.arange(D, dtype=np.uint16), 100)
@@ -75,7 +75,7 @@ def test_a_closed_round_comes_back_with_what_came_of_it_and_its_masks_until_the_
 ) -> None:
     store.opened(1, THETA, (), 1)
     count(store, "pi-1")
-    store.closed(1, RESULT, {"round": 1, "updates": 1})
+    store.closed(1, RESULT, {"round": 1, "updates": 1}, keep=True)
     store.close()
     again = opened(path)
     known = again.resume()
@@ -85,11 +85,24 @@ def test_a_closed_round_comes_back_with_what_came_of_it_and_its_masks_until_the_
     assert known.theta.digest() == RESULT.digest()
     assert again.records() == [{"round": 1, "updates": 1}]
     assert set(again.last_transfers()) == {"pi-1"}  # a repeat of it is still a duplicate
-    again.opened(2, RESULT, (), 1)
-    again.closed(2, THETA, {"round": 2, "updates": 0})
+    again.opened(2, RESULT, (), 1, b"the masks of round 1")
+    count(again, "pi-2", round_=2)
+    again.closed(2, THETA, {"round": 2, "updates": 1})
+    again.opened(3, THETA, (), 1)
+    again.closed(3, THETA, {"round": 3, "updates": 0})
     again.close()
     frames = sqlite3.connect(path).execute("SELECT frame FROM updates").fetchall()
-    assert frames == [(None,)]
+    assert frames == [(None,), (None,)]  # the second at once, since it was not to be kept
+    relayed = sqlite3.connect(path).execute("SELECT delta FROM rounds").fetchall()
+    assert relayed == [(b"",)] * 3
+
+
+def test_what_a_rounds_devices_were_asked_for_comes_back(store: Store) -> None:
+    work = Work(epochs=7, codec=4, stratified=1)
+    store.opened(1, THETA, (), 1, work=work)
+    known = store.resume()
+    assert known is not None
+    assert known.work == work
 
 
 def test_the_latest_round_and_the_latest_transfer_count(store: Store) -> None:

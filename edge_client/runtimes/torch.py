@@ -110,6 +110,8 @@ class Torch:
             new["scores"] = torch.sub(scores, new["m"], alpha=rule.rate, out=self._fresh())
         else:
             new["scores"] = torch.sub(scores, g, alpha=rule.rate, out=self._fresh())
+        if self._lazy and "anchor" in old:
+            new["anchor"] = old["anchor"]  # it stays there: moving it costs as much as a step's noise
         # One transfer where there is a device to wait for.
         seen, right, total = torch.stack([loss.detach(), correct, new["scores"].sum()]).tolist()
         return finite(StepResult(self._state(state, new, t), seen, int(right)), total)

@@ -903,7 +903,7 @@ export const delta = {
     const view = viewOf(payload);
     if (!same(payload.subarray(1, 17), base.digest())) fail("theta-mismatch", "delta: coded under other probabilities");
     const [top, clamp] = [view.getUint16(17, true), view.getUint16(19, true)];
-    if (top < 1 || top > 255 || (top + 1) * (base.top + 1) > 4096 || clamp < 1 || clamp >= ONE / 2) {
+    if (top < 1 || top > 255 || base.top > 255 || (top + 1) * (base.top + 1) > 4096 || clamp < 1 || clamp >= ONE / 2) {
       fail("codec", `delta: top ${top}, clamp ${clamp} out of range`);
     }
     const { contexts, rows } = deltaContexts(base);
@@ -965,18 +965,19 @@ export const relay = {
   ID: 18,
   NAME: "relay",
   MAX_WEIGHT: 2 ** 22,
+  MAX_WORK: 2 ** 30,
 
-  /** `parts`: {device, samples, codec, payloads}; `pooling`: {top, clamp, bySamples}. */
-  encode(base, round, { top, clamp, bySamples }, parts) {
-    const head = new Uint8Array(28);
+  /** `parts`: {device, samples, codec, payloads}; `pooling`: {top, clamp, heaviest}. */
+  encode(base, round, { top, clamp, heaviest }, parts) {
+    const head = new Uint8Array(31);
     const view = viewOf(head);
     head[0] = relay.ID;
     head.set(base.digest(), 1);
     view.setUint32(17, round, true);
     view.setUint16(21, top, true);
     view.setUint16(23, clamp, true);
-    head[25] = bySamples ? 1 : 0;
-    view.setUint16(26, parts.length, true);
+    view.setUint32(25, heaviest, true);
+    view.setUint16(29, parts.length, true);
     const out = [head];
     for (const part of [...parts].sort((a, b) => (a.device < b.device ? -1 : 1))) {
       const name = new TextEncoder().encode(part.device);
@@ -995,13 +996,16 @@ export const relay = {
 
   /** What is in a relay, its masks not decoded: what `encode` takes. */
   read(payload, base) {
-    if (payload.length < 28 || payload[0] !== relay.ID) fail("codec", "relay: a header of 28 bytes expected");
+    if (payload.length < 31 || payload[0] !== relay.ID) fail("codec", "relay: a header of 31 bytes expected");
     if (!same(payload.subarray(1, 17), base.digest())) fail("theta-mismatch", "relay: masks under other probabilities");
     const view = viewOf(payload);
     const [round, top, clamp] = [view.getUint32(17, true), view.getUint16(21, true), view.getUint16(23, true)];
-    const [flag, devices] = [payload[25], view.getUint16(26, true)];
-    if (clamp < 1 || clamp >= ONE / 2 || flag > 1 || !devices) fail("codec", "relay: a header out of range");
-    let at = 28;
+    const [heaviest, devices] = [view.getUint32(25, true), view.getUint16(29, true)];
+    if (clamp < 1 || clamp >= ONE / 2 || heaviest > relay.MAX_WEIGHT || !devices) {
+      fail("codec", "relay: a header out of range");
+    }
+    let at = 31;
+    let masks = 0;
     const take = (n) => {
       if (at + n > payload.length) fail("codec", `relay: ${n} bytes expected at ${at}`);
       return payload.subarray(at, (at += n));
@@ -1011,6 +1015,8 @@ export const relay = {
       const name = take(take(1)[0]);
       const facts = take(6);
       const samples = viewOf(facts).getUint32(0, true);
+      masks += facts[5];
+      if (masks * base.d > relay.MAX_WORK) fail("limit", `relay: more than ${relay.MAX_WORK / base.d} masks`);
       const payloads = [];
       for (let k = 0; k < facts[5]; k++) {
         let size;
@@ -1024,7 +1030,7 @@ export const relay = {
       parts.push({ device, samples, codec: facts[4], payloads });
     }
     if (at !== payload.length) fail("codec", "relay: bytes after the last mask");
-    return { round, pooling: { top, clamp, bySamples: flag === 1 }, parts };
+    return { round, pooling: { top, clamp, heaviest }, parts };
   },
 
   decode(payload, base, seed, job, maxBlocks = 0) {
@@ -1032,7 +1038,7 @@ export const relay = {
     const total = new Float64Array(base.d);
     let [weight, unit, masks] = [0, 0, 0];
     for (const { device, samples, codec, payloads } of parts) {
-      const each = pooling.bySamples ? Math.min(samples, relay.MAX_WEIGHT) : 1;
+      const each = pooling.heaviest ? Math.min(samples, pooling.heaviest) : 1;
       payloads.forEach((coded, index) => {
         const shared = new Shared({ seed, round, job, device, index });
         const mask = codecById(codec).decode(coded, base, shared, maxBlocks);

@@ -31,17 +31,16 @@ _RAW: Final = -1  # in place of a Rice parameter: the bucket's bits as they are
 Bits = npt.NDArray[np.uint8]
 
 
-def _logits() -> npt.NDArray[np.int64]:
+def _logits() -> npt.NDArray[np.int16]:
     """64 logit((x + 1/2) / 4096), about, for x = 0 .. 4095: integer sums, so that everybody has the same."""
     y = np.arange(2049, 4096, dtype=np.int64)
     upper = (np.cumsum((1 << 34) // (y * (4096 - y))) + (1 << 15)) >> 16
     upper = np.concatenate([[0], upper])
-    return np.concatenate([-upper[::-1], upper])
+    return np.concatenate([-upper[::-1], upper]).astype(np.int16)
 
 
 _LOGIT: Final = _logits()
 _BUCKET: Final = np.searchsorted(np.array(EDGES), np.arange(2 * int(_LOGIT[-1]) + 1), side="right").astype(np.uint8)
-_NEAR: Final = _LOGIT.astype(np.int16)
 
 
 def draw(scores: F32, theta: Theta, shared: Shared, rng: np.random.Generator, plan: Plan) -> bytes:
@@ -96,7 +95,7 @@ def decode(payload: bytes, theta: Theta, shared: Shared, max_blocks: int = 0) ->
     total = tail + sum(rare * k if k != _RAW else n for n, _, k, rare in plans)
     if bits.size != -(-total // 8) * 8 or bits[total:].any():
         raise CodecError(f"crn: {total} bits expected, found {bits.size}, or padding that is not zero")
-    flips, out, first, raw = [], 0, 0, total - sum(n for n, _, k, _ in plans if k == _RAW)
+    flips, first, raw = [], 0, total - sum(n for n, _, k, _ in plans if k == _RAW)
     for n, f, k, rare in plans:
         if k == _RAW:
             part = bits[raw : raw + n]
@@ -113,7 +112,6 @@ def decode(payload: bytes, theta: Theta, shared: Shared, max_blocks: int = 0) ->
             part = np.full(n, 2 * f > n, np.uint8)
             part[places] ^= 1
         flips.append(part)
-        out += n
     mask = np.empty(theta.d, np.uint8)
     mask[order] = np.concatenate(flips)
     mask ^= base
@@ -123,12 +121,12 @@ def decode(payload: bytes, theta: Theta, shared: Shared, max_blocks: int = 0) ->
 def _layout(theta: Theta, shared: Shared) -> tuple[Mask, npt.NDArray[np.intp], npt.NDArray[np.int64]]:
     """(the mask without training [d], weights in the order of their buckets [d], weights per bucket [22])."""
     u, q = shared.uniforms(theta.d), theta.q16()
-    levels = _NEAR[table(theta.top, theta.clamp) >> 4]
+    levels = _LOGIT[table(theta.top, theta.clamp) >> 4]
     if theta.top < 256:  # few enough for a bucket of each pair of level and uniform: one look-up a weight
-        cells = _BUCKET[np.abs(_NEAR - levels[:, None])].reshape(-1)
+        cells = _BUCKET[np.abs(_LOGIT - levels[:, None])].reshape(-1)
         bucket = cells.take((theta.level.astype(np.int32) << 12) + (u >> 4))
     else:
-        bucket = _BUCKET[np.abs(_NEAR[u >> 4] - levels[theta.level])]
+        bucket = _BUCKET[np.abs(_LOGIT[u >> 4] - levels[theta.level])]
     order = np.argsort(bucket, kind="stable")
     return (u < q).view(np.uint8), order, np.bincount(bucket, minlength=len(EDGES) + 1)
 

@@ -25,7 +25,8 @@ _HEAD: Final = struct.Struct("<B16sHH")  # id, digest of the base, top, clamp
 
 def possible(theta: Theta, base: Theta) -> bool:
     """Whether `encode` can: as many weights, and few enough levels."""
-    return theta.d == base.d and (theta.top + 1) * (base.top + 1) <= MAX_CELLS and theta.top < 256
+    few = max(theta.top, base.top) < 256 and (theta.top + 1) * (base.top + 1) <= MAX_CELLS
+    return theta.d == base.d and few
 
 
 def encode(theta: Theta, base: Theta) -> bytes:
@@ -44,7 +45,7 @@ def decode(payload: bytes, base: Theta) -> Theta:
     _, digest, top, clamp = _HEAD.unpack_from(payload)
     if digest != base.digest():
         raise ThetaMismatchError("delta: coded under other probabilities than those held here")
-    if not 1 <= top < 256 or (top + 1) * (base.top + 1) > MAX_CELLS or not 1 <= clamp < ONE // 2:
+    if not 1 <= top < 256 or base.top > 255 or (top + 1) * (base.top + 1) > MAX_CELLS or not 1 <= clamp < ONE // 2:
         raise CodecError(f"delta: top {top}, clamp {clamp} out of range")
     contexts = _contexts(base)
     rows, columns = int(contexts.max()) + 1, top + 1

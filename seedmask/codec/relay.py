@@ -18,16 +18,18 @@ import numpy as np
 import numpy.typing as npt
 
 from seedmask.codec import by_id, varint
-from seedmask.errors import CodecError, ThetaMismatchError
+from seedmask.errors import CodecError, LimitError, ThetaMismatchError
 from seedmask.mask import MAX_TOP, ONE, Mask, Theta
 from seedmask.shared import Shared
 
 ID = 18
 NAME = "relay"
 
-_HEAD: Final = struct.Struct("<B16sIHHBH")  # id, digest of the base, round, top, clamp, by samples, devices
+_HEAD: Final = struct.Struct("<B16sIHHIH")  # id, digest of the base, round, top, clamp, heaviest, devices
 MAX_WEIGHT: Final = 1 << 22
-"""Examples that a device can weigh with; more count as this many."""
+"""What a mask may weigh at most, so that sums of all masks fit."""
+MAX_WORK: Final = 1 << 30
+"""Masks times weights that a relay may make its reader decode: some seconds of `hmrc` on one core."""
 FINE: Final = 255
 """Levels above zero that are enough where exact ones would be more than this, and more than there are masks."""
 
@@ -44,11 +46,14 @@ class Part:
 
 @dataclass(frozen=True)
 class Pooling:
-    """How masks are added up: `top` of the levels, 0: exact counts; whether a mask weighs as its device's samples."""
+    """How masks are added up: `top` of the levels, 0: exact counts; how much a mask may weigh.
+
+    `heaviest` 0: every mask weighs the same; else as many as its device has samples, at most so many.
+    """
 
     top: int
     clamp: int
-    by_samples: bool
+    heaviest: int
 
 
 def pool(total: npt.NDArray[np.int64], weight: int, unit: int, masks: int, top: int, clamp: int) -> Theta:
@@ -64,14 +69,19 @@ def pool(total: npt.NDArray[np.int64], weight: int, unit: int, masks: int, top: 
     return Theta(((share * top + ONE // 2) >> 16).astype(np.uint16), top, clamp)
 
 
-def weight_of(samples: int, by_samples: bool) -> int:
-    """What one mask of a device with `samples` examples weighs."""
-    return min(samples, MAX_WEIGHT) if by_samples else 1
+def weight_of(samples: int, heaviest: int) -> int:
+    """What one mask of a device with `samples` examples weighs; `heaviest` as in Pooling."""
+    return min(samples, heaviest) if heaviest else 1
+
+
+def size(parts: Sequence[Part]) -> tuple[int, int]:
+    """(masks, bytes of the masks alone) of a relay of `parts`."""
+    return sum(len(part.payloads) for part in parts), sum(len(p) for part in parts for p in part.payloads)
 
 
 def encode(base: Theta, round_: int, pooling: Pooling, parts: Sequence[Part]) -> bytes:
-    """The parts of `round_`, whose masks were coded under `base`, in ascending order of the devices' names."""
-    head = _HEAD.pack(ID, base.digest(), round_, pooling.top, pooling.clamp, pooling.by_samples, len(parts))
+    """The parts of `round_` (bytes), whose masks were coded under `base`, in ascending order of the devices' names."""
+    head = _HEAD.pack(ID, base.digest(), round_, pooling.top, pooling.clamp, pooling.heaviest, len(parts))
     out = [head]
     for part in sorted(parts, key=lambda part: part.device):
         out.append(bytes([len(part.device)]) + part.device.encode("ascii"))
@@ -90,7 +100,7 @@ def decode(payload: bytes, base: Theta, seed: int, job: str, max_blocks: int = 0
     round_, pooling, parts = _read(payload, base)
     total, weight, unit, masks = np.zeros(base.d, np.int64), 0, 0, 0
     for part in parts:
-        each = weight_of(part.samples, pooling.by_samples)
+        each = weight_of(part.samples, pooling.heaviest)
         for index, coded in enumerate(part.payloads):
             mask: Mask = by_id(part.codec).decode(
                 coded, base, Shared(seed, round_, job, part.device, index), max_blocks
@@ -101,19 +111,23 @@ def decode(payload: bytes, base: Theta, seed: int, job: str, max_blocks: int = 0
 
 
 def _read(payload: bytes, base: Theta) -> tuple[int, Pooling, list[Part]]:
+    """(round, pooling, parts); no mask is decoded yet, and none will be if there are too many."""
     if len(payload) < _HEAD.size or payload[0] != ID:
         raise CodecError(f"relay: a header of {_HEAD.size} bytes that begins with {ID} expected")
-    _, digest, round_, top, clamp, by_samples, n = _HEAD.unpack_from(payload)
+    _, digest, round_, top, clamp, heaviest, n = _HEAD.unpack_from(payload)
     if digest != base.digest():
         raise ThetaMismatchError("relay: masks under other probabilities than those held here")
-    if not 1 <= clamp < ONE // 2 or by_samples > 1 or not n:
-        raise CodecError(f"relay: clamp {clamp}, flag {by_samples}, {n} devices out of range")
+    if not 1 <= clamp < ONE // 2 or heaviest > MAX_WEIGHT or not n:
+        raise CodecError(f"relay: clamp {clamp}, heaviest {heaviest}, {n} devices out of range")
     parts: list[Part] = []
-    at = _HEAD.size
+    at, all_masks = _HEAD.size, 0
     for _ in range(n):
         name, at = _take(payload, at + 1, payload[at] if at < len(payload) else 1)
         head, at = _take(payload, at, 6)
         samples, codec, masks = struct.unpack("<IBB", head)
+        all_masks += masks
+        if all_masks * base.d > MAX_WORK:
+            raise LimitError(f"relay: more than {MAX_WORK // base.d} masks of {base.d} weights")
         payloads = []
         for _ in range(masks):
             size, at = varint.get(payload, at)
@@ -124,7 +138,7 @@ def _read(payload: bytes, base: Theta) -> tuple[int, Pooling, list[Part]]:
         parts.append(Part(name.decode("ascii"), samples, codec, tuple(payloads)))
     if at != len(payload):
         raise CodecError(f"relay: {len(payload) - at} bytes after the last mask")
-    return round_, Pooling(top, clamp, bool(by_samples)), parts
+    return round_, Pooling(top, clamp, heaviest), parts
 
 
 def _take(payload: bytes, at: int, n: int) -> tuple[bytes, int]:

@@ -322,13 +322,13 @@ def delta_vector(d: int, base_top: int, base_levels: str, top: int, levels: str)
     }
 
 
-# d, top, by samples, then of each device its samples and codecs of its masks; the masks are those of the base, drawn
+# d, top, heaviest, then of each device its samples and codecs of its masks; the masks are those of the base, drawn
 # with uniforms16(uniforms_key(seed, 1, n), d), n counting the masks from 0, and for `hmrc` bytes of the same numbers.
-RELAYS: list[tuple[int, int, bool, list[tuple[int, tuple[int, ...]]]]] = [
-    (7, 0, False, [(5, (1,)), (6, (2,)), (7, (4,))]),
-    (300, 0, True, [(2000, (3,)), (1000, (3, 3)), (500, (1,))]),
-    (300, 3, True, [(2000, (3,)), (999, (1,)), (1, (4,))]),
-    (4099, 0, True, [((1 << 32) - 1, (3,)), (65537, (2,))]),
+RELAYS: list[tuple[int, int, int, list[tuple[int, tuple[int, ...]]]]] = [
+    (7, 0, 0, [(5, (1,)), (6, (2,)), (7, (4,))]),
+    (300, 0, 1 << 22, [(2000, (3,)), (1000, (3, 3)), (500, (1,))]),
+    (300, 3, 1500, [(2000, (3,)), (999, (1,)), (1, (4,))]),
+    (4099, 0, 1 << 22, [((1 << 32) - 1, (3,)), (65537, (2,))]),
 ]
 
 
@@ -353,9 +353,9 @@ def relay_parts(base: mask.Theta, devices: list[tuple[int, tuple[int, ...]]]) ->
     return parts
 
 
-def relay_vector(d: int, top: int, by_samples: bool, devices: list[tuple[int, tuple[int, ...]]]) -> dict[str, Any]:
+def relay_vector(d: int, top: int, heaviest: int, devices: list[tuple[int, tuple[int, ...]]]) -> dict[str, Any]:
     base = make_theta(d, 10, 655, "spread")
-    payload = relay.encode(base, 9, relay.Pooling(top, 655, by_samples), relay_parts(base, devices))
+    payload = relay.encode(base, 9, relay.Pooling(top, 655, heaviest), relay_parts(base, devices))
     theta = relay.decode(payload, base, SEED + d, "job")
     return {
         "d": d,
@@ -370,22 +370,22 @@ def relay_vector(d: int, top: int, by_samples: bool, devices: list[tuple[int, tu
 def relay_rejects() -> list[dict[str, Any]]:
     base = make_theta(7, 10, 655, "spread")
     parts = relay_parts(base, [(5, (1,)), (6, (1,))])
-    good = relay.encode(base, 9, relay.Pooling(0, 655, False), parts)
-    first = len(relay.encode(base, 9, relay.Pooling(0, 655, False), parts[:1])) - 28
+    good = relay.encode(base, 9, relay.Pooling(0, 655, 0), parts)
+    first = len(relay.encode(base, 9, relay.Pooling(0, 655, 0), parts[:1])) - 31
     tries = [
         ("no bytes", b""),
         ("another id", b"\x11" + good[1:]),
         ("another base", good[:1] + bytes(16) + good[17:]),
         ("clamp 0", good[:23] + b"\0\0" + good[25:]),
-        ("flag 2", good[:25] + b"\2" + good[26:]),
-        ("no device", good[:26] + b"\0\0"),
-        ("a device less than stated", good[: 28 + first]),
+        ("heaviest above 2**22", good[:25] + b"\1\0\x40\0" + good[29:]),
+        ("no device", good[:29] + b"\0\0"),
+        ("a device less than stated", good[: 31 + first]),
         ("a byte more", good + b"\0"),
-        ("the same device twice", good[: 28 + first] + good[28 : 28 + first]),
-        ("a device without samples", good[:32] + bytes(4) + good[36:]),
-        ("a device without masks", good[:37] + b"\0" + good[39 + good[38] :]),
-        ("an unknown codec", good[:36] + b"\x63" + good[37:]),
-        ("a mask that its codec refuses", good[:39] + b"\x80" + good[40:]),
+        ("the same device twice", good[: 31 + first] + good[31 : 31 + first]),
+        ("a device without samples", good[:35] + bytes(4) + good[39:]),
+        ("a device without masks", good[:40] + b"\0" + good[42 + good[41] :]),
+        ("an unknown codec", good[:39] + b"\x63" + good[40:]),
+        ("a mask that its codec refuses", good[:42] + b"\x80" + good[43:]),
         ("all but the last byte", good[:-1]),
     ]
     head = {"level": base.level.tolist(), "top": base.top, "clamp": base.clamp}
@@ -780,7 +780,7 @@ def mask_rejects() -> list[dict[str, Any]]:
 def crn_rejects() -> list[tuple[Any, mask.Theta, str, bytes]]:
     theta = make_theta(40, 2, 655, "spread")
     coded = crn.encode(make_mask(theta, "drawn"), theta, shared(40))
-    used = len(np.unique(crn._BUCKET[np.abs(crn._NEAR[shared(40).uniforms(40) >> 4] - crn._NEAR[theta.q16() >> 4])]))
+    used = len(np.unique(crn._BUCKET[np.abs(crn._LOGIT[shared(40).uniforms(40) >> 4] - crn._LOGIT[theta.q16() >> 4])]))
     one = make_theta(1, 2, 655, "bottom")  # one bucket of one weight; a flip of it is raw
     return [
         (crn, theta, "no bytes", b""),
