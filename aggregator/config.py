@@ -12,10 +12,8 @@ from seedmask.codec import NAMES
 from seedmask.codec.relay import MAX_WEIGHT
 from seedmask.io.link import Broker
 from seedmask.mask import CLAMP, MAX_TOP, ONE
-from seedmask.wire import Work, check_name
+from seedmask.wire import ESTIMATORS, OPTIMIZERS, Work, check_name
 
-OPTIMIZERS: Final = ("adam", "sgd")  # the number on the wire is the place here, as for the next
-ESTIMATORS: Final = ("identity", "theta")
 WEIGHTINGS: Final = ("equal", "samples")
 
 EXAMPLE = """\

@@ -13,12 +13,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from edge_client.data import Dataset
-from edge_client.runtimes import F32, OPTIMIZERS, DivergedError, Rule, Runtime, State
+from edge_client.runtimes import F32, DivergedError, Rule, Runtime, State
 from seedmask.codec import by_id
 from seedmask.mask import Theta
 from seedmask.shared import Shared
 from seedmask.spec import ModelSpec
-from seedmask.wire import Announce, Update, Work, basis
+from seedmask.wire import OPTIMIZERS, Announce, Update, Work, basis
 
 Progress = Callable[[int, int], bool]
 """Called as progress(step, steps) before each step; False stops the training."""

@@ -61,11 +61,8 @@ class Dense:
         """
         if optimizer not in OPTIMIZERS:
             raise ValueError(f"optimizer is one of {', '.join(OPTIMIZERS)}, found {optimizer!r}")
-        flat = torch.from_numpy(weights.copy()).to(self.device)
-        gradient = torch.zeros_like(flat)
-        # Leaves for autograd are windows on one vector, so that the optimiser works on that in one pass.
-        leaf = flat.requires_grad_()
-        leaf.grad = gradient
+        # One leaf for all tensors, so that the optimiser works in one pass.
+        leaf = torch.from_numpy(weights.copy()).to(self.device).requires_grad_()
         rule: torch.optim.Optimizer
         if optimizer == "adam":
             rule = torch.optim.Adam([leaf], lr=rate, fused=self.device.type == "cuda")

@@ -54,6 +54,11 @@ class Status(IntEnum):
     NOT_SELECTED = 6  # this device was not asked in this round
 
 
+# What numbers of the work stand for: the place in the list.
+OPTIMIZERS: Final = ("adam", "sgd")
+ESTIMATORS: Final = ("identity", "theta")
+
+
 @dataclass(frozen=True)
 class Work:
     """What a device does in one round; integers, so that it is the same everywhere.

@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from seedmask.bundle import Bundle
 from seedmask.errors import MissingPackageError, UserError
+from seedmask.wire import OPTIMIZERS
 
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
@@ -27,7 +28,6 @@ I64 = npt.NDArray[np.int64]
 BETA1: Final = 0.9
 BETA2: Final = 0.999
 EPSILON: Final = 1e-8
-OPTIMIZERS: Final = ("adam", "sgd")
 _NOTHING: Final[F32] = np.zeros(0, np.float32)
 
 
