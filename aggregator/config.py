@@ -30,15 +30,15 @@ quorum = 0                      # updates that close a round at once; 0: every d
 minimum = 2                     # updates that are enough when the time is up
 deadline_s = 600                # time for one round
 
-[work]                          # what a device does in a round; any key here overrides the preset
-epochs = 3                      # passes over each device's data
-learning_rate = 0.1             # of Adam on the mask scores
-codec = "hmrc"                  # or "crn", "rans", "packed"
+[work]                          # what a device does in a round; any key here overrides the preset:
+# epochs = 3                    # passes over each device's data
+# learning_rate = 0.1           # of Adam on the mask scores
+# codec = "hmrc"                # or "crn", "rans", "packed"
 
-[learning]                      # what the aggregator makes of the masks
-downlink = "exact"              # or the number of levels that the published probabilities are rounded to
-weighting = "samples"           # a device counts as much as it says it has examples; or "equal"
-relay = true                    # false: devices never get to see each other's masks
+[learning]                      # what the aggregator makes of the masks:
+# downlink = "exact"            # or the number of levels that the published probabilities are rounded to
+# weighting = "samples"         # a device counts as much as it says it has examples; or "equal"
+# relay = true                  # false: devices never get to see each other's masks
 
 [broker]
 host = "192.0.2.10"

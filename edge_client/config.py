@@ -16,7 +16,7 @@ bundle = "mlp.bundle"           # written by `seedmask export`; paths are relati
 state_dir = "state"             # outbox and log
 runtime = "onnxruntime"         # or "reference" (NumPy only, slow)
 threads = 0                     # 0: all cores
-# thrift = 12                   # bits of learning per byte sent, within the job's bounds: more is fewer bytes
+# thrift = 12                   # bits of relative entropy per byte sent, within the job's bounds: more is fewer bytes
 
 [data]
 format = "npz"                  # arrays x [n, ...] and y [n]; or "idx" with images = ..., labels = ...
@@ -33,8 +33,8 @@ ca = "ca.crt"                   # TLS; cert and key for a client certificate
 class EdgeConfig:
     """What one device needs to know. `stay`: keep running after the job is done.
 
-    `thrift`: the kappa that this device would like (codec `hmrc`: bits of KL per byte of an update), taken as far as
-    the job allows; none: what the job says.
+    `thrift`: the kappa that this device would like (codec `hmrc`: bits of relative entropy per byte sent), taken as far
+    as the job allows; none: what the job says.
     """
 
     device: str

@@ -284,7 +284,7 @@ def _seed(text: str) -> int:
 
 COMMAND: Final = Command(
     name="export",
-    summary="Turn a torch model into a bundle that devices can train.",
+    summary="turn a torch model into a bundle that devices can train",
     needs=("torch", "onnx"),
     extra="export",
     add_arguments=_add_arguments,

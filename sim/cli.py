@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import os
 import secrets
@@ -43,13 +44,13 @@ examples:
     seedmask simulate                                8 device processes, a real broker, Fashion-MNIST, the small MLP
     seedmask simulate --model conv4 --rounds 10      another network
     seedmask simulate --split c_max:2                two classes per device
-    seedmask simulate --preset thrifty --kappa 24    least bytes; what each knob is for: docs of run.toml's tables
+    seedmask simulate --preset thrifty --kappa 24    least bytes; what each knob is for: docs/learning.md
     seedmask simulate --codec crn --set control_variate=true --set stratified=true
     seedmask simulate --virtual --devices 100 --per-round 10 --rounds 50 --seed 1 --json run.json
     seedmask simulate --bundle my.bundle --broker 127.0.0.1:1883
 
 Real processes are the default: what they send is counted by the kernel. With --virtual everything runs in this process
-on a pretended clock, and the same arguments give the same bytes.
+on a pretended clock, and the same arguments and --seed give the same bytes.
 """
 
 
@@ -93,7 +94,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     work.add_argument("--epochs", type=int, metavar="N", help="passes over a device's data per round")
     work.add_argument("--learning-rate", type=float, metavar="X", help="of the optimiser on the mask scores")
     work.add_argument("--codec", choices=sorted(CODECS), help="how masks are drawn and coded")
-    work.add_argument("--kappa", type=float, metavar="BITS", help="codec hmrc: bits of KL per byte of an update")
+    work.add_argument("--kappa", type=float, metavar="BITS", help="codec hmrc: bits of relative entropy per byte sent")
     work.add_argument("--downlink", metavar="LEVELS", help="levels of the probabilities that are published, or exact")
     work.add_argument("--weighting", choices=WEIGHTINGS, help="of devices: all equal, or by their samples")
     work.add_argument(
@@ -117,7 +118,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="folder for everything (out/simulate)",
     )
-    out.add_argument("--json", type=Path, metavar="FILE", help="also write the summary here")
+    out.add_argument("--json", type=Path, metavar="FILE", help="also write the summary here; -: to the screen")
 
 
 @dataclass(frozen=True)
@@ -282,7 +283,7 @@ def _check_files(options: argparse.Namespace) -> None:
         path: Path | None = getattr(options, name)
         if path is not None and path.resolve().is_relative_to(out):
             raise UserError(f"--{name} {path} lies inside --out {options.out}, which is emptied; choose another --out")
-    if options.json is not None:
+    if options.json is not None and str(options.json) != "-":
         folder = options.json.resolve().parent
         if options.json.is_dir() or (folder != out and (folder.is_relative_to(out) or not folder.is_dir())):
             raise UserError(f"--json {options.json} is not a file in a folder that exists")
@@ -387,7 +388,7 @@ def _finish(options: argparse.Namespace, value: dict[str, Any]) -> None:
     report.write_csv(out / "rounds.csv", value)
     report.draw(out / "accuracy.png", value)
     shutil.copyfile(out / "aggregator" / "model.smm", out / "model.smm")
-    if options.json:
+    if options.json is not None and str(options.json) != "-":
         report.write_json(options.json, value)
     reached = Accuracy(**value["accuracy"])
     print(
@@ -411,6 +412,8 @@ def _finish(options: argparse.Namespace, value: dict[str, Any]) -> None:
         ("model.bundle", "what the devices were given"),
     ):
         print(f"wrote {out / name!s:<32} {what}")
+    if str(options.json) == "-":
+        print(json.dumps(value, sort_keys=True))
 
 
 COMMAND = Command(

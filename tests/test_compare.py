@@ -406,7 +406,7 @@ def test_the_command_does_nothing_twice_and_says_in_plain_lines_where_it_stands(
     assert "## mlp on digits, iid" in (out / "report.md").read_text()
     assert command("--grid", str(path), "--out", str(out), "--list") == 0
     listed = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in listed] == ["done", "done"]
+    assert [line.split()[0] for line in listed] == ["state", "done", "done"]
 
 
 def test_an_argument_that_makes_no_sense_is_refused(tmp_path: Path) -> None:
@@ -482,7 +482,7 @@ def test_a_grid_with_a_mistake_names_it(change: dict[str, Any], says: str) -> No
 
 
 def test_a_grid_that_is_not_there_names_those_that_are() -> None:
-    with pytest.raises(UserError, match=r"no grid 'quik' .*packaged are conv, learning, quick"):
+    with pytest.raises(UserError, match=r"no grid 'quik' .*packaged are conv, learning, quick;"):
         grid.load("quik")
 
 

@@ -32,7 +32,7 @@ A finished run is a file in OUT/runs, named by a digest of its declaration: inte
 runs under way begin anew. Writes OUT/report.md, a PNG per model and split, and OUT/summary.json.
 
 a grid:
-    dataset = "fashion-mnist"     # mnist, emnist-balanced, cifar-10, digits ... (all but the first and digits: --data)
+    dataset = "fashion-mnist"     # or digits; with --data: mnist, emnist-balanced, cifar-10 ...
     devices = 10                  # and, with the same meaning everywhere: images (per device, 0: all), epochs, batch,
     images = 2000                 # eval_images (0: the whole test set), targets (percentages of the tables)
 
@@ -85,9 +85,11 @@ def _run(options: argparse.Namespace) -> int:
     grid = grids.load(options.grid)
     runs = grid.tuning_runs() if options.tune else grid.runs()
     if options.list:
+        line = "{:<5} {:<20} {:<20} {:<8} {:<14} {:>4} {:>6}"
+        print(line.format("state", "run", "scheme", "model", "split", "seed", "rounds"))
         for run in runs:
-            state = "done" if grids.stored(options.out, run) else "    "
-            print(f"{state} {run.digest()} {run.scheme:12} {run.model:8} {run.split:12} seed {run.seed} {run.rounds}")
+            state = "done" if grids.stored(options.out, run) else "to do"
+            print(line.format(state, run.digest(), run.scheme, run.model, run.split, run.seed, run.rounds))
         return 0
     try:
         (options.out / "runs").mkdir(parents=True, exist_ok=True)

@@ -162,7 +162,7 @@ def load(name: str) -> Grid:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(
-            f"no grid {name!r} ({error.strerror}); packaged are {', '.join(known)}, or name a TOML file"
+            f"no grid {name!r} ({error.strerror}); packaged are {', '.join(known)}; or name a TOML file"
         ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not TOML: {error}") from None
