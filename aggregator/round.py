@@ -213,7 +213,7 @@ def resume(
 
     The stored updates, (device, transfer, update) each, are counted again.
     """
-    job = replace(_opened(job, selected, quorum), delta=delta)
+    job = _opened(job, selected, quorum, delta)
     for device, transfer, update in updates:
         job = _counted(job, device, transfer, update, _folded(job, device, update))
     return job
@@ -357,7 +357,8 @@ def _draw(job: Job, names: list[str], n: int) -> list[str]:
     return sorted(names, key=rank)[:n]
 
 
-def _opened(job: Job, selected: tuple[str, ...], quorum: int) -> Job:
+def _opened(job: Job, selected: tuple[str, ...], quorum: int, published: bytes | None = None) -> Job:
+    """With its round open; `published`: how theta went out beside the whole, if that has been settled before."""
     blob = counts.encode(job.theta)
     return replace(
         job,
@@ -365,7 +366,7 @@ def _opened(job: Job, selected: tuple[str, ...], quorum: int) -> Job:
         deadline=job.now + job.rounds.deadline_s,
         reminded=job.now,
         blob=blob,
-        delta=_delta(job, len(blob)),
+        delta=_delta(job, len(blob)) if published is None else published,
         selected=selected,
         quorum=quorum,
         posterior=Posterior.empty(job.d),
@@ -444,13 +445,13 @@ def _folded(job: Job, device: str, update: Update) -> Posterior:
     codec, recipe, posterior = by_id(update.codec), job.recipe, job.posterior
     weight = relay.weight_of(update.samples, recipe.heaviest)
     stratum = (job.selected.index(device), len(job.selected)) if job.work.stratified else None
+    q16 = job.theta.q16() if recipe.control_variate else None
     for index, payload in enumerate(update.payloads):
         shared = Shared(job.seed, job.round, job.name, device, index, stratum)
         mask = codec.decode(payload, job.theta, shared, job.work.max_blocks)
         control = None
-        if recipe.control_variate:
-            # A mask of another codec shares no luck with the uniforms; what it is without training is theta.
-            q16 = job.theta.q16()
+        if q16 is not None:
+            # What the mask is without training: under `crn` the shared uniforms say, else its expectation, theta.
             control = ((shared.uniforms(job.d) < q16) * ONE if update.codec == crn.ID else q16).astype(np.int32)
         posterior = posterior.fold(mask, weight, control)
     return posterior
