@@ -105,7 +105,7 @@ class Client:
             who.device,
             who.spec.digest,
             who.spec.d,
-            seed=who.spec.seed,
+            who.spec.seed,
             held=Theta.even(who.spec.d),
             now=clock(),
             pending=pending,

@@ -159,6 +159,7 @@ class Session:
     device: str
     model: bytes
     d: int
+    seed: int
     now: float = 0.0
     online: bool = False
     announce: Announce | None = None
@@ -168,7 +169,6 @@ class Session:
     fetch_due: float = 0.0
     held: Theta | None = None
     by_delta: bool = False
-    seed: int = 0
     training: bool = False
     failures: int = 0
     again: float | None = None

@@ -101,7 +101,7 @@ def heartbeat(boot: int, online: bool = True) -> Received:
 
 def after(*events: Event, session: Session | None = None) -> tuple[Session, list[Effect]]:
     """A fresh, connected device after `events`, and all effects since it connected."""
-    session = session or step(Session(JOB, DEVICE, MODEL, D, seed=SEED), Connected())[0]
+    session = session or step(Session(JOB, DEVICE, MODEL, D, SEED), Connected())[0]
     effects: list[Effect] = []
     for event in events:
         session, more = step(session, event)
@@ -121,7 +121,7 @@ def said(effects: list[Effect]) -> str:
 
 
 def test_a_device_first_watches_the_round_the_aggregator_and_its_own_receipts() -> None:
-    watched = [effect.topic for effect in start(Session(JOB, DEVICE, MODEL, D)) if isinstance(effect, Subscribe)]
+    watched = [effect.topic for effect in start(Session(JOB, DEVICE, MODEL, D, SEED)) if isinstance(effect, Subscribe)]
     assert watched == [ROUND, topics.aggregator(JOB), topics.receipt(JOB, DEVICE)]
 
 
@@ -544,7 +544,7 @@ def test_a_stale_update_makes_the_device_take_up_the_announced_round() -> None:
     """An aggregator that lost its disk begins again at round 1 with other probabilities."""
     old, fresh = trained(), theta_of(2)
     pending = Pending(1, old.theta, old.transfer, old.frame)
-    session = Session(JOB, DEVICE, MODEL, D, online=True, pending=(pending,), work=(1, old.theta))
+    session = Session(JOB, DEVICE, MODEL, D, SEED, online=True, pending=(pending,), work=(1, old.theta))
     session, effects = after(received(announce(1, fresh)), *probabilities(fresh), session=session)
     assert only(effects, Train) == []  # not before it is known what became of the update of this round
     session, effects = after(receipt(Status.STALE, old), session=session)
@@ -554,7 +554,7 @@ def test_a_stale_update_makes_the_device_take_up_the_announced_round() -> None:
 
 def test_a_stale_update_of_the_round_we_already_train_disturbs_nothing() -> None:
     old, fresh = trained(), theta_of(2)
-    session = Session(JOB, DEVICE, MODEL, D, online=True, pending=(Pending(3, *_parts(old)),))
+    session = Session(JOB, DEVICE, MODEL, D, SEED, online=True, pending=(Pending(3, *_parts(old)),))
     session, _ = after(received(announce(1, fresh)), *probabilities(fresh), session=session)
     session, effects = after(receipt(Status.STALE, old), session=session)
     assert only(effects, Subscribe, Cancel, Train) == []
@@ -596,7 +596,7 @@ def test_a_new_boot_of_the_aggregator_is_sent_everything_at_once() -> None:
 def test_a_restart_with_an_update_in_the_outbox_sends_it_and_does_not_train_again() -> None:
     old = trained()
     pending = Pending(1, *_parts(old))
-    session = Session(JOB, DEVICE, MODEL, D, pending=(pending,), work=(1, old.theta))
+    session = Session(JOB, DEVICE, MODEL, D, SEED, pending=(pending,), work=(1, old.theta))
     session, effects = after(Connected(), received(announce()), *probabilities(), Ticked(1), session=session)
     assert only(effects, Train, Subscribe) == []
     assert only(effects, Send) == [Send(old.frame)]
@@ -605,7 +605,7 @@ def test_a_restart_with_an_update_in_the_outbox_sends_it_and_does_not_train_agai
 
 
 def test_a_restart_after_the_receipt_does_not_train_that_round_again() -> None:
-    session = Session(JOB, DEVICE, MODEL, D, online=True, work=(1, THETA.digest()))
+    session = Session(JOB, DEVICE, MODEL, D, SEED, online=True, work=(1, THETA.digest()))
     assert only(after(received(announce()), *probabilities(), session=session)[1], Train, Subscribe) == []
 
 
@@ -665,7 +665,7 @@ def test_the_will_of_an_earlier_aggregator_is_ignored() -> None:
 
 def test_a_round_finished_in_an_earlier_life_is_said_once() -> None:
     work = (1, THETA.digest())
-    session = step(Session(JOB, DEVICE, MODEL, D, work=work, finished_before=work), Connected())[0]
+    session = step(Session(JOB, DEVICE, MODEL, D, SEED, work=work, finished_before=work), Connected())[0]
     session, effects = after(received(announce()), session=session)
     assert "has its receipt" in said(effects)
     assert said(after(received(announce()), session=session)[1]) == ""
@@ -733,7 +733,7 @@ EVENTS = st.one_of(
 
 @given(st.lists(EVENTS, max_size=30))
 def test_no_bytes_on_any_topic_raise_and_nothing_is_sent_that_was_not_saved(events: list[Event]) -> None:
-    session, saved = Session(JOB, DEVICE, MODEL, D), set()
+    session, saved = Session(JOB, DEVICE, MODEL, D, SEED), set()
     for event in [Connected(), received(announce()), *events]:
         session, effects = step(session, event)
         for effect in effects:
