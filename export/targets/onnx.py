@@ -17,7 +17,8 @@ import onnx
 from onnx import helper, numpy_helper
 
 from export.graph import Adam, Knobs, Ops, Sgd, forward, train_step, unpack
-from seedmask.spec import GROUPNORM_EPSILON, Conv2d, GroupNorm, MaxPool2d, ModelSpec, Shape
+from seedmask.layers import EPSILON, Conv2d, GroupNorm, MaxPool2d, Shape
+from seedmask.spec import ModelSpec
 
 OPSET: Final = 18
 IR_VERSION: Final = 8
@@ -141,6 +142,22 @@ class OnnxOps(Ops[Name]):
         """1 / (1 + exp(-a))."""
         return self.g("Sigmoid", a)
 
+    def tanh(self, a: Name) -> Name:
+        """The hyperbolic tangent."""
+        return self.g("Tanh", a)
+
+    def exp(self, a: Name) -> Name:
+        """e to the power of a."""
+        return self.g("Exp", a)
+
+    def erf(self, a: Name) -> Name:
+        """The error function."""
+        return self.g("Erf", a)
+
+    def minimum(self, a: Name, b: Name) -> Name:
+        """The smaller one."""
+        return self.g("Min", a, b)
+
     def less(self, a: Name, b: Name) -> Name:
         """1.0 where a < b."""
         return self.g.cast(self.g("Less", a, b), np.float32)
@@ -165,6 +182,34 @@ class OnnxOps(Ops[Name]):
         """Each example in another shape."""
         return self.g("Reshape", x, self.g.ints(self.batch, *shape))
 
+    def rows(self, x: Name, width: int) -> Name:
+        """[batch * ..., width]."""
+        return self.g("Reshape", x, self.g.ints(-1, width))
+
+    def unrows(self, x: Name, shape: Shape) -> Name:
+        """[batch, *shape]."""
+        return self.reshape(x, shape)
+
+    def mean(self, x: Name, axes: Sequence[int]) -> Name:
+        """ReduceMean."""
+        return self.g("ReduceMean", x, self.g.ints(*(axis + 1 for axis in axes)), keepdims=1)
+
+    def spread(self, x: Name, shape: Shape) -> Name:
+        """Expand; only backward asks for it, so the batch is a number."""
+        return self.g("Expand", x, self.g.ints(self.batch, *shape))
+
+    def transpose(self, x: Name, order: Sequence[int]) -> Name:
+        """Transpose."""
+        return self.g("Transpose", x, perm=[0, *(axis + 1 for axis in order)])
+
+    def concat(self, parts: Sequence[Name], axis: int) -> Name:
+        """Concat."""
+        return self.g("Concat", *parts, axis=axis + 1)
+
+    def slice(self, x: Name, axis: int, start: int, stop: int) -> Name:
+        """Slice."""
+        return self.g.slice(x, axis + 1, start, stop)
+
     def linear(self, x: Name, weight: Name, bias: Name | None) -> Name:
         """Gemm."""
         return self.g("Gemm", x, weight, *([bias] if bias else []), transB=1)
@@ -179,21 +224,17 @@ class OnnxOps(Ops[Name]):
 
     def conv(self, x: Name, weight: Name, bias: Name | None, layer: Conv2d) -> Name:
         """Conv."""
-        pads = [*layer.padding, *layer.padding]
-        return self.g("Conv", x, weight, *([bias] if bias else []), strides=layer.stride, pads=pads)
+        return self.g("Conv", x, weight, *([bias] if bias else []), **_attributes(layer))
 
     def conv_dx(self, dy: Name, weight: Name, layer: Conv2d, kernel: Shape, before: Shape, after: Shape) -> Name:
         """ConvTranspose; what a stride leaves over at the far edges is its output_padding."""
-        over = [
-            h + 2 * p - k - (q - 1) * s
-            for h, p, k, q, s in zip(before[1:], layer.padding, kernel[2:], after[1:], layer.stride, strict=True)
-        ]
-        pads = [*layer.padding, *layer.padding]
-        return self.g("ConvTranspose", dy, weight, strides=layer.stride, pads=pads, output_padding=over)
+        sides = zip(before[1:], layer.padding, kernel[2:], after[1:], layer.stride, layer.dilation, strict=True)
+        over = [h + 2 * p - d * (k - 1) - 1 - (q - 1) * s for h, p, k, q, s, d in sides]
+        return self.g("ConvTranspose", dy, weight, **_attributes(layer), output_padding=over)
 
     def conv_dw(self, dy: Name, x: Name, layer: Conv2d, kernel: Shape, before: Shape, after: Shape) -> Name:
         """The hot spot: matrix products over all positions, kh kernel rows at a time if the stride is 1."""
-        if layer.stride == (1, 1):
+        if (layer.stride, layer.dilation, layer.groups) == ((1, 1), (1, 1), 1):
             return self._dw_rows(dy, x, layer, kernel, before, after)
         return self._dw_taps(dy, x, layer, kernel, after)
 
@@ -240,23 +281,26 @@ class OnnxOps(Ops[Name]):
         return g("Transpose", g("Concat", *apart, axis=3) if kw > 1 else apart[0], perm=[0, 2, 1, 3])
 
     def _dw_taps(self, dy: Name, x: Name, layer: Conv2d, kernel: Shape, after: Shape) -> Name:
-        """Any stride: per kernel entry one product, dy times every stride-th position of x from there."""
-        g, (out, channels, kh, kw), (_, rows, columns), (sv, sh) = self.g, kernel, after, layer.stride
-        flat = g("Reshape", dy, g.ints(self.batch, out, rows * columns))
+        """Any convolution: per kernel entry one product, dy times every stride-th position of x from there."""
+        g, (out, channels, kh, kw), (_, rows, columns) = self.g, kernel, after
+        (sv, sh), (dv, dh), groups = layer.stride, layer.dilation, layer.groups
+        apart = (self.batch,) if groups == 1 else (self.batch, groups)
+        flat = g("Reshape", dy, g.ints(*apart, out // groups, rows * columns))
         padded = self._pad(x, *layer.padding)
         taps = []
         for i in range(kh):
-            line = g.slice(padded, 2, i, i + (rows - 1) * sv + 1, sv)
+            line = g.slice(padded, 2, i * dv, i * dv + (rows - 1) * sv + 1, sv)
             for j in range(kw):
-                tap = g.slice(line, 3, j, j + (columns - 1) * sh + 1, sh)
-                tap = g("Reshape", tap, g.ints(self.batch, channels, rows * columns))
-                taps.append(g("Reshape", self._sum_of_products(flat, tap), g.ints(out, channels, 1)))
+                tap = g.slice(line, 3, j * dh, j * dh + (columns - 1) * sh + 1, sh)
+                tap = g("Reshape", tap, g.ints(*apart, channels, rows * columns))
+                taps.append(g("Reshape", self._sum_of_products(flat, tap, groups), g.ints(out, channels, 1)))
         together = g("Concat", *taps, axis=2) if len(taps) > 1 else taps[0]
         return g("Reshape", together, g.ints(out, channels, kh, kw))
 
-    def _sum_of_products(self, a: Name, b: Name) -> Name:
-        """The sum over n of a[n] b[n]^T, for a [batch, A, K] and b [batch, B, K]: [A, B]."""
-        products = self.g("MatMul", a, self.g("Transpose", b, perm=[0, 2, 1]))
+    def _sum_of_products(self, a: Name, b: Name, groups: int = 1) -> Name:
+        """The sum over n of a[n] b[n]^T, for a [batch, A, K] and b [batch, B, K]: [A, B]; with groups behind batch."""
+        perm = [0, 2, 1] if groups == 1 else [0, 1, 3, 2]
+        products = self.g("MatMul", a, self.g("Transpose", b, perm=perm))
         return self.g("ReduceSum", products, self.g.ints(0), keepdims=0)
 
     def _pad(self, x: Name, vertical: int, horizontal: int) -> Name:
@@ -297,7 +341,7 @@ class OnnxOps(Ops[Name]):
         apart = self._by_group(x, layer, shape)
         centred = g("Sub", apart, self._mean(apart))
         variance = self._mean(g("Mul", centred, centred))
-        deviation = g("Sqrt", g("Add", variance, self.number(GROUPNORM_EPSILON)))
+        deviation = g("Sqrt", g("Add", variance, self.number(EPSILON)))
         return self.reshape(g("Div", centred, deviation), shape), deviation
 
     def normalise_dx(self, dy: Name, y: Name, deviation: Name, layer: GroupNorm, shape: Shape) -> Name:
@@ -331,6 +375,25 @@ class OnnxOps(Ops[Name]):
         correct = g("ReduceSum", g.cast(counted, np.int64), keepdims=0)
         return loss, correct, g("Mul", g("Sub", g("Exp", logp), truth), column)
 
+    def squared_error(self, outputs: Name, y: Name, weight: Name) -> tuple[Name, Name, Name]:
+        """As it stands in `Ops`."""
+        g = self.g
+        wrong, column = g("Sub", outputs, y), g("Unsqueeze", weight, g.ints(1))
+        each = g("ReduceMean", g("Mul", wrong, wrong), g.ints(1), keepdims=1)
+        loss = g("ReduceSum", g("Mul", each, column), keepdims=0)
+        # The share of one output, 1 / outputs, is the mean's gradient by it.
+        share = g("Reciprocal", g.cast(g("Gather", g("Shape", outputs), g.const(1, np.int64)), np.float32))
+        slope = g("Mul", self.number(2.0), g("Mul", share, column))
+        return loss, g.const(0, np.int64), g("Mul", wrong, slope)
+
+
+def _attributes(layer: Conv2d) -> dict[str, Any]:
+    """Of a Conv or ConvTranspose; those at their defaults are left out."""
+    more: dict[str, Any] = {"group": layer.groups} if layer.groups > 1 else {}
+    if layer.dilation != (1, 1):
+        more["dilations"] = layer.dilation
+    return {"strides": layer.stride, "pads": [*layer.padding, *layer.padding], **more}
+
 
 def step_graph(spec: ModelSpec, batch: int) -> bytes:
     """The training step with Adam.
@@ -344,19 +407,20 @@ def step_graph(spec: ModelSpec, batch: int) -> bytes:
 def sgd_graph(spec: ModelSpec, batch: int) -> bytes:
     """The training step with SGD, which holds two vectors of d less than Adam's, or one with momentum.
 
-    x float32 [batch, *input]; y int64 [batch]; weight float32 [batch], 1/n for a real example and 0 for padding;
-    scores, w (weights), u (noise) float32 [d]; anchor float32 [d] or [1]; m float32 [d] or, without momentum, [1];
-    rate, momentum float32 []; mean, plain bool []; terms float32 [4] as in `export.graph.Knobs`, times_theta first
-    -> scores_out, m_out float32 [d]; loss float32 []; correct int64 [].
+    x float32 [batch, *input]; y int64 [batch], or float32 [batch, outputs] if the loss is "mse"; weight float32
+    [batch], 1/n for a real example and 0 for padding; scores, w (weights), u (noise) float32 [d]; anchor float32 [d] or
+    [1]; m float32 [d] or, without momentum, [1]; rate, momentum float32 []; mean, plain bool []; terms float32 [4] as
+    in `export.graph.Knobs`, times_theta first -> scores_out, m_out float32 [d]; loss float32 []; correct int64 [].
     """
     return _step_graph(spec, batch, adam=False)
 
 
 def _step_graph(spec: ModelSpec, batch: int, adam: bool) -> bytes:
     g, d = Graph(), spec.d
+    mse = spec.loss == "mse"
     inputs = {
         "x": g.input("x", np.float32, [batch, *spec.input]),
-        "y": g.input("y", np.int64, [batch]),
+        "y": g.input("y", np.float32, [batch, spec.classes]) if mse else g.input("y", np.int64, [batch]),
         "weight": g.input("weight", np.float32, [batch]),
         **{name: g.input(name, np.float32, [d]) for name in ("scores", "w", "u")},
     }
