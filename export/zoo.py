@@ -178,8 +178,9 @@ class Mixing(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [n, patches, width]."""
-        y: Tensor = x + self.patches(self.norm(x).transpose(1, 2)).transpose(1, 2)
-        return y + self.channels(self.norm(y))
+        x = x + self.patches(self.norm(x).transpose(1, 2)).transpose(1, 2)
+        channels: Tensor = self.channels(self.norm(x))
+        return x + channels
 
 
 class Mixer(nn.Module):
