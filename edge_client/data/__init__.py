@@ -21,10 +21,10 @@ from seedmask.spec import ModelSpec
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Inputs `x` [n, ...] as stored (uint8 or float), labels `y` int64 [n]."""
+    """Inputs `x` [n, ...] as stored (uint8 or float); labels `y` int64 [n], or float32 [n, outputs] for an "mse"."""
 
     x: npt.NDArray[Any]
-    y: npt.NDArray[np.int64]
+    y: npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -67,9 +67,27 @@ def check(data: Dataset, spec: ModelSpec) -> Dataset:
         raise UserError(f"data: {len(data.x)} inputs and {n} labels")
     if int(np.prod(data.x.shape[1:])) != int(np.prod(spec.input)):
         raise UserError(f"data: inputs are {list(data.x.shape[1:])}, model {spec.name} takes {list(spec.input)}")
-    low, high = int(data.y.min()), int(data.y.max())
-    if low < 0 or high >= spec.classes:
-        raise UserError(f"data: labels {low} .. {high}, model {spec.name} has classes 0 .. {spec.classes - 1}")
+    y = _numbers(data.y, spec) if spec.loss == "mse" else _labels(data.y, spec)
     if data.x.dtype.kind == "f" and not np.isfinite(data.x).all():
         raise UserError("data: an input is not a finite number")
-    return Dataset(data.x.reshape(n, *spec.input), data.y)
+    return Dataset(data.x.reshape(n, *spec.input), y)
+
+
+def _labels(y: npt.NDArray[Any], spec: ModelSpec) -> npt.NDArray[np.int64]:
+    if y.ndim != 1 or y.dtype.kind not in "ui":
+        raise UserError(f"data: model {spec.name} takes one class number each, found {y.dtype} {list(y.shape)}")
+    low, high = int(y.min()), int(y.max())
+    if low < 0 or high >= spec.classes:
+        raise UserError(f"data: labels {low} .. {high}, model {spec.name} has classes 0 .. {spec.classes - 1}")
+    return y.astype(np.int64)
+
+
+def _numbers(y: npt.NDArray[Any], spec: ModelSpec) -> npt.NDArray[np.float32]:
+    """Targets [n, outputs], or [n] where there is one output."""
+    wanted = (len(y), spec.classes)
+    if y.shape != wanted and not (spec.classes == 1 and y.ndim == 1):
+        raise UserError(f"data: targets are {list(y.shape)}, model {spec.name} gives {list(wanted)}")
+    targets = y.reshape(wanted).astype(np.float32)
+    if not np.isfinite(targets).all():
+        raise UserError("data: a target is not a finite number")
+    return targets

@@ -1,4 +1,7 @@
-"""Format `npz`: a NumPy archive with arrays `x` [n, ...] and `y` [n], as numpy.savez writes it."""
+"""Format `npz`: a NumPy archive with arrays `x` [n, ...] and `y`, as numpy.savez writes it.
+
+`y` is integers [n], the classes, or numbers [n, outputs] (or [n] for one output) where the model's loss is "mse".
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,7 @@ def load(settings: DataSettings) -> Dataset:
     # zipfile, zlib and numpy raise a dozen kinds for a damaged file; to its owner they are the same thing.
     except Exception as error:
         raise UserError(f"{path} is not an npz archive of numbers: {error}") from None
-    if x.dtype.kind not in "uif" or x.ndim == 0 or y.dtype.kind not in "ui" or y.ndim != 1:
+    if x.dtype.kind not in "uif" or x.ndim == 0 or y.dtype.kind not in "uif" or y.ndim not in (1, 2):
         found = f"x {x.dtype} {list(x.shape)}, y {y.dtype} {list(y.shape)}"
-        raise UserError(f"{path}: x must be numbers [n, ...] and y [n] integers, found {found}")
-    return Dataset(x, y.astype(np.int64))
+        raise UserError(f"{path}: x must be numbers [n, ...] and y numbers [n] or [n, outputs], found {found}")
+    return Dataset(x, y)
