@@ -387,7 +387,7 @@ def _finish(options: argparse.Namespace, value: dict[str, Any]) -> None:
     report.write_json(out / "summary.json", value)
     report.write_csv(out / "rounds.csv", value)
     report.draw(out / "accuracy.png", value)
-    shutil.copyfile(out / "aggregator" / "model.smm", out / "model.smm")
+    shutil.copyfile(out / "aggregator" / "model.smk", out / "model.smk")
     if options.json is not None and str(options.json) != "-":
         report.write_json(options.json, value)
     reached = Accuracy(**value["accuracy"])
@@ -408,7 +408,7 @@ def _finish(options: argparse.Namespace, value: dict[str, Any]) -> None:
         ("summary.json", "all of this, for scripts"),
         ("rounds.csv", "one line per round"),
         ("accuracy.png", "accuracy against bytes"),
-        ("model.smm", f"the model: seed and mask, {(out / 'model.smm').stat().st_size:,} bytes"),
+        ("model.smk", f"the model: seed and mask, {(out / 'model.smk').stat().st_size:,} bytes"),
         ("model.bundle", "what the devices were given"),
     ):
         print(f"wrote {out / name!s:<32} {what}")

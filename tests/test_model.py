@@ -68,12 +68,12 @@ def test_every_damaged_byte_and_every_proper_prefix_is_refused(tiny_spec: ModelS
 
 def test_a_file_whose_parts_do_not_fit_is_refused_although_its_digest_is_right(tiny_spec: ModelSpec) -> None:
     spec = tiny_spec.canonical()
-    head = b"SMM1" + struct.pack("<I", len(spec)) + spec
+    head = b"SMK1" + struct.pack("<I", len(spec)) + spec
     packed = bytes((tiny_spec.d + 7) // 8)
     assert decode(signed(head + struct.pack("<BI", 1, len(packed)) + packed)).mask.sum() == 0
     for body in (
-        b"SMM1",
-        b"SMM1" + struct.pack("<I", 10**9) + spec,
+        b"SMK1",
+        b"SMK1" + struct.pack("<I", 10**9) + spec,
         head,
         head + struct.pack("<BI", 1, len(packed) + 1) + packed,
         head + struct.pack("<BI", 1, len(packed)) + packed + b"!",
@@ -86,6 +86,6 @@ def test_a_file_whose_parts_do_not_fit_is_refused_although_its_digest_is_right(t
 
 @given(st.binary(max_size=100))
 def test_any_bytes_are_refused_by_name(data: bytes) -> None:
-    for wrong in (data, b"SMM1" + data, signed(b"SMM1" + data)):
+    for wrong in (data, b"SMK1" + data, signed(b"SMK1" + data)):
         with pytest.raises(ProtocolError):
             decode(wrong)

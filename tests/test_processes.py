@@ -380,7 +380,7 @@ def test_two_devices_train_over_either_broker(tmp_path: Path, bundle: Path, kind
             started.append(subprocess.Popen([*SEEDMASK, "client", "run", "--config", str(settings)], stderr=output))
             until(lambda: "1 of 2 devices online, need 2" in log.read_text())
         assert [process.wait(120) for process in started] == [0, 0, 0], log.read_text()
-    assert (tmp_path / "server" / "model.smm").read_bytes()[:4] == b"SMM1"
+    assert (tmp_path / "server" / "model.smk").read_bytes()[:4] == b"SMK1"
     assert len(json.loads((tmp_path / "server" / "rounds.json").read_text())) == 2
 
 

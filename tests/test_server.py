@@ -276,7 +276,7 @@ def sound(world: World, spec: ModelSpec) -> None:
 
 
 def finished_mask(world: World) -> Mask:
-    return model.decode((world.config.state_dir / "model.smm").read_bytes()).mask
+    return model.decode((world.config.state_dir / "model.smk").read_bytes()).mask
 
 
 def leftovers(world: World) -> list[str]:

@@ -43,7 +43,7 @@ def encode(mask: Mask, theta: Theta) -> bytes:
     padded[place] = sorted_bits
     nibbles = padded.reshape(-1, 4) @ np.array([1, 2, 4, 8], np.uint8)
     head = share.astype("<u2").tobytes()
-    return head + ans.encode(nibbles, _contexts(sizes), _frequencies(share))
+    return head + ans.encode(nibbles, _contexts(sizes), frequencies(share))
 
 
 def decode(payload: bytes, theta: Theta, shared: Shared | None = None, max_blocks: int = 0) -> Mask:
@@ -56,7 +56,7 @@ def decode(payload: bytes, theta: Theta, shared: Shared | None = None, max_block
     if np.any(stated < 1) or np.any(stated >= ans.TOTAL):
         raise CodecError(f"rans mask: a bucket's share of ones is 1 .. {ans.TOTAL - 1}")
     share = stated.astype(np.int64)
-    nibbles = ans.decode(payload[2 * used :], _contexts(sizes), _frequencies(share))
+    nibbles = ans.decode(payload[2 * used :], _contexts(sizes), frequencies(share))
     padded = np.unpackbits(nibbles[:, None], axis=1, count=4, bitorder="little").reshape(-1)
     sorted_bits = padded[place]
     if int(padded.sum()) != int(sorted_bits.sum()):
@@ -92,7 +92,7 @@ def _contexts(sizes: npt.NDArray[np.int64]) -> npt.NDArray[np.intp]:
     return np.repeat(np.arange(per_bucket.size), per_bucket)
 
 
-def _frequencies(share: npt.NDArray[np.int64]) -> npt.NDArray[np.uint32]:
+def frequencies(share: npt.NDArray[np.int64]) -> npt.NDArray[np.uint32]:
     """Frequency of each four-bit symbol per bucket, uint32 [B, 16], rows sum to 4096; products stay below 2**48."""
     p = share.astype(np.uint64)[:, None]
     q = np.uint64(ans.TOTAL) - p
