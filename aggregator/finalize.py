@@ -84,4 +84,6 @@ def _database(folder: Path) -> Path:
     return below[0] if below else folder / "job.sqlite"
 
 
-COMMAND = Command("finalize", "make the finished model of a job: one file, its size explained", (), "aggregator", _arguments, _run)
+COMMAND = Command(
+    "finalize", "make the finished model of a job: one file, its size explained", (), "aggregator", _arguments, _run
+)

@@ -97,7 +97,9 @@ def child(form: str, path: Path, bundle: Path, images: Path, threads: int) -> No
     many = 1e3 * (time.process_time() - cpu) / len(x)
     wall_one, cpu_one = (statistics.median(column) for column in zip(*one, strict=True))
     numbers = {**load, "wall_ms_per_image": wall_one, "cpu_ms_per_image": cpu_one, "cpu_ms_per_image_of_100": many}
-    print(json.dumps({**numbers, "idle_rss_mb": idle, "peak_rss_mb": peak_mb(), "predictions": logits.argmax(1).tolist()}))
+    print(
+        json.dumps({**numbers, "idle_rss_mb": idle, "peak_rss_mb": peak_mb(), "predictions": logits.argmax(1).tolist()})
+    )
 
 
 def peak_mb() -> float:
@@ -211,10 +213,12 @@ def measure(name: str, images: Path, repeats: int, threads: int) -> dict[str, An
 def table(result: dict[str, Any]) -> str:
     """For people; times are CPU, and relative to dense."""
     base = next(row for row in result["formats"] if row["format"] == "dense")
-    head = f"{'format':<20}{'bytes':>11}{'bit/par':>9}{'load ms':>9}{'ms/image':>10}{'to dense':>9}{'of 100':>8}{'MB':>7}  unlike"
+    names = ("bytes", "bit/par", "load ms", "ms/image", "to dense", "of 100", "MB", "unlike")
+    head = f"{'format':<20}" + "".join(f"{n:>{w}}" for n, w in zip(names, (11, 9, 9, 10, 9, 8, 7, 8), strict=True))
     lines = [
-        f"{result['model']}: {result['parameters']:,} weights, mask {result['mask']}, {result['mask_over_entropy']:.2%} "
-        f"above its entropy; decoded in {result['decode_cpu_ms']} ms, weights made in {result['weights_cpu_ms']} ms",
+        f"{result['model']}: {result['parameters']:,} weights, mask {result['mask']}, "
+        f"{result['mask_over_entropy']:.2%} above its entropy;",
+        f"decoded in {result['decode_cpu_ms']} ms, weights made in {result['weights_cpu_ms']} ms",
         head,
     ]
     for row in result["formats"]:

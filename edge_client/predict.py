@@ -103,9 +103,7 @@ def _run(options: argparse.Namespace) -> int:
     return 0
 
 
-def open_for(
-    model: FinishedModel, path: Path, bundle: Path | None, runtime: str, threads: int
-) -> tuple[str, Runtime]:
+def open_for(model: FinishedModel, path: Path, bundle: Path | None, runtime: str, threads: int) -> tuple[str, Runtime]:
     """(name, runtime) for the model at `path`; `runtime` "auto" takes the fastest that can. Raises UserError."""
     beside = path.with_suffix(".bundle")
     opened = Bundle(model.spec, _BATCH, {})

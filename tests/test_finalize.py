@@ -1,4 +1,4 @@
-"""`seedmask finalize`: the model of any closed round, the same bytes as the aggregator's, and every byte accounted for."""
+"""`seedmask finalize`: the model of any closed round, and what each of its bytes is for."""
 
 from __future__ import annotations
 
@@ -80,7 +80,9 @@ def test_a_job_is_named_by_its_settings_or_the_folder_above(state: Path, tmp_pat
     assert np.array_equal(model.load(second).mask, theta(tiny_spec, 3).threshold())
 
 
-def test_it_overwrites_its_own_file_and_no_other(state: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_overwrites_its_own_file_and_no_other(
+    state: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "model.smk"
     for _ in range(2):
         assert cli.main(["finalize", str(state), "-o", str(out)]) == 0

@@ -46,7 +46,7 @@ def final_graph(model: FinishedModel, holding: str = "float32", batch: int = 0) 
     scaled = ops.mul(ops.sub(x, ops.number(low)), ops.number(2.0 / (high - low)))
     logits, _ = forward(ops, spec, ops.sub(scaled, ops.number(1.0)), _weights(g, ops, model, holding))
     g.output("logits", logits, np.float32, [rows, spec.classes])
-    return g.model(spec.name, {"seedmask.model": spec.digest.hex(), "seedmask.weights": holding})
+    return g.model(spec.name, {"seedmask.model": model.spec.digest.hex(), "seedmask.weights": holding})
 
 
 def _weights(g: Graph, ops: OnnxOps, model: FinishedModel, holding: str) -> dict[str, Name]:
@@ -54,7 +54,11 @@ def _weights(g: Graph, ops: OnnxOps, model: FinishedModel, holding: str) -> dict
     if holding == "seed":
         key = g.const(weights_key(spec.seed), np.int64)
         packed = _constant(g, "mask", np.packbits(model.mask, bitorder="little"))
-        bits = g("BitwiseAnd", g("Reshape", g.cast(packed, np.uint32), g.ints(-1, 1)), _powers(g))
+        bits = g(
+            "BitwiseAnd",
+            g("Reshape", g.cast(packed, np.uint32), g.ints(-1, 1)),
+            g.const([1 << b for b in range(8)], np.uint32),
+        )
         flat = g.slice(g("Reshape", g.cast(bits, np.bool_), g.ints(-1)), 0, 0, spec.d)
         return unpack(ops, spec, ops.mul(frozen(g, spec, key), g.cast(flat, np.float32)))
     out = {}
@@ -64,10 +68,6 @@ def _weights(g: Graph, ops: OnnxOps, model: FinishedModel, holding: str) -> dict
         else:
             out[name] = _constant(g, name, signs.astype(np.float32) * np.float32(c))
     return out
-
-
-def _powers(g: Graph) -> Name:
-    return g.const([1 << bit for bit in range(8)], np.uint32)
 
 
 def _constant(g: Graph, name: Name, value: np.ndarray[Any, Any]) -> Name:

@@ -1,9 +1,8 @@
-"""Codec 19, `tensors`: any mask, each tensor under its own number of ones; for the file of a finished model.  PROTOCOL 5.9.
+"""Codec 19, `tensors`: any mask by each tensor's number of ones; for the file of a finished model.  PROTOCOL 5.9.
 
 A reader of that file holds no probabilities, so the mask states how many ones each tensor has and then costs its
-entropy under these shares, plus one or two percent. What `rans` spends on probabilities and on lanes for speed would be
-several percent of a small or sparse mask: here a tensor of one kind of bit costs nothing, and lanes follow from how much
-there is to tell.
+entropy under these shares, plus one or two percent. What `rans` spends on lanes for speed would be several percent of a
+small or sparse mask: here a tensor of one kind of bit costs nothing, and lanes follow from how much there is to tell.
 """
 
 from __future__ import annotations
