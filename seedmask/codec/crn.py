@@ -10,6 +10,7 @@ Three to five times fewer bits than `rans`, five times more than `hmrc`, but exa
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -27,6 +28,7 @@ NAME = "crn"
 # Bucket b holds the distances, in 1/64 of a logit, below the b-th edge and not below the one before.
 EDGES: Final = (3, 6, 10, 13, 19, 26, 32, 38, 45, 54, 64, 77, 90, 102, 115, 128, 147, 166, 192, 224, 288)
 _RAW: Final = -1  # in place of a Rice parameter: the bucket's bits as they are
+_PIECE: Final = 1 << 16  # weights sorted at a time: they stay in the processor's cache, three times faster
 
 Bits = npt.NDArray[np.uint8]
 
@@ -53,10 +55,9 @@ def draw(scores: F32, theta: Theta, shared: Shared, rng: np.random.Generator, pl
 def encode(mask: Mask, theta: Theta, shared: Shared) -> bytes:
     """Code any mask, uint8 [d]; short where it is one of `draw`'s."""
     check_mask(mask, theta.d)
-    base, order, sizes = _layout(theta, shared)
-    flips = (mask ^ base)[order]
+    layout = _layout(theta, shared)
     counts, unary, rest, raw = [], [], [], []
-    for bits in np.split(flips, np.cumsum(sizes)[:-1]):
+    for bits in layout.by_bucket(mask ^ layout.base):
         if not bits.size:
             continue
         n, f = bits.size, int(bits.sum())
@@ -78,10 +79,12 @@ def encode(mask: Mask, theta: Theta, shared: Shared) -> bytes:
 
 def decode(payload: bytes, theta: Theta, shared: Shared, max_blocks: int = 0) -> Mask:
     """The mask, uint8 [d]. Raises CodecError for bytes that `encode` could not have written."""
-    base, order, sizes = _layout(theta, shared)
-    used = [int(n) for n in sizes if n]
+    layout = _layout(theta, shared)
     at, plans = 0, []
-    for n in used:
+    for n in layout.sizes:
+        if not n:
+            plans.append((0, 0, 0, 0))
+            continue
         f, at = varint.get(payload, at)
         if f > n:
             raise CodecError(f"crn: {f} flips among {n} weights")
@@ -112,23 +115,64 @@ def decode(payload: bytes, theta: Theta, shared: Shared, max_blocks: int = 0) ->
             part = np.full(n, 2 * f > n, np.uint8)
             part[places] ^= 1
         flips.append(part)
-    mask = np.empty(theta.d, np.uint8)
-    mask[order] = np.concatenate(flips)
-    mask ^= base
+    mask = layout.by_weight(flips)
+    mask ^= layout.base
     return mask
 
 
-def _layout(theta: Theta, shared: Shared) -> tuple[Mask, npt.NDArray[np.intp], npt.NDArray[np.int64]]:
-    """(the mask without training [d], weights in the order of their buckets [d], weights per bucket [22])."""
-    u, q = shared.uniforms(theta.d), theta.q16()
-    levels = _LOGIT[table(theta.top, theta.clamp) >> 4]
-    if theta.top < 256:  # few enough for a bucket of each pair of level and uniform: one look-up a weight
-        cells = _BUCKET[np.abs(_LOGIT - levels[:, None])].reshape(-1)
-        bucket = cells.take((theta.level.astype(np.int32) << 12) + (u >> 4))
-    else:
-        bucket = _BUCKET[np.abs(_LOGIT[u >> 4] - levels[theta.level])]
-    order = np.argsort(bucket, kind="stable")
-    return (u < q).view(np.uint8), order, np.bincount(bucket, minlength=len(EDGES) + 1)
+@dataclass(frozen=True, eq=False)
+class _Layout:
+    """Who is where: `base` the mask without training, uint8 [d]; the weights of each piece of _PIECE by bucket.
+
+    `order` uint16 [d]: places within the piece, the first bucket's first; `counts` int64 [pieces, buckets].
+    """
+
+    base: Mask
+    order: npt.NDArray[np.uint16]
+    counts: npt.NDArray[np.int64]
+
+    @property
+    def sizes(self) -> list[int]:
+        """Weights of each bucket."""
+        return [int(n) for n in self.counts.sum(0)]
+
+    def by_bucket(self, bits: Bits) -> list[Bits]:
+        """One bit per weight [d] as one array per bucket, in the weights' order."""
+        rows = np.empty_like(bits)
+        for at in range(0, bits.size, _PIECE):
+            np.take(bits[at : at + _PIECE], self.order[at : at + _PIECE], out=rows[at : at + _PIECE])
+        runs = np.split(rows, np.cumsum(self.counts)[:-1])
+        buckets = self.counts.shape[1]
+        return [np.concatenate(runs[bucket::buckets]) for bucket in range(buckets)]
+
+    def by_weight(self, parts: list[Bits]) -> Bits:
+        """The inverse of `by_bucket`."""
+        ends = np.cumsum(self.counts, axis=0)[:-1]
+        runs = [np.split(part, ends[:, bucket]) for bucket, part in enumerate(parts)]
+        rows = np.concatenate([run for piece in zip(*runs, strict=True) for run in piece])
+        out = np.empty_like(rows)
+        for at in range(0, out.size, _PIECE):
+            out[at : at + _PIECE][self.order[at : at + _PIECE]] = rows[at : at + _PIECE]
+        return out
+
+
+def _layout(theta: Theta, shared: Shared) -> _Layout:
+    u, q = shared.uniforms(theta.d), table(theta.top, theta.clamp)
+    levels = _LOGIT[q >> 4]
+    few = theta.top < 256  # then there is a bucket for each pair of level and uniform: one look-up a weight
+    cells = _BUCKET[np.abs(_LOGIT - levels[:, None])].reshape(-1) if few else _BUCKET
+    base, order = np.empty(theta.d, np.uint8), np.empty(theta.d, np.uint16)
+    counts = []
+    for at in range(0, theta.d, _PIECE):
+        chance, level = u[at : at + _PIECE], theta.level[at : at + _PIECE]
+        np.less(chance, q.take(level), out=base[at : at + _PIECE].view(np.bool_))
+        if few:
+            bucket = cells.take(np.left_shift(level, 12, dtype=np.int32) + (chance >> 4))
+        else:
+            bucket = cells[np.abs(_LOGIT[chance >> 4] - levels[level])]
+        order[at : at + _PIECE] = np.argsort(bucket, kind="stable")
+        counts.append(np.bincount(bucket, minlength=len(EDGES) + 1))
+    return _Layout(base, order, np.array(counts))
 
 
 def _parameter(n: int, f: int) -> tuple[int, int]:
