@@ -915,7 +915,8 @@ def delta_rejects() -> list[dict[str, Any]]:
 
 def delta_moved(theta: mask.Theta, base: mask.Theta) -> bytes:
     """A delta whose first row of frequencies is another than its levels', and which decodes all the same."""
-    frequency, contexts = delta._rows(theta.level, theta.top, base)
+    contexts = delta._contexts(base)
+    frequency = delta._rows(theta.level, theta.top, contexts)
     row = frequency[0]
     row[row.argmax()] -= 1
     row[row.argmin()] += 1
