@@ -1,6 +1,6 @@
 """The artifacts for onnxruntime-training: what the package's own API makes of them, and what our runtime relies on.
 
-Needs that package, which wants an environment of its own (`make ort-training`); the contract is in test_runtimes.
+Needs that package, which wants an environment of its own (`make mixed`); the contract is in test_runtimes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 onnx = pytest.importorskip("onnx")
-pytest.importorskip("onnxruntime.training", reason="make ort-training")
+pytest.importorskip("onnxruntime.training", reason="make mixed")
 
 import onnxruntime  # noqa: E402
 from onnxruntime.training import api  # noqa: E402
