@@ -20,7 +20,7 @@ from aggregator.config import WEIGHTINGS, AggregateSettings, Rounds, RunConfig, 
 from aggregator.presets import PRESETS, settings_of
 from aggregator.store import reports
 from edge_client.data import Dataset, check
-from edge_client.runtimes import Runtime, names, open_runtime, targets
+from edge_client.runtimes import Runtime, names, open_runtime, require_graphs, targets
 from seedmask import bundle as bundles
 from seedmask.bundle import Bundle
 from seedmask.codec import NAMES as CODECS
@@ -36,7 +36,7 @@ from sim.evaluate import Accuracy, accuracy
 from sim.fleet import Faults, Fleet
 from sim.pool import Pool
 from sim.processes import ProcessFleet
-from sim.runtimes import Assignment, assign, check_graphs
+from sim.runtimes import Assignment, assign
 
 BATCH = 128
 MODELS = ("mlpn", "mlp", "conv4", "conv4s", "conv4n")  # of the zoo, those that take the images there are
@@ -222,7 +222,7 @@ def _setup(options: argparse.Namespace) -> _Setup:
     seed = options.seed if options.seed is not None else secrets.randbits(32)
     images = datasets.load(options.dataset, options.data)
     bundle = bundles.load(options.bundle) if options.bundle else _export(options.model or MODELS[0], seed, runtimes)
-    check_graphs(runtimes, bundle)
+    require_graphs(runtimes.all, bundle)
     spec, shape = bundle.spec, images.test.x.shape[1:]
     if math.prod(spec.input) != math.prod(shape):
         raise UserError(
@@ -334,7 +334,7 @@ def _clear(out: Path) -> None:
 
 
 def _export(model: str, seed: int, runtimes: Assignment) -> Bundle:
-    """The bundle of a network by name, made here and now, with the graphs of all `runtimes` and of `here`."""
+    """The bundle of a network by name, made here and now, with the graphs of all `runtimes`."""
     try:
         from export.make import make_bundle
         from export.trace import trace
@@ -349,7 +349,7 @@ def _export(model: str, seed: int, runtimes: Assignment) -> Bundle:
         )
     entry = ZOO[model]
     spec = trace(entry.factory(), model, seed, entry.input, (0, 255), entry.classes, "kaiming")
-    return make_bundle(spec, BATCH, targets({"onnxruntime", runtimes.here, *runtimes.names}))
+    return make_bundle(spec, BATCH, targets(["onnxruntime", *runtimes.all]))
 
 
 Closed = Callable[[dict[str, Any], Theta, float], None]

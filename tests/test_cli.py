@@ -21,7 +21,7 @@ from seedmask.codec import counts
 from seedmask.errors import UserError
 from seedmask.io.commands import Command
 from seedmask.spec import Flatten, Linear, ModelSpec, Tensor, scale_bits
-from sim.runtimes import Assignment, assign, check_graphs
+from sim.runtimes import assign
 
 
 @pytest.fixture(autouse=True)
@@ -103,6 +103,7 @@ def test_runtimes_lists_what_is_ready_with_its_version_and_how_to_get_the_rest(
     assert list(rows) == runtimes.names()
     assert (rows["reference"]["ready"], rows["reference"]["missing"]) == (True, [])
     assert rows["reference"]["versions"] == {"numpy": np.__version__}
+    assert rows["reference"]["install"] == "pip install 'seedmask' (in a clone: '.')"
     assert (rows["ort_training"]["ready"], rows["ort_training"]["missing"]) == (False, ["a_package"])
     assert (
         rows["ort_training"]["install"]
@@ -214,8 +215,8 @@ def test_an_interpreter_that_lacks_its_runtime_is_named_with_what_to_install(mon
 
 def test_a_bundle_without_a_runtimes_graphs_says_how_to_export_it() -> None:
     with pytest.raises(UserError, match=r"no onnx/init.onnx, .*: seedmask export --runtimes onnx,ort-training"):
-        check_graphs(Assignment(("onnxruntime", "ort_training"), {}), Bundle(spec(), 16, {}))
-    check_graphs(Assignment(("reference",), {}), Bundle(spec(), 16, {}))
+        runtimes.require_graphs(["onnxruntime", "ort_training"], Bundle(spec(), 16, {}))
+    runtimes.require_graphs(["reference"], Bundle(spec(), 16, {}))
 
 
 @pytest.fixture

@@ -319,6 +319,12 @@ def test_without_a_broker_a_device_says_so_keeps_trying_and_leaves_on_ctrl_c(tmp
             lambda folder, bundle: np.savez(folder / "data.npz", x=np.zeros((4, 784)), y=np.full(4, 11)),
             "labels 11 .. 11",
         ),
+        (
+            lambda folder, bundle: (folder / "edge.toml").write_text(
+                (folder / "edge.toml").read_text().replace('runtime = "reference"', 'runtime = "onnxruntime"')
+            ),
+            "which runtime onnxruntime opens: seedmask export --runtimes onnx",
+        ),
     ],
 )
 def test_what_the_user_got_wrong_is_one_line_and_status_2(
