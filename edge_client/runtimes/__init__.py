@@ -214,10 +214,14 @@ def _present(package: str) -> bool:
 
 def versions(name: str) -> dict[str, str]:
     """What runtime `name` runs on here: distribution to version. Those that are missing are not in it."""
-    providers = importlib.metadata.packages_distributions()
-    tops = [package.partition(".")[0] for package in _module(name).NEEDS] or ["numpy"]
-    found = {distribution for top in tops for distribution in providers.get(top, ())}
-    return {distribution: importlib.metadata.version(distribution) for distribution in sorted(found)}
+    packages = [package.partition(".")[0] for package in _module(name).NEEDS] or ["numpy"]
+    # By its files, because onnxruntime has several distributions; not by packages_distributions(), which in Python 3.10
+    # knows only those with a top_level.txt.
+    return {
+        each.metadata["Name"]: each.version
+        for each in importlib.metadata.distributions()
+        if any(str(file) == f"{package}/__init__.py" for file in each.files or () for package in packages)
+    }
 
 
 def how_to_get(name: str) -> str:
