@@ -135,7 +135,7 @@ def prepare(name: str, folder: Path) -> tuple[Path, Path]:
 def write_forms(smk: Path, folder: Path) -> dict[str, Path]:
     """A file for every format."""
     from export.final import FORMATS
-    from export.targets.onnx_final import final_graph
+    from export.final_onnx import final_graph
     from seedmask import model as models
 
     model = models.load(smk)

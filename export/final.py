@@ -46,7 +46,7 @@ class Format:
 
 def _onnx(holding: str) -> Callable[[FinishedModel, int], bytes]:
     def write(model: FinishedModel, batch: int) -> bytes:
-        from export.targets.onnx_final import final_graph
+        from export.final_onnx import final_graph
 
         return final_graph(model, holding, batch)
 

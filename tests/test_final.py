@@ -24,7 +24,7 @@ onnx = pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")
 
 from export import final  # noqa: E402
-from export.targets.onnx_final import HOLDINGS, final_graph  # noqa: E402
+from export.final_onnx import HOLDINGS, final_graph  # noqa: E402
 from export.trace import trace  # noqa: E402
 from export.zoo import ZOO  # noqa: E402
 
