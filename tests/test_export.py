@@ -412,7 +412,7 @@ REFUSALS: dict[str, tuple[Callable[[], nn.Module], str]] = {
     ),
     "product of branches": (
         lambda: Forward(lambda m, x: m.head((m.conv(x) * m.other(x)).flatten(1))),
-        "mul in forward() of the model is not supported",
+        "mul in forward() of the model is not supported: values are not multiplied by one another, as attention and",
     ),
     "examples side by side": (
         lambda: Forward(lambda m, x: m.head(torch.cat([x, x], 0).flatten(1))),
