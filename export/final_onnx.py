@@ -13,21 +13,11 @@ import numpy as np
 from onnx import numpy_helper
 
 from export.graph import forward, pool_first, unpack
-from export.targets.onnx import Graph, Name, OnnxOps, frozen
+from export.targets.onnx import Graph, InferenceOps, Name, OnnxOps, frozen
 from seedmask.model import FinishedModel
 from seedmask.seed import weights_key
-from seedmask.spec import MaxPool2d, Shape
 
 HOLDINGS: Final = ("float32", "ternary", "seed")
-
-
-class InferenceOps(OnnxOps):
-    """Nobody asks here who won a window: with indices as a second output onnxruntime takes a slower kernel."""
-
-    def pool(self, x: Name, layer: MaxPool2d, before: Shape) -> tuple[Name, Name]:
-        """MaxPool; incomplete windows are dropped by definition."""
-        y = self.g("MaxPool", x, kernel_shape=layer.size, strides=layer.size)
-        return y, y
 
 
 def final_graph(model: FinishedModel, holding: str = "float32", batch: int = 0) -> bytes:

@@ -256,6 +256,16 @@ def backward(ops: Ops[V], spec: ModelSpec, weights: dict[str, V], tape: list[tup
     return grads
 
 
+def gradient_of(ops: Ops[V], spec: ModelSpec, *, x: V, y: V, weight: V, weights: V) -> tuple[V, V, V]:
+    """Loss [], correct, int64 [], and the loss's gradient [d] by the flat `weights`, which the network runs."""
+    by_name = unpack(ops, spec, weights)
+    logits, tape = forward(ops, spec, x, by_name)
+    score = ops.squared_error if spec.loss == "mse" else ops.cross_entropy
+    loss, correct, dlogits = score(logits, y, weight)
+    grads = backward(ops, spec, by_name, tape, dlogits)
+    return loss, correct, ops.join([grads[tensor.name] for tensor in spec.tensors])
+
+
 def train_step(
     ops: Ops[V],
     spec: ModelSpec,
@@ -274,17 +284,12 @@ def train_step(
     The gradient is slope * (by_mask * (1 + times_theta (theta - 1)) + by_score s + by_anchor anchor + constant), with
     slope = theta (1 - theta): straight through, d loss / d theta := d loss / d mask = d loss / d weight * w.
     """
-    spec = pool_first(spec)
     one = ops.number(1.0)
     theta = ops.sigmoid(scores)
     masked = ops.choose(knobs.mean, lambda: ops.mul(w, theta), lambda: ops.mul(w, ops.less(u, theta)))
-    weights = unpack(ops, spec, masked)
-    logits, tape = forward(ops, spec, x, weights)
-    score = ops.squared_error if spec.loss == "mse" else ops.cross_entropy
-    loss, correct, dlogits = score(logits, y, weight)
-    grads = backward(ops, spec, weights, tape, dlogits)
+    loss, correct, gradient = gradient_of(ops, pool_first(spec), x=x, y=y, weight=weight, weights=masked)
 
-    by_mask = ops.mul(ops.join([grads[tensor.name] for tensor in spec.tensors]), w)
+    by_mask = ops.mul(gradient, w)
     slope = ops.mul(theta, ops.sub(one, theta))
 
     def regularised() -> V:

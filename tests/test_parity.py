@@ -204,7 +204,7 @@ def test_the_graph_computes_autograds_gradient(spec: ModelSpec, n: int, name: st
         pytest.skip(f"{name} needs {', '.join(lacking)}")
     rng = np.random.default_rng(n)
     runtime: Any = open_runtime(name, make_bundle(spec, 8, targets([name])), 1)
-    runtime.w = (runtime.w * rng.normal(size=spec.d)).astype(np.float32)
+    runtime.w *= rng.normal(size=spec.d).astype(np.float32)
     by_m, by_v = [], []
     for _ in range(5):
         x = rng.normal(size=(n, *spec.input)).astype(np.float32)

@@ -1,7 +1,8 @@
-"""Training on onnxruntime's plain inference package: the step is a graph of the bundle, made by `export`.
+"""Training on onnxruntime's plain inference package: the gradient is a graph of the bundle, made by `export`.
 
-Nothing here differentiates; the graph does. CPU provider only. The frozen weights are computed once, by the
-bundle's init graph from the seed, and handed to every step; the device keeps no file of them.
+Nothing here differentiates; the graph does. CPU provider only. The frozen weights are computed once, by the bundle's
+init graph from the seed; the device keeps no file of them. A step takes its examples `micro` at a time, all under one
+mask, and sums their gradients: memory is that of a few examples, the step is that of all of them.
 """
 
 from __future__ import annotations
@@ -9,80 +10,59 @@ from __future__ import annotations
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 
-from edge_client.runtimes import (
-    F32,
-    Rule,
-    State,
-    StepResult,
-    Targets,
-    check_logits,
-    check_step,
-    corrected,
-    finite,
-    pulls,
-)
+from edge_client.runtimes import F32, Rule, State, StepResult, Targets, check_logits, check_step, finite
+from edge_client.update import Update
 from seedmask.bundle import Bundle
 from seedmask.seed import weights_key
 
 NAME: Final = "onnxruntime"
 NEEDS: Final = ("onnxruntime",)
-_STEPS: Final = {"adam": "onnx/step.onnx", "sgd": "onnx/step_sgd.onnx"}
-GRAPHS: Final = ("onnx/init.onnx", *_STEPS.values(), "onnx/eval.onnx")
-_ZERO: Final[F32] = np.zeros(1, np.float32)  # in place of a vector that the rule multiplies by zero
+GRAPHS: Final = ("onnx/init.onnx", "onnx/grads.onnx", "onnx/eval.onnx")
 
 
 class OnnxRuntime:
-    """One model on two sessions, step and eval."""
+    """One model on two sessions, gradient and eval."""
 
-    def __init__(self, bundle: Bundle, threads: int) -> None:
-        self.bundle = bundle
+    def __init__(self, bundle: Bundle, threads: int, micro: int) -> None:
+        self.bundle, self.micro = bundle, micro
         init = session(bundle.file("onnx/init.onnx"), threads)
         key = np.array(weights_key(bundle.spec.seed), np.int64)
         self.w: F32 = init.run(["w"], {"key": key})[0]
-        self._threads = threads
-        self._steps: dict[str, Any] = {}
-        self._session_of("adam")  # now, since a bundle that cannot train should say so at the start
+        self._grads = session(bundle.file("onnx/grads.onnx"), threads)
         self._eval = session(bundle.file("onnx/eval.onnx"), threads)
+        self._update = Update(self.w)
+        self._sum, self._part = np.empty_like(self.w), np.empty_like(self.w)
 
     def step(self, x: F32, y: Targets, state: State, noise: F32, rule: Rule) -> StepResult:
         """One step on the scores; see `edge_client.runtimes.Runtime`."""
         check_step(self.bundle, x, y, state, noise, rule)
-        n, batch, d = len(y), self.bundle.batch, self.bundle.spec.d
-        t, needs = state.t + 1, rule.needs
-        rate, feeds = rule.rate, {"m": _vector(state.m) if "m" in needs else _ZERO}
-        if rule.optimizer == "adam":
-            rate, epsilon = corrected(rule.rate, t)
-            feeds |= {"v": _vector(state.v), "epsilon": np.array(epsilon, np.float32)}
-        else:
-            feeds["momentum"] = np.array(rule.momentum, np.float32)
-        moments = [name for name in ("m", "v") if name in needs]
-        scores, loss, correct, *after = self._session_of(rule.optimizer).run(
-            ["scores_out", "loss", "correct", *(f"{name}_out" for name in moments)],
-            {
-                "x": _padded(x, batch, np.float32),
-                "y": _padded(y, batch, np.float32 if self.bundle.spec.loss == "mse" else np.int64),
-                "weight": _padded(np.full(n, 1 / n), batch, np.float32),
-                "scores": _vector(state.scores),
-                "w": self.w,
-                "u": _vector(noise),
-                "anchor": _vector(state.anchor) if "anchor" in needs else _ZERO,
-                "rate": np.array(rate, np.float32),
-                "mean": np.array(rule.mean),
-                "plain": np.array(rule.plain),
-                "terms": np.array([rule.times_theta, *pulls(rule, d)], np.float32),
-                **feeds,
-            },
-        )
-        m, v = (dict(zip(moments, after, strict=True)).get(name, getattr(state, name)) for name in ("m", "v"))
-        return finite(StepResult(State(scores, m, v, t, state.anchor), float(loss), int(correct)))
+        state = State(*map(_vector, (state.scores, state.m, state.v)), state.t, state.anchor)
+        weights = self._update.draw(state.scores, _vector(noise), rule.mean)
+        loss, correct, n = 0.0, 0, len(y)
+        for at in range(0, n, self.micro):
+            gradient = self._part if at else self._sum
+            some = slice(at, at + self.micro)
+            lost, right = self._gradient(x[some], y[some], n, weights, gradient)
+            if at:
+                self._sum += gradient
+            loss, correct = loss + lost, correct + right
+        return finite(StepResult(self._update.apply(self._sum, state, rule), loss, correct))
 
-    def _session_of(self, optimizer: str) -> Any:
-        """The session of one optimiser's step; a job has one, so the other is never loaded."""
-        if optimizer not in self._steps:
-            self._steps[optimizer] = session(self.bundle.file(_STEPS[optimizer]), self._threads)
-        return self._steps[optimizer]
+    def _gradient(self, x: F32, y: Targets, n: int, weights: F32, out: F32) -> tuple[float, int]:
+        """Some of n examples: their part of the gradient into `out`; of the loss, and their correct predictions."""
+        kind = np.float32 if self.bundle.spec.loss == "mse" else np.int64
+        binding = self._grads.io_binding()
+        binding.bind_cpu_input("x", np.ascontiguousarray(x, np.float32))
+        binding.bind_cpu_input("y", np.ascontiguousarray(y, kind))
+        binding.bind_cpu_input("weight", np.full(len(y), 1 / n, np.float32))
+        binding.bind_cpu_input("weights", weights)
+        binding.bind_output("gradient", "cpu", 0, np.float32, out.shape, out.ctypes.data)
+        for name in ("loss", "correct"):
+            binding.bind_output(name)
+        self._grads.run_with_iobinding(binding)
+        _, loss, correct = binding.get_outputs()
+        return float(loss.numpy()), int(correct.numpy())
 
     def logits(self, x: F32, mask: F32) -> F32:
         """Class scores [n, classes]; see `edge_client.runtimes.Runtime`."""
@@ -96,9 +76,9 @@ class OnnxRuntime:
         return out
 
 
-def open_runtime(bundle: Bundle, threads: int) -> OnnxRuntime:
-    """Load the graphs and compute the weights; `threads` 0 is one per core."""
-    return OnnxRuntime(bundle, threads)
+def open_runtime(bundle: Bundle, threads: int, micro: int = 0) -> OnnxRuntime:
+    """Load the graphs and compute the weights; `threads` 0 is one per core, `micro` 0 the whole batch at once."""
+    return OnnxRuntime(bundle, threads, micro or bundle.batch)
 
 
 def session(model: bytes, threads: int) -> Any:
@@ -119,12 +99,3 @@ def session(model: bytes, threads: int) -> Any:
 
 def _vector(values: F32) -> F32:
     return np.ascontiguousarray(values, np.float32)
-
-
-def _padded(values: npt.NDArray[Any], batch: int, kind: Any) -> npt.NDArray[Any]:
-    """`values` as `kind`, zeros appended up to `batch` rows."""
-    if len(values) == batch:
-        return np.ascontiguousarray(values, kind)
-    out = np.zeros((batch, *values.shape[1:]), kind)
-    out[: len(values)] = values
-    return out

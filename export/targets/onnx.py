@@ -1,4 +1,4 @@
-"""ONNX graphs of a masked network: init (seed -> weights), step and step_sgd (one training step), eval (logits).
+"""ONNX graphs of a masked network: init (seed -> weights), step and step_sgd (one training step), grads, eval (logits).
 
 Plain inference graphs, so that every onnxruntime there is can train: opset 18, IR 8, domain ai.onnx only,
 built with onnx.helper (onnxscript's optimiser deletes Adam's epsilon). What the step computes stands in
@@ -17,7 +17,7 @@ import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
-from export.graph import Adam, Knobs, Ops, Sgd, forward, train_step, unpack
+from export.graph import Adam, Knobs, Ops, Sgd, forward, gradient_of, pool_first, train_step, unpack
 from seedmask.layers import EPSILON, Conv2d, GroupNorm, MaxPool2d, Shape
 from seedmask.spec import ModelSpec
 
@@ -96,7 +96,11 @@ class Graph:
 
     def output(self, name: Name, value: Name, dtype: Any, shape: Sequence[Dim]) -> None:
         """Declare that `value` leaves the graph as `name`."""
-        self.nodes.append(helper.make_node("Identity", [value], [name]))
+        maker = self.nodes[-1]
+        if list(maker.output) == [value]:
+            maker.output[0] = name  # straight to its place: an Identity is one more pass over the vector
+        else:
+            self.nodes.append(helper.make_node("Identity", [value], [name]))
         kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
         self.outputs.append(helper.make_tensor_value_info(name, kind, shape))
 
@@ -115,11 +119,12 @@ class Graph:
 
 
 class OnnxOps(Ops[Name]):
-    """`export.graph.Ops` as ONNX nodes. A batch is a number in the step and -1, any size, in eval."""
+    """`export.graph.Ops` as ONNX nodes. A batch is a number, or -1 for that of the input x, any size."""
 
     def __init__(self, graph: Graph, batch: int) -> None:
         self.g = graph
         self.batch = batch
+        self._firsts: dict[Name, list[Name]] = {}  # of a pool's result: see `pool`
 
     def number(self, value: float) -> Name:
         """A scalar constant."""
@@ -202,8 +207,14 @@ class OnnxOps(Ops[Name]):
         return self.g("ReduceMean", x, self.g.ints(*(axis + 1 for axis in axes)), keepdims=1)
 
     def spread(self, x: Name, shape: Shape) -> Name:
-        """Expand; only backward asks for it, so the batch is a number."""
-        return self.g("Expand", x, self.g.ints(self.batch, *shape))
+        """Expand."""
+        return self.g("Expand", x, self._sizes(*shape))
+
+    def _sizes(self, *shape: int) -> Name:
+        """[batch, *shape] as a value, where a node has no way to say "whatever is left"."""
+        if self.batch > 0:
+            return self.g.ints(self.batch, *shape)
+        return self.g("Concat", self.g("Shape", "x", start=0, end=1), self.g.ints(*shape), axis=0)
 
     def transpose(self, x: Name, order: Sequence[int]) -> Name:
         """Transpose."""
@@ -265,9 +276,9 @@ class OnnxOps(Ops[Name]):
         if kh == 1:
             stacked = g("Reshape", dy, g.ints(*apart, -1, rows * columns))
         else:
-            flat = g("Reshape", dy, g.ints(self.batch, out, rows * columns))
+            flat = self.reshape(dy, (out, rows * columns))
             # A node, not a constant: the zeros of a large batch would be most of the file.
-            gap = g("ConstantOfShape", g.ints(self.batch, out, (high + 1 - rows) * columns))
+            gap = self.spread(self.number(0.0), (out, (high + 1 - rows) * columns))
             parts = [flat, *[part for _ in range(kh - 1) for part in (gap, flat)]]
             if saved:
                 parts[0] = g.slice(flat, 2, columns, rows * columns)
@@ -312,8 +323,8 @@ class OnnxOps(Ops[Name]):
         return g("Reshape", together, g.ints(out, channels, kh, kw))
 
     def _apart(self, layer: Conv2d) -> tuple[int, ...]:
-        """What is not summed over in a product of channels by channels."""
-        return (self.batch,) if layer.groups == 1 else (self.batch, layer.groups)
+        """What is not summed over in a product of channels by channels; to Reshape, 0 is the batch that was there."""
+        return (0,) if layer.groups == 1 else (0, layer.groups)
 
     def _sum_of_products(self, a: Name, b: Name, groups: int = 1) -> Name:
         """The sum over n of a[n] b[n]^T, for a [batch, A, K] and b [batch, B, K]: [A, B]; with groups behind batch."""
@@ -340,18 +351,50 @@ class OnnxOps(Ops[Name]):
         return self.g("Mul", dy, self.g.cast(self.g("Greater", y, self.number(0.0)), np.float32))
 
     def pool(self, x: Name, layer: MaxPool2d, before: Shape) -> tuple[Name, Name]:
-        """MaxPool with indices, over whole windows only, so that MaxUnpool can tell the size it came from."""
-        for axis, side, size in zip((2, 3), before[1:], layer.size, strict=True):
-            if side % size:
-                x = self.g.slice(x, axis, 0, side // size * size)
-        y, winners = self.g.several("MaxPool", 2, x, kernel_shape=layer.size, strides=layer.size)
-        return y, winners
+        """Comparisons, first along rows, then along columns: so that of equals the first in the window wins.
+
+        MaxPool with its indices takes four times as long on onnxruntime's CPU, and few others have MaxUnpool.
+        """
+        g, (channels, *sides) = self.g, before
+        whole = [side // size * size for side, size in zip(sides, layer.size, strict=True)]
+        for axis, side, kept in zip((2, 3), sides, whole, strict=True):
+            x = g.slice(x, axis, 0, kept) if side != kept else x
+        (high, wide), (kh, kw) = whole, layer.size
+        firsts: list[Name] = []
+        x = self._first_of(self.reshape(x, (channels, high, wide // kw, kw)), 4, kw, firsts)
+        x = self._first_of(self.reshape(x, (channels, high // kh, kh, wide // kw)), 3, kh, firsts)
+        y = self.reshape(x, (channels, high // kh, wide // kw))
+        self._firsts[y] = firsts
+        return y, y
+
+    def _first_of(self, x: Name, axis: int, size: int, firsts: list[Name]) -> Name:
+        """The maximum along `axis`; to `firsts`, for every entry but the first, where those before it are as large."""
+        if size == 1:
+            return x
+        best, *others = self.g.several("Split", size, x, axis=axis, num_outputs=size)
+        for other in others:
+            firsts.append(self.g("GreaterOrEqual", best, other))
+            best = self.g("Max", best, other)
+        return best
 
     def pool_dx(self, dy: Name, winners: Name, layer: MaxPool2d, before: Shape) -> Name:
-        """MaxUnpool, then zeros where `pool` dropped incomplete windows."""
-        dx = self.g("MaxUnpool", dy, winners, kernel_shape=layer.size, strides=layer.size)
-        rest = [side % size for side, size in zip(before[1:], layer.size, strict=True)]
-        return self.g("Pad", dx, self.g.ints(0, 0, 0, 0, 0, 0, *rest)) if any(rest) else dx
+        """The comparisons backwards, then zeros where `pool` dropped incomplete windows."""
+        g, (channels, *sides), firsts = self.g, before, [*self._firsts[winners]]
+        high, wide = (side // size for side, size in zip(sides, layer.size, strict=True))
+        (kh, kw) = layer.size
+        dx = self._to_first(self.reshape(dy, (channels, high, 1, wide)), 3, kh, firsts)
+        dx = self._to_first(self.reshape(dx, (channels, high * kh, wide, 1)), 4, kw, firsts)
+        dx = self.reshape(dx, (channels, high * kh, wide * kw))
+        rest = [side % size for side, size in zip(sides, layer.size, strict=True)]
+        return g("Pad", dx, g.ints(0, 0, 0, 0, 0, 0, *rest)) if any(rest) else dx
+
+    def _to_first(self, dy: Name, axis: int, size: int, firsts: list[Name]) -> Name:
+        """The gradient of `_first_of`, which takes what it was told off `firsts`."""
+        parts = [dy]
+        for _ in range(size - 1):
+            before = self.mul(parts[0], self.g.cast(firsts.pop(), np.float32))
+            parts[:1] = [before, self.sub(parts[0], before)]
+        return self.g("Concat", *parts, axis=axis) if size > 1 else dy
 
     def normalise(self, x: Name, layer: GroupNorm, shape: Shape) -> tuple[Name, Name]:
         """Mean and variance in two passes; InstanceNormalization would keep the deviation to itself."""
@@ -414,6 +457,15 @@ class OnnxOps(Ops[Name]):
         return loss, g.const(0, np.int64), g("Mul", wrong, slope)
 
 
+class InferenceOps(OnnxOps):
+    """Nobody asks here who won a window."""
+
+    def pool(self, x: Name, layer: MaxPool2d, before: Shape) -> tuple[Name, Name]:
+        """MaxPool; incomplete windows are dropped by definition."""
+        y = self.g("MaxPool", x, kernel_shape=layer.size, strides=layer.size)
+        return y, y
+
+
 def _attributes(layer: Conv2d) -> dict[str, Any]:
     """Of a Conv or ConvTranspose; those at their defaults are left out."""
     more: dict[str, Any] = {"group": layer.groups} if layer.groups > 1 else {}
@@ -423,11 +475,12 @@ def _attributes(layer: Conv2d) -> dict[str, Any]:
 
 
 def files(spec: ModelSpec, batch: int) -> dict[str, bytes]:
-    """The bundle's members; the training steps take `batch` examples."""
+    """The bundle's members; the training steps take `batch` examples, the others any number."""
     return {
         "onnx/init.onnx": init_graph(spec),
         "onnx/step.onnx": step_graph(spec, batch),
         "onnx/step_sgd.onnx": sgd_graph(spec, batch),
+        "onnx/grads.onnx": grads_graph(spec),
         "onnx/eval.onnx": eval_graph(spec),
     }
 
@@ -481,12 +534,32 @@ def _step_graph(spec: ModelSpec, batch: int, adam: bool) -> bytes:
     return g.model("step")
 
 
+def grads_graph(spec: ModelSpec, ops: type[OnnxOps] = OnnxOps) -> bytes:
+    """The loss's gradient by the masked weights, for any number of examples: the middle of a step.
+
+    What comes before it (weights = w * mask) and after it (estimator, optimiser) is per weight and the host's; so that
+    a step may take its examples a few at a time, under one mask, and sum. x float32 [n, *input]; y int64 [n], or
+    float32 [n, outputs] if the loss is "mse"; weight float32 [n], one over the examples of the whole step; weights
+    float32 [d] -> gradient float32 [d]; loss float32 [], the part of these examples; correct int64 [].
+    """
+    g, d = Graph(), spec.d
+    mse = spec.loss == "mse"
+    x = g.input("x", np.float32, ["n", *spec.input])
+    y = g.input("y", np.float32, ["n", spec.classes]) if mse else g.input("y", np.int64, ["n"])
+    weight, weights = g.input("weight", np.float32, ["n"]), g.input("weights", np.float32, [d])
+    loss, correct, gradient = gradient_of(ops(g, -1), pool_first(spec), x=x, y=y, weight=weight, weights=weights)
+    g.output("gradient", gradient, np.float32, [d])
+    g.output("loss", loss, np.float32, [])
+    g.output("correct", correct, np.int64, [])
+    return g.model("grads")
+
+
 def eval_graph(spec: ModelSpec) -> bytes:
     """x float32 [n, *input], w and mask float32 [d] -> logits float32 [n, classes], for any n."""
     g, d = Graph(), spec.d
     x = g.input("x", np.float32, ["n", *spec.input])
     w, mask = g.input("w", np.float32, [d]), g.input("mask", np.float32, [d])
-    ops = OnnxOps(g, -1)
+    ops = InferenceOps(g, -1)
     logits, _ = forward(ops, spec, x, unpack(ops, spec, ops.mul(w, mask)))
     g.output("logits", logits, np.float32, ["n", spec.classes])
     return g.model("eval")

@@ -23,11 +23,21 @@ from onnx import helper
 from export.graph import forward, pool_first, unpack
 from export.targets.onnx import IR_VERSION, Graph, Name, OnnxOps, eval_graph
 from seedmask.errors import MissingPackageError
+from seedmask.layers import MaxPool2d, Shape
 from seedmask.spec import ModelSpec
 
 # As torch's Adam; the package writes Hugging Face's AdamW with 1e-6, which moves most scores elsewhere.
 _ADAM: Final[dict[str, int | float]] = {"adam_mode": 0, "epsilon": 1e-8}
 _EXACT: Final = 2.0**62  # float32 theta times this is an integer that int64 holds, down to theta = 2^-39
+
+
+class DifferentiableOps(OnnxOps):
+    """For the package to differentiate."""
+
+    def pool(self, x: Name, layer: MaxPool2d, before: Shape) -> tuple[Name, Name]:
+        """MaxPool with its indices, which its gradient asks for."""
+        y, winners = self.g.several("MaxPool", 2, x, kernel_shape=layer.size, strides=layer.size)
+        return y, winners
 
 
 def files(spec: ModelSpec, batch: int) -> dict[str, bytes]:
@@ -54,7 +64,7 @@ def forward_graph(spec: ModelSpec) -> bytes:
     w (weights), u (noise) float32 [d]; mean bool [] -> loss float32 [], correct int64 [], logits float32 [n, classes].
     """
     g, d = Graph(), spec.d
-    ops = OnnxOps(g, -1)
+    ops = DifferentiableOps(g, -1)
     mse = spec.loss == "mse"
     x = g.input("x", np.float32, ["n", *spec.input])
     y = g.input("y", np.float32, ["n", spec.classes]) if mse else g.input("y", np.int64, ["n"])

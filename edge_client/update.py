@@ -1,0 +1,88 @@
+"""What a step does per weight, around the gradient of its examples: the mask before it, estimator and optimiser after.
+
+FedPM's masks (Isik et al., arXiv 2209.15328), Adam (Kingma and Ba, arXiv 1412.6980) and SGD, in NumPy. A graph would
+make a pass over all weights for every operation; here a piece of each vector goes through all operations while it lies
+in the cache, which halves the time and needs no temporary vectors.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+
+from edge_client.runtimes import BETA1, BETA2, F32, Rule, State, corrected, pulls
+
+PIECE: Final = 1 << 16
+"""Weights at a time: a dozen pieces of this length fit an L2 cache of a few megabytes."""
+
+
+class Update:
+    """One model's: float32 [d] of frozen weights `w`, and room for theta and for the masked weights."""
+
+    def __init__(self, w: F32) -> None:
+        self.w = w
+        self._theta, self._weights = np.empty_like(w), np.empty_like(w)
+        # A process that trains another way never touches the memory above, and then it is not taken.
+
+    def draw(self, scores: F32, noise: F32, mean: bool) -> F32:
+        """The weights that the network runs, w * (noise < sigmoid(scores)), or w * sigmoid(scores) if `mean`.
+
+        float32 [d], good until the next draw.
+        """
+        for piece in _pieces(len(self.w)):
+            theta, weights = self._theta[piece], self._weights[piece]
+            np.negative(scores[piece], out=theta)
+            with np.errstate(over="ignore"):  # infinity is right: its reciprocal is 0
+                np.exp(theta, out=theta)
+            theta += 1
+            np.reciprocal(theta, out=theta)
+            np.copyto(weights, theta if mean else noise[piece] < theta)
+            weights *= self.w[piece]
+        return self._weights
+
+    def apply(self, gradient: F32, state: State, rule: Rule) -> State:
+        """The state after a step from `state`, whose scores were the last ones drawn from, in new arrays.
+
+        gradient float32 [d] is the loss's by the masked weights. See `edge_client.runtimes.Runtime.step`.
+        """
+        d, t, adam = len(self.w), state.t + 1, rule.optimizer == "adam"
+        rate, epsilon = corrected(rule.rate, t) if adam else (rule.rate, 0.0)
+        by_score, by_anchor, constant = pulls(rule, d)
+        after = {name: np.empty(d, np.float32) for name in ("scores", "m", "v") if name in rule.needs}
+        room = np.empty((2, min(PIECE, d)), np.float32)
+        for piece in _pieces(d):
+            theta, scores, new = self._theta[piece], state.scores[piece], {n: a[piece] for n, a in after.items()}
+            g, other = (each[: len(theta)] for each in room)
+            np.multiply(gradient[piece], self.w[piece], out=g)
+            if rule.times_theta:
+                g *= theta
+            if by_score:
+                g += np.multiply(scores, np.float32(by_score), out=other)
+            if by_anchor:
+                g += np.multiply(state.anchor[piece], np.float32(by_anchor), out=other)
+            if constant:
+                g += np.float32(constant)
+            np.multiply(theta, theta, out=other)
+            g *= np.subtract(theta, other, out=other)  # theta (1 - theta)
+            if adam:
+                np.multiply(state.m[piece], np.float32(BETA1), out=new["m"])
+                new["m"] += np.multiply(g, np.float32(1 - BETA1), out=other)
+                np.multiply(state.v[piece], np.float32(BETA2), out=new["v"])
+                g *= g
+                g *= np.float32(1 - BETA2)
+                new["v"] += g
+                np.sqrt(new["v"], out=g)
+                g += np.float32(epsilon)
+                np.divide(new["m"], g, out=g)
+            elif rule.momentum:
+                np.multiply(state.m[piece], np.float32(rule.momentum), out=new["m"])
+                new["m"] += g
+                g = new["m"]
+            np.multiply(g, np.float32(rate), out=other)
+            np.subtract(scores, other, out=new["scores"])
+        return State(after["scores"], after.get("m", state.m), after.get("v", state.v), t, state.anchor)
+
+
+def _pieces(d: int) -> list[slice]:
+    return [slice(at, min(at + PIECE, d)) for at in range(0, d, PIECE)]
