@@ -7,6 +7,7 @@ in the cache, which halves the time and needs no temporary vectors.
 
 from __future__ import annotations
 
+import weakref
 from typing import Final
 
 import numpy as np
@@ -23,7 +24,7 @@ class Update:
     def __init__(self, w: F32) -> None:
         self.w = w
         self._theta, self._weights = np.empty_like(w), np.empty_like(w)
-        # A process that trains another way never touches the memory above, and then it is not taken.
+        self._free: list[bytearray] = []
 
     def draw(self, scores: F32, noise: F32, mean: bool) -> F32:
         """The weights that the network runs, w * (noise < sigmoid(scores)), or w * sigmoid(scores) if `mean`.
@@ -49,7 +50,7 @@ class Update:
         d, t, adam = len(self.w), state.t + 1, rule.optimizer == "adam"
         rate, epsilon = corrected(rule.rate, t) if adam else (rule.rate, 0.0)
         by_score, by_anchor, constant = pulls(rule, d)
-        after = {name: np.empty(d, np.float32) for name in ("scores", "m", "v") if name in rule.needs}
+        after = {name: self._vector() for name in ("scores", "m", "v") if name in rule.needs}
         room = np.empty((2, min(PIECE, d)), np.float32)
         for piece in _pieces(d):
             theta, scores, new = self._theta[piece], state.scores[piece], {n: a[piece] for n, a in after.items()}
@@ -82,6 +83,18 @@ class Update:
             np.multiply(g, np.float32(rate), out=other)
             np.subtract(scores, other, out=new["scores"])
         return State(after["scores"], after.get("m", state.m), after.get("v", state.v), t, state.anchor)
+
+
+    def _vector(self) -> F32:
+        """Float32 [d] of anything, in the memory of one that nobody holds any more, nor any view of it.
+
+        Memory that the system has to clear costs as much as the arithmetic. It belongs to a bytearray, because of two
+        arrays one of which is a view of the other NumPy keeps only the one that owns its memory.
+        """
+        memory = self._free.pop() if self._free else bytearray(self.w.nbytes)
+        vector = np.frombuffer(memory, np.float32)
+        weakref.finalize(vector, self._free.append, memory).atexit = False
+        return vector
 
 
 def _pieces(d: int) -> list[slice]:

@@ -256,14 +256,15 @@ def backward(ops: Ops[V], spec: ModelSpec, weights: dict[str, V], tape: list[tup
     return grads
 
 
-def gradient_of(ops: Ops[V], spec: ModelSpec, *, x: V, y: V, weight: V, weights: V) -> tuple[V, V, V]:
-    """Loss [], correct, int64 [], and the loss's gradient [d] by the flat `weights`, which the network runs."""
-    by_name = unpack(ops, spec, weights)
-    logits, tape = forward(ops, spec, x, by_name)
+def gradient_of(
+    ops: Ops[V], spec: ModelSpec, *, x: V, y: V, weight: V, weights: dict[str, V]
+) -> tuple[V, V, dict[str, V]]:
+    """Loss [], correct, int64 [], and the loss's gradient by every tensor of the network that runs `weights`."""
+    spec = pool_first(spec)
+    logits, tape = forward(ops, spec, x, weights)
     score = ops.squared_error if spec.loss == "mse" else ops.cross_entropy
     loss, correct, dlogits = score(logits, y, weight)
-    grads = backward(ops, spec, by_name, tape, dlogits)
-    return loss, correct, ops.join([grads[tensor.name] for tensor in spec.tensors])
+    return loss, correct, backward(ops, spec, weights, tape, dlogits)
 
 
 def train_step(
@@ -287,9 +288,10 @@ def train_step(
     one = ops.number(1.0)
     theta = ops.sigmoid(scores)
     masked = ops.choose(knobs.mean, lambda: ops.mul(w, theta), lambda: ops.mul(w, ops.less(u, theta)))
-    loss, correct, gradient = gradient_of(ops, pool_first(spec), x=x, y=y, weight=weight, weights=masked)
+    weights = unpack(ops, spec, masked)
+    loss, correct, grads = gradient_of(ops, spec, x=x, y=y, weight=weight, weights=weights)
 
-    by_mask = ops.mul(gradient, w)
+    by_mask = ops.mul(ops.join([grads[tensor.name] for tensor in spec.tensors]), w)
     slope = ops.mul(theta, ops.sub(one, theta))
 
     def regularised() -> V:

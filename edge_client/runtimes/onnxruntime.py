@@ -56,12 +56,15 @@ class OnnxRuntime:
         binding.bind_cpu_input("x", np.ascontiguousarray(x, np.float32))
         binding.bind_cpu_input("y", np.ascontiguousarray(y, kind))
         binding.bind_cpu_input("weight", np.full(len(y), 1 / n, np.float32))
-        binding.bind_cpu_input("weights", weights)
-        binding.bind_output("gradient", "cpu", 0, np.float32, out.shape, out.ctypes.data)
         for name in ("loss", "correct"):
             binding.bind_output(name)
+        # Windows on the flat vectors, so that the graph neither splits nor joins them.
+        for name, (tensor, at) in self.bundle.spec.offsets.items():
+            part = slice(at, at + tensor.size)
+            binding.bind_cpu_input(f"w.{name}", weights[part].reshape(tensor.shape))
+            binding.bind_output(f"g.{name}", "cpu", 0, np.float32, tensor.shape, out[part].ctypes.data)
         self._grads.run_with_iobinding(binding)
-        _, loss, correct = binding.get_outputs()
+        loss, correct = binding.get_outputs()[:2]
         return float(loss.numpy()), int(correct.numpy())
 
     def logits(self, x: F32, mask: F32) -> F32:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
-from export.graph import Adam, Knobs, Ops, Sgd, forward, gradient_of, pool_first, train_step, unpack
+from export.graph import Adam, Knobs, Ops, Sgd, forward, gradient_of, train_step, unpack
 from seedmask.layers import EPSILON, Conv2d, GroupNorm, MaxPool2d, Shape
 from seedmask.spec import ModelSpec
 
@@ -28,9 +28,10 @@ IR_VERSION: Final = 8
 _THREEFRY_ROTATIONS: Final = (13, 15, 26, 6, 17, 29, 16, 24)
 _THREEFRY_PARITY: Final = 0x1BD11BDA
 
-# Above this height the batch is not worth folding into the inner dimension of a convolution's weight
-# gradient.
+# The batch is folded into the inner dimension of a convolution's weight gradient where images are small and there are
+# many channels: below that height, and from that many pairs of channels on (measured, see DECISIONS).
 _TALL: Final = 20
+_WIDE: Final = 64 * 128
 
 Dim: TypeAlias = int | str
 Name: TypeAlias = str
@@ -96,11 +97,11 @@ class Graph:
 
     def output(self, name: Name, value: Name, dtype: Any, shape: Sequence[Dim]) -> None:
         """Declare that `value` leaves the graph as `name`."""
-        maker = self.nodes[-1]
-        if list(maker.output) == [value]:
-            maker.output[0] = name  # straight to its place: an Identity is one more pass over the vector
-        else:
+        maker = next((node for node in self.nodes if list(node.output) == [value]), None)
+        if maker is None or any(value in node.input for node in self.nodes):
             self.nodes.append(helper.make_node("Identity", [value], [name]))
+        else:
+            maker.output[0] = name  # straight to its place: an Identity is one more pass over the vector
         kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
         self.outputs.append(helper.make_tensor_value_info(name, kind, shape))
 
@@ -287,7 +288,7 @@ class OnnxOps(Ops[Name]):
                 parts = [part for part in parts if part != gap]
             stacked = g("Concat", *parts, axis=2)
             stacked = g("Reshape", stacked, g.ints(*apart, -1, high * columns))
-        fold = rows <= _TALL and layer.groups == 1
+        fold = rows <= _TALL and out * channels >= _WIDE and layer.groups == 1
         if fold:
             stacked = g("Reshape", g("Transpose", stacked, perm=[1, 0, 2]), g.ints(out * kh, -1))
         padded = self._pad(x, pad, layer.padding[1])
@@ -539,18 +540,22 @@ def grads_graph(spec: ModelSpec, ops: type[OnnxOps] = OnnxOps) -> bytes:
 
     What comes before it (weights = w * mask) and after it (estimator, optimiser) is per weight and the host's; so that
     a step may take its examples a few at a time, under one mask, and sum. x float32 [n, *input]; y int64 [n], or
-    float32 [n, outputs] if the loss is "mse"; weight float32 [n], one over the examples of the whole step; weights
-    float32 [d] -> gradient float32 [d]; loss float32 [], the part of these examples; correct int64 [].
+    float32 [n, outputs] if the loss is "mse"; weight float32 [n], one over the examples of the whole step; for every
+    tensor its masked weights, float32 of its shape, named `w.` and the tensor's name -> loss float32 [], the part of
+    these examples; correct int64 []; and for every tensor `g.` and its name. Apart, because a caller's vector is cut
+    without copying it, and a graph's is not.
     """
-    g, d = Graph(), spec.d
+    g = Graph()
     mse = spec.loss == "mse"
     x = g.input("x", np.float32, ["n", *spec.input])
     y = g.input("y", np.float32, ["n", spec.classes]) if mse else g.input("y", np.int64, ["n"])
-    weight, weights = g.input("weight", np.float32, ["n"]), g.input("weights", np.float32, [d])
-    loss, correct, gradient = gradient_of(ops(g, -1), pool_first(spec), x=x, y=y, weight=weight, weights=weights)
-    g.output("gradient", gradient, np.float32, [d])
+    weight = g.input("weight", np.float32, ["n"])
+    weights = {tensor.name: g.input(f"w.{tensor.name}", np.float32, tensor.shape) for tensor in spec.tensors}
+    loss, correct, grads = gradient_of(ops(g, -1), spec, x=x, y=y, weight=weight, weights=weights)
     g.output("loss", loss, np.float32, [])
     g.output("correct", correct, np.int64, [])
+    for tensor in spec.tensors:
+        g.output(f"g.{tensor.name}", grads[tensor.name], np.float32, tensor.shape)
     return g.model("grads")
 
 
