@@ -7,6 +7,7 @@ mask, and sums their gradients: memory is that of a few examples, the step is th
 
 from __future__ import annotations
 
+import functools
 from typing import Any, Final
 
 import numpy as np
@@ -18,6 +19,8 @@ from seedmask.seed import weights_key
 
 NAME: Final = "onnxruntime"
 NEEDS: Final = ("onnxruntime",)
+import os
+VARIANT = os.environ.get("VARIANT","onnx/grads.onnx")
 GRAPHS: Final = ("onnx/init.onnx", "onnx/grads.onnx", "onnx/eval.onnx")
 
 
@@ -29,7 +32,7 @@ class OnnxRuntime:
         init = session(bundle.file("onnx/init.onnx"), threads)
         key = np.array(weights_key(bundle.spec.seed), np.int64)
         self.w: F32 = init.run(["w"], {"key": key})[0]
-        self._grads = session(bundle.file("onnx/grads.onnx"), threads)
+        self._grads = session(bundle.file(VARIANT), threads)
         self._eval = session(bundle.file("onnx/eval.onnx"), threads)
         self._update = Update(self.w)
         self._sum, self._part = np.empty_like(self.w), np.empty_like(self.w)
@@ -88,6 +91,7 @@ def session(model: bytes, threads: int) -> Any:
     """An onnxruntime.InferenceSession of `model` on the CPU; `threads` 0 is one per core."""
     import onnxruntime as ort
 
+    _share_memory()
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -97,7 +101,17 @@ def session(model: bytes, threads: int) -> Any:
     options.log_severity_level = 3
     # Waiting threads sleep instead of spinning: batteries, and neighbours on the same cores.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.use_env_allocators", "1")
     return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+@functools.cache
+def _share_memory() -> None:
+    """One arena for all sessions of this process, which grows by what is asked for, not by powers of two."""
+    import onnxruntime as ort
+
+    place = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    ort.create_and_register_allocator(place, ort.OrtArenaCfg({"arena_extend_strategy": 1}))
 
 
 def _vector(values: F32) -> F32:

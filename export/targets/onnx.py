@@ -260,7 +260,7 @@ class OnnxOps(Ops[Name]):
         """The hot spot: matrix products over all positions, kh kernel rows at a time if the stride is 1."""
         if (layer.stride, layer.dilation) == ((1, 1), (1, 1)):
             return self._dw_rows(dy, x, layer, kernel, before, after)
-        return self._dw_taps(dy, x, layer, kernel, after)
+        return self.dw_taps(dy, x, layer, kernel, after)
 
     def _dw_rows(self, dy: Name, x: Name, layer: Conv2d, kernel: Shape, before: Shape, after: Shape) -> Name:
         """Stride 1: dy once per kernel row, each shifted a row further down, times x once per kernel column.
@@ -307,7 +307,7 @@ class OnnxOps(Ops[Name]):
         taps = [g("Reshape", product, g.ints(out, kh, channels, 1)) for product in products]
         return g("Transpose", g("Concat", *taps, axis=3) if kw > 1 else taps[0], perm=[0, 2, 1, 3])
 
-    def _dw_taps(self, dy: Name, x: Name, layer: Conv2d, kernel: Shape, after: Shape) -> Name:
+    def dw_taps(self, dy: Name, x: Name, layer: Conv2d, kernel: Shape, after: Shape) -> Name:
         """Any convolution: per kernel entry one product, dy times every stride-th position of x from there."""
         g, (out, channels, kh, kw), (_, rows, columns) = self.g, kernel, after
         (sv, sh), (dv, dh), groups, apart = layer.stride, layer.dilation, layer.groups, self._apart(layer)
