@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import queue
 import shutil
@@ -59,28 +60,43 @@ class Page:
             *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"),
             # It calls home for updates and lists otherwise; this page needs no name resolved.
             *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-            *("--disable-extensions", "--no-default-browser-check", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"),
+            *(
+                "--disable-extensions",
+                "--no-default-browser-check",
+                "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+            ),
             *("--disable-background-timer-throttling", "--disable-renderer-backgrounding"),
             f"--user-data-dir={self._profile.name}",
             f"http://127.0.0.1:{self._server.server_port}/",
         ]
-        quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        self.process = subprocess.Popen(command, start_new_session=True, **quiet)  # type: ignore[call-overload]
+        self._log = Path(self._profile.name) / "stderr"
+        with self._log.open("wb") as log:
+            self.process = subprocess.Popen(
+                command, start_new_session=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=log
+            )
 
     def call(self, op: str, head: Mapping[str, Any], arrays: Arrays, timeout: float = 60) -> dict[str, Any]:
         """One job of page.mjs. Raises what the page threw, as ours, and TimeoutError."""
         self._jobs.put(_pack({"op": op, **head}, arrays))
-        try:
-            answer = self._results.get(timeout=timeout)
-        except queue.Empty:
-            raise TimeoutError(f"the page did not answer {op!r} in {timeout:g} seconds") from None
+        answer: bytes | str | None = None
+        for _ in range(math.ceil(timeout)):
+            with contextlib.suppress(queue.Empty):
+                answer = self._results.get(timeout=1)
+                break
+            if self.process.poll() is not None:
+                raise RuntimeError(f"Chromium ended with status {self.process.returncode}: {self._last_words()}")
+        if answer is None:
+            raise TimeoutError(f"the page did not answer {op!r} in {timeout:g} seconds: {self._last_words()}")
         if isinstance(answer, str):
             raise RuntimeError(f"the page broke: {answer}")
         result = _unpack(answer)
         if "error" in result:
             kind = {"RangeError": ValueError, "DivergedError": DivergedError}.get(result["error"], RuntimeError)
-            raise kind(f"{result['text']}" if kind is not RuntimeError else f"{result['error']}: {result['text']}")
+            raise kind(f"{result['error']}: {result['text']}")
         return result
+
+    def _last_words(self) -> str:
+        return self._log.read_text(errors="replace")[-1000:]
 
     def close(self) -> None:
         """End the browser and all its processes."""
@@ -120,14 +136,18 @@ def targets(y: Targets) -> Targets:
 
 def rule_in_js(rule: Rule) -> dict[str, Any]:
     """`rule` as runtime.mjs names its parts."""
-    values = {name: getattr(rule, name) for name in ("rate", "optimizer", "momentum", "kl", "sparsity", "entropy", "mean")}
+    values = {
+        name: getattr(rule, name) for name in ("rate", "optimizer", "momentum", "kl", "sparsity", "entropy", "mean")
+    }
     return {**values, "timesTheta": rule.times_theta}
 
 
 def _pack(head: Mapping[str, Any], arrays: Arrays) -> bytes:
     listed = [{"name": name, "kind": array.dtype.name, "count": array.size} for name, array in arrays.items()]
     text = json.dumps({**head, "arrays": listed}).encode()
-    return b"".join([len(text).to_bytes(4, "little"), text, *(np.ascontiguousarray(a).tobytes() for a in arrays.values())])
+    return b"".join(
+        [len(text).to_bytes(4, "little"), text, *(np.ascontiguousarray(a).tobytes() for a in arrays.values())]
+    )
 
 
 def _unpack(data: bytes) -> dict[str, Any]:

@@ -51,7 +51,8 @@ export function openBundle(bytes) {
   }
   const { batch } = manifest;
   if (!(Number.isInteger(batch) && batch >= 1 && batch <= 65536)) fail(`batch is 1 .. 65536, found ${batch}`);
-  for (const name of files.keys()) if (!MEMBER.test(name)) fail(`a member's name is like onnx/step.onnx, found ${name}`);
+  const bad = [...files.keys()].find((name) => !MEMBER.test(name));
+  if (bad !== undefined) fail(`a member's name is like onnx/step.onnx, found ${bad}`);
   if (!same(bundleBytes(json, batch, files), bytes)) {
     fail("not as seedmask writes it: names, order, dates, flags or bytes between the members");
   }

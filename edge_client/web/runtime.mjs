@@ -86,8 +86,8 @@ class Runtime {
   }
 
   /**
-   * One step on the scores. `x` Float32Array [n * input] normalised, 1 <= n <= batch; `y` class numbers (array of n), or
-   * Float32Array [n * classes] where the loss is "mse"; `noise` Float32Array [d], uniform in 0 .. 1: the mask is
+   * One step on the scores. `x` Float32Array [n * input] normalised, 1 <= n <= batch; `y` class numbers (array of n),
+   * or Float32Array [n * classes] where the loss is "mse"; `noise` Float32Array [d], uniform in 0 .. 1: the mask is
    * noise < sigmoid(scores), or sigmoid(scores) itself if rule.mean. Resolves to {state, loss, correct}: the state
    * after the step, the mean loss and the correct predictions before it (0 for "mse"). Arguments stay as they were.
    */
@@ -100,8 +100,10 @@ class Runtime {
     const t = state.t + 1;
     const number = (value) => new Tensor("float32", Float32Array.of(value), []);
     // One zero in place of a vector that the rule multiplies by zero.
-    const vector = (name) =>
-      used.includes(name) ? new Tensor("float32", state[name], [spec.d]) : new Tensor("float32", new Float32Array(1), [1]);
+    const vector = (name) => {
+      const values = used.includes(name) ? state[name] : new Float32Array(1);
+      return new Tensor("float32", values, [values.length]);
+    };
     const yes = (value) => new Tensor("bool", Uint8Array.of(value ? 1 : 0), []);
     const feeds = {
       x: new Tensor("float32", padded(x, Float32Array, batch * size(spec)), [batch, ...spec.input]),
@@ -133,7 +135,7 @@ class Runtime {
     return finite({ state: after, loss: Number(out.loss.data[0]), correct: Number(out.correct.data[0]) });
   }
 
-  /** What the last layer gives, Float32Array [n * classes], any n, under weights w * mask; `mask` [d], 0/1 or between. */
+  /** What the last layer gives, Float32Array [n * classes], any n, under weights w * mask; `mask` [d] of 0 .. 1. */
   async logits(x, mask) {
     const { spec, bundle: { batch } } = this;
     const [each, n] = [size(spec), x.length / size(spec)];
