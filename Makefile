@@ -11,7 +11,7 @@ MODEL   ?= mlpn
 DEVICES ?= 8
 ROUNDS  ?= 15
 
-.PHONY: help setup system demo test check bench bench-bits compare-quick bench-generators bench-browser browser vectors device clean
+.PHONY: help setup system demo test check parity bench bench-bits compare-quick bench-generators vectors device clean
 
 help:            ## this list
 	@grep -E '^[a-z-]+: .*##|^[a-z]+: *##' $(MAKEFILE_LIST) | sed -E 's/:.*## ?/\t/' | expand -t 18
@@ -44,6 +44,9 @@ bench: setup     ## speed, memory, bytes; into out/bench/*.json
 	$(BIN)/python bench/codecs.py --json out/bench/codecs.json
 	$(BIN)/python bench/server.py --json out/bench/aggregator.json
 
+parity: setup    ## every runtime on every network against torch in float64; into out/parity.json
+	OMP_NUM_THREADS=1 $(BIN)/python bench/parity.py --json out/parity.json
+
 bench-bits: setup  ## bytes of every codec over what a mask can tell, on a real training run; into out/bench/bits.json
 	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python bench/bits.py --json out/bench/bits.json
 
@@ -53,6 +56,7 @@ compare-quick: setup  ## masks against every baseline, up to 20 minutes; goes on
 bench-generators: setup  ## Threefry against Philox (DECISIONS.md); ExecuTorch's column needs `pip install executorch`
 	$(BIN)/python bench/generators.py --json out/bench/generators.json
 
+.PHONY: browser bench-browser
 browser:         ## Chromium and onnxruntime-web, for the browser's tests: from apt where we may, and from npm
 	@.ci/browser
 

@@ -255,14 +255,14 @@ def _description(spec: ModelSpec, batch: int, output: Path, size: int) -> dict[s
 
 
 def _table(spec: ModelSpec, made: dict[str, Any]) -> str:
-    rows = [("input", spec.input, "")]
+    rows: list[tuple[str, Any, str]] = [("input", spec.input, "")]
     for number, (layer, row) in enumerate(zip(spec.layers, made["layers"], strict=True)):
         what = label(spec, number)
         if isinstance(layer, Weighted):
             what = f"{layer.weight.rpartition('.')[0]}: {what}" + (" + bias" if layer.bias else "")
         rows.append((what, row["output"], f"{row['weights']:>12,}   {row['constant']:.6f}" if row["weights"] else ""))
     if not is_chain(spec):  # then layers are called by their numbers
-        rows = [(f"{number:>3}  {what}", *more) for number, (what, *more) in enumerate(rows)]
+        rows = [(f"{value:>3}  {what}", shape, numbers) for value, (what, shape, numbers) in enumerate(rows)]
     width = max(34, *(len(what) + 2 for what, *_ in rows))
     lines = [f"{'layer':<{width}}{'output':<16}{'weights':>12}   each +- c"]
     lines += [f"{what:<{width}}{_by(shape):<16}{numbers}".rstrip() for what, shape, numbers in rows]

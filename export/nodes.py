@@ -348,9 +348,7 @@ class Builder:
     def _mean(self, node: fx.Node, shape: Shape) -> Value:
         given, feed = self._given(node, "dim", "keepdim"), self._in(node)
         rank = len(self._values[feed].shape) + 1
-        dims = given.get("dim")
-        if dims is None:
-            raise refusal(place(self.graph, node), "it takes the mean of all examples; name the dimensions")
+        dims = given["dim"]
         axes = sorted(_axis(dim, rank) for dim in ((dims,) if isinstance(dims, int) else dims))
         return Value(self._add(node, Mean(tuple(axes)), self._flat(feed)), shape)
 

@@ -92,8 +92,10 @@ def normalised() -> nn.Module:
     )
 
 
-# Rounding grows with depth, and with depth the number of activations that may lie on the other side of zero.
+# Rounding grows with depth.
 DEEP = dict.fromkeys(("resnet20", "resnet20g", "mobile"), 5e-6)
+# As many activations as in the others: every one of them may flip.
+SMALL = {"resnet20": (3, 16, 16), "resnet20g": (1, 16, 16), "mobile": (3, 16, 16)}
 NEW = ("lenet5", "resnet20", "resnet20g", "mobile", "sensor1d", "mixer")
 
 
@@ -175,7 +177,7 @@ NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "means": (means, (1, 17, 16)),
     "sequences": (Sequences, (3, 80)),
     "conv4n": (zoo.conv4n, (1, 28, 28)),
-    **{name: (zoo.ZOO[name].factory, zoo.ZOO[name].input) for name in NEW},
+    **{name: (zoo.ZOO[name].factory, SMALL.get(name, zoo.ZOO[name].input)) for name in NEW},
 }
 
 

@@ -374,8 +374,9 @@ function checkSpec(spec) {
   const values = [spec.input];
   const taken = new Set([spec.layers.length]);
   spec.layers.forEach((layer, number) => {
-    const takes = layer.sources ?? [layer.source ?? number];
-    integers(`source of layer ${number}`, takes, 0, number, layer.sources ? 2 : 1, 1024);
+    const several = "sources" in layer;
+    const takes = several ? layer.sources : [layer.source ?? number];
+    integers(`source of layer ${number}`, takes, 0, number, several ? 2 : 1, 1024);
     rule(layer.source !== number, `layer ${number}: source ${number} is the value before; leave it out`);
     takes.forEach((value) => taken.add(value));
     values.push(shapeAfter(layer, takes.map((value) => values[value]), shapes, rule, integers, number));
@@ -415,7 +416,7 @@ function shapeAfter(layer, xs, shapes, rule, integers, number) {
       return [w[0], side(0), side(1)];
     }
     case "gelu":
-      rule(["none", "tanh"].includes(layer.approximate ?? "none"), `layer ${number}: approximate is none or tanh`);
+      rule([undefined, "tanh"].includes(layer.approximate), `layer ${number}: approximate is none or tanh`);
       return x;
     case "maxpool2d":
     case "avgpool2d":

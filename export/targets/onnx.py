@@ -227,14 +227,19 @@ class OnnxOps(Ops[Name]):
         return self.g("Conv", x, weight, *([bias] if bias else []), **_attributes(layer))
 
     def conv_dx(self, dy: Name, weight: Name, layer: Conv2d, kernel: Shape, before: Shape, after: Shape) -> Name:
-        """ConvTranspose; what a stride leaves over at the far edges is its output_padding."""
+        """ConvTranspose; what a stride leaves over at the far edges is its output_padding.
+
+        A plain 1x1 is a product by the other side of the weight, which Conv does in half the time.
+        """
+        if kernel[2:] == (1, 1) and layer == Conv2d(layer.weight, layer.bias, (1, 1), (0, 0), source=layer.source):
+            return self.g("Conv", dy, self.g("Transpose", weight, perm=[1, 0, 2, 3]))
         sides = zip(before[1:], layer.padding, kernel[2:], after[1:], layer.stride, layer.dilation, strict=True)
         over = [h + 2 * p - d * (k - 1) - 1 - (q - 1) * s for h, p, k, q, s, d in sides]
         return self.g("ConvTranspose", dy, weight, **_attributes(layer), output_padding=over)
 
     def conv_dw(self, dy: Name, x: Name, layer: Conv2d, kernel: Shape, before: Shape, after: Shape) -> Name:
         """The hot spot: matrix products over all positions, kh kernel rows at a time if the stride is 1."""
-        if (layer.stride, layer.dilation, layer.groups) == ((1, 1), (1, 1), 1):
+        if (layer.stride, layer.dilation) == ((1, 1), (1, 1)):
             return self._dw_rows(dy, x, layer, kernel, before, after)
         return self._dw_taps(dy, x, layer, kernel, after)
 
@@ -246,11 +251,12 @@ class OnnxOps(Ops[Name]):
         instead.
         """
         g, (out, channels, kh, kw), (_, rows, columns) = self.g, kernel, after
+        apart = self._apart(layer)
         saved = 1 if layer.padding[0] >= 1 and kh >= 2 else 0
         pad = layer.padding[0] - saved
         high = before[1] + 2 * pad
         if kh == 1:
-            stacked = g("Reshape", dy, g.ints(self.batch, out, rows * columns))
+            stacked = g("Reshape", dy, g.ints(*apart, -1, rows * columns))
         else:
             flat = g("Reshape", dy, g.ints(self.batch, out, rows * columns))
             # A node, not a constant: the zeros of a large batch would be most of the file.
@@ -262,8 +268,8 @@ class OnnxOps(Ops[Name]):
             if high + 1 == rows:
                 parts = [part for part in parts if part != gap]
             stacked = g("Concat", *parts, axis=2)
-            stacked = g("Reshape", stacked, g.ints(self.batch, out * kh, high * columns))
-        fold = rows <= _TALL
+            stacked = g("Reshape", stacked, g.ints(*apart, -1, high * columns))
+        fold = rows <= _TALL and layer.groups == 1
         if fold:
             stacked = g("Reshape", g("Transpose", stacked, perm=[1, 0, 2]), g.ints(out * kh, -1))
         padded = self._pad(x, pad, layer.padding[1])
@@ -274,17 +280,18 @@ class OnnxOps(Ops[Name]):
                 shifted = g("Reshape", g("Transpose", shifted, perm=[1, 0, 2, 3]), g.ints(channels, -1))
                 products.append(g("Gemm", stacked, shifted, transB=1))
             else:
-                shifted = g("Reshape", shifted, g.ints(self.batch, channels, high * columns))
-                products.append(self._sum_of_products(stacked, shifted))
+                shifted = g("Reshape", shifted, g.ints(*apart, channels, high * columns))
+                # Depthwise, a single row comes first: the other order measured four times slower.
+                pair = (shifted, stacked) if channels == 1 else (stacked, shifted)
+                products.append(self._sum_of_products(*pair, layer.groups))
         # kw times [out * kh, channels] -> [out, channels, kh, kw]
-        apart = [g("Reshape", product, g.ints(out, kh, channels, 1)) for product in products]
-        return g("Transpose", g("Concat", *apart, axis=3) if kw > 1 else apart[0], perm=[0, 2, 1, 3])
+        taps = [g("Reshape", product, g.ints(out, kh, channels, 1)) for product in products]
+        return g("Transpose", g("Concat", *taps, axis=3) if kw > 1 else taps[0], perm=[0, 2, 1, 3])
 
     def _dw_taps(self, dy: Name, x: Name, layer: Conv2d, kernel: Shape, after: Shape) -> Name:
         """Any convolution: per kernel entry one product, dy times every stride-th position of x from there."""
         g, (out, channels, kh, kw), (_, rows, columns) = self.g, kernel, after
-        (sv, sh), (dv, dh), groups = layer.stride, layer.dilation, layer.groups
-        apart = (self.batch,) if groups == 1 else (self.batch, groups)
+        (sv, sh), (dv, dh), groups, apart = layer.stride, layer.dilation, layer.groups, self._apart(layer)
         flat = g("Reshape", dy, g.ints(*apart, out // groups, rows * columns))
         padded = self._pad(x, *layer.padding)
         taps = []
@@ -296,6 +303,10 @@ class OnnxOps(Ops[Name]):
                 taps.append(g("Reshape", self._sum_of_products(flat, tap, groups), g.ints(out, channels, 1)))
         together = g("Concat", *taps, axis=2) if len(taps) > 1 else taps[0]
         return g("Reshape", together, g.ints(out, channels, kh, kw))
+
+    def _apart(self, layer: Conv2d) -> tuple[int, ...]:
+        """What is not summed over in a product of channels by channels."""
+        return (self.batch,) if layer.groups == 1 else (self.batch, layer.groups)
 
     def _sum_of_products(self, a: Name, b: Name, groups: int = 1) -> Name:
         """The sum over n of a[n] b[n]^T, for a [batch, A, K] and b [batch, B, K]: [A, B]; with groups behind batch."""
@@ -340,16 +351,25 @@ class OnnxOps(Ops[Name]):
         g = self.g
         apart = self._by_group(x, layer, shape)
         centred = g("Sub", apart, self._mean(apart))
-        variance = self._mean(g("Mul", centred, centred))
+        variance = self._mean_of_product(centred, centred, layer, shape)
         deviation = g("Sqrt", g("Add", variance, self.number(EPSILON)))
-        return self.reshape(g("Div", centred, deviation), shape), deviation
+        return self.reshape(g("Mul", centred, g("Reciprocal", deviation)), shape), deviation
 
     def normalise_dx(self, dy: Name, y: Name, deviation: Name, layer: GroupNorm, shape: Shape) -> Name:
         """As it stands in `Ops`."""
         g = self.g
         dy, y = self._by_group(dy, layer, shape), self._by_group(y, layer, shape)
-        along = g("Mul", y, self._mean(g("Mul", y, dy)))
-        return self.reshape(g("Div", g("Sub", g("Sub", dy, self._mean(dy)), along), deviation), shape)
+        along = g("Mul", y, self._mean_of_product(y, dy, layer, shape))
+        centred = g("Sub", g("Sub", dy, self._mean(dy)), along)
+        return self.reshape(g("Mul", centred, g("Reciprocal", deviation)), shape)
+
+    def _mean_of_product(self, a: Name, b: Name, layer: GroupNorm, shape: Shape) -> Name:
+        """Of every group, without the product ever being written down."""
+        g, size = self.g, math.prod(shape) // layer.groups
+        one, other = (g("Reshape", v, g.ints(self.batch, layer.groups, 1, size)) for v in (a, b))
+        # The Transpose is MatMul's own affair in onnxruntime; a column made by Reshape would be twenty times slower.
+        total = g("MatMul", one, g("Transpose", other, perm=[0, 1, 3, 2]))
+        return g("Mul", g("Reshape", total, g.ints(self.batch, layer.groups, 1)), self.number(1 / size))
 
     def _by_group(self, x: Name, layer: GroupNorm, shape: Shape) -> Name:
         return self.reshape(x, (layer.groups, math.prod(shape) // layer.groups))

@@ -1029,6 +1029,7 @@ def graph_rejects() -> dict[str, str]:
         "a source that is null": ((relu, silu), (relu, layer("silu", source=None))),
         "a value that nothing takes": ((relu, silu), (relu, layer("silu", source=0))),
         "a sum of one": ((relu, layer("add", sources=[0, 1])), (relu, layer("add", sources=[1]))),
+        "a sum of null": ((relu, layer("add", sources=[0, 1])), (relu, layer("add", sources=None))),
         "a sum of two shapes": ((flat, relu, two), (flat, relu, layer("add", sources=[0, 2]))),
         "a sum of what is not there yet": ((relu, layer("add", sources=[0, 1])), (relu, two)),
         "side by side along no axis": (
@@ -1052,6 +1053,7 @@ def graph_rejects() -> dict[str, str]:
         "no dimension": ((layer("layernorm", dims=1),), (layer("layernorm", dims=0),)),
         "a norm of single values": ((tall, layer("layernorm", dims=2)), (tall, layer("layernorm", dims=1))),
         "an unknown gelu": ((layer("gelu", approximate="tanh"),), (layer("gelu", approximate="fast"),)),
+        "a gelu of null": ((layer("gelu", approximate="tanh"),), (layer("gelu", approximate=None),)),
         "a gelu that is spelled out": ((layer("gelu"),), (layer("gelu", approximate="none"),)),
         "windows larger than the image": (
             (layer("avgpool2d", size=[2, 1]), layer("concat", axis=0, sources=[1, 1])),
