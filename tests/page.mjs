@@ -14,6 +14,7 @@ ort.env.wasm.numThreads = 1; // more want cross-origin isolation
 const KINDS = { float32: Float32Array, uint8: Uint8Array, uint16: Uint16Array, int32: Int32Array };
 const runtimes = new Map();
 let timed = null; // the state between two calls of `time`
+let ended = null; // the state after the last round
 
 function unpack(buffer) {
   const length = new DataView(buffer).getUint32(0, true);
@@ -82,17 +83,21 @@ const JOBS = {
   },
 
   /** A round as a device has it; `seed` in place of the system's randomness where the test wants to follow. */
-  async round({ name, device, frame, level, top, clamp, x, y, seed, stop }) {
+  async round({ name, device, frame, level, top, clamp, x, y, seed, stop, again }) {
     const runtime = runtimes.get(name);
     const announce = decode(frame);
     const theta = new Theta(level, top, clamp);
     const chance = seed === undefined ? systemChance : sharedChance(seed);
     let seen = 0;
     const progress = (step) => ((seen = step + 1), step !== stop);
-    const done = await trainRound(runtime, { x, y }, announce, theta, device, { chance, progress });
+    const kept = again ? ended : null;
+    const done = await trainRound(runtime, { x, y }, announce, theta, device, { chance, progress, kept });
     if (done === null) return [{ stopped: seen }, {}];
     const { outcome, update, frame: sent } = done;
-    const who = { seed: runtime.spec.seed, round: announce.round, job: announce.job, device };
+    ended = outcome.state;
+    const { work: { stratified }, selected } = announce;
+    const stratum = stratified ? [selected.indexOf(device), selected.length] : null;
+    const who = { seed: runtime.spec.seed, round: announce.round, job: announce.job, device, stratum };
     const masks = update.payloads.map((payload, index) =>
       codecById(update.codec).decode(payload, theta, new Shared({ ...who, index }), announce.work.max_blocks));
     const { loss, correct } = outcome;

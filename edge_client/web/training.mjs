@@ -116,10 +116,13 @@ export function updateOf(announce, device, spec, theta, outcome, samples, { chan
 /**
  * A whole round of `device`: train on `data` as `announce` (a decoded message) asks, from `theta`, and draw the masks
  * once. Resolves to {outcome, update, frame}: `frame` is to be stored, then sent; or to null if it was stopped.
- * `options` are those of `train` and `updateOf`.
+ * `options` are those of `train` and `updateOf`; `kept`, the outcome.state of the round before, is used if the job says
+ * so.
  */
 export async function trainRound(runtime, data, announce, theta, device, options = {}) {
-  const outcome = await train(runtime, data, theta, announce.work, { ...options, round: announce.round });
+  const { work, round } = announce;
+  const kept = work.keep_optimizer ? options.kept : null;
+  const outcome = await train(runtime, data, theta, work, { ...options, round, kept });
   if (outcome === null) return null;
   const samples = data.y.length / (runtime.spec.loss === "mse" ? runtime.spec.classes : 1);
   const update = updateOf(announce, device, runtime.spec, theta, outcome, samples, options);

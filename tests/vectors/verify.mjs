@@ -41,12 +41,13 @@ function equalBytes(found, stored, what) {
   else equal({ bytes: found.length, sha256: sm.toHex(sm.sha256(found)) }, stored, what);
 }
 
-function refuses(action, code) {
+function refuses(action, code, text = "") {
   try {
     action();
   } catch (error) {
     if (!(error instanceof sm.ProtocolError)) throw new Error(`${error.stack} escaped; ${code} expected`);
     if (![code].flat().includes(error.code)) equal(error.code, code, "error code");
+    if (!error.message.includes(text)) equal(error.message, text, "error text");
     return;
   }
   throw new Error(`accepted; ${code} expected`);
@@ -215,6 +216,13 @@ section("bundles", vectors.bundles, (v) => {
   equal([bundle.batch, bundle.spec.d], [v.batch, sm.readSpec(ascii(v.spec)).d], "batch, d");
   equal(bundle.files, files, "files");
   refuses(() => bundle.file("x.pte"), "bundle");
+  for (const [name, content] of files) {
+    const at = Buffer.from(stored).indexOf(content.length ? content : "none");
+    if (at < 0) continue;
+    const bad = stored.slice();
+    bad[at] ^= 1;
+    refuses(() => openBundle(bad), "bundle", `${name} has SHA-256`);
+  }
   for (let n = 0; n < stored.length; n++) {
     refuses(() => openBundle(stored.subarray(0, n)), ["bundle", "spec"]);
     for (const change of [0x01, 0x80, 0xff]) {
