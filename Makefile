@@ -11,7 +11,8 @@ MODEL   ?= mlpn
 DEVICES ?= 8
 ROUNDS  ?= 15
 
-.PHONY: help setup system demo test check parity bench bench-bits compare-quick bench-generators vectors device clean
+.PHONY: help setup system demo test check parity bench bench-bits bench-finished compare-quick bench-generators vectors \
+	device mixed clean
 
 help:            ## this list
 	@grep -E '^[a-z-]+: .*##|^[a-z]+: *##' $(MAKEFILE_LIST) | sed -E 's/:.*## ?/\t/' | expand -t 18
@@ -50,6 +51,9 @@ parity: setup    ## every runtime on every network against torch in float64; int
 bench-bits: setup  ## bytes of every codec over what a mask can tell, on a real training run; into out/bench/bits.json
 	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python bench/bits.py --json out/bench/bits.json
 
+bench-finished: setup  ## a finished model's size, loading, latency and memory against the dense one; six minutes
+	OMP_NUM_THREADS=1 $(BIN)/python bench/finished.py --json out/bench/finished.json
+
 compare-quick: setup  ## masks against every baseline, up to 20 minutes; goes on where it stopped; into out/compare
 	$(BIN)/seedmask compare --grid quick --out out/compare
 
@@ -69,6 +73,9 @@ vectors: setup   ## both implementations against the golden vectors
 
 device: setup    ## what a device installs: its size, aarch64 wheels, and a job with it
 	$(BIN)/python bench/device.py --json out/bench/device.json
+
+mixed: setup     ## onnxruntime-training in its own environment, and a job in which every device has another runtime
+	TORCH='$(TORCH)' .ci/ort-training
 
 clean:           ## remove what the targets above made
 	rm -rf $(VENV) .venvs out .mypy_cache .ruff_cache .pytest_cache .hypothesis

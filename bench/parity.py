@@ -147,7 +147,8 @@ def main() -> int:
     for model in models:
         entry = ZOO[model]
         spec = trace(entry.factory(), model, 1, SMALL.get(model, entry.input), (0, 255), entry.classes)
-        bundle, draws = make_bundle(spec, BATCH), [draw(spec, seed) for seed in range(options.draws)]
+        bundle = make_bundle(spec, BATCH, runtimes.targets(name for name in wanted if name not in missing))
+        draws = [draw(spec, seed) for seed in range(options.draws)]
         for name in wanted:
             if name in missing:
                 continue

@@ -57,6 +57,7 @@ _BATCH_NORM: Final = (
 _SOFTMAX: Final = "end with the logits, the loss applies softmax itself"
 _SCALING: Final = "raw inputs are brought to -1 .. 1 before the model, see the value range; layers do no arithmetic"
 _WEIGHTS: Final = "weights belong to a layer, nn."
+_PRODUCTS: Final = "values are not multiplied by one another, as attention and gates do; an MLP-Mixer does without"
 _PARTS: Final = "parts of a tensor cannot be taken; nor can it be padded"
 # Why something that many models have is not here, and what to do instead.
 _ADVICE: Final[dict[str, str]] = {
@@ -66,7 +67,7 @@ _ADVICE: Final[dict[str, str]] = {
     **{name: _WEIGHTS + kind for name, kind in (("linear", "Linear"), ("conv1d", "Conv1d"), ("conv2d", "Conv2d"))},
     **dict.fromkeys(("getitem", "chunk", "split", "pad"), _PARTS),
     **dict.fromkeys(("LeakyReLU", "ELU", "Hardswish", "Hardsigmoid", "Softplus"), "take ReLU, SiLU or GELU"),
-    "MultiheadAttention": "products of two values are not here; an MLP-Mixer has none",
+    "MultiheadAttention": _PRODUCTS,
 }
 _ELEMENTWISE: Final[dict[str, type[ReLU | ReLU6 | SiLU | Tanh | Sigmoid]]] = {
     **dict.fromkeys(("ReLU", "relu", "relu_"), ReLU),
@@ -125,9 +126,10 @@ class Builder:
             return  # a size
         what, where = what_of(self.graph, node), place(self.graph, node)
         lower = self._lowering(node, what)
-        if lower is None:
-            raise refusal(where, _ADVICE.get(what, ""))
         feeds = [feed for feed in node.all_input_nodes if feed in self._values]
+        if lower is None:
+            product = len(feeds) > 1 and what in ("mul", "matmul", "bmm", "einsum", "scaled_dot_product_attention")
+            raise refusal(where, _PRODUCTS if product else _ADVICE.get(what, ""))
         misfit = self._misfit(node, what, self._values[feeds[0]].shape)
         if misfit or node not in results:
             whole = list(self.shapes[0])

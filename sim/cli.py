@@ -18,8 +18,9 @@ import numpy as np
 
 from aggregator.config import WEIGHTINGS, AggregateSettings, Rounds, RunConfig, WorkSettings
 from aggregator.presets import PRESETS, settings_of
+from aggregator.store import reports
 from edge_client.data import Dataset, check
-from edge_client.runtimes import Runtime, names, open_runtime
+from edge_client.runtimes import Runtime, names, open_runtime, require_graphs, targets
 from seedmask import bundle as bundles
 from seedmask.bundle import Bundle
 from seedmask.codec import NAMES as CODECS
@@ -31,10 +32,12 @@ from seedmask.io.process import sigterm_interrupts
 from seedmask.mask import Theta
 from seedmask.spec import LOSSES
 from sim import datasets, partition, report
+from sim.device import name_of
 from sim.evaluate import Accuracy, accuracy
 from sim.fleet import Faults, Fleet
 from sim.pool import Pool
 from sim.processes import ProcessFleet
+from sim.runtimes import Assignment, assign
 
 BATCH = 128
 MODELS = (
@@ -58,6 +61,8 @@ examples:
     seedmask simulate --codec crn --set control_variate=true --set stratified=true
     seedmask simulate --virtual --devices 100 --per-round 10 --rounds 50 --seed 1 --json run.json
     seedmask simulate --bundle my.bundle --broker 127.0.0.1:1883
+    seedmask simulate --runtime onnxruntime,torch,reference          another runtime on each device, in turn
+    seedmask simulate --bundle both.bundle --runtime onnxruntime,ort_training --python ort_training=venv/bin/python
 
 Real processes are the default: what they send is counted by the kernel. With --virtual everything runs in this process
 on a pretended clock, and the same arguments and --seed give the same bytes.
@@ -69,7 +74,20 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     fleet = parser.add_argument_group("fleet")
     fleet.add_argument("--devices", type=int, default=8, metavar="N", help="number of devices (8)")
     fleet.add_argument("--virtual", action="store_true", help="one process, virtual time, reproducible")
-    fleet.add_argument("--runtime", default="onnxruntime", choices=names(), help="what trains (onnxruntime)")
+    fleet.add_argument(
+        "--runtime",
+        default="onnxruntime",
+        metavar="NAMES",
+        help=f"what trains, of {', '.join(names())} (onnxruntime); with commas between: device after device, in turn",
+    )
+    fleet.add_argument(
+        "--python",
+        action="append",
+        default=[],
+        dest="pythons",
+        metavar="NAME=PATH",
+        help="devices of runtime NAME run by this interpreter, which has seedmask in another environment",
+    )
     fleet.add_argument("--threads", type=int, default=1, metavar="N", help="threads per training (1)")
     fleet.add_argument("--broker", metavar="HOST:PORT", help="use this broker instead of starting one")
     fleet.add_argument(
@@ -142,7 +160,8 @@ class _Setup:
     bundle: Bundle
     images: datasets.Images
     parts: list[Dataset]
-    runtime: Runtime
+    runtimes: Assignment
+    evaluator: Runtime
     eval_set: Dataset
     seed: int
 
@@ -172,7 +191,7 @@ def _run(options: argparse.Namespace) -> int:
     with Screen(options.rounds, spec.d) as screen:
 
         def closed(record: dict[str, Any], theta: Theta, seconds: float) -> None:
-            reached = accuracy(setup.runtime, spec, setup.eval_set, theta, rng)
+            reached = accuracy(setup.evaluator, spec, setup.eval_set, theta, rng)
             row = report.Row(
                 record["round"],
                 seconds,
@@ -187,7 +206,7 @@ def _run(options: argparse.Namespace) -> int:
 
         run = _virtual if options.virtual else _processes
         seconds, traffic, broker = run(options, setup, closed, screen.waiting)
-    final = accuracy(setup.runtime, spec, setup.images.test, thetas[0], rng)
+    final = accuracy(setup.evaluator, spec, setup.images.test, thetas[0], rng)
     facts = report.Facts(
         model=spec.name,
         dataset=setup.images.name,
@@ -199,17 +218,21 @@ def _run(options: argparse.Namespace) -> int:
         seed=setup.seed,
         test_images=len(setup.images.test.y),
     )
-    _finish(options, report.summary(facts, rows, final, traffic, seconds))
+    runtime_of = {name_of(index): setup.runtimes.of(index) for index in range(options.devices)}
+    trained = report.by_runtime(reports(options.out / "aggregator" / "job.sqlite"), runtime_of)
+    _finish(options, {**report.summary(facts, rows, final, traffic, seconds), "runtimes": trained})
     return 0
 
 
 def _setup(options: argparse.Namespace) -> _Setup:
     rounds, work, learning = _config(options)
+    runtimes = assign(options.runtime, options.pythons, options.virtual)
     broker = _address(options.broker)
     _check_files(options)
     seed = options.seed if options.seed is not None else secrets.randbits(32)
     images = datasets.load(options.dataset, options.data)
-    bundle = bundles.load(options.bundle) if options.bundle else _export(options.model or MODELS[0], seed)
+    bundle = bundles.load(options.bundle) if options.bundle else _export(options.model or MODELS[0], seed, runtimes)
+    require_graphs(runtimes.all, bundle)
     spec, shape = bundle.spec, images.test.x.shape[1:]
     if spec.loss != LOSSES[0]:
         raise UserError(f"{spec.name} has the loss {spec.loss}; the simulator's images have classes, no other targets")
@@ -222,10 +245,10 @@ def _setup(options: argparse.Namespace) -> _Setup:
     rng = np.random.default_rng([seed, 0])
     picks = partition.split(options.split, images.train.y, options.devices, options.images, rng)
     parts = [datasets.subset(images.train, pick) for pick in picks]
-    runtime = open_runtime(options.runtime, bundle, options.threads if options.virtual else 0)
+    evaluator = open_runtime(runtimes.here, bundle, options.threads if options.virtual else 0)
     few = rng.permutation(len(images.test.y))[: options.eval_images or None]
     eval_set = datasets.subset(images.test, few)
-    return _Setup(rounds, work, learning, broker, bundle, images, parts, runtime, eval_set, seed)
+    return _Setup(rounds, work, learning, broker, bundle, images, parts, runtimes, evaluator, eval_set, seed)
 
 
 def _by(shape: Sequence[int]) -> str:
@@ -322,8 +345,8 @@ def _clear(out: Path) -> None:
         raise UserError(f"--out {out} cannot be used: {error.strerror}") from None
 
 
-def _export(model: str, seed: int) -> Bundle:
-    """The bundle of a network by name, made here and now."""
+def _export(model: str, seed: int, runtimes: Assignment) -> Bundle:
+    """The bundle of a network by name, made here and now, with the graphs of all `runtimes`."""
     try:
         from export.make import make_bundle
         from export.trace import trace
@@ -338,7 +361,7 @@ def _export(model: str, seed: int) -> Bundle:
         )
     entry = ZOO[model]
     spec = trace(entry.factory(), model, seed, entry.input, (0, 255), entry.classes, "kaiming")
-    return make_bundle(spec, BATCH)
+    return make_bundle(spec, BATCH, targets(["onnxruntime", *runtimes.all]))
 
 
 Closed = Callable[[dict[str, Any], Theta, float], None]
@@ -350,9 +373,9 @@ def _virtual(options: argparse.Namespace, setup: _Setup, closed: Closed, waiting
     config = RunConfig("sim", options.out / "model.bundle", folder, setup.rounds, setup.work, setup.learning)
     faults = Faults(options.cut, options.crash)
     workers = max(1, (os.cpu_count() or 1) // options.threads)
-    with Pool(setup.bundle, setup.parts, options.runtime, options.threads, min(workers, options.devices)) as pool:
+    with Pool(setup.bundle, setup.parts, setup.runtimes.here, options.threads, min(workers, options.devices)) as pool:
         homes = options.out / "devices"
-        fleet = Fleet(config, homes, setup.bundle, setup.parts, pool, options.runtime, setup.seed, faults)
+        fleet = Fleet(config, homes, setup.bundle, setup.parts, pool, setup.runtimes.here, setup.seed, faults)
         waiting("virtual time")
         seconds = fleet.run(closed)
     up, down = fleet.traffic()
@@ -370,7 +393,7 @@ def _processes(options: argparse.Namespace, setup: _Setup, closed: Closed, waiti
         job=f"sim-{secrets.token_hex(4)}",
         parts=setup.parts,
         settings=tables,
-        runtime=options.runtime,
+        runtimes=setup.runtimes,
         threads=options.threads,
         broker=setup.broker,
     )
@@ -399,7 +422,7 @@ def _finish(options: argparse.Namespace, value: dict[str, Any]) -> None:
     report.write_json(out / "summary.json", value)
     report.write_csv(out / "rounds.csv", value)
     report.draw(out / "accuracy.png", value)
-    shutil.copyfile(out / "aggregator" / "model.smm", out / "model.smm")
+    shutil.copyfile(out / "aggregator" / "model.smk", out / "model.smk")
     if options.json is not None and str(options.json) != "-":
         report.write_json(options.json, value)
     reached = Accuracy(**value["accuracy"])
@@ -416,11 +439,13 @@ def _finish(options: argparse.Namespace, value: dict[str, Any]) -> None:
         f"{value['rounds']} rounds in {value['seconds']:,.1f} {'virtual ' if options.virtual else ''}seconds "
         f"with {value['devices']} devices over {value['broker']}\n"
     )
+    if len(value["runtimes"]) > 1:
+        print(f"training accuracy and loss by runtime (devices)\n{report.runtimes_table(value['runtimes'])}\n")
     for name, what in (
         ("summary.json", "all of this, for scripts"),
         ("rounds.csv", "one line per round"),
         ("accuracy.png", "accuracy against bytes"),
-        ("model.smm", f"the model: seed and mask, {(out / 'model.smm').stat().st_size:,} bytes"),
+        ("model.smk", f"the model: seed and mask, {(out / 'model.smk').stat().st_size:,} bytes"),
         ("model.bundle", "what the devices were given"),
     ):
         print(f"wrote {out / name!s:<32} {what}")

@@ -15,7 +15,7 @@ import pytest
 
 from export.cli import COMMAND
 from seedmask import bundle, layers
-from seedmask.errors import UserError
+from seedmask.errors import MissingPackageError, UserError
 from seedmask.io import inspect
 from seedmask.spec import Conv2d, Flatten, GroupNorm, Linear, MaxPool2d, ReLU
 
@@ -412,7 +412,7 @@ REFUSALS: dict[str, tuple[Callable[[], nn.Module], str]] = {
     ),
     "product of branches": (
         lambda: Forward(lambda m, x: m.head((m.conv(x) * m.other(x)).flatten(1))),
-        "mul in forward() of the model is not supported",
+        "mul in forward() of the model is not supported: values are not multiplied by one another, as attention and",
     ),
     "examples side by side": (
         lambda: Forward(lambda m, x: m.head(torch.cat([x, x], 0).flatten(1))),
@@ -670,6 +670,8 @@ def test_arguments_that_are_no_numbers_are_refused(here: Path, bad: list[str]) -
     ("model", "bad", "text"),
     [
         ("mlp", ["--batch", "0"], "--batch is 1 .. 65536, found 0"),
+        ("mlp", ["--runtimes", "onnx,onyx"], "--runtimes is of "),
+        ("mlp", ["--runtimes", ""], "found ''"),
         ("mlp", ["--range", "1"], "--range is LOW,HIGH"),
         ("mlp", ["--range", "255,0"], "with LOW below HIGH, found 255,0"),
         ("mlp", ["--classes", "0"], "--classes is 2 .. 65536, found 0"),
@@ -689,6 +691,17 @@ def test_options_that_make_no_sense_are_named_before_force_is_asked_for(
         export(model, "-o", "x.bundle", *bad)
     assert text in str(refusal.value)
     assert (here / "x.bundle").read_text() == "precious"
+
+
+def test_graphs_for_a_runtime_whose_package_is_absent_say_what_to_install(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime.training", None)
+    with pytest.raises(MissingPackageError, match=r"pip install 'seedmask\[ort-training,export\]'"):
+        export("mlp", "--runtimes", "onnx,ort_training", "-o", "x.bundle")
+    assert list(here.iterdir()) == []
+    with pytest.raises(UserError, match=r"no graphs for 'abacus', only for .*onnx, ort-training"):
+        make_bundle(trace(nn.Sequential(nn.Flatten(), nn.Linear(4, 10)), "tiny", 1, (1, 2, 2)), 8, ["abacus"])
 
 
 @pytest.mark.parametrize("output", ["absent/x.bundle", "."])

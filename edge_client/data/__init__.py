@@ -62,15 +62,15 @@ def doubtful_range(data: Dataset, spec: ModelSpec) -> str | None:
 
 def check(data: Dataset, spec: ModelSpec) -> Dataset:
     """`data` in the model's shape. Raises UserError where it cannot train `spec`."""
-    n = len(data.y)
-    if n == 0 or len(data.x) != n:
-        raise UserError(f"data: {len(data.x)} inputs and {n} labels")
-    if int(np.prod(data.x.shape[1:])) != int(np.prod(spec.input)):
-        raise UserError(f"data: inputs are {list(data.x.shape[1:])}, model {spec.name} takes {list(spec.input)}")
-    y = _numbers(data.y, spec) if spec.loss == "mse" else _labels(data.y, spec)
-    if data.x.dtype.kind == "f" and not np.isfinite(data.x).all():
-        raise UserError("data: an input is not a finite number")
-    return Dataset(data.x.reshape(n, *spec.input), y)
+    y = check_targets(data.y, len(data.x), spec)
+    return Dataset(check_inputs(data.x, spec), y)
+
+
+def check_targets(y: npt.NDArray[Any], n: int, spec: ModelSpec) -> npt.NDArray[Any]:
+    """`y` for `n` inputs as `spec` takes it: int64 [n], or float32 [n, outputs] for "mse". Raises UserError."""
+    if len(y) == 0 or len(y) != n:
+        raise UserError(f"data: {n} inputs and {len(y)} labels")
+    return _numbers(y, spec) if spec.loss == "mse" else _labels(y, spec)
 
 
 def _labels(y: npt.NDArray[Any], spec: ModelSpec) -> npt.NDArray[np.int64]:
@@ -91,3 +91,14 @@ def _numbers(y: npt.NDArray[Any], spec: ModelSpec) -> npt.NDArray[np.float32]:
     if not np.isfinite(targets).all():
         raise UserError("data: a target is not a finite number")
     return targets
+
+
+def check_inputs(x: npt.NDArray[Any], spec: ModelSpec) -> npt.NDArray[Any]:
+    """`x` in the model's shape, [n, *input]. Raises UserError where it does not fit `spec`."""
+    if x.dtype.kind not in "uif" or x.ndim == 0 or len(x) == 0:
+        raise UserError(f"data: inputs are numbers [n, ...], found {x.dtype} {list(x.shape)}")
+    if int(np.prod(x.shape[1:])) != int(np.prod(spec.input)):
+        raise UserError(f"data: inputs are {list(x.shape[1:])}, model {spec.name} takes {list(spec.input)}")
+    if x.dtype.kind == "f" and not np.isfinite(x).all():
+        raise UserError("data: an input is not a finite number")
+    return x.reshape(len(x), *spec.input)

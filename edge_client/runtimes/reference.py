@@ -30,6 +30,7 @@ from seedmask.spec import ModelSpec
 
 NAME: Final = "reference"
 NEEDS: Final[tuple[str, ...]] = ()
+GRAPHS: Final[tuple[str, ...]] = ()
 
 
 class Reference:

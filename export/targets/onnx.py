@@ -9,10 +9,11 @@ onnxruntime's CPU runs fastest.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
@@ -88,14 +89,19 @@ class Graph:
         self.inputs.append(helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), shape))
         return name
 
+    def parameter(self, name: Name, value: npt.NDArray[Any]) -> Name:
+        """An initialiser with a name of its own: what a training runtime may change."""
+        self.constants[name, value.shape, b""] = numpy_helper.from_array(value, name)
+        return name
+
     def output(self, name: Name, value: Name, dtype: Any, shape: Sequence[Dim]) -> None:
         """Declare that `value` leaves the graph as `name`."""
         self.nodes.append(helper.make_node("Identity", [value], [name]))
         kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
         self.outputs.append(helper.make_tensor_value_info(name, kind, shape))
 
-    def model(self, name: str) -> bytes:
-        """The checked model as bytes."""
+    def model(self, name: str, about: Mapping[str, str] | None = None) -> bytes:
+        """The checked model as bytes; `about` becomes its metadata."""
         graph = helper.make_graph(self.nodes, name, self.inputs, self.outputs, list(self.constants.values()))
         made = helper.make_model(
             graph,
@@ -103,6 +109,7 @@ class Graph:
             ir_version=IR_VERSION,
             producer_name="seedmask",
         )
+        helper.set_model_props(made, dict(about or {}))
         onnx.checker.check_model(made, full_check=True)
         return bytes(made.SerializeToString(deterministic=True))
 
@@ -415,6 +422,16 @@ def _attributes(layer: Conv2d) -> dict[str, Any]:
     return {"strides": layer.stride, "pads": [*layer.padding, *layer.padding], **more}
 
 
+def files(spec: ModelSpec, batch: int) -> dict[str, bytes]:
+    """The bundle's members; the training steps take `batch` examples."""
+    return {
+        "onnx/init.onnx": init_graph(spec),
+        "onnx/step.onnx": step_graph(spec, batch),
+        "onnx/step_sgd.onnx": sgd_graph(spec, batch),
+        "onnx/eval.onnx": eval_graph(spec),
+    }
+
+
 def step_graph(spec: ModelSpec, batch: int) -> bytes:
     """The training step with Adam.
 
@@ -477,8 +494,15 @@ def eval_graph(spec: ModelSpec) -> bytes:
 
 def init_graph(spec: ModelSpec) -> bytes:
     """key int64 [2], from `seedmask.seed.weights_key` -> w float32 [d], bit for bit spec.weights()."""
-    g, count = Graph(), (spec.d + 31) // 32
-    stream = _threefry_words(g, g.input("key", np.int64, [2]), (count + 1) // 2)
+    g = Graph()
+    g.output("w", frozen(g, spec, g.input("key", np.int64, [2])), np.float32, [spec.d])
+    return g.model("init")
+
+
+def frozen(g: Graph, spec: ModelSpec, key: Name) -> Name:
+    """The frozen weights float32 [d] from their key, int64 [2]."""
+    count = (spec.d + 31) // 32
+    stream = _threefry_words(g, key, (count + 1) // 2)
     bits = g("BitwiseAnd", g("Reshape", stream, g.ints(-1, 1)), g.const([1 << b for b in range(32)], np.uint32))
     flat = g(
         "Reshape",
@@ -488,8 +512,7 @@ def init_graph(spec: ModelSpec) -> bytes:
     ops = OnnxOps(g, 0)
     signs = ops.split(g.slice(flat, 0, 0, spec.d), [(tensor.size,) for tensor in spec.tensors])
     scaled = [ops.mul(sign, ops.number(t.constant)) for sign, t in zip(signs, spec.tensors, strict=True)]
-    g.output("w", ops.join(scaled), np.float32, [spec.d])
-    return g.model("init")
+    return ops.join(scaled)
 
 
 def _threefry_words(g: Graph, key: Name, blocks: int) -> Name:

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from seedmask.codec import varint
+from seedmask.codec.buckets import Buckets
 from seedmask.codec.plan import Plan, check_scores, sigmoid
 from seedmask.errors import CodecError
 from seedmask.mask import F32, ONE, Mask, Theta, check_mask, table
@@ -53,10 +54,9 @@ def draw(scores: F32, theta: Theta, shared: Shared, rng: np.random.Generator, pl
 def encode(mask: Mask, theta: Theta, shared: Shared) -> bytes:
     """Code any mask, uint8 [d]; short where it is one of `draw`'s."""
     check_mask(mask, theta.d)
-    base, order, sizes = _layout(theta, shared)
-    flips = (mask ^ base)[order]
+    base, layout = _layout(theta, shared)
     counts, unary, rest, raw = [], [], [], []
-    for bits in np.split(flips, np.cumsum(sizes)[:-1]):
+    for bits in layout.by_bucket(mask ^ base):
         if not bits.size:
             continue
         n, f = bits.size, int(bits.sum())
@@ -78,10 +78,12 @@ def encode(mask: Mask, theta: Theta, shared: Shared) -> bytes:
 
 def decode(payload: bytes, theta: Theta, shared: Shared, max_blocks: int = 0) -> Mask:
     """The mask, uint8 [d]. Raises CodecError for bytes that `encode` could not have written."""
-    base, order, sizes = _layout(theta, shared)
-    used = [int(n) for n in sizes if n]
+    base, layout = _layout(theta, shared)
     at, plans = 0, []
-    for n in used:
+    for n in layout.sizes:
+        if not n:
+            plans.append((0, 0, 0, 0))
+            continue
         f, at = varint.get(payload, at)
         if f > n:
             raise CodecError(f"crn: {f} flips among {n} weights")
@@ -112,23 +114,30 @@ def decode(payload: bytes, theta: Theta, shared: Shared, max_blocks: int = 0) ->
             part = np.full(n, 2 * f > n, np.uint8)
             part[places] ^= 1
         flips.append(part)
-    mask = np.empty(theta.d, np.uint8)
-    mask[order] = np.concatenate(flips)
+    mask = layout.by_weight(flips)
     mask ^= base
     return mask
 
 
-def _layout(theta: Theta, shared: Shared) -> tuple[Mask, npt.NDArray[np.intp], npt.NDArray[np.int64]]:
-    """(the mask without training [d], weights in the order of their buckets [d], weights per bucket [22])."""
-    u, q = shared.uniforms(theta.d), theta.q16()
-    levels = _LOGIT[table(theta.top, theta.clamp) >> 4]
-    if theta.top < 256:  # few enough for a bucket of each pair of level and uniform: one look-up a weight
-        cells = _BUCKET[np.abs(_LOGIT - levels[:, None])].reshape(-1)
-        bucket = cells.take((theta.level.astype(np.int32) << 12) + (u >> 4))
-    else:
-        bucket = _BUCKET[np.abs(_LOGIT[u >> 4] - levels[theta.level])]
-    order = np.argsort(bucket, kind="stable")
-    return (u < q).view(np.uint8), order, np.bincount(bucket, minlength=len(EDGES) + 1)
+def _layout(theta: Theta, shared: Shared) -> tuple[Mask, Buckets]:
+    """(the mask without training, uint8 [d]; the weights by bucket)."""
+    u, q = shared.uniforms(theta.d), table(theta.top, theta.clamp)
+    levels = _LOGIT[q >> 4]
+    few = theta.top < 256  # then there is a bucket for each pair of level and uniform: one look-up a weight
+    cells: Bits = _BUCKET[np.abs(_LOGIT - levels[:, None])].reshape(-1) if few else _BUCKET
+    base = np.empty(theta.d, np.uint8)
+
+    def bucket(piece: slice) -> npt.NDArray[np.uint8]:
+        chance, level = u[piece], theta.level[piece]
+        base[piece] = chance < q.take(level)
+        if few:
+            where = np.left_shift(level, 12, dtype=np.int32) + (chance >> 4)
+        else:
+            where = np.abs(_LOGIT[chance >> 4] - levels[level])
+        found: Bits = cells.take(where)
+        return found
+
+    return base, Buckets.of(theta.d, len(EDGES) + 1, bucket)
 
 
 def _parameter(n: int, f: int) -> tuple[int, int]:
