@@ -406,14 +406,19 @@ class Logits(_Network):
 
 def program(spec: ModelSpec, batch: int) -> bytes:
     """The program of `spec` for steps of `batch` examples: methods weights, train_step, grads and logits."""
+    def flat() -> V:  # another one each time: torch.export takes one tensor given twice for one input
+        return torch.zeros(spec.d)
+
+    def one() -> V:
+        return torch.zeros(1)
+
     x, y, weight = torch.zeros(batch, *spec.input), torch.zeros(batch, dtype=torch.int64), torch.zeros(batch)
-    one, flat = torch.zeros(1), torch.zeros(spec.d)
-    step = (x, y, weight, flat, flat, flat, one)
+    step = (x, y, weight, flat(), flat(), flat(), one())
     methods: dict[str, tuple[torch.nn.Module, tuple[V, ...]]] = {
         "weights": (Weights(spec), (torch.zeros(2, dtype=torch.int64),)),
-        "train_step": (TrainStep(spec, batch), (*step, flat, flat, one, one)),
+        "train_step": (TrainStep(spec, batch), (*step, flat(), flat(), one(), one())),
         "grads": (Grads(spec, batch), step),
-        "logits": (Logits(spec, batch), (x, flat, flat)),
+        "logits": (Logits(spec, batch), (x, flat(), flat())),
     }
     with torch.no_grad():
         exported = {name: torch.export.export(*method) for name, method in methods.items()}
@@ -431,7 +436,11 @@ def _lower(exported: dict[str, Any]) -> bytes:
     configs = [config for config in ALL_PARTITIONER_CONFIGS if config.__name__ not in views]
     edge = to_edge_transform_and_lower(
         exported,
-        partitioner=[XnnpackPartitioner(configs=configs, force_non_static_weights_for_f32_linear=True)],
+        partitioner={
+            name: [XnnpackPartitioner(configs=configs, force_non_static_weights_for_f32_linear=True)]
+            for name in exported
+            if name != "weights"  # integers, which XNNPACK has no use for
+        },
         # Integer shifts are not in the core operator set; their kernels exist.
         compile_config=EdgeCompileConfig(_check_ir_validity=False),
     )
