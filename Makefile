@@ -11,7 +11,7 @@ MODEL   ?= mlpn
 DEVICES ?= 8
 ROUNDS  ?= 15
 
-.PHONY: help setup system demo test check bench bench-bits compare-quick bench-generators vectors device clean
+.PHONY: help setup system demo test check bench bench-bits compare-quick bench-generators vectors device mixed clean
 
 help:            ## this list
 	@grep -E '^[a-z-]+: .*##|^[a-z]+: *##' $(MAKEFILE_LIST) | sed -E 's/:.*## ?/\t/' | expand -t 18
@@ -59,6 +59,9 @@ vectors: setup   ## both implementations against the golden vectors
 
 device: setup    ## what a device installs: its size, aarch64 wheels, and a job with it
 	$(BIN)/python bench/device.py --json out/bench/device.json
+
+mixed: setup     ## onnxruntime-training in its own environment, and a job in which every device has another runtime
+	TORCH='$(TORCH)' .ci/ort-training
 
 clean:           ## remove what the targets above made
 	rm -rf $(VENV) .venvs out .mypy_cache .ruff_cache .pytest_cache .hypothesis

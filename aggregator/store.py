@@ -61,6 +61,17 @@ class Resumed:
     recent: tuple[Theta, ...]
 
 
+@dataclass(frozen=True)
+class Report:
+    """What one device said of its training in one round: its last epoch's mean `loss` (nats) and `correct` guesses."""
+
+    round: int
+    device: str
+    samples: int
+    loss: float
+    correct: int
+
+
 class Store:
     """One job's database."""
 
@@ -223,3 +234,14 @@ def results(path: Path, d: int, after: int = 0) -> Iterator[tuple[dict[str, Any]
             return
     for record, result in rows:
         yield json.loads(record), counts.decode(result, d)
+
+
+def reports(path: Path) -> list[Report]:
+    """Every counted update of the closed rounds, in order of round and device; as `results`, beside an aggregator."""
+    query = (
+        "SELECT round, device, samples, loss, correct FROM updates JOIN rounds USING (round)"
+        " WHERE record IS NOT NULL ORDER BY round, device"
+    )
+    with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=30)) as db:
+        rows = db.execute(query).fetchall()
+    return [Report(round_, device, samples, loss / 1e6, correct) for round_, device, samples, loss, correct in rows]

@@ -7,6 +7,7 @@ import json
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from edge_client import data as datasets
 from edge_client import runtimes
@@ -33,13 +34,14 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         help="read settings, data, bundle and TLS files, say what was found, and stop before connecting",
     )
     run.add_argument("-v", "--verbose", action="store_true", help="say more")
-    listing = actions.add_parser("runtimes", help="what can train on this machine")
+    listing = actions.add_parser("runtimes", help="what can train on this machine, and how to get the rest")
+    listing.add_argument("--bundle", type=Path, metavar="FILE", help="also: whose graphs this bundle has")
     listing.add_argument("--json", action="store_true", help="as JSON")
 
 
 def _run(options: argparse.Namespace) -> int:
     if options.action == "runtimes":
-        return _runtimes(options.json)
+        return _runtimes(options.bundle, options.json)
     config = settings.load(EdgeConfig, options.config)
     bundle = bundles.load(config.bundle)
     data = datasets.load(config.data, bundle.spec)
@@ -75,19 +77,34 @@ def _work(config: EdgeConfig, who: Identity, outbox: Outbox) -> int:
     return 0
 
 
-def _runtimes(as_json: bool) -> int:
-    rows = [{"runtime": name, "missing": runtimes.missing(name)} for name in runtimes.names()]
-    if as_json:
-        print(json.dumps(rows, indent=1))
-        return 0
-    for row in rows:
-        state = (
-            f"needs {', '.join(row['missing'])}: pip install 'seedmask[{row['runtime']}]'"
-            if row["missing"]
-            else "ready"
-        )
-        print(f"{row['runtime']:<16}{state}")
+def _runtimes(path: Path | None, as_json: bool) -> int:
+    bundle = None if path is None else bundles.load(path)
+    rows: list[dict[str, Any]] = []
+    for name in runtimes.names():
+        missing = runtimes.missing(name)
+        row = {
+            "runtime": name,
+            "ready": not missing,
+            "missing": missing,
+            "versions": {} if missing else runtimes.versions(name),
+            "install": runtimes.how_to_get(name),
+        }
+        rows.append(row if bundle is None else {**row, "bundle_lacks": runtimes.lacking(name, bundle)})
+    print(json.dumps(rows, indent=1) if as_json else "\n".join(map(_runtime, rows)))
     return 0
+
+
+def _runtime(row: dict[str, Any]) -> str:
+    """One line of a runtime, and one of the bundle's graphs where they are not all there."""
+    if row["ready"]:
+        state = "ready    " + ", ".join(f"{name} {version}" for name, version in row["versions"].items())
+    else:
+        state = f"missing  {', '.join(row['missing'])}: {row['install']}"
+    line = f"{row['runtime']:<16}{state}"
+    if lacks := row.get("bundle_lacks"):
+        target = ",".join(runtimes.targets([row["runtime"]]))
+        line += f"\n{'':<16}not in this bundle: {', '.join(lacks)}; seedmask export --runtimes {target}"
+    return line
 
 
 COMMAND = Command("client", "train on this machine as one device of a fleet", (), "onnxruntime", _arguments, _run)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from export.make import make_bundle, names
 from seedmask.bundle import MAX_BYTES, to_bytes
 from seedmask.errors import UserError
 from seedmask.io.commands import Command
@@ -66,6 +67,13 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="LOW,HIGH",
         help="raw input values that become -1 and 1 (default 0,255; write --range=-1,1 if LOW is negative)",
     )
+    parser.add_argument(
+        "--runtimes",
+        type=lambda text: text.replace("_", "-").split(","),
+        default=["onnx"],
+        metavar="NAMES",
+        help=f"what devices will train with, comma-separated, of {', '.join(names())} (default onnx, for onnxruntime)",
+    )
     parser.add_argument("--batch", type=int, default=128, metavar="N", help="examples per training step (default 128)")
     parser.add_argument(
         "--scale",
@@ -88,7 +96,6 @@ def _run(options: argparse.Namespace) -> int:
     output: Path = options.output
     _check(options)
 
-    from export.make import make_bundle
     from export.trace import trace
 
     factory, shape, classes, name = _find(options)
@@ -98,7 +105,7 @@ def _run(options: argparse.Namespace) -> int:
     spec = trace(model, name, seed, shape, options.range, classes, options.scale, gain)
     if output.exists() and not options.force:  # last: what --force cannot mend is said first
         raise UserError(f"{output} exists; --force overwrites it")
-    data = to_bytes(make_bundle(spec, options.batch))
+    data = to_bytes(make_bundle(spec, options.batch, options.runtimes))
     if len(data) > MAX_BYTES:
         raise UserError(f"the bundle has {len(data):,} bytes; at most {MAX_BYTES:,} can be opened")
     try:
@@ -120,6 +127,9 @@ def _check(options: argparse.Namespace) -> None:
         raise UserError(f"--batch is 1 .. 65536, found {options.batch}")
     if len(options.range) != 2 or not -(1 << 31) <= options.range[0] < options.range[1] < 1 << 31:
         raise UserError(f"--range is LOW,HIGH, 32-bit integers with LOW below HIGH, found {_comma(options.range)}")
+    for name in options.runtimes:
+        if name not in names():
+            raise UserError(f"--runtimes is of {', '.join(names())}, found {name!r}")
     if options.classes is not None and not 2 <= options.classes <= 1 << 16:
         raise UserError(f"--classes is 2 .. 65536, found {options.classes}")
     if options.name is not None and not is_name(options.name):

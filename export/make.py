@@ -1,20 +1,37 @@
-"""From a ModelSpec to the bundle that devices open: one file per target's graph, every graph checked."""
+"""From a ModelSpec to the bundle that devices open: one file per target's graph, every graph checked.
+
+A target is a file in `export/targets/` with `files(spec, batch)`, which gives the bundle's members for its runtimes.
+"""
 
 from __future__ import annotations
 
-from export.targets import onnx as target
+import importlib
+import pkgutil
+from collections.abc import Sequence
+
+from export import targets
 from seedmask.bundle import Bundle
+from seedmask.errors import UserError
 from seedmask.spec import ModelSpec
 
 
-def make_bundle(spec: ModelSpec, batch: int) -> Bundle:
-    """All graphs of `spec`; the training step takes `batch` examples. The same spec gives the same bytes."""
+def names() -> list[str]:
+    """Every target there is a file for."""
+    return sorted(module.name.replace("_", "-") for module in pkgutil.iter_modules(targets.__path__))
+
+
+def make_bundle(spec: ModelSpec, batch: int, runtimes: Sequence[str] = ("onnx",)) -> Bundle:
+    """All graphs of `spec` for `runtimes`, which are `names()`; the training step takes `batch` examples.
+
+    The same spec gives the same bytes. Raises UserError for an unknown target, MissingPackageError where its packages
+    are not installed.
+    """
     if not 1 <= batch <= 1 << 16:
         raise ValueError(f"batch is 1 .. 65536, found {batch}")
-    files = {
-        "onnx/init.onnx": target.init_graph(spec),
-        "onnx/step.onnx": target.step_graph(spec, batch),
-        "onnx/step_sgd.onnx": target.sgd_graph(spec, batch),
-        "onnx/eval.onnx": target.eval_graph(spec),
-    }
+    files: dict[str, bytes] = {}
+    for name in runtimes:
+        if name not in names():
+            raise UserError(f"there are no graphs for {name!r}, only for {', '.join(names())}")
+        target = importlib.import_module(f"{targets.__name__}.{name.replace('-', '_')}")
+        files |= target.files(spec, batch)
     return Bundle(spec, batch, files)

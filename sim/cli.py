@@ -18,8 +18,9 @@ import numpy as np
 
 from aggregator.config import WEIGHTINGS, AggregateSettings, Rounds, RunConfig, WorkSettings
 from aggregator.presets import PRESETS, settings_of
+from aggregator.store import reports
 from edge_client.data import Dataset, check
-from edge_client.runtimes import Runtime, names, open_runtime
+from edge_client.runtimes import Runtime, names, open_runtime, targets
 from seedmask import bundle as bundles
 from seedmask.bundle import Bundle
 from seedmask.codec import NAMES as CODECS
@@ -30,10 +31,12 @@ from seedmask.io.files import write_atomic
 from seedmask.io.process import sigterm_interrupts
 from seedmask.mask import Theta
 from sim import datasets, partition, report
+from sim.device import name_of
 from sim.evaluate import Accuracy, accuracy
 from sim.fleet import Faults, Fleet
 from sim.pool import Pool
 from sim.processes import ProcessFleet
+from sim.runtimes import Assignment, assign, check_graphs
 
 BATCH = 128
 MODELS = ("mlpn", "mlp", "conv4", "conv4s", "conv4n")  # of the zoo, those that take the images there are
@@ -48,6 +51,8 @@ examples:
     seedmask simulate --codec crn --set control_variate=true --set stratified=true
     seedmask simulate --virtual --devices 100 --per-round 10 --rounds 50 --seed 1 --json run.json
     seedmask simulate --bundle my.bundle --broker 127.0.0.1:1883
+    seedmask simulate --runtime onnxruntime,torch,reference          another runtime on each device, in turn
+    seedmask simulate --bundle both.bundle --runtime onnxruntime,ort_training --python ort_training=venv/bin/python
 
 Real processes are the default: what they send is counted by the kernel. With --virtual everything runs in this process
 on a pretended clock, and the same arguments and --seed give the same bytes.
@@ -59,7 +64,20 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     fleet = parser.add_argument_group("fleet")
     fleet.add_argument("--devices", type=int, default=8, metavar="N", help="number of devices (8)")
     fleet.add_argument("--virtual", action="store_true", help="one process, virtual time, reproducible")
-    fleet.add_argument("--runtime", default="onnxruntime", choices=names(), help="what trains (onnxruntime)")
+    fleet.add_argument(
+        "--runtime",
+        default="onnxruntime",
+        metavar="NAMES",
+        help=f"what trains, of {', '.join(names())} (onnxruntime); with commas between: device after device, in turn",
+    )
+    fleet.add_argument(
+        "--python",
+        action="append",
+        default=[],
+        dest="pythons",
+        metavar="NAME=PATH",
+        help="devices of runtime NAME run by this interpreter, which has seedmask in another environment",
+    )
     fleet.add_argument("--threads", type=int, default=1, metavar="N", help="threads per training (1)")
     fleet.add_argument("--broker", metavar="HOST:PORT", help="use this broker instead of starting one")
     fleet.add_argument(
@@ -132,7 +150,8 @@ class _Setup:
     bundle: Bundle
     images: datasets.Images
     parts: list[Dataset]
-    runtime: Runtime
+    runtimes: Assignment
+    evaluator: Runtime
     eval_set: Dataset
     seed: int
 
@@ -162,7 +181,7 @@ def _run(options: argparse.Namespace) -> int:
     with Screen(options.rounds, spec.d) as screen:
 
         def closed(record: dict[str, Any], theta: Theta, seconds: float) -> None:
-            reached = accuracy(setup.runtime, spec, setup.eval_set, theta, rng)
+            reached = accuracy(setup.evaluator, spec, setup.eval_set, theta, rng)
             row = report.Row(
                 record["round"],
                 seconds,
@@ -177,7 +196,7 @@ def _run(options: argparse.Namespace) -> int:
 
         run = _virtual if options.virtual else _processes
         seconds, traffic, broker = run(options, setup, closed, screen.waiting)
-    final = accuracy(setup.runtime, spec, setup.images.test, thetas[0], rng)
+    final = accuracy(setup.evaluator, spec, setup.images.test, thetas[0], rng)
     facts = report.Facts(
         model=spec.name,
         dataset=setup.images.name,
@@ -189,17 +208,21 @@ def _run(options: argparse.Namespace) -> int:
         seed=setup.seed,
         test_images=len(setup.images.test.y),
     )
-    _finish(options, report.summary(facts, rows, final, traffic, seconds))
+    runtime_of = {name_of(index): setup.runtimes.of(index) for index in range(options.devices)}
+    trained = report.by_runtime(reports(options.out / "aggregator" / "job.sqlite"), runtime_of)
+    _finish(options, {**report.summary(facts, rows, final, traffic, seconds), "runtimes": trained})
     return 0
 
 
 def _setup(options: argparse.Namespace) -> _Setup:
     rounds, work, learning = _config(options)
+    runtimes = assign(options.runtime, options.pythons, options.virtual)
     broker = _address(options.broker)
     _check_files(options)
     seed = options.seed if options.seed is not None else secrets.randbits(32)
     images = datasets.load(options.dataset, options.data)
-    bundle = bundles.load(options.bundle) if options.bundle else _export(options.model or MODELS[0], seed)
+    bundle = bundles.load(options.bundle) if options.bundle else _export(options.model or MODELS[0], seed, runtimes)
+    check_graphs(runtimes, bundle)
     spec, shape = bundle.spec, images.test.x.shape[1:]
     if math.prod(spec.input) != math.prod(shape):
         raise UserError(
@@ -210,10 +233,10 @@ def _setup(options: argparse.Namespace) -> _Setup:
     rng = np.random.default_rng([seed, 0])
     picks = partition.split(options.split, images.train.y, options.devices, options.images, rng)
     parts = [datasets.subset(images.train, pick) for pick in picks]
-    runtime = open_runtime(options.runtime, bundle, options.threads if options.virtual else 0)
+    evaluator = open_runtime(runtimes.here, bundle, options.threads if options.virtual else 0)
     few = rng.permutation(len(images.test.y))[: options.eval_images or None]
     eval_set = datasets.subset(images.test, few)
-    return _Setup(rounds, work, learning, broker, bundle, images, parts, runtime, eval_set, seed)
+    return _Setup(rounds, work, learning, broker, bundle, images, parts, runtimes, evaluator, eval_set, seed)
 
 
 def _by(shape: Sequence[int]) -> str:
@@ -310,8 +333,8 @@ def _clear(out: Path) -> None:
         raise UserError(f"--out {out} cannot be used: {error.strerror}") from None
 
 
-def _export(model: str, seed: int) -> Bundle:
-    """The bundle of a network by name, made here and now."""
+def _export(model: str, seed: int, runtimes: Assignment) -> Bundle:
+    """The bundle of a network by name, made here and now, with the graphs of all `runtimes` and of `here`."""
     try:
         from export.make import make_bundle
         from export.trace import trace
@@ -326,7 +349,7 @@ def _export(model: str, seed: int) -> Bundle:
         )
     entry = ZOO[model]
     spec = trace(entry.factory(), model, seed, entry.input, (0, 255), entry.classes, "kaiming")
-    return make_bundle(spec, BATCH)
+    return make_bundle(spec, BATCH, targets({"onnxruntime", runtimes.here, *runtimes.names}))
 
 
 Closed = Callable[[dict[str, Any], Theta, float], None]
@@ -338,9 +361,9 @@ def _virtual(options: argparse.Namespace, setup: _Setup, closed: Closed, waiting
     config = RunConfig("sim", options.out / "model.bundle", folder, setup.rounds, setup.work, setup.learning)
     faults = Faults(options.cut, options.crash)
     workers = max(1, (os.cpu_count() or 1) // options.threads)
-    with Pool(setup.bundle, setup.parts, options.runtime, options.threads, min(workers, options.devices)) as pool:
+    with Pool(setup.bundle, setup.parts, setup.runtimes.here, options.threads, min(workers, options.devices)) as pool:
         homes = options.out / "devices"
-        fleet = Fleet(config, homes, setup.bundle, setup.parts, pool, options.runtime, setup.seed, faults)
+        fleet = Fleet(config, homes, setup.bundle, setup.parts, pool, setup.runtimes.here, setup.seed, faults)
         waiting("virtual time")
         seconds = fleet.run(closed)
     up, down = fleet.traffic()
@@ -358,7 +381,7 @@ def _processes(options: argparse.Namespace, setup: _Setup, closed: Closed, waiti
         job=f"sim-{secrets.token_hex(4)}",
         parts=setup.parts,
         settings=tables,
-        runtime=options.runtime,
+        runtimes=setup.runtimes,
         threads=options.threads,
         broker=setup.broker,
     )
@@ -404,6 +427,8 @@ def _finish(options: argparse.Namespace, value: dict[str, Any]) -> None:
         f"{value['rounds']} rounds in {value['seconds']:,.1f} {'virtual ' if options.virtual else ''}seconds "
         f"with {value['devices']} devices over {value['broker']}\n"
     )
+    if len(value["runtimes"]) > 1:
+        print(f"training accuracy and loss by runtime (devices)\n{report.runtimes_table(value['runtimes'])}\n")
     for name, what in (
         ("summary.json", "all of this, for scripts"),
         ("rounds.csv", "one line per round"),

@@ -1,7 +1,7 @@
-"""Kinds of device for virtual time: how fast they train and how they are connected.
+"""Devices' names, and kinds of device for virtual time: how fast they train and how they are connected.
 
-These are assumptions to vary a fleet with, not measurements of any board. `weights_per_second`: masked weights times
-training steps per second.
+The kinds are assumptions to vary a fleet with, not measurements of any board. `weights_per_second`: masked weights
+times training steps per second.
 """
 
 from __future__ import annotations
@@ -31,3 +31,8 @@ PROFILES: Final = (
 def profile_of(index: int) -> Profile:
     """Every third device is of the same kind."""
     return PROFILES[index % len(PROFILES)]
+
+
+def name_of(index: int) -> str:
+    """What a simulation calls its devices, from 0."""
+    return f"device-{index:03d}"

@@ -32,7 +32,7 @@ from seedmask.io.link import Event
 from seedmask.mask import Theta
 from seedmask.wire import Announce, Phase
 from sim.broker import Agenda, MemoryBroker, MemoryLink, Wire
-from sim.device import Profile, profile_of
+from sim.device import Profile, name_of, profile_of
 from sim.pool import Done, Job, Trains
 
 RESTART_SECONDS = 20.0
@@ -56,7 +56,7 @@ class Device:
     def __init__(self, fleet: Fleet, index: int, data: Dataset) -> None:
         """Switch it on."""
         self.fleet, self.index, self.data = fleet, index, data
-        self.name = f"device-{index:03d}"
+        self.name = name_of(index)
         self.profile: Profile = profile_of(index)
         self.folder = fleet.homes / self.name
         self.rng = np.random.default_rng([fleet.seed, 1, index])

@@ -28,6 +28,8 @@ from seedmask.io.files import write_atomic
 from seedmask.io.process import die_with_parent
 from seedmask.mask import Theta
 from seedmask.spec import ModelSpec
+from sim.device import name_of
+from sim.runtimes import Assignment
 
 MAX_RESTARTS = 5
 LEFT_SECONDS = 30.0  # a device that left may have heard of the job's end before we do
@@ -44,6 +46,7 @@ class _Process:
     name: str
     arguments: list[str]
     log: Path
+    python: str = sys.executable
     restarts: int = 0
     running: subprocess.Popen[bytes] | None = None
     left: float | None = None
@@ -51,7 +54,7 @@ class _Process:
     def start(self) -> None:
         with open(self.log, "ab") as log:
             self.running = subprocess.Popen(
-                [sys.executable, "-m", "seedmask.cli", *self.arguments],
+                [self.python, "-m", "seedmask.cli", *self.arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -80,7 +83,7 @@ class ProcessFleet:
     job: str
     parts: list[Dataset]
     settings: Mapping[str, Any]
-    runtime: str
+    runtimes: Assignment
     threads: int
     broker: tuple[str, int] | None
     restarts: int = 0
@@ -125,19 +128,20 @@ class ProcessFleet:
             )
         )
         for index, part in enumerate(self.parts):
-            name = f"device-{index:03d}"
+            name = name_of(index)
+            runtime = self.runtimes.of(index)
             home = self.folder / "devices" / name
             home.mkdir(parents=True, exist_ok=True)
             np.savez(home / "data.npz", x=part.x, y=part.y)
             edge = (
                 f'device = "{name}"\njob = "{self.job}"\nbundle = {bundle}\nstate_dir = "."\n'
-                f'runtime = "{self.runtime}"\nthreads = {self.threads}\n\n'
+                f'runtime = "{runtime}"\nthreads = {self.threads}\n\n'
                 f'[data]\nformat = "npz"\npath = "data.npz"\n\n{address}'
             )
             write_atomic(home / "edge.toml", edge.encode())
-            self._all.append(
-                _Process(name, ["client", "run", "--config", str(home / "edge.toml")], home / "client.log")
-            )
+            arguments = ["client", "run", "--config", str(home / "edge.toml")]
+            python = self.runtimes.pythons.get(runtime, sys.executable)
+            self._all.append(_Process(name, arguments, home / "client.log", python))
 
     @contextlib.contextmanager
     def _processes(self) -> Iterator[None]:
@@ -204,7 +208,7 @@ class ProcessFleet:
         """
         up = down = 0
         for index in range(len(self.parts)):
-            home = self.folder / "devices" / f"device-{index:03d}"
+            home = self.folder / "devices" / name_of(index)
             sent: dict[object, int] = {}
             received: dict[object, int] = {}
             for line in read_journal(home / "journal.jsonl"):

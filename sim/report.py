@@ -5,11 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from aggregator.store import Report
 from seedmask.io.files import write_atomic
 from sim.evaluate import Accuracy
 
@@ -73,6 +74,47 @@ def summary(facts: Facts, rows: Sequence[Row], final: Accuracy, traffic: Traffic
         "seconds": round(seconds, 3),
         "history": [_flat(row, facts) for row in rows],
     }
+
+
+def by_runtime(reports: Iterable[Report], runtime_of: Mapping[str, str]) -> dict[str, Any]:
+    """What devices said of their training, added up per runtime and round; `runtime_of` device.
+
+    Means over examples: loss in nats, accuracy of the last epoch's forward passes before their steps.
+    """
+    found: dict[str, Any] = {
+        name: {"devices": sorted(device for device, its in runtime_of.items() if its == name), "history": []}
+        for name in sorted(set(runtime_of.values()))
+    }
+    groups: dict[tuple[int, str], list[Report]] = {}
+    for report in reports:
+        groups.setdefault((report.round, runtime_of[report.device]), []).append(report)
+    for (round_, name), group in sorted(groups.items()):
+        samples = sum(report.samples for report in group)
+        row = {
+            "round": round_,
+            "updates": len(group),
+            "train_accuracy": round(sum(report.correct for report in group) / samples, 6),
+            "train_loss": round(sum(report.loss * report.samples for report in group) / samples, 6),
+        }
+        found[name]["history"].append(row)
+    return found
+
+
+def runtimes_table(found: Mapping[str, Any]) -> str:
+    """`by_runtime` as text: a row per round, a pair of columns per runtime."""
+    wide = max(15, *(len(name) + 5 for name in found))
+    names = [f"{name} ({len(value['devices'])})" for name, value in found.items()]
+    cells: dict[int, dict[str, str]] = {}
+    for name, value in found.items():
+        for row in value["history"]:
+            cell = f"{row['train_accuracy']:.1%}  {row['train_loss']:.3f}"
+            cells.setdefault(row["round"], {})[name] = cell
+    lines = ["round" + "".join(f"  {name:>{wide}}" for name in names)]
+    lines += [
+        f"{round_:>5}" + "".join(f"  {row.get(name, '-'):>{wide}}" for name in found)
+        for round_, row in sorted(cells.items())
+    ]
+    return "\n".join(lines)
 
 
 def _flat(row: Row, facts: Facts) -> dict[str, Any]:

@@ -6,17 +6,22 @@ import contextlib
 import json
 import signal
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from edge_client import runtimes
 from seedmask import cli, model
 from seedmask.bundle import Bundle, to_bytes
 from seedmask.codec import counts
+from seedmask.errors import UserError
 from seedmask.io.commands import Command
 from seedmask.spec import Flatten, Linear, ModelSpec, Tensor, scale_bits
+from sim.runtimes import Assignment, assign, check_graphs
 
 
 @pytest.fixture(autouse=True)
@@ -89,11 +94,40 @@ def test_inspect_refuses_what_is_neither(tmp_path: Path, capsys: pytest.CaptureF
     assert "No such file" in said
 
 
-def test_runtimes_lists_what_is_ready(capsys: pytest.CaptureFixture[str]) -> None:
+def test_runtimes_lists_what_is_ready_with_its_version_and_how_to_get_the_rest(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(runtimes, "missing", lambda name: [] if name == "reference" else ["a_package"])
     assert cli.main(["client", "runtimes", "--json"]) == 0
-    rows = {row["runtime"]: row["missing"] for row in json.loads(capsys.readouterr().out)}
-    assert rows["reference"] == []
-    assert "onnxruntime" in rows
+    rows = {row["runtime"]: row for row in json.loads(capsys.readouterr().out)}
+    assert list(rows) == runtimes.names()
+    assert (rows["reference"]["ready"], rows["reference"]["missing"]) == (True, [])
+    assert rows["reference"]["versions"] == {"numpy": np.__version__}
+    assert (rows["ort_training"]["ready"], rows["ort_training"]["missing"]) == (False, ["a_package"])
+    assert (
+        rows["ort_training"]["install"]
+        == "pip install 'seedmask[ort-training]' (in a clone: '.[ort-training]'); x86-64 Linux, Python 3.10 or 3.11, "
+        "in an environment of its own: it takes the place of onnxruntime"
+    )
+    assert cli.main(["client", "runtimes"]) == 0
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert lines["reference"].endswith(f"ready    numpy {np.__version__}")
+    assert "missing  a_package: pip install 'seedmask[torch]'" in lines["torch"]
+
+
+def test_runtimes_says_whose_graphs_a_bundle_lacks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "half.bundle"
+    files = dict.fromkeys(runtimes.graphs("ort_training"), b"") | {"onnx/init.onnx": b""}
+    path.write_bytes(to_bytes(Bundle(spec(), 16, files)))
+    assert cli.main(["client", "runtimes", "--json", "--bundle", str(path)]) == 0
+    rows = {row["runtime"]: row["bundle_lacks"] for row in json.loads(capsys.readouterr().out)}
+    assert rows["reference"] == rows["torch"] == rows["ort_training"] == []
+    assert rows["onnxruntime"] == ["onnx/step.onnx", "onnx/step_sgd.onnx", "onnx/eval.onnx"]
+    assert cli.main(["client", "runtimes", "--bundle", str(path)]) == 0
+    said = capsys.readouterr().out
+    assert "not in this bundle: onnx/step.onnx, onnx/step_sgd.onnx, onnx/eval.onnx; seedmask export" in said
+    assert cli.main(["client", "runtimes", "--bundle", str(tmp_path / "none.bundle")]) == 2
+    assert "cannot read the bundle" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -127,6 +161,14 @@ def test_runtimes_lists_what_is_ready(capsys: pytest.CaptureFixture[str]) -> Non
         ),
         (["--kappa", "9", "--set", "kappa_max=8"], "kappa (9) cannot be above kappa_max (8)"),
         (["--epochs", "0"], "epochs is 1 .. 65535, found 0"),
+        (["--runtime", "reference,abacus"], "--runtime is of onnxruntime, "),
+        (["--runtime", "reference,abacus"], "found 'abacus'"),
+        (["--virtual", "--runtime", "reference,torch"], "--virtual trains all devices in this process: one --runtime"),
+        (["--virtual", "--python", f"reference={sys.executable}"], "and no --python"),
+        (["--python", "torch=python3"], "NAME of --runtime (reference), found 'torch=python3'"),
+        (["--python", "reference"], "--python is NAME=PATH"),
+        (["--python", "reference=/nowhere/python"], "/nowhere/python is no program"),
+        (["--python", "reference=true"], "has no seedmask client of this version: status 0"),
         (["--model", "mlp"], "--model and --bundle exclude each other"),
         (["--json", "/nowhere/run.json"], "is not a file in a folder that exists"),
         (["--out", "/proc/nowhere"], "--out /proc/nowhere cannot be used"),
@@ -146,6 +188,34 @@ def test_simulate_names_what_is_wrong(
     assert message in said.err
     assert said.out == ""
     assert not (tmp_path / "out").exists()
+
+
+def answering(monkeypatch: pytest.MonkeyPatch, rows: object) -> None:
+    """Every other interpreter says this of its runtimes."""
+    done = subprocess.CompletedProcess([], 0, json.dumps(rows), "")
+    monkeypatch.setattr("sim.runtimes.subprocess.run", lambda *command, **options: done)
+
+
+def test_an_interpreter_that_lacks_its_runtime_is_named_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    python = f"ort_training={sys.executable}"
+    monkeypatch.setattr(runtimes, "missing", lambda name: [])
+    answering(monkeypatch, [{"runtime": "ort_training", "missing": ["onnxruntime.training"]}])
+    with pytest.raises(UserError, match=r"lacks onnxruntime.training: pip install 'seedmask\[ort-training\]'"):
+        assign("ort_training", [python], False)
+    answering(monkeypatch, [{"runtime": "reference", "missing": []}])
+    with pytest.raises(UserError, match="lacks such a runtime"):
+        assign("ort_training", [python], False)
+    answering(monkeypatch, [{"runtime": "ort_training", "missing": []}])
+    found = assign("ort_training,reference", [python], False)
+    assert [found.of(index) for index in range(3)] == ["ort_training", "reference", "ort_training"]
+    assert found.here == "reference"
+    assert assign("ort_training", [python], False).here == "onnxruntime"
+
+
+def test_a_bundle_without_a_runtimes_graphs_says_how_to_export_it() -> None:
+    with pytest.raises(UserError, match=r"no onnx/init.onnx, .*: seedmask export --runtimes onnx,ort-training"):
+        check_graphs(Assignment(("onnxruntime", "ort_training"), {}), Bundle(spec(), 16, {}))
+    check_graphs(Assignment(("reference",), {}), Bundle(spec(), 16, {}))
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import pytest
 
 from export.cli import COMMAND
 from seedmask import bundle
-from seedmask.errors import UserError
+from seedmask.errors import MissingPackageError, UserError
 from seedmask.spec import Conv2d, Flatten, GroupNorm, Linear, MaxPool2d, ReLU
 
 pytestmark = pytest.mark.export
@@ -493,6 +493,8 @@ def test_arguments_that_are_no_numbers_are_refused(here: Path, bad: list[str]) -
     ("model", "bad", "text"),
     [
         ("mlp", ["--batch", "0"], "--batch is 1 .. 65536, found 0"),
+        ("mlp", ["--runtimes", "onnx,onyx"], "--runtimes is of "),
+        ("mlp", ["--runtimes", ""], "found ''"),
         ("mlp", ["--range", "1"], "--range is LOW,HIGH"),
         ("mlp", ["--range", "255,0"], "with LOW below HIGH, found 255,0"),
         ("mlp", ["--classes", "0"], "--classes is 2 .. 65536, found 0"),
@@ -512,6 +514,17 @@ def test_options_that_make_no_sense_are_named_before_force_is_asked_for(
         export(model, "-o", "x.bundle", *bad)
     assert text in str(refusal.value)
     assert (here / "x.bundle").read_text() == "precious"
+
+
+def test_graphs_for_a_runtime_whose_package_is_absent_say_what_to_install(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime.training", None)
+    with pytest.raises(MissingPackageError, match=r"pip install 'seedmask\[ort-training,export\]'"):
+        export("mlp", "--runtimes", "onnx,ort_training", "-o", "x.bundle")
+    assert list(here.iterdir()) == []
+    with pytest.raises(UserError, match=r"no graphs for 'abacus', only for .*onnx, ort-training"):
+        make_bundle(trace(nn.Sequential(nn.Flatten(), nn.Linear(4, 10)), "tiny", 1, (1, 2, 2)), 8, ["abacus"])
 
 
 @pytest.mark.parametrize("output", ["absent/x.bundle", "."])

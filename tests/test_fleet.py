@@ -16,6 +16,7 @@ import pytest
 
 from aggregator.config import AggregateSettings, Rounds, RunConfig, WorkSettings
 from aggregator.presets import PRESETS
+from aggregator.store import Report
 from edge_client.client import Client, Identity, read_journal
 from edge_client.data import Dataset
 from edge_client.outbox import Outbox
@@ -33,6 +34,7 @@ from sim.fleet import Faults, Fleet
 from sim.partition import split
 from sim.pool import Pool
 from sim.processes import ProcessFleet, _Process
+from sim.runtimes import Assignment
 
 DEVICES, ROUNDS = 4, 4
 
@@ -327,10 +329,39 @@ def test_in_a_pipe_rows_are_lines_and_what_is_waited_for_is_said_now_and_then(
     assert said.err.splitlines() == ["waiting: no broker", "waiting: another"]
 
 
+def test_what_devices_report_is_added_up_per_runtime() -> None:
+    said = [
+        Report(1, "device-000", 10, 2.0, 1),
+        Report(1, "device-001", 20, 1.0, 10),
+        Report(1, "device-002", 30, 1.0, 9),
+        Report(2, "device-001", 20, 0.5, 15),
+    ]
+    found = report.by_runtime(said, {"device-000": "b", "device-001": "a", "device-002": "b", "device-003": "c"})
+    assert found == {
+        "a": {
+            "devices": ["device-001"],
+            "history": [
+                {"round": 1, "updates": 1, "train_accuracy": 0.5, "train_loss": 1.0},
+                {"round": 2, "updates": 1, "train_accuracy": 0.75, "train_loss": 0.5},
+            ],
+        },
+        "b": {
+            "devices": ["device-000", "device-002"],
+            "history": [{"round": 1, "updates": 2, "train_accuracy": 0.25, "train_loss": 1.25}],
+        },
+        "c": {"devices": ["device-003"], "history": []},
+    }
+    head, first, second = (line.split() for line in report.runtimes_table(found).splitlines())
+    assert head == ["round", "a", "(1)", "b", "(2)", "c", "(1)"]
+    assert first == ["1", "50.0%", "1.000", "25.0%", "1.250", "-"]
+    assert second == ["2", "75.0%", "0.500", "-", "-"]
+
+
 @pytest.fixture
 def processes(tmp_path: Path, tiny_bundle: Bundle, parts: list[Dataset]) -> ProcessFleet:
     """One device of a fleet of processes that never starts."""
-    return ProcessFleet(tmp_path, tmp_path / "x", tiny_bundle.spec, "sim-1", parts[:1], "", "reference", 1, None)
+    runtimes = Assignment(("reference",), {})
+    return ProcessFleet(tmp_path, tmp_path / "x", tiny_bundle.spec, "sim-1", parts[:1], {}, runtimes, 1, None)
 
 
 def test_traffic_is_the_most_that_each_life_of_a_device_counted(processes: ProcessFleet) -> None:

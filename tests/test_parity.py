@@ -9,6 +9,7 @@ one draw in some dozens has an activation within a rounding error of zero; hence
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ ort = pytest.importorskip("onnxruntime")
 
 from torch import nn  # noqa: E402
 
-from edge_client.runtimes import Rule, State, onnxruntime, open_runtime  # noqa: E402
+from edge_client.runtimes import Rule, State, missing, open_runtime, targets  # noqa: E402
 from export import masked, zoo  # noqa: E402
 from export.make import make_bundle  # noqa: E402
 from export.trace import trace  # noqa: E402
@@ -115,10 +116,14 @@ def noise_for(scores: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.where(near, noise / 2, noise).astype(np.float32)
 
 
+# The second moment's tolerance: onnxruntime-training has 1 - 0.999 in float32, 1.3e-5 too large.
+@pytest.mark.parametrize(("name", "v_tolerance"), [("onnxruntime", 2e-6), ("ort_training", 2e-5)])
 @pytest.mark.parametrize("n", [8, 3])
-def test_the_graph_computes_autograds_gradient(spec: ModelSpec, n: int) -> None:
+def test_the_graph_computes_autograds_gradient(spec: ModelSpec, n: int, name: str, v_tolerance: float) -> None:
+    if lacking := missing(name):
+        pytest.skip(f"{name} needs {', '.join(lacking)}")
     rng = np.random.default_rng(n)
-    runtime = onnxruntime.open_runtime(make_bundle(spec, 8), 1)
+    runtime: Any = open_runtime(name, make_bundle(spec, 8, targets([name])), 1)
     runtime.w = (runtime.w * rng.normal(size=spec.d)).astype(np.float32)
     by_m, by_v = [], []
     for _ in range(5):
@@ -137,7 +142,7 @@ def test_the_graph_computes_autograds_gradient(spec: ModelSpec, n: int) -> None:
         by_m.append(np.abs(found.state.m / np.float32(0.1) - gradient).max() / largest)
         by_v.append(np.abs(found.state.v / np.float32(1e-3) - gradient**2).max() / largest**2)
     assert np.median(by_m) <= 1e-6
-    assert np.median(by_v) <= 2e-6
+    assert np.median(by_v) <= v_tolerance
 
 
 @pytest.mark.parametrize("t", [0, 1, 4, 100])

@@ -207,6 +207,35 @@ def decode_mask_sum(run: Simulation, rows: list[tuple[object, ...]]) -> np.ndarr
     return total
 
 
+def test_every_device_of_a_job_may_train_with_another_runtime(
+    simulation: Callable[..., Simulation], bundle: Path
+) -> None:
+    for package in ("torch", "onnx", "onnxruntime"):
+        pytest.importorskip(package)
+    from export.make import make_bundle
+
+    bundle.write_bytes(to_bytes(make_bundle(small_spec(), 32)))
+    # The last one by way of an interpreter that was named, as if it lived in another environment.
+    run = simulation("--runtime", "onnxruntime,torch,reference", "--python", f"reference={sys.executable}")
+    text = run.finish()
+    said = (run.out / "aggregator.log").read_text()
+    for index, name in enumerate(("onnxruntime", "torch", "reference")):
+        assert f"device-00{index} is here: 400 examples, {name}" in said
+    found = json.loads((run.out / "summary.json").read_text())["runtimes"]
+    assert {name: value["devices"] for name, value in found.items()} == {
+        "onnxruntime": ["device-000"],
+        "torch": ["device-001"],
+        "reference": ["device-002"],
+    }
+    for value in found.values():
+        assert [(row["round"], row["updates"]) for row in value["history"]] == [(1, 1), (2, 1), (3, 1)]
+        assert value["history"][2]["train_accuracy"] > 0.5
+        assert value["history"][2]["train_loss"] < value["history"][0]["train_loss"]
+    table = text[text.index("training accuracy and loss by runtime") :].splitlines()
+    assert table[1].split() == ["round", "onnxruntime", "(1)", "reference", "(1)", "torch", "(1)"]
+    assert [line.split()[0] for line in table[2:5]] == ["1", "2", "3"]
+
+
 def test_a_device_killed_in_training_comes_back_and_finishes_the_round(simulation: Callable[..., Simulation]) -> None:
     run = simulation()
     until(lambda: run.counted(1) == 3)

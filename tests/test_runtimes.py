@@ -97,7 +97,7 @@ def opened(name: str, spec: ModelSpec) -> Runtime:
     pytest.importorskip("onnx")
     from export.make import make_bundle
 
-    return runtimes.open_runtime(name, make_bundle(spec, BATCH), 1)
+    return runtimes.open_runtime(name, make_bundle(spec, BATCH, runtimes.targets([name])), 1)
 
 
 def example(spec: ModelSpec, n: int, seed: int = 1) -> tuple[np.ndarray, np.ndarray, State, np.ndarray]:
@@ -370,4 +370,5 @@ def test_every_runtime_module_keeps_to_the_contract() -> None:
         module = runtimes._module(name)
         assert name == module.NAME
         assert isinstance(module.NEEDS, tuple)
+        assert isinstance(module.GRAPHS, tuple)
         assert callable(module.open_runtime)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from aggregator.posterior import Memory
-from aggregator.store import Store, results
+from aggregator.store import Report, Store, reports, results
 from seedmask.chunks import transfer_id
 from seedmask.errors import UserError
 from seedmask.mask import Theta
@@ -248,6 +248,17 @@ def test_results_are_read_beside_a_running_aggregator(store: Store, path: Path) 
         (2, RESULT.digest()),
     ]
     assert [record["round"] for record, _ in results(path, D, after=1)] == [2]
+
+
+def test_reports_are_those_of_closed_rounds(store: Store, path: Path) -> None:
+    store.opened(1, THETA, (), 2)
+    count(store, "pi-2", loss=250_000, samples=90)
+    count(store, "pi-1")
+    assert reports(path) == []
+    store.closed(1, RESULT, {"round": 1})
+    store.opened(2, RESULT, (), 2)
+    count(store, "pi-1", round_=2)
+    assert reports(path) == [Report(1, "pi-1", 100, 0.5, 80), Report(1, "pi-2", 90, 0.25, 80)]
 
 
 def test_no_store_has_no_results(tmp_path: Path) -> None:

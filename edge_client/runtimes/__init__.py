@@ -1,16 +1,19 @@
 """What trains on a device: one file per runtime, its name is the name in the configuration.
 
 The contract is `Runtime`; `reference` (NumPy, slow, obvious) defines the truth, and `tests/test_runtimes.py`
-holds every file of this folder to it. A runtime module has NAME, NEEDS (packages it imports beyond the base
-install) and `open_runtime(bundle, threads)`; it imports those packages only there.
+holds every file of this folder to it. A runtime module has NAME, NEEDS (packages beyond the base install), GRAPHS (the
+bundle's members it opens, in a folder named for their target in `export`), maybe NOTE (what its install has to know)
+and `open_runtime(bundle, threads)`; it imports those packages only there.
 """
 
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import importlib.util
 import math
 import pkgutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -199,16 +202,52 @@ def names() -> list[str]:
 
 def missing(name: str) -> list[str]:
     """The packages that runtime `name` needs and this environment lacks."""
-    return [package for package in _module(name).NEEDS if importlib.util.find_spec(package) is None]
+    return [package for package in _module(name).NEEDS if not _present(package)]
+
+
+def _present(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ModuleNotFoundError:  # not even the package that it would be a part of
+        return False
+
+
+def versions(name: str) -> dict[str, str]:
+    """What runtime `name` runs on here: distribution to version. Those that are missing are not in it."""
+    providers = importlib.metadata.packages_distributions()
+    tops = [package.partition(".")[0] for package in _module(name).NEEDS] or ["numpy"]
+    found = {distribution for top in tops for distribution in providers.get(top, ())}
+    return {distribution: importlib.metadata.version(distribution) for distribution in sorted(found)}
+
+
+def how_to_get(name: str) -> str:
+    """What to type for the packages of runtime `name`, and what to know before."""
+    extra, note = name.replace("_", "-"), getattr(_module(name), "NOTE", "")
+    return f"pip install 'seedmask[{extra}]' (in a clone: '.[{extra}]')" + (f"; {note}" if note else "")
+
+
+def graphs(name: str) -> tuple[str, ...]:
+    """The members of a bundle that runtime `name` opens."""
+    found: tuple[str, ...] = _module(name).GRAPHS
+    return found
+
+
+def lacking(name: str, bundle: Bundle) -> list[str]:
+    """Those that `bundle` has not."""
+    return [graph for graph in graphs(name) if graph not in bundle.files]
+
+
+def targets(of: Iterable[str]) -> list[str]:
+    """What `seedmask export --runtimes` is to be given, so that all these runtimes find their graphs."""
+    return sorted({graph.partition("/")[0] for name in of for graph in graphs(name)})
 
 
 def require(name: str) -> None:
     """Raise UserError unless there is a runtime `name`, MissingPackageError unless it can run here."""
     if name not in names():
         raise UserError(f"no runtime called {name!r}; there are {', '.join(names())}")
-    if lacking := missing(name):
-        how = f"pip install 'seedmask[{name}]' (in a clone: '.[{name}]')"
-        raise MissingPackageError(f"runtime {name} needs {', '.join(lacking)}: {how}")
+    if absent := missing(name):
+        raise MissingPackageError(f"runtime {name} needs {', '.join(absent)}: {how_to_get(name)}")
 
 
 def open_runtime(name: str, bundle: Bundle, threads: int = 0) -> Runtime:

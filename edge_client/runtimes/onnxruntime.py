@@ -17,7 +17,8 @@ from seedmask.seed import weights_key
 
 NAME: Final = "onnxruntime"
 NEEDS: Final = ("onnxruntime",)
-_GRAPHS: Final = {"adam": "onnx/step.onnx", "sgd": "onnx/step_sgd.onnx"}
+_STEPS: Final = {"adam": "onnx/step.onnx", "sgd": "onnx/step_sgd.onnx"}
+GRAPHS: Final = ("onnx/init.onnx", *_STEPS.values(), "onnx/eval.onnx")
 _ZERO: Final[F32] = np.zeros(1, np.float32)  # in place of a vector that the rule multiplies by zero
 
 
@@ -26,13 +27,13 @@ class OnnxRuntime:
 
     def __init__(self, bundle: Bundle, threads: int) -> None:
         self.bundle = bundle
-        init = _session(bundle.file("onnx/init.onnx"), threads)
+        init = session(bundle.file("onnx/init.onnx"), threads)
         key = np.array(weights_key(bundle.spec.seed), np.int64)
         self.w: F32 = init.run(["w"], {"key": key})[0]
         self._threads = threads
         self._steps: dict[str, Any] = {}
         self._session_of("adam")  # now, since a bundle that cannot train should say so at the start
-        self._eval = _session(bundle.file("onnx/eval.onnx"), threads)
+        self._eval = session(bundle.file("onnx/eval.onnx"), threads)
 
     def step(self, x: F32, y: I64, state: State, noise: F32, rule: Rule) -> StepResult:
         """One step on the scores; see `edge_client.runtimes.Runtime`."""
@@ -69,7 +70,7 @@ class OnnxRuntime:
     def _session_of(self, optimizer: str) -> Any:
         """The session of one optimiser's step; a job has one, so the other is never loaded."""
         if optimizer not in self._steps:
-            self._steps[optimizer] = _session(self.bundle.file(_GRAPHS[optimizer]), self._threads)
+            self._steps[optimizer] = session(self.bundle.file(_STEPS[optimizer]), self._threads)
         return self._steps[optimizer]
 
     def logits(self, x: F32, mask: F32) -> F32:
@@ -89,7 +90,8 @@ def open_runtime(bundle: Bundle, threads: int) -> OnnxRuntime:
     return OnnxRuntime(bundle, threads)
 
 
-def _session(model: bytes, threads: int) -> Any:
+def session(model: bytes, threads: int) -> Any:
+    """An onnxruntime.InferenceSession of `model` on the CPU; `threads` 0 is one per core."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()

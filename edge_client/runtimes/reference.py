@@ -31,6 +31,7 @@ from seedmask.spec import GROUPNORM_EPSILON, Conv2d, GroupNorm, Linear, MaxPool2
 
 NAME: Final = "reference"
 NEEDS: Final[tuple[str, ...]] = ()
+GRAPHS: Final[tuple[str, ...]] = ()
 
 F64 = npt.NDArray[np.float64]
 

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 NAME: Final = "torch"
 NEEDS: Final = ("torch",)
+GRAPHS: Final[tuple[str, ...]] = ()
 
 
 class Torch:

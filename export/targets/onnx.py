@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
@@ -85,6 +86,11 @@ class Graph:
     def input(self, name: Name, dtype: Any, shape: Sequence[Dim]) -> Name:
         """Declare an input."""
         self.inputs.append(helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), shape))
+        return name
+
+    def parameter(self, name: Name, value: npt.NDArray[Any]) -> Name:
+        """An initialiser with a name of its own: what a training runtime may change."""
+        self.constants[name, value.shape, b""] = numpy_helper.from_array(value, name)
         return name
 
     def output(self, name: Name, value: Name, dtype: Any, shape: Sequence[Dim]) -> None:
@@ -330,6 +336,16 @@ class OnnxOps(Ops[Name]):
         counted = g("And", right, g("Greater", weight, self.number(0.0)))
         correct = g("ReduceSum", g.cast(counted, np.int64), keepdims=0)
         return loss, correct, g("Mul", g("Sub", g("Exp", logp), truth), column)
+
+
+def files(spec: ModelSpec, batch: int) -> dict[str, bytes]:
+    """The bundle's members; the training steps take `batch` examples."""
+    return {
+        "onnx/init.onnx": init_graph(spec),
+        "onnx/step.onnx": step_graph(spec, batch),
+        "onnx/step_sgd.onnx": sgd_graph(spec, batch),
+        "onnx/eval.onnx": eval_graph(spec),
+    }
 
 
 def step_graph(spec: ModelSpec, batch: int) -> bytes:

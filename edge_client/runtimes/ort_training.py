@@ -1,0 +1,108 @@
+"""Training on onnxruntime-training 1.19.2, the last release of its line: x86-64, Python 3.11 at most.
+
+The bundle's artifacts are ONNX models, and this package's InferenceSession has all the operators they use, so they run
+as what they are: functions of their inputs. The training API would keep the optimiser's moments where nobody can read
+them, wants files on disk, and imports torch. The training model gives the gradient, NumPy adds a rule's other terms,
+the optimiser's model is Adam, and SGD is a line of NumPy.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+
+from edge_client.runtimes import F32, I64, Rule, State, StepResult, check_logits, check_step, finite, pulls
+from edge_client.runtimes.onnxruntime import session
+from seedmask.bundle import Bundle
+
+NAME: Final = "ort_training"
+# Not imported, but the sign that the onnxruntime here is the one that trains: both packages install that name.
+NEEDS: Final = ("onnxruntime.training",)
+NOTE: Final = "x86-64 Linux, Python 3.10 or 3.11, in an environment of its own: it takes the place of onnxruntime"
+_TRAINING: Final = "ort-training/training_model.onnx"
+_OPTIMIZER: Final = "ort-training/optimizer_model.onnx"
+_LOGITS: Final = "ort-training/logits.onnx"
+GRAPHS: Final = (_TRAINING, _OPTIMIZER, _LOGITS)
+_RESET: Final = np.array([True])
+
+
+class OrtTraining:
+    """One model on three sessions."""
+
+    def __init__(self, bundle: Bundle, threads: int) -> None:
+        self.bundle = bundle
+        self.w: F32 = bundle.spec.weights()
+        self._training, self._optimizer, self._logits = (session(bundle.file(name), threads) for name in GRAPHS)
+        self._gradient: F32 = np.zeros(bundle.spec.d, np.float32)
+
+    def step(self, x: F32, y: I64, state: State, noise: F32, rule: Rule) -> StepResult:
+        """One step on the scores; see `edge_client.runtimes.Runtime`."""
+        check_step(self.bundle, x, y, state, noise, rule)
+        scores, n, t, g = _vector(state.scores), len(y), state.t + 1, self._gradient
+        loss, correct = self._training.run(
+            ["loss", "correct"],
+            {
+                "x": np.ascontiguousarray(x, np.float32),
+                "y": np.ascontiguousarray(y, np.int64),
+                "weight": np.full(n, 1 / n, np.float32),
+                "w": self.w,
+                "u": _vector(noise),
+                "mean": np.array(rule.mean),
+                "scores": scores,
+                # The gradient's place: it is written into this array, and not added to what lies there.
+                "scores_grad.accumulation.buffer": g,
+                "lazy_reset_grad": _RESET,
+            },
+        )
+        if not rule.plain:
+            theta = 1 / (1 + np.exp(-scores))
+            if rule.times_theta:
+                g *= theta
+            by_score, by_anchor, constant = pulls(rule, self.bundle.spec.d)
+            pull = by_score * scores + constant
+            if by_anchor:
+                pull += by_anchor * _vector(state.anchor)
+            g += pull * theta * (1 - theta)
+
+        m, v = state.m, state.v
+        if rule.optimizer == "adam":
+            # In place, as is the way of this operator; hence the copies.
+            scores, m, v = (np.array(vector, np.float32) for vector in (scores, m, v))
+            self._optimizer.run(
+                None,
+                {
+                    "learning_rate": np.array([rule.rate], np.float32),
+                    "step": np.array([t], np.int64),
+                    "params": [scores],
+                    "gradients": [g],
+                    "first_order_moments": [m],
+                    "second_order_moments": [v],
+                },
+            )
+        elif rule.momentum:
+            m = np.float32(rule.momentum) * m + g
+            scores = scores - np.float32(rule.rate) * m
+        else:
+            scores = scores - np.float32(rule.rate) * g
+        return finite(StepResult(State(scores, m, v, t, state.anchor), float(loss), int(correct)))
+
+    def logits(self, x: F32, mask: F32) -> F32:
+        """Class scores [n, classes]; see `edge_client.runtimes.Runtime`."""
+        check_logits(self.bundle, x, mask)
+        out = np.empty((len(x), self.bundle.spec.classes), np.float32)
+        mask = _vector(mask)
+        # A batch at a time, so that memory does not grow with the test set.
+        for at in range(0, len(x), self.bundle.batch):
+            part = np.ascontiguousarray(x[at : at + self.bundle.batch], np.float32)
+            out[at : at + len(part)] = self._logits.run(["logits"], {"x": part, "w": self.w, "mask": mask})[0]
+        return out
+
+
+def open_runtime(bundle: Bundle, threads: int) -> OrtTraining:
+    """Load the models and make the weights; `threads` 0 is one per core."""
+    return OrtTraining(bundle, threads)
+
+
+def _vector(values: F32) -> F32:
+    return np.ascontiguousarray(values, np.float32)

@@ -1,0 +1,125 @@
+"""Artifacts for onnxruntime-training 1.19.2, the last of its line: training, eval and optimiser models, a checkpoint.
+
+Only the forward half is built here; the package differentiates it. Whoever has its C++, C#, Java, Swift or Python API
+trains with the artifacts alone, by the straight-through estimator and Adam (FedPM: Isik et al., arXiv 2209.15328); our
+runtime runs the same models and adds what a job's rule asks for. Generating needs torch, which the package imports
+without saying so; training does not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import onnx
+from onnx import helper
+
+from export.graph import forward, pool_first, unpack
+from export.targets.onnx import IR_VERSION, Graph, Name, OnnxOps, eval_graph
+from seedmask.errors import MissingPackageError
+from seedmask.spec import ModelSpec
+
+# As torch's Adam; the package writes Hugging Face's AdamW with 1e-6, which moves most scores elsewhere.
+_ADAM: Final[dict[str, int | float]] = {"adam_mode": 0, "epsilon": 1e-8}
+_EXACT: Final = 2.0**62  # float32 theta times this is an integer that int64 holds, down to theta = 2^-39
+
+
+def files(spec: ModelSpec, batch: int) -> dict[str, bytes]:
+    """The bundle's members; any number of examples, so `batch` is not in them. Raises MissingPackageError.
+
+    The checkpoint is a nominal one: it names `scores`, the only parameter, and leaves their values to
+    `copy_buffer_to_parameters(scores, trainable_only=False)`, because a round begins with the fleet's.
+    """
+    made = _generate(forward_graph(spec))
+    optimizer = onnx.load_from_string(made["optimizer_model.onnx"])
+    return {
+        "ort-training/training_model.onnx": made["training_model.onnx"],
+        "ort-training/eval_model.onnx": made["eval_model.onnx"],
+        "ort-training/optimizer_model.onnx": _patched(optimizer),
+        "ort-training/checkpoint.bin": made["nominal_checkpoint"],
+        "ort-training/logits.onnx": eval_graph(spec),
+    }
+
+
+def forward_graph(spec: ModelSpec) -> bytes:
+    """The model that is differentiated by its initialiser `scores` float32 [d].
+
+    x float32 [n, *input]; y int64 [n]; weight float32 [n], 1/n each; w (weights), u (noise) float32 [d]; mean bool []
+    -> loss float32 [] (nats), correct int64 [], logits float32 [n, classes].
+    """
+    g, d = Graph(), spec.d
+    ops = OnnxOps(g, -1)
+    x, y = g.input("x", np.float32, ["n", *spec.input]), g.input("y", np.int64, ["n"])
+    weight = g.input("weight", np.float32, ["n"])
+    w, u, mean = g.input("w", np.float32, [d]), g.input("u", np.float32, [d]), g.input("mean", np.bool_, [])
+    mask = _straight_through(g, ops, g.parameter("scores", np.zeros(d, np.float32)), u, mean)
+    logits, _ = forward(ops, pool_first(spec), x, unpack(ops, spec, ops.mul(w, mask)))
+    loss, correct, _ = ops.cross_entropy(logits, y, weight)
+    g.output("loss", loss, np.float32, [])
+    g.output("correct", correct, np.int64, [])
+    g.output("logits", logits, np.float32, ["n", spec.classes])
+    return g.model("forward")
+
+
+def _straight_through(g: Graph, ops: OnnxOps, scores: Name, u: Name, mean: Name) -> Name:
+    """Exactly u < theta, or theta if `mean`, with the gradient of theta either way.
+
+    There is no operator that stops a gradient, but a Cast to integers has none; theta comes through it unchanged. An
+    If would not be differentiated, a Where of what has no gradient need not be.
+    """
+    theta = ops.sigmoid(scores)
+    scale = ops.number(_EXACT)
+    still = ops.div(g.cast(g.cast(ops.mul(theta, scale), np.int64), np.float32), scale)
+    return ops.add(g("Where", mean, still, ops.less(u, still)), ops.sub(theta, still))
+
+
+def _generate(model: bytes) -> dict[str, bytes]:
+    """What the package makes of a forward model, by file name."""
+    try:
+        from onnxruntime.training import artifacts
+    except ImportError as error:
+        raise MissingPackageError(
+            f"the artifacts of ort-training need {error.name}: pip install 'seedmask[ort-training,export]', in an "
+            "environment of its own (x86-64 Linux, Python 3.10 or 3.11)"
+        ) from None
+    with tempfile.TemporaryDirectory() as folder, _quiet():
+        artifacts.generate_artifacts(
+            onnx.load_from_string(model),
+            requires_grad=["scores"],
+            frozen_params=[],
+            optimizer=artifacts.OptimType.AdamW,
+            artifact_directory=folder,
+            nominal_checkpoint=True,
+        )
+        return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the line that native code writes to standard error for every transformation; no setting stops it."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def _patched(model: onnx.ModelProto) -> bytes:
+    """The optimiser's model with torch's Adam, an IR that this onnxruntime reads, and names that are not counted up."""
+    model.ir_version = IR_VERSION  # it writes onnx's newest, and reads up to 10
+    (node,) = model.graph.node
+    for attribute in node.attribute:
+        if attribute.name in _ADAM:
+            attribute.CopyFrom(helper.make_attribute(attribute.name, _ADAM[attribute.name]))
+    node.name, node.output[0], model.graph.output[0].name = "adam", "updated", "updated"
+    return bytes(model.SerializeToString(deterministic=True))

@@ -1,0 +1,91 @@
+"""What trains on which device of a simulation, and whether it can: `--runtime` and `--python`."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from edge_client import runtimes
+from seedmask.bundle import Bundle
+from seedmask.errors import UserError
+
+_SECONDS: Final = 120.0  # for another interpreter to say what it has; importing is slow on a busy machine
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """Device i trains with the i-th of `names`, and round again; `pythons`: the interpreter of some of them."""
+
+    names: tuple[str, ...]
+    pythons: Mapping[str, str]
+
+    @property
+    def here(self) -> str:
+        """What this process evaluates with: the first that it can run itself."""
+        return next((name for name in self.names if name not in self.pythons), "onnxruntime")
+
+    def of(self, index: int) -> str:
+        """The runtime of device `index`."""
+        return self.names[index % len(self.names)]
+
+
+def assign(text: str, pythons: Sequence[str], virtual: bool) -> Assignment:
+    """Read --runtime NAME,NAME and every --python NAME=PATH, and ask each interpreter whether it is ready.
+
+    Raises UserError.
+    """
+    chosen = tuple(name.strip() for name in text.split(","))
+    for name in chosen:
+        if name not in runtimes.names():
+            raise UserError(f"--runtime is of {', '.join(runtimes.names())}, found {name!r}")
+    if virtual and (len(set(chosen)) > 1 or pythons):
+        raise UserError("--virtual trains all devices in this process: one --runtime, and no --python")
+    paths: dict[str, str] = {}
+    for entry in pythons:
+        name, equals, path = entry.partition("=")
+        if not equals or name not in chosen:
+            raise UserError(f"--python is NAME=PATH with NAME of --runtime ({', '.join(chosen)}), found {entry!r}")
+        found = shutil.which(path)
+        if found is None:
+            raise UserError(f"--python {entry}: {path} is no program")
+        paths[name] = os.path.abspath(found)  # not resolved: what a link is called tells Python its environment
+    assignment = Assignment(chosen, paths)
+    for name in {assignment.here, *chosen}:
+        if name in paths:
+            _ask(name, paths[name])
+        else:
+            runtimes.require(name)
+    return assignment
+
+
+def _ask(name: str, python: str) -> None:
+    """Raise UserError unless the environment of `python` has our client and what runtime `name` needs."""
+    command = [python, "-m", "seedmask.cli", "client", "runtimes", "--json"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise UserError(f"--python {name}={python} does not answer: {error}") from None
+    try:
+        rows = {row["runtime"]: row for row in json.loads(done.stdout)}
+    except (ValueError, KeyError, TypeError):
+        said = (done.stderr.strip() or done.stdout.strip() or f"status {done.returncode}").splitlines()[-1]
+        raise UserError(f"--python {name}={python} has no seedmask client of this version: {said}") from None
+    if name not in rows or rows[name]["missing"]:
+        lacks = ", ".join(rows[name]["missing"]) if name in rows else "such a runtime"
+        raise UserError(f"--python {name}={python} lacks {lacks}: {runtimes.how_to_get(name)}")
+
+
+def check_graphs(assignment: Assignment, bundle: Bundle) -> None:
+    """Raise UserError unless `bundle` has the graphs of every runtime."""
+    names = {assignment.here, *assignment.names}
+    for name in sorted(names):
+        if lacks := runtimes.lacking(name, bundle):
+            wanted = ",".join(runtimes.targets(names))
+            raise UserError(
+                f"the bundle has no {', '.join(lacks)}, which runtime {name} opens: seedmask export --runtimes {wanted}"
+            )
