@@ -10,6 +10,7 @@ backward is the hand-written one: what ExecuTorch differentiates by itself has w
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
@@ -19,6 +20,7 @@ import torch
 from torch.nn import functional as F
 
 from export.graph import Adam, Knobs, Ops, Sgd, Step, forward, train_step, unpack
+from seedmask.errors import MissingPackageError
 from seedmask.spec import GROUPNORM_EPSILON, Conv2d, GroupNorm, MaxPool2d, ModelSpec, Shape
 
 if TYPE_CHECKING:
@@ -29,6 +31,11 @@ V = torch.Tensor
 # Those of seedmask.seed.
 _THREEFRY_ROTATIONS: Final = (13, 15, 26, 6, 17, 29, 16, 24)
 _THREEFRY_PARITY: Final = 0x1BD11BDA
+
+NEEDS: Final = ("executorch", "torchao")
+INSTALL: Final = "pip install 'seedmask[executorch]' (in a clone: '.[executorch]')"
+
+_IMAGES: Final = 32  # at most in one run of a convolutional program
 
 # Products over more rows than this are summed in pieces: XNNPACK does not cut its inner loop to fit a cache.
 _ROWS: Final = 1024
@@ -402,6 +409,23 @@ class Logits(_Network):
         """See the class."""
         ops = TorchOps(self.batch)
         return forward(ops, self.spec, self.image(x), unpack(ops, self.spec, w * mask))[0]
+
+
+def files(spec: ModelSpec, batch: int) -> dict[str, bytes]:
+    """The bundle's member; a step of `batch` examples is a few of the program's. Raises MissingPackageError."""
+    if lacking := [name for name in NEEDS if importlib.util.find_spec(name) is None]:
+        raise MissingPackageError(f"graphs for executorch need {', '.join(lacking)}: {INSTALL}")
+    return {"executorch/model.pte": program(spec, micro_batch(spec, batch))}
+
+
+def micro_batch(spec: ModelSpec, batch: int) -> int:
+    """How many examples the program takes at once for steps of `batch`.
+
+    Patches make a convolution's memory nine times its image's, and more than 32 of CONV-4's run no faster.
+    """
+    if not any(isinstance(layer, Conv2d) for layer in spec.layers):
+        return batch
+    return -(-batch // -(-batch // _IMAGES))
 
 
 def program(spec: ModelSpec, batch: int) -> bytes:

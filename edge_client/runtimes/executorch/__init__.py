@@ -32,8 +32,11 @@ from seedmask.seed import weights_key
 
 NAME: Final = "executorch"
 NEEDS: Final = ("executorch",)
-INSTALL: Final = "pip install --no-deps 'executorch==1.5.*' (and a compiler: apt install g++)"
-MEMBER: Final = "executorch/model.pte"
+GRAPHS: Final = ("executorch/model.pte",)
+NOTE: Final = (
+    "a device can do without the packages that it names (pip install --no-deps 'executorch==1.5.*'), "
+    "and compiles 150 lines of C++ once (apt install g++)"
+)
 
 
 class ExecuTorch:
@@ -41,7 +44,7 @@ class ExecuTorch:
 
     def __init__(self, bundle: Bundle, threads: int) -> None:
         self.bundle = bundle
-        self._program = Program(bundle.file(MEMBER), threads)
+        self._program = Program(bundle.file(*GRAPHS), threads)
         shape = self._program.shape("grads", 0)
         self._micro, d = shape[0], bundle.spec.d
         self._x = aligned(int(np.prod(shape)), np.float32).reshape(shape)
