@@ -10,21 +10,25 @@ backward is the hand-written one: what ExecuTorch differentiates by itself has w
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch.nn import functional as F
 
+from export import masked
 from export.graph import Adam, Knobs, Ops, Sgd, Step, forward, train_step, unpack
 from seedmask.errors import MissingPackageError
+from seedmask.model import FinishedModel
 from seedmask.spec import GROUPNORM_EPSILON, Conv2d, GroupNorm, MaxPool2d, ModelSpec, Shape
 
 if TYPE_CHECKING:
-    from executorch.exir import ExecutorchProgramManager
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
 
 V = torch.Tensor
 
@@ -42,7 +46,7 @@ _ROWS: Final = 1024
 
 
 class TorchOps(Ops[V]):
-    """`export.graph.Ops` as torch calls to be traced. Images are [batch, height, width, channels], all else as there."""
+    """`export.graph.Ops` as torch calls to be traced. Images are [batch, height, width, channels]."""
 
     def __init__(self, batch: int) -> None:
         self.batch = batch
@@ -126,21 +130,20 @@ class TorchOps(Ops[V]):
 
     def conv_dx(self, dy: V, weight: V, layer: Conv2d, kernel: Shape, before: Shape, after: Shape) -> V:
         """With stride 1, a convolution of dy; else the sum of what each patch passes back, found by a gather."""
-        out, channels, kh, kw = kernel
+        out, channels = kernel[:2]
         if layer.stride == (1, 1):
             patches = self._patches_of(dy, layer, kernel)
             dx = _product(patches, torch.permute_copy(weight, (2, 3, 0, 1)).reshape(-1, channels))
         else:
-            rows = F.pad(dy.reshape(-1, out), (0, 0, 0, 1))  # the last row, zeros, stands for 'no such patch'
-            back = _product(rows, torch.permute_copy(weight, (0, 2, 3, 1)).reshape(out, -1)).view(-1, channels)
-            slots = _contributors(self.batch, layer, kernel, before, after)
-            dx = F.embedding(slots[0], back)
-            for slot in slots[1:]:
-                dx = dx + F.embedding(slot, back)
+            rows = F.pad(dy.reshape(self.batch, -1, out), (0, 0, 0, 1))  # the last row, zeros, is 'no such patch'
+            back = _product(rows.view(-1, out), torch.permute_copy(weight, (0, 2, 3, 1)).reshape(out, -1))
+            back = back.view(self.batch, -1, channels)
+            slots = [_gather(back, places) for places in _contributors(layer, kernel, before, after)]
+            dx = functools.reduce(torch.add, slots)
         return dx.view(self.batch, *before[1:], channels)
 
     def conv_dw(self, dy: V, x: V, layer: Conv2d, kernel: Shape, before: Shape, after: Shape) -> V:
-        """x^T times the patches of dy, which `conv_dx` needs as well; or the patches of x times dy, if those are fewer."""
+        """x^T times the patches of dy, which `conv_dx` needs as well; or, if those are fewer, the patches of x times dy."""
         out, channels, kh, kw = kernel
         if layer.stride == (1, 1) and channels * 4 > out:
             patches = self._patches_of(dy, layer, kernel)
@@ -160,8 +163,12 @@ class TorchOps(Ops[V]):
     def _over_rows(self, a: V, b: V) -> V:
         """a^T b for [rows, A] and [rows, B], rows a multiple of the batch: [A, B]."""
         rows = len(a)
-        pieces = next(n for n in range(1, self.batch + 1) if self.batch % n == 0 and (rows // n <= _ROWS or n == self.batch))
-        products = torch.bmm(torch.permute_copy(a.view(pieces, rows // pieces, -1), (0, 2, 1)), b.view(pieces, rows // pieces, -1))
+        pieces = next(
+            n for n in range(1, self.batch + 1) if self.batch % n == 0 and (rows // n <= _ROWS or n == self.batch)
+        )
+        products = torch.bmm(
+            torch.permute_copy(a.view(pieces, rows // pieces, -1), (0, 2, 1)), b.view(pieces, rows // pieces, -1)
+        )
         return products[0] if pieces == 1 else _sum(products.view(pieces, -1)).view(a.shape[1], b.shape[1])
 
     def bias_grad(self, dy: V, shape: Shape) -> V:
@@ -259,8 +266,8 @@ def _mean(x: V) -> V:
 
 
 def _first_largest(x: V) -> tuple[V, V]:
-    """The maximum of x [n, size, k] over its middle, [n, 1, k], and 1.0 at the first entry that has it, [n, size, k]."""
-    parts = x.split(1, 1)
+    """The maximum of x [n, size, k] over its middle, [n, 1, k], and 1.0 at the first place that has it, [n, size, k]."""
+    parts = torch.split(x, 1, 1)
     largest, later = parts[0], []
     for part in parts[1:]:
         later.append(_positive(part - largest))
@@ -277,9 +284,7 @@ def _first_largest(x: V) -> tuple[V, V]:
 
 def _sides(x: V, kernel: Shape, layer: Conv2d) -> tuple[int, ...]:
     """Height and width that a convolution of x gives."""
-    return tuple(
-        (x.shape[1 + i] + 2 * layer.padding[i] - kernel[i]) // layer.stride[i] + 1 for i in range(2)
-    )
+    return tuple((x.shape[1 + i] + 2 * layer.padding[i] - kernel[i]) // layer.stride[i] + 1 for i in range(2))
 
 
 def _patches(x: V, kernel: Shape, stride: Shape, padding: Shape, backwards: bool = False) -> V:
@@ -288,7 +293,7 @@ def _patches(x: V, kernel: Shape, stride: Shape, padding: Shape, backwards: bool
     Negative padding crops; `backwards` lists a patch from its last place to its first. One gather of x's rows of
     channels by a constant index: slices and a concatenation measured a third slower.
     """
-    batch, _, _, channels = x.shape
+    _, _, _, channels = x.shape
     (kh, kw), crop = kernel, [max(0, -pad) for pad in padding]
     if any(crop):
         x = x[:, crop[0] : x.shape[1] - crop[0], crop[1] : x.shape[2] - crop[1]]
@@ -298,33 +303,37 @@ def _patches(x: V, kernel: Shape, stride: Shape, padding: Shape, backwards: bool
     if kh == kw == 1 and stride == (1, 1):
         return x.reshape(-1, channels)
     high, wide = x.shape[1:3]
-    places = np.arange(batch * high * wide, dtype=np.int32).reshape(batch, high, wide)
-    seen = np.lib.stride_tricks.sliding_window_view(places, (kh, kw), (1, 2))[:, :: stride[0], :: stride[1]]
-    seen = np.ascontiguousarray(seen[..., ::-1, ::-1] if backwards else seen)
-    rows = F.embedding(torch.from_numpy(seen.reshape(-1, kh * kw)), x.reshape(-1, channels))
-    return rows.view(-1, kh * kw * channels)
+    seen = np.lib.stride_tricks.sliding_window_view(np.arange(high * wide).reshape(high, wide), (kh, kw))
+    seen = seen[:: stride[0], :: stride[1], :: -1 if backwards else 1, :: -1 if backwards else 1]
+    return _gather(x.reshape(len(x), -1, channels), seen).view(-1, kh * kw * channels)
 
 
-def _contributors(batch: int, layer: Conv2d, kernel: Shape, before: Shape, after: Shape) -> list[V]:
-    """Where each place of x finds what patches pass back to it: int32 [batch * places] each, as many as it needs.
+def _gather(rows: V, places: npt.NDArray[np.int64]) -> V:
+    """Rows of each image, [batch, n, channels] -> [batch, len(places), channels]; places count within an image."""
+    batch, n, channels = rows.shape
+    image = torch.from_numpy(places.reshape(1, -1).astype(np.int32))
+    # Added up at run time: an index for the whole batch would be most of the file.
+    index = image + torch.arange(0, batch * n, n, dtype=torch.int32).view(-1, 1)
+    return F.embedding(index, rows.reshape(-1, channels))
 
-    Row (patch, entry of the kernel) of [batch * patches + 1, kh * kw]; the last row's first entry where there is none.
+
+def _contributors(layer: Conv2d, kernel: Shape, before: Shape, after: Shape) -> list[npt.NDArray[np.int64]]:
+    """Where each place of x, [places], finds one of the things that patches pass back to it; as many as it needs.
+
+    They count rows of (patch, entry of the kernel); the first row after all of them where there is none.
     """
-    _, _, kh, kw = kernel
-    _, rows, columns = after
-    patch = np.arange(batch * rows * columns, dtype=np.int64).reshape(batch, rows, columns)
-    none, found = batch * rows * columns * kh * kw, []
+    (_, _, kh, kw), (_, rows, columns), (_, high, wide) = kernel, after, before
+    (up, left), (sv, sh) = layer.padding, layer.stride
+    patch = np.arange(rows * columns).reshape(rows, columns) * kh * kw
+    none, found = rows * columns * kh * kw, []
     for i in range(kh):
         for j in range(kw):
-            at = np.full((batch, before[1] + 2 * layer.padding[0], before[2] + 2 * layer.padding[1]), none)
-            lines = slice(i, i + (rows - 1) * layer.stride[0] + 1, layer.stride[0])
-            at[:, lines, j : j + (columns - 1) * layer.stride[1] + 1 : layer.stride[1]] = patch * kh * kw + i * kw + j
-            high, wide = (pad + side for pad, side in zip(layer.padding, before[1:], strict=True))
-            found.append(at[:, layer.padding[0] : high, layer.padding[1] : wide].reshape(-1))
+            at = np.full((high + 2 * up + sv, wide + 2 * left + sh), none)
+            at[i : i + rows * sv : sv, j : j + columns * sh : sh][:rows, :columns] = patch + i * kw + j
+            found.append(at[up : up + high, left : left + wide].reshape(-1))
     # The real ones first: with stride s only one entry of the kernel in s x s meets a place.
     ordered = np.sort(np.stack(found), 0)
-    used = max(1, int((ordered != none).sum(0).max()))
-    return [torch.from_numpy(np.ascontiguousarray(slot, np.int32)) for slot in ordered[:used]]
+    return list(ordered[: max(1, int((ordered != none).sum(0).max()))])
 
 
 class Weights(torch.nn.Module):
@@ -413,8 +422,7 @@ class Logits(_Network):
 
 def files(spec: ModelSpec, batch: int) -> dict[str, bytes]:
     """The bundle's member; a step of `batch` examples is a few of the program's. Raises MissingPackageError."""
-    if lacking := [name for name in NEEDS if importlib.util.find_spec(name) is None]:
-        raise MissingPackageError(f"graphs for executorch need {', '.join(lacking)}: {INSTALL}")
+    _require()
     return {"executorch/model.pte": program(spec, micro_batch(spec, batch))}
 
 
@@ -430,6 +438,7 @@ def micro_batch(spec: ModelSpec, batch: int) -> int:
 
 def program(spec: ModelSpec, batch: int) -> bytes:
     """The program of `spec` for steps of `batch` examples: methods weights, train_step, grads and logits."""
+
     def flat() -> V:  # another one each time: torch.export takes one tensor given twice for one input
         return torch.zeros(spec.d)
 
@@ -446,32 +455,93 @@ def program(spec: ModelSpec, batch: int) -> bytes:
     }
     with torch.no_grad():
         exported = {name: torch.export.export(*method) for name, method in methods.items()}
-    return _lower(exported)
+    # Weights are made of integers, which XNNPACK has no use for.
+    return _lower(exported, {name: _training_partitioner() for name in methods if name != "weights"})
 
 
-def _lower(exported: dict[str, Any]) -> bytes:
+def finished_pte(
+    model: FinishedModel, int8: bool = False, calibration: npt.NDArray[Any] | None = None, batch: int = 1
+) -> bytes:
+    """A finished network for inference: method forward, raw x float32 [batch, *input] -> logits float32 [batch, classes].
+
+    Its weights are in the file. `int8`: weights, which have three values a tensor, stay exact; what flows between the
+    layers is rounded to 256 levels, over the ranges that `calibration`, raw inputs [n, *input], shows. Raises
+    ValueError if it is needed and not there, MissingPackageError.
+    """
+    _require()
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+
+    x = torch.zeros(batch, *model.spec.input)
+    network: torch.nn.Module = _Finished(model)
+    if int8:
+        if calibration is None or calibration.shape[1:] != model.spec.input or len(calibration) < batch:
+            found = None if calibration is None else list(calibration.shape)
+            raise ValueError(f"int8 takes calibration [n >= {batch}, {model.spec.input}], found {found}")
+        network = _quantised(network, x, torch.from_numpy(np.asarray(calibration, np.float32)))
+    with torch.no_grad():
+        return _lower({"forward": torch.export.export(network, (x,))}, {"forward": XnnpackPartitioner()})
+
+
+class _Finished(torch.nn.Module):
+    """The network under its own weights, which are masked for good, from raw inputs."""
+
+    def __init__(self, model: FinishedModel) -> None:
+        super().__init__()
+        self.spec = model.spec
+        # One buffer a tensor: XNNPACK packs what is constant by itself, not what is cut out of something constant.
+        for number, part in enumerate(masked.parts(model.spec, torch.from_numpy(model.weights())).values()):
+            self.register_buffer(f"w{number}", part.clone())
+
+    def forward(self, x: V) -> V:
+        """Logits."""
+        low, high = self.spec.range
+        weights = {tensor.name: self.get_buffer(f"w{i}") for i, tensor in enumerate(self.spec.tensors)}
+        return masked.network(self.spec, (x - low) * (2.0 / (high - low)) - 1, weights)
+
+
+def _quantised(network: torch.nn.Module, x: V, calibration: V) -> torch.nn.Module:
+    """`network` with every product in int8, by torchao's post-training quantisation."""
+    from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
+        XNNPACKQuantizer,
+        get_symmetric_quantization_config,
+    )
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+    quantizer = XNNPACKQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True))
+    with torch.no_grad():
+        prepared = prepare_pt2e(torch.export.export(network, (x,)).module(), quantizer)
+        for at in range(0, len(calibration) - len(x) + 1, len(x)):
+            prepared(calibration[at : at + len(x)])
+        made: torch.nn.Module = convert_pt2e(prepared)
+    return made
+
+
+def _require() -> None:
+    if lacking := [name for name in NEEDS if importlib.util.find_spec(name) is None]:
+        raise MissingPackageError(f"graphs for executorch need {', '.join(lacking)}: {INSTALL}")
+
+
+def _training_partitioner() -> XnnpackPartitioner:
     from executorch.backends.xnnpack.partition.config import ALL_PARTITIONER_CONFIGS
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-    from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge_transform_and_lower
-    from executorch.exir.passes import MemoryPlanningPass
 
     # XNNPACK copies to change a shape; ExecuTorch itself looks at the same memory in another way.
     views = {"ViewCopyConfig", "UnsqueezeCopyConfig"}
     configs = [config for config in ALL_PARTITIONER_CONFIGS if config.__name__ not in views]
+    return XnnpackPartitioner(configs=configs, force_non_static_weights_for_f32_linear=True)
+
+
+def _lower(exported: dict[str, Any], partitioners: dict[str, XnnpackPartitioner]) -> bytes:
+    """The file of these programs by method; those without a partitioner run on ExecuTorch's own kernels."""
+    from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge_transform_and_lower
+    from executorch.exir.passes import MemoryPlanningPass
+
     edge = to_edge_transform_and_lower(
         exported,
-        partitioner={
-            name: [XnnpackPartitioner(configs=configs, force_non_static_weights_for_f32_linear=True)]
-            for name in exported
-            if name != "weights"  # integers, which XNNPACK has no use for
-        },
+        partitioner={name: [partitioner] for name, partitioner in partitioners.items()},
         # Integer shifts are not in the core operator set; their kernels exist.
         compile_config=EdgeCompileConfig(_check_ir_validity=False),
     )
-    made: ExecutorchProgramManager = edge.to_executorch(
-        # What comes in and goes out lies in the caller's memory, not in a copy of it.
-        ExecutorchBackendConfig(
-            memory_planning_pass=MemoryPlanningPass(alloc_graph_input=False, alloc_graph_output=False)
-        )
-    )
-    return bytes(made.buffer)
+    # What comes in and goes out lies in the caller's memory, not in a copy of it.
+    planning = MemoryPlanningPass(alloc_graph_input=False, alloc_graph_output=False)
+    return bytes(edge.to_executorch(ExecutorchBackendConfig(memory_planning_pass=planning)).buffer)

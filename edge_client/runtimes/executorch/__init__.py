@@ -8,7 +8,7 @@ batches larger than the program's, a micro-batch at a time.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
@@ -106,9 +106,7 @@ class ExecuTorch:
         # Zeros, not what was there before: NaN times a weight of zero is NaN.
         self._x[given:], self._y[given:], self._weight[given:] = 0, 0, 0
         vectors = [_vector(state.scores), self.w, _vector(noise), _one(rule.mean)]
-        self._program.run(
-            method, [self._x, self._y, self._weight, *vectors, *more], [*out, self._loss, self._correct]
-        )
+        self._program.run(method, [self._x, self._y, self._weight, *vectors, *more], [*out, self._loss, self._correct])
 
     def _moved(self, state: State, g: F32, rule: Rule) -> State:
         """The state after a step along `g`, the plain gradient, which is used up."""
@@ -159,6 +157,6 @@ def _vector(values: F32) -> F32:
     values = np.ascontiguousarray(values, np.float32)
     if values.ctypes.data % 16 == 0:
         return values
-    out: Any = aligned(values.size, np.float32)
+    out: F32 = aligned(values.size, np.float32)
     out[:] = values
     return out

@@ -1,4 +1,4 @@
-"""ExecuTorch's C++ libraries by ctypes, without torch: the wheel has them and their headers, `shim.cpp` has the C names.
+"""ExecuTorch's C++ libraries by ctypes, without torch: the wheel has them and their headers, `shim.cpp` the C names.
 
 The shim is compiled once per machine, by the machine's own g++, into the user's cache; what makes one shim differ from
 another (its source, ExecuTorch's version, the processor) is in its file's name.
@@ -27,7 +27,12 @@ from seedmask.errors import BundleError, UserError
 VERSION: Final = "1.5"
 SOURCE: Final = Path(__file__).with_name("shim.cpp")
 # In the order in which they need one another: once loaded, a library is found by its name.
-_LIBRARIES: Final = ("executorch", "executorch_threadpool", "executorch_kernels_optimized", "executorch_backend_xnnpack")
+_LIBRARIES: Final = (
+    "executorch",
+    "executorch_threadpool",
+    "executorch_kernels_optimized",
+    "executorch_backend_xnnpack",
+)
 # As in the wheel's executorch-config.cmake: the classes in the headers have other members without them.
 _DEFINES: Final = ("C10_USING_CUSTOM_GENERATED_MACROS", "ET_EVENT_TRACER_ENABLED")
 _ROOM: Final = 512
