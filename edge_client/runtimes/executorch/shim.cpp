@@ -10,6 +10,7 @@
 
 #include <executorch/extension/data_loader/buffer_data_loader.h>
 #include <executorch/extension/module/module.h>
+#include <executorch/runtime/platform/platform.h>
 #include <executorch/runtime/platform/runtime.h>
 
 using executorch::aten::Tensor;
@@ -29,8 +30,17 @@ ThreadPool* get_threadpool();
 
 namespace {
 
+// ExecuTorch tells stderr much about the processor; what went wrong ends up in `why` as well.
+std::string last_error;
+
+void keep_errors(
+    et_timestamp_t, et_pal_log_level_t level, const char*, const char*, size_t, const char* message, size_t length) {
+  if (level == et_pal_log_level_t::kError || level == et_pal_log_level_t::kFatal) last_error.assign(message, length);
+}
+
 int fail(char* why, size_t room, const std::string& what, Error error) {
-  std::snprintf(why, room, "%s: %s (0x%x)", what.c_str(), to_string(error), static_cast<unsigned>(error));
+  std::snprintf(why, room, "%s: %s %s", what.c_str(), to_string(error), last_error.c_str());
+  last_error.clear();
   return -1;
 }
 
@@ -38,8 +48,14 @@ int fail(char* why, size_t room, const std::string& what, Error error) {
 
 extern "C" {
 
+static void seedmask_quiet() {
+  static const bool once = executorch::runtime::register_pal(executorch::runtime::PalImpl::create(keep_errors, __FILE__));
+  (void)once;
+}
+
 // How many threads share a step, for the whole process.
 int seedmask_threads(uint32_t threads) {
+  seedmask_quiet();
   auto* pool = executorch::extension::threadpool::get_threadpool();
   return pool != nullptr && pool->_unsafe_reset_threadpool(threads) ? 0 : -1;
 }
@@ -47,6 +63,7 @@ int seedmask_threads(uint32_t threads) {
 // `data` is read in place until seedmask_close. Methods share their working memory: only one runs at a time.
 Module* seedmask_open(const void* data, size_t size, char* why, size_t room) {
   executorch::runtime::runtime_init();
+  seedmask_quiet();
   auto module = std::make_unique<Module>(
       std::make_unique<BufferDataLoader>(data, size), nullptr, nullptr, nullptr, nullptr, /*share_memory_arenas=*/true);
   const Error error = module->load(executorch::runtime::Program::Verification::InternalConsistency);

@@ -1,45 +1,27 @@
-"""The ExecuTorch program of a masked network: weights, train_step, grads and logits in one file, no weight inside.
+"""`export.graph.Ops` as torch calls, in the forms that XNNPACK takes.
 
-What the step computes stands in `export.graph`; here each operation is said in torch, followed by torch.export and
-lowered to XNNPACK. Three things are not as one would write them for torch. Images are [batch, height, width, channels]
-between layers and a convolution is one gather of rows and one product, because XNNPACK's own convolution takes no
-weights that change from step to step. There are no comparisons, which it lacks: 1[x > 0] is ceil(clamp(x, 0, 1)). And
-backward is the hand-written one: what ExecuTorch differentiates by itself has wrong gradients below a pooling layer
-(`tests/test_executorch.py` says when that ends) and runs thirty times slower.
+Three things are not as one would write them for torch. Images are [batch, height, width, channels] between layers and
+a convolution is one gather of rows and one product, because XNNPACK's own convolution takes no weights that change from
+step to step. Products are batched ones, the form in which it takes two operands that change. And there are no
+comparisons, which it lacks: 1[x > 0] is ceil(clamp(x, 0, 1)).
 """
 
 from __future__ import annotations
 
 import functools
-import importlib.util
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch.nn import functional as F
 
-from export import masked
-from export.graph import Adam, Knobs, Ops, Sgd, Step, forward, train_step, unpack
-from seedmask.errors import MissingPackageError
-from seedmask.model import FinishedModel
-from seedmask.spec import GROUPNORM_EPSILON, Conv2d, GroupNorm, MaxPool2d, ModelSpec, Shape
-
-if TYPE_CHECKING:
-    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+from export.graph import Ops
+from seedmask.spec import GROUPNORM_EPSILON, Conv2d, GroupNorm, MaxPool2d, Shape
 
 V = torch.Tensor
-
-# Those of seedmask.seed.
-_THREEFRY_ROTATIONS: Final = (13, 15, 26, 6, 17, 29, 16, 24)
-_THREEFRY_PARITY: Final = 0x1BD11BDA
-
-NEEDS: Final = ("executorch", "torchao")
-INSTALL: Final = "pip install 'seedmask[executorch]' (in a clone: '.[executorch]')"
-
-_IMAGES: Final = 32  # at most in one run of a convolutional program
 
 # Products over more rows than this are summed in pieces: XNNPACK does not cut its inner loop to fit a cache.
 _ROWS: Final = 1024
@@ -143,7 +125,7 @@ class TorchOps(Ops[V]):
         return dx.view(self.batch, *before[1:], channels)
 
     def conv_dw(self, dy: V, x: V, layer: Conv2d, kernel: Shape, before: Shape, after: Shape) -> V:
-        """x^T times the patches of dy, which `conv_dx` needs as well; or, if those are fewer, the patches of x times dy."""
+        """x^T times dy's patches, which `conv_dx` needs as well; or, if those are fewer, x's patches times dy."""
         out, channels, kh, kw = kernel
         if layer.stride == (1, 1) and channels * 4 > out:
             patches = self._patches_of(dy, layer, kernel)
@@ -266,7 +248,7 @@ def _mean(x: V) -> V:
 
 
 def _first_largest(x: V) -> tuple[V, V]:
-    """The maximum of x [n, size, k] over its middle, [n, 1, k], and 1.0 at the first place that has it, [n, size, k]."""
+    """The maximum of x [n, size, k] over its middle, [n, 1, k]; 1.0 at the first place that has it, [n, size, k]."""
     parts = torch.split(x, 1, 1)
     largest, later = parts[0], []
     for part in parts[1:]:
@@ -334,214 +316,3 @@ def _contributors(layer: Conv2d, kernel: Shape, before: Shape, after: Shape) -> 
     # The real ones first: with stride s only one entry of the kernel in s x s meets a place.
     ordered = np.sort(np.stack(found), 0)
     return list(ordered[: max(1, int((ordered != none).sum(0).max()))])
-
-
-class Weights(torch.nn.Module):
-    """key int64 [2], from `seedmask.seed.weights_key` -> w float32 [d], bit for bit spec.weights()."""
-
-    def __init__(self, spec: ModelSpec) -> None:
-        super().__init__()
-        self.spec = spec
-
-    def forward(self, key: V) -> V:
-        """In lanes of int32, whose sums wrap; a mask after the arithmetic shift makes it a logical one."""
-        spec = self.spec
-        k0, k1 = key[0:1].to(torch.int32), key[1:2].to(torch.int32)
-        ks = (k0, k1, (k0 ^ k1) ^ _THREEFRY_PARITY)
-        x0, x1 = torch.arange((spec.d + 63) // 64, dtype=torch.int32) + k0, k1
-        for r in range(20):
-            x0 = x0 + x1
-            turn = _THREEFRY_ROTATIONS[r % 8]
-            low = torch.bitwise_right_shift(x1, 32 - turn) & ((1 << turn) - 1)
-            x1 = (torch.bitwise_left_shift(x1, turn) | low) ^ x0
-            if r % 4 == 3:
-                s = r // 4 + 1
-                x0, x1 = x0 + ks[s % 3], x1 + (ks[(s + 1) % 3] + s)
-        words = torch.stack([x0, x1], 1).view(-1, 1)
-        bits = torch.bitwise_right_shift(words, torch.arange(32, dtype=torch.int32)) & 1
-        signs = (1.0 - 2.0 * bits.to(torch.float32)).view(-1)[: spec.d]
-        parts = torch.split(signs, [tensor.size for tensor in spec.tensors])
-        return torch.cat([part * tensor.constant for part, tensor in zip(parts, spec.tensors, strict=True)])
-
-
-class _Network(torch.nn.Module):
-    def __init__(self, spec: ModelSpec, batch: int) -> None:
-        super().__init__()
-        self.spec, self.batch = spec, batch
-
-    def image(self, x: V) -> V:
-        return torch.permute_copy(x, (0, 2, 3, 1)) if x.dim() == 4 else x
-
-    def step(self, x: V, y: V, weight: V, scores: V, w: V, u: V, mean: V, rate: V, by: Any) -> Step[V]:
-        ops, zero = TorchOps(self.batch), torch.zeros(1)
-        knobs = Knobs(rate, mean, ops.yes, zero, zero, zero, zero, zero)
-        return train_step(
-            ops, self.spec, x=self.image(x), y=y, weight=weight, scores=scores, w=w, u=u, knobs=knobs, optimizer=by
-        )
-
-
-class TrainStep(_Network):
-    """One step of Adam whose gradient is that of the loss alone, by the identity estimator.
-
-    x float32 [batch, *input]; y int64 [batch]; weight float32 [batch], 1/n for a real example and 0 for padding;
-    scores, w (weights), u (noise) float32 [d]; mean float32 [1], 1.0 to run w * theta; m, v float32 [d]; rate, epsilon
-    float32 [1] with their step's bias correction (`export.graph.Adam`)
-    -> scores, m, v float32 [d]; loss float32 []; correct int64 [].
-    """
-
-    def forward(
-        self, x: V, y: V, weight: V, scores: V, w: V, u: V, mean: V, m: V, v: V, rate: V, epsilon: V
-    ) -> tuple[V, ...]:
-        """See the class."""
-        after = self.step(x, y, weight, scores, w, u, mean, rate, Adam(m, v, epsilon))
-        assert after.v is not None
-        return after.scores, after.m, after.v, after.loss, after.correct
-
-
-class Grads(_Network):
-    """The gradient of the loss by the scores, straight through; over micro-batches of one batch they add up.
-
-    Inputs as TrainStep's up to `mean` -> gradient float32 [d]; loss float32 []; correct int64 [].
-    """
-
-    def forward(self, x: V, y: V, weight: V, scores: V, w: V, u: V, mean: V) -> tuple[V, ...]:
-        """By SGD without momentum, whose first moment is the gradient; nobody asks for its scores."""
-        zero = torch.zeros(1)
-        after = self.step(x, y, weight, scores, w, u, mean, zero, Sgd(zero, zero))
-        return after.m, after.loss, after.correct
-
-
-class Logits(_Network):
-    """x float32 [batch, *input], w and mask float32 [d] -> float32 [batch, classes]."""
-
-    def forward(self, x: V, w: V, mask: V) -> V:
-        """See the class."""
-        ops = TorchOps(self.batch)
-        return forward(ops, self.spec, self.image(x), unpack(ops, self.spec, w * mask))[0]
-
-
-def files(spec: ModelSpec, batch: int) -> dict[str, bytes]:
-    """The bundle's member; a step of `batch` examples is a few of the program's. Raises MissingPackageError."""
-    _require()
-    return {"executorch/model.pte": program(spec, micro_batch(spec, batch))}
-
-
-def micro_batch(spec: ModelSpec, batch: int) -> int:
-    """How many examples the program takes at once for steps of `batch`.
-
-    Patches make a convolution's memory nine times its image's, and more than 32 of CONV-4's run no faster.
-    """
-    if not any(isinstance(layer, Conv2d) for layer in spec.layers):
-        return batch
-    return -(-batch // -(-batch // _IMAGES))
-
-
-def program(spec: ModelSpec, batch: int) -> bytes:
-    """The program of `spec` for steps of `batch` examples: methods weights, train_step, grads and logits."""
-
-    def flat() -> V:  # another one each time: torch.export takes one tensor given twice for one input
-        return torch.zeros(spec.d)
-
-    def one() -> V:
-        return torch.zeros(1)
-
-    x, y, weight = torch.zeros(batch, *spec.input), torch.zeros(batch, dtype=torch.int64), torch.zeros(batch)
-    step = (x, y, weight, flat(), flat(), flat(), one())
-    methods: dict[str, tuple[torch.nn.Module, tuple[V, ...]]] = {
-        "weights": (Weights(spec), (torch.zeros(2, dtype=torch.int64),)),
-        "train_step": (TrainStep(spec, batch), (*step, flat(), flat(), one(), one())),
-        "grads": (Grads(spec, batch), step),
-        "logits": (Logits(spec, batch), (x, flat(), flat())),
-    }
-    with torch.no_grad():
-        exported = {name: torch.export.export(*method) for name, method in methods.items()}
-    # Weights are made of integers, which XNNPACK has no use for.
-    return _lower(exported, {name: _training_partitioner() for name in methods if name != "weights"})
-
-
-def finished_pte(
-    model: FinishedModel, int8: bool = False, calibration: npt.NDArray[Any] | None = None, batch: int = 1
-) -> bytes:
-    """A finished network for inference: method forward, raw x float32 [batch, *input] -> logits float32 [batch, classes].
-
-    Its weights are in the file. `int8`: weights, which have three values a tensor, stay exact; what flows between the
-    layers is rounded to 256 levels, over the ranges that `calibration`, raw inputs [n, *input], shows. Raises
-    ValueError if it is needed and not there, MissingPackageError.
-    """
-    _require()
-    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-
-    x = torch.zeros(batch, *model.spec.input)
-    network: torch.nn.Module = _Finished(model)
-    if int8:
-        if calibration is None or calibration.shape[1:] != model.spec.input or len(calibration) < batch:
-            found = None if calibration is None else list(calibration.shape)
-            raise ValueError(f"int8 takes calibration [n >= {batch}, {model.spec.input}], found {found}")
-        network = _quantised(network, x, torch.from_numpy(np.asarray(calibration, np.float32)))
-    with torch.no_grad():
-        return _lower({"forward": torch.export.export(network, (x,))}, {"forward": XnnpackPartitioner()})
-
-
-class _Finished(torch.nn.Module):
-    """The network under its own weights, which are masked for good, from raw inputs."""
-
-    def __init__(self, model: FinishedModel) -> None:
-        super().__init__()
-        self.spec = model.spec
-        # One buffer a tensor: XNNPACK packs what is constant by itself, not what is cut out of something constant.
-        for number, part in enumerate(masked.parts(model.spec, torch.from_numpy(model.weights())).values()):
-            self.register_buffer(f"w{number}", part.clone())
-
-    def forward(self, x: V) -> V:
-        """Logits."""
-        low, high = self.spec.range
-        weights = {tensor.name: self.get_buffer(f"w{i}") for i, tensor in enumerate(self.spec.tensors)}
-        return masked.network(self.spec, (x - low) * (2.0 / (high - low)) - 1, weights)
-
-
-def _quantised(network: torch.nn.Module, x: V, calibration: V) -> torch.nn.Module:
-    """`network` with every product in int8, by torchao's post-training quantisation."""
-    from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
-        XNNPACKQuantizer,
-        get_symmetric_quantization_config,
-    )
-    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
-
-    quantizer = XNNPACKQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True))
-    with torch.no_grad():
-        prepared = prepare_pt2e(torch.export.export(network, (x,)).module(), quantizer)
-        for at in range(0, len(calibration) - len(x) + 1, len(x)):
-            prepared(calibration[at : at + len(x)])
-        made: torch.nn.Module = convert_pt2e(prepared)
-    return made
-
-
-def _require() -> None:
-    if lacking := [name for name in NEEDS if importlib.util.find_spec(name) is None]:
-        raise MissingPackageError(f"graphs for executorch need {', '.join(lacking)}: {INSTALL}")
-
-
-def _training_partitioner() -> XnnpackPartitioner:
-    from executorch.backends.xnnpack.partition.config import ALL_PARTITIONER_CONFIGS
-    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-
-    # XNNPACK copies to change a shape; ExecuTorch itself looks at the same memory in another way.
-    views = {"ViewCopyConfig", "UnsqueezeCopyConfig"}
-    configs = [config for config in ALL_PARTITIONER_CONFIGS if config.__name__ not in views]
-    return XnnpackPartitioner(configs=configs, force_non_static_weights_for_f32_linear=True)
-
-
-def _lower(exported: dict[str, Any], partitioners: dict[str, XnnpackPartitioner]) -> bytes:
-    """The file of these programs by method; those without a partitioner run on ExecuTorch's own kernels."""
-    from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge_transform_and_lower
-    from executorch.exir.passes import MemoryPlanningPass
-
-    edge = to_edge_transform_and_lower(
-        exported,
-        partitioner={name: [partitioner] for name, partitioner in partitioners.items()},
-        # Integer shifts are not in the core operator set; their kernels exist.
-        compile_config=EdgeCompileConfig(_check_ir_validity=False),
-    )
-    # What comes in and goes out lies in the caller's memory, not in a copy of it.
-    planning = MemoryPlanningPass(alloc_graph_input=False, alloc_graph_output=False)
-    return bytes(edge.to_executorch(ExecutorchBackendConfig(memory_planning_pass=planning)).buffer)
