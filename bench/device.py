@@ -102,7 +102,8 @@ def job(python: Path, folder: Path, bundle: bytes, runtime: str) -> str:
     common = 'job = "device"\nbundle = "mlp.bundle"\n'
     (folder / "run.toml").write_text(f'{common}state_dir = "server"\n[rounds]\ntotal = 2\n[work]\nepochs = 1\n{broker}')
     (folder / "edge.toml").write_text(
-        f'device = "pi"\n{common}state_dir = "pi"\nruntime = "{runtime}"\n[data]\nformat = "npz"\npath = "data.npz"\n{broker}'
+        f'device = "pi"\nruntime = "{runtime}"\n{common}state_dir = "pi"\n[data]\nformat = "npz"\npath = "data.npz"\n'
+        f"{broker}"
     )
     with dev_broker(HOST, port):
         server = subprocess.Popen(
