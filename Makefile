@@ -13,7 +13,7 @@ MODEL   ?= mlpn
 DEVICES ?= 8
 ROUNDS  ?= 15
 
-.PHONY: help setup system demo test check bench bench-bits compare-quick bench-generators vectors device mixed clean
+.PHONY: help setup system demo test check bench bench-bits bench-finished compare-quick bench-generators vectors device mixed clean
 
 help:            ## this list
 	@grep -E '^[a-z-]+: .*##|^[a-z]+: *##' $(MAKEFILE_LIST) | sed -E 's/:.*## ?/\t/' | expand -t 18
@@ -49,6 +49,9 @@ bench: setup     ## speed, memory, bytes; into out/bench/*.json
 
 bench-bits: setup  ## bytes of every codec over what a mask can tell, on a real training run; into out/bench/bits.json
 	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python bench/bits.py --json out/bench/bits.json
+
+bench-finished: setup  ## a finished model's size, loading, latency and memory against the dense one; six minutes
+	OMP_NUM_THREADS=1 $(BIN)/python bench/finished.py --json out/bench/finished.json
 
 compare-quick: setup  ## masks against every baseline, up to 20 minutes; goes on where it stopped; into out/compare
 	$(BIN)/seedmask compare --grid quick --out out/compare

@@ -78,7 +78,7 @@ def _run(options: argparse.Namespace) -> int:
             raise UserError(f"cannot write {config.state_dir / 'job.sqlite'}: {error}") from None
         finally:
             server.leave()
-        print(f"the model is {config.state_dir / 'model.smm'}", file=sys.stderr)
+        print(f"the model is {config.state_dir / 'model.smk'}", file=sys.stderr)
     return 0
 
 

@@ -147,7 +147,7 @@ def start(init: str, seed: int, d: int, clamp: int = CLAMP) -> Theta:
     "uniform": each equally likely; "normal": the sigmoid of a standard normal score, as in FedPM's published code.
     """
     if init == "half":
-        return Theta.even(d, clamp)
+        return Theta.even(d)  # one half whatever the clamp, and what every device holds before it hears anything
     u = uniforms16(fold(key_of(seed), INIT_STREAM), d)
     if init == "uniform":
         return Theta((u >> np.uint16(8)).astype(np.uint16), INIT_TOP, clamp)

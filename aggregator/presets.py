@@ -29,11 +29,11 @@ class Preset:
 PRESETS: Final = {
     "default": Preset(
         WorkSettings(kappa=5.0, kl=3.0, mean_epochs=65535),
-        AggregateSettings(weighting="samples"),
+        AggregateSettings(weighting="samples", clamp=0.002),
     ),
     "thrifty": Preset(
         WorkSettings(kappa=24.0, kl=3.0, mean_epochs=65535),
-        AggregateSettings(weighting="samples"),
+        AggregateSettings(weighting="samples", clamp=0.002),
     ),
     "paper": Preset(
         WorkSettings(epochs=3, learning_rate=0.1, codec="rans", keep_optimizer=True, straight_through="theta"),

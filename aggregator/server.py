@@ -181,7 +181,7 @@ class Server:
             case Publicise(theta):
                 self._publicise(theta)
             case Finish():
-                log.info("job %s is done: %s", self.config.job, self.config.state_dir / "model.smm")
+                log.info("job %s is done: %s", self.config.job, self.config.state_dir / "model.smk")
 
     def _close(self, closed: Closed) -> None:
         round_ = closed.round
@@ -192,7 +192,7 @@ class Server:
                 "round %d trained with loss %.3f, accuracy %.1f %%, in %s bytes of updates",
                 *(round_, record["train_loss"], 100 * record["train_accuracy"], f"{record['update_bytes']:,}"),
             )
-        write_atomic(self.config.state_dir / "model.smm", finished)
+        write_atomic(self.config.state_dir / "model.smk", finished)
         keep = relays(self.job) and self.job.phase is not Phase.DONE
         self.store.closed(round_, closed.theta, record, closed.memory, keep)
         self._list_rounds()

@@ -13,12 +13,14 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import quote
 
 from aggregator.posterior import Memory
 from seedmask.codec import counts
-from seedmask.errors import UserError
+from seedmask.errors import ProtocolError, UserError
 from seedmask.io.files import hold
 from seedmask.mask import Theta
+from seedmask.spec import ModelSpec, from_json
 from seedmask.wire import Update, Work, encode, expect
 
 DEFAULT_WORK: Final = Work()
@@ -220,6 +222,43 @@ class Store:
         """Let go of the file."""
         self._db.close()
         self._lock.close()
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What a job came to: its `name`, the `spec` it trains, the last round asked for, and the `recent` results."""
+
+    name: str
+    spec: ModelSpec
+    round: int
+    recent: tuple[Theta, ...]
+
+
+def outcome(path: Path, last: int = 1, until: int = 0) -> Outcome:
+    """The results of the `last` closed rounds up to round `until`, 0 for the latest; read beside a running aggregator.
+
+    Raises UserError.
+    """
+    if not path.is_file():
+        raise UserError(f"there is no {path}; an aggregator keeps its job in state_dir/job.sqlite")
+    query = (
+        "SELECT round, result FROM rounds WHERE result IS NOT NULL AND (? = 0 OR round <= ?) ORDER BY round DESC"
+        " LIMIT ?"
+    )
+    try:
+        with contextlib.closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True, timeout=30)) as db:
+            if db.execute("PRAGMA user_version").fetchone()[0] != _LAYOUT:
+                raise UserError(f"{path} was made by another version of this program")
+            name, blob = db.execute("SELECT name, spec FROM job").fetchone()
+            rows = db.execute(query, (until, until, last)).fetchall()
+        spec = from_json(blob)
+        recent = tuple(counts.decode(result, spec.d) for _, result in reversed(rows))
+    except (sqlite3.DatabaseError, ProtocolError, TypeError) as error:
+        raise UserError(f"{path} is no job's database, or a damaged one: {error}") from None
+    if not rows or (until and rows[0][0] != until):
+        known = f"round {rows[0][0]} is the latest one that closed" if rows else "none has closed yet"
+        raise UserError(f"job {name}: {f'round {until} is not there' if until else 'no model'}; {known}")
+    return Outcome(name, spec, rows[0][0], recent)
 
 
 def results(path: Path, d: int, after: int = 0) -> Iterator[tuple[dict[str, Any], Theta]]:

@@ -46,6 +46,7 @@ def _run(options: argparse.Namespace) -> int:
     bundle = bundles.load(config.bundle)
     data = datasets.load(config.data, bundle.spec)
     runtimes.require(config.runtime)
+    runtimes.require_graphs([config.runtime], bundle)
     outbox = Outbox(config.state_dir / "outbox", config.job)
     check(config.broker)
     print(

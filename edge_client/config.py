@@ -14,7 +14,7 @@ device = "jetson-01"            # a-z, 0-9 and '-'; unique in the fleet
 job = "fashion"                 # the aggregator's job
 bundle = "mlp.bundle"           # written by `seedmask export`; paths are relative to this file
 state_dir = "state"             # outbox and log
-runtime = "onnxruntime"         # or "reference" (NumPy only, slow)
+runtime = "onnxruntime"         # `seedmask client runtimes` lists the others
 threads = 0                     # 0: all cores
 # thrift = 12                   # bits of relative entropy per byte sent, within the job's bounds: more is fewer bytes
 

@@ -20,7 +20,7 @@ from aggregator.config import WEIGHTINGS, AggregateSettings, Rounds, RunConfig, 
 from aggregator.presets import PRESETS, settings_of
 from aggregator.store import reports
 from edge_client.data import Dataset, check
-from edge_client.runtimes import Runtime, names, open_runtime, targets
+from edge_client.runtimes import Runtime, names, open_runtime, require_graphs, targets
 from seedmask import bundle as bundles
 from seedmask.bundle import Bundle
 from seedmask.codec import NAMES as CODECS
@@ -36,7 +36,7 @@ from sim.evaluate import Accuracy, accuracy
 from sim.fleet import Faults, Fleet
 from sim.pool import Pool
 from sim.processes import ProcessFleet
-from sim.runtimes import Assignment, assign, check_graphs
+from sim.runtimes import Assignment, assign
 
 BATCH = 128
 MODELS = ("mlpn", "mlp", "conv4", "conv4s", "conv4n")  # of the zoo, those that take the images there are
@@ -222,7 +222,7 @@ def _setup(options: argparse.Namespace) -> _Setup:
     seed = options.seed if options.seed is not None else secrets.randbits(32)
     images = datasets.load(options.dataset, options.data)
     bundle = bundles.load(options.bundle) if options.bundle else _export(options.model or MODELS[0], seed, runtimes)
-    check_graphs(runtimes, bundle)
+    require_graphs(runtimes.all, bundle)
     spec, shape = bundle.spec, images.test.x.shape[1:]
     if math.prod(spec.input) != math.prod(shape):
         raise UserError(
@@ -334,7 +334,7 @@ def _clear(out: Path) -> None:
 
 
 def _export(model: str, seed: int, runtimes: Assignment) -> Bundle:
-    """The bundle of a network by name, made here and now, with the graphs of all `runtimes` and of `here`."""
+    """The bundle of a network by name, made here and now, with the graphs of all `runtimes`."""
     try:
         from export.make import make_bundle
         from export.trace import trace
@@ -349,7 +349,7 @@ def _export(model: str, seed: int, runtimes: Assignment) -> Bundle:
         )
     entry = ZOO[model]
     spec = trace(entry.factory(), model, seed, entry.input, (0, 255), entry.classes, "kaiming")
-    return make_bundle(spec, BATCH, targets({"onnxruntime", runtimes.here, *runtimes.names}))
+    return make_bundle(spec, BATCH, targets(["onnxruntime", *runtimes.all]))
 
 
 Closed = Callable[[dict[str, Any], Theta, float], None]
@@ -410,7 +410,7 @@ def _finish(options: argparse.Namespace, value: dict[str, Any]) -> None:
     report.write_json(out / "summary.json", value)
     report.write_csv(out / "rounds.csv", value)
     report.draw(out / "accuracy.png", value)
-    shutil.copyfile(out / "aggregator" / "model.smm", out / "model.smm")
+    shutil.copyfile(out / "aggregator" / "model.smk", out / "model.smk")
     if options.json is not None and str(options.json) != "-":
         report.write_json(options.json, value)
     reached = Accuracy(**value["accuracy"])
@@ -433,7 +433,7 @@ def _finish(options: argparse.Namespace, value: dict[str, Any]) -> None:
         ("summary.json", "all of this, for scripts"),
         ("rounds.csv", "one line per round"),
         ("accuracy.png", "accuracy against bytes"),
-        ("model.smm", f"the model: seed and mask, {(out / 'model.smm').stat().st_size:,} bytes"),
+        ("model.smk", f"the model: seed and mask, {(out / 'model.smk').stat().st_size:,} bytes"),
         ("model.bundle", "what the devices were given"),
     ):
         print(f"wrote {out / name!s:<32} {what}")

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Final
 
 from edge_client import runtimes
-from seedmask.bundle import Bundle
 from seedmask.errors import UserError
 
 _SECONDS: Final = 120.0  # for another interpreter to say what it has; importing is slow on a busy machine
@@ -23,6 +22,11 @@ class Assignment:
 
     names: tuple[str, ...]
     pythons: Mapping[str, str]
+
+    @property
+    def all(self) -> list[str]:
+        """Every runtime of the simulation, the evaluating one included."""
+        return sorted({self.here, *self.names})
 
     @property
     def here(self) -> str:
@@ -55,7 +59,7 @@ def assign(text: str, pythons: Sequence[str], virtual: bool) -> Assignment:
             raise UserError(f"--python {entry}: {path} is no program")
         paths[name] = os.path.abspath(found)  # not resolved: what a link is called tells Python its environment
     assignment = Assignment(chosen, paths)
-    for name in {assignment.here, *chosen}:
+    for name in assignment.all:
         if name in paths:
             _ask(name, paths[name])
         else:
@@ -78,14 +82,3 @@ def _ask(name: str, python: str) -> None:
     if name not in rows or rows[name]["missing"]:
         lacks = ", ".join(rows[name]["missing"]) if name in rows else "such a runtime"
         raise UserError(f"--python {name}={python} lacks {lacks}: {runtimes.how_to_get(name)}")
-
-
-def check_graphs(assignment: Assignment, bundle: Bundle) -> None:
-    """Raise UserError unless `bundle` has the graphs of every runtime."""
-    names = {assignment.here, *assignment.names}
-    for name in sorted(names):
-        if lacks := runtimes.lacking(name, bundle):
-            wanted = ",".join(runtimes.targets(names))
-            raise UserError(
-                f"the bundle has no {', '.join(lacks)}, which runtime {name} opens: seedmask export --runtimes {wanted}"
-            )

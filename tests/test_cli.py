@@ -21,7 +21,7 @@ from seedmask.codec import counts
 from seedmask.errors import UserError
 from seedmask.io.commands import Command
 from seedmask.spec import Flatten, Linear, ModelSpec, Tensor, scale_bits
-from sim.runtimes import Assignment, assign, check_graphs
+from sim.runtimes import assign
 
 
 @pytest.fixture(autouse=True)
@@ -72,7 +72,7 @@ def test_a_command_whose_packages_are_missing_says_what_to_install(
 
 
 def test_inspect_describes_a_bundle_and_a_finished_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    bundle, finished = tmp_path / "tiny.bundle", tmp_path / "model.smm"
+    bundle, finished = tmp_path / "tiny.bundle", tmp_path / "model.smk"
     bundle.write_bytes(to_bytes(Bundle(spec(), 16, {})))
     finished.write_bytes(model.encode(model.FinishedModel(spec(), np.ones(7840, np.uint8))))
     assert cli.main(["inspect", str(bundle)]) == 0
@@ -86,7 +86,7 @@ def test_inspect_describes_a_bundle_and_a_finished_model(tmp_path: Path, capsys:
 
 def test_inspect_refuses_what_is_neither(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     odd = tmp_path / "odd"
-    odd.write_bytes(b"SMM1 and then something else")
+    odd.write_bytes(b"SMK1 and then something else")
     assert cli.main(["inspect", str(odd)]) == 2
     assert cli.main(["inspect", str(tmp_path / "absent")]) == 2
     said = capsys.readouterr().err
@@ -103,6 +103,7 @@ def test_runtimes_lists_what_is_ready_with_its_version_and_how_to_get_the_rest(
     assert list(rows) == runtimes.names()
     assert (rows["reference"]["ready"], rows["reference"]["missing"]) == (True, [])
     assert rows["reference"]["versions"] == {"numpy": np.__version__}
+    assert rows["reference"]["install"] == "pip install 'seedmask' (in a clone: '.')"
     assert (rows["ort_training"]["ready"], rows["ort_training"]["missing"]) == (False, ["a_package"])
     assert (
         rows["ort_training"]["install"]
@@ -214,8 +215,8 @@ def test_an_interpreter_that_lacks_its_runtime_is_named_with_what_to_install(mon
 
 def test_a_bundle_without_a_runtimes_graphs_says_how_to_export_it() -> None:
     with pytest.raises(UserError, match=r"no onnx/init.onnx, .*: seedmask export --runtimes onnx,ort-training"):
-        check_graphs(Assignment(("onnxruntime", "ort_training"), {}), Bundle(spec(), 16, {}))
-    check_graphs(Assignment(("reference",), {}), Bundle(spec(), 16, {}))
+        runtimes.require_graphs(["onnxruntime", "ort_training"], Bundle(spec(), 16, {}))
+    runtimes.require_graphs(["reference"], Bundle(spec(), 16, {}))
 
 
 @pytest.fixture
@@ -287,7 +288,7 @@ def test_simulate_twice_with_the_same_arguments_writes_the_same_files(
         assert "--images 2,000 is more than 1,437 training images allow; 479 per device are used" in printed
         assert "over a broker in memory" in printed
         (out / "left-over").touch()  # the second run empties what the first one made
-        files = [tmp_path / name, out / "rounds.csv", out / "model.smm", out / "model.bundle", out / "accuracy.png"]
+        files = [tmp_path / name, out / "rounds.csv", out / "model.smk", out / "model.bundle", out / "accuracy.png"]
         found.append([path.read_bytes() for path in files])
     assert found[0] == found[1]
     value, picture = json.loads(found[0][0]), found[0][4]

@@ -177,7 +177,7 @@ def test_a_share_of_ones_that_the_bits_do_not_have_is_refused() -> None:
     honest = rans.encode(np.array([0, 0, 0, 1], np.uint8), theta)
     symbols, context = np.array([8]), np.array([0])
     other = np.array([1025])
-    lying = other.astype("<u2").tobytes() + ans.encode(symbols, context, rans._frequencies(other))
+    lying = other.astype("<u2").tobytes() + ans.encode(symbols, context, rans.frequencies(other))
     assert len(lying) == len(honest)
     with pytest.raises(CodecError, match="share"):
         rans.decode(lying, theta)
@@ -185,7 +185,7 @@ def test_a_share_of_ones_that_the_bits_do_not_have_is_refused() -> None:
 
 @pytest.mark.parametrize("share", [1, 2047, 2048, 2049, 4095])
 def test_frequencies_sum_to_the_total_and_leave_no_symbol_out(share: int) -> None:
-    row = rans._frequencies(np.array([share]))[0]
+    row = rans.frequencies(np.array([share]))[0]
     assert int(row.sum()) == ans.TOTAL
     assert int(row.min()) >= 1
 

@@ -482,7 +482,7 @@ def test_a_grid_with_a_mistake_names_it(change: dict[str, Any], says: str) -> No
 
 
 def test_a_grid_that_is_not_there_names_those_that_are() -> None:
-    with pytest.raises(UserError, match=r"no grid 'quik' .*packaged are conv, learning, quick;"):
+    with pytest.raises(UserError, match=r"no grid 'quik' .*packaged are conv, conv-1-epoch, learning, quick;"):
         grid.load("quik")
 
 

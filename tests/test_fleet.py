@@ -392,7 +392,7 @@ def test_a_device_that_leaves_a_job_that_is_not_done_ends_the_simulation(
         now[0] += 2
         with pytest.raises(UserError, match=r"device-000 left before the job was done(.|\n)*client: the job is done"):
             processes._watch()
-        server.log.write_text("12:00:00 aggregator: job sim-1 is done: model.smm\n")
+        server.log.write_text("12:00:00 aggregator: job sim-1 is done: model.smk\n")
         processes._watch()
     finally:
         assert server.running is not None

@@ -319,6 +319,12 @@ def test_without_a_broker_a_device_says_so_keeps_trying_and_leaves_on_ctrl_c(tmp
             lambda folder, bundle: np.savez(folder / "data.npz", x=np.zeros((4, 784)), y=np.full(4, 11)),
             "labels 11 .. 11",
         ),
+        (
+            lambda folder, bundle: (folder / "edge.toml").write_text(
+                (folder / "edge.toml").read_text().replace('runtime = "reference"', 'runtime = "onnxruntime"')
+            ),
+            "which runtime onnxruntime opens: seedmask export --runtimes onnx",
+        ),
     ],
 )
 def test_what_the_user_got_wrong_is_one_line_and_status_2(
@@ -409,7 +415,7 @@ def test_two_devices_train_over_either_broker(tmp_path: Path, bundle: Path, kind
             started.append(subprocess.Popen([*SEEDMASK, "client", "run", "--config", str(settings)], stderr=output))
             until(lambda: "1 of 2 devices online, need 2" in log.read_text())
         assert [process.wait(120) for process in started] == [0, 0, 0], log.read_text()
-    assert (tmp_path / "server" / "model.smm").read_bytes()[:4] == b"SMM1"
+    assert (tmp_path / "server" / "model.smk").read_bytes()[:4] == b"SMK1"
     assert len(json.loads((tmp_path / "server" / "rounds.json").read_text())) == 2
 
 

@@ -15,9 +15,10 @@ import pytest
 
 from aggregator import server as shell
 from aggregator.config import AggregateSettings, Rounds, RunConfig, WorkSettings
+from aggregator.posterior import finished
 from aggregator.round import Ticked as RoundTicked
 from aggregator.server import Server, will
-from aggregator.store import Store, results
+from aggregator.store import Store, outcome, results
 from edge_client.client import Client, Identity, read_journal
 from edge_client.outbox import Outbox
 from edge_client.session import Ticked, Trained
@@ -272,11 +273,14 @@ def sound(world: World, spec: ModelSpec) -> None:
     assert len(set(accepted)) == len(accepted)
     theta = list(results(world.config.state_dir / "job.sqlite", spec.d))[-1][1]
     assert np.array_equal(finished_mask(world), theta.threshold())
+    job = outcome(world.config.state_dir / "job.sqlite")  # what `seedmask finalize` reads
+    assert (job.name, job.round, job.spec) == (JOB, 2, spec)
+    assert np.array_equal(finished(job.recent), finished_mask(world))
     assert leftovers(world) == []
 
 
 def finished_mask(world: World) -> Mask:
-    return model.decode((world.config.state_dir / "model.smm").read_bytes()).mask
+    return model.decode((world.config.state_dir / "model.smk").read_bytes()).mask
 
 
 def leftovers(world: World) -> list[str]:

@@ -95,7 +95,7 @@ def test_every_preset_can_travel_and_the_paper_is_what_its_authors_published() -
     assert paper.work.work() == Work(codec=2, keep_optimizer=1, straight_through=1)
     assert paper.learning.recipe() == Recipe(init="normal")
     assert PRESETS["thrifty"].work.work() == Work(kappa=24_000, kl=3_000_000, mean_epochs=65535)
-    assert PRESETS["default"].learning.recipe() == Recipe(heaviest=10_000)
+    assert PRESETS["default"].learning.recipe() == Recipe(heaviest=10_000, clamp=131)
 
 
 def test_the_plain_settings_are_those_of_the_wire_and_of_the_recipe() -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from seedmask import errors, wire
-from seedmask.codec import CODECS, counts, delta, relay
+from seedmask.codec import CODECS, counts, delta, relay, tensors
 from seedmask.wire import Phase, Status
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -59,7 +59,7 @@ def test_the_protocols_error_table_is_the_programs() -> None:
 
 def test_the_protocols_codec_table_is_the_programs() -> None:
     rows = re.findall(r"^\| (\d+) \| `(\w+)` \|", section(5), re.MULTILINE)
-    known = [(codec.ID, codec.NAME) for codec in (*CODECS.values(), counts, delta, relay)]
+    known = [(codec.ID, codec.NAME) for codec in (*CODECS.values(), counts, delta, relay, tensors)]
     assert [(int(number), name) for number, name in rows] == known
 
 

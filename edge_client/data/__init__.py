@@ -62,14 +62,25 @@ def doubtful_range(data: Dataset, spec: ModelSpec) -> str | None:
 
 def check(data: Dataset, spec: ModelSpec) -> Dataset:
     """`data` in the model's shape. Raises UserError where it cannot train `spec`."""
-    n = len(data.y)
-    if n == 0 or len(data.x) != n:
-        raise UserError(f"data: {len(data.x)} inputs and {n} labels")
-    if int(np.prod(data.x.shape[1:])) != int(np.prod(spec.input)):
-        raise UserError(f"data: inputs are {list(data.x.shape[1:])}, model {spec.name} takes {list(spec.input)}")
-    low, high = int(data.y.min()), int(data.y.max())
+    check_labels(data.y, len(data.x), spec)
+    return Dataset(check_inputs(data.x, spec), data.y)
+
+
+def check_labels(y: npt.NDArray[np.int64], n: int, spec: ModelSpec) -> None:
+    """Raise UserError unless `y` names a class of `spec` for each of `n` inputs."""
+    if len(y) == 0 or len(y) != n:
+        raise UserError(f"data: {n} inputs and {len(y)} labels")
+    low, high = int(y.min()), int(y.max())
     if low < 0 or high >= spec.classes:
         raise UserError(f"data: labels {low} .. {high}, model {spec.name} has classes 0 .. {spec.classes - 1}")
-    if data.x.dtype.kind == "f" and not np.isfinite(data.x).all():
+
+
+def check_inputs(x: npt.NDArray[Any], spec: ModelSpec) -> npt.NDArray[Any]:
+    """`x` in the model's shape, [n, *input]. Raises UserError where it does not fit `spec`."""
+    if x.dtype.kind not in "uif" or x.ndim == 0 or len(x) == 0:
+        raise UserError(f"data: inputs are numbers [n, ...], found {x.dtype} {list(x.shape)}")
+    if int(np.prod(x.shape[1:])) != int(np.prod(spec.input)):
+        raise UserError(f"data: inputs are {list(x.shape[1:])}, model {spec.name} takes {list(spec.input)}")
+    if x.dtype.kind == "f" and not np.isfinite(x).all():
         raise UserError("data: an input is not a finite number")
-    return Dataset(data.x.reshape(n, *spec.input), data.y)
+    return x.reshape(len(x), *spec.input)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from edge_client.data import Dataset, DataSettings
 from seedmask.errors import UserError
@@ -15,23 +17,26 @@ def load(settings: DataSettings) -> Dataset:
     path = settings.path
     if path is None:
         raise UserError("[data] format npz needs `path`")
+    found = arrays(path)
+    if absent := {"x", "y"} - set(found):
+        raise UserError(f"{path} has arrays {', '.join(found)}; it lacks {', '.join(sorted(absent))}")
+    x, y = found["x"], found["y"]
+    if x.dtype.kind not in "uif" or x.ndim == 0 or y.dtype.kind not in "ui" or y.ndim != 1:
+        shapes = f"x {x.dtype} {list(x.shape)}, y {y.dtype} {list(y.shape)}"
+        raise UserError(f"{path}: x must be numbers [n, ...] and y [n] integers, found {shapes}")
+    return Dataset(x, y.astype(np.int64))
+
+
+def arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
+    """Those of `x` and `y` that an archive has, and any other's name with nothing behind it. Raises UserError."""
     try:
         archive: Any = np.load(path, allow_pickle=False)  # a pickle is a program, not data
         if not isinstance(archive, np.lib.npyio.NpzFile):
             raise ValueError("a single array, not an archive")
         with archive:
-            absent = {"x", "y"} - set(archive.files)
-            if absent:
-                raise UserError(f"{path} has arrays {', '.join(archive.files)}; it lacks {', '.join(sorted(absent))}")
-            x, y = archive["x"], archive["y"]
-    except UserError:
-        raise
+            return {name: archive[name] if name in ("x", "y") else np.zeros(0) for name in archive.files}
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from None
     # zipfile, zlib and numpy raise a dozen kinds for a damaged file; to its owner they are the same thing.
     except Exception as error:
         raise UserError(f"{path} is not an npz archive of numbers: {error}") from None
-    if x.dtype.kind not in "uif" or x.ndim == 0 or y.dtype.kind not in "ui" or y.ndim != 1:
-        found = f"x {x.dtype} {list(x.shape)}, y {y.dtype} {list(y.shape)}"
-        raise UserError(f"{path}: x must be numbers [n, ...] and y [n] integers, found {found}")
-    return Dataset(x, y.astype(np.int64))

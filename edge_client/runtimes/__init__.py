@@ -13,7 +13,7 @@ import importlib.metadata
 import importlib.util
 import math
 import pkgutil
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -214,16 +214,22 @@ def _present(package: str) -> bool:
 
 def versions(name: str) -> dict[str, str]:
     """What runtime `name` runs on here: distribution to version. Those that are missing are not in it."""
-    providers = importlib.metadata.packages_distributions()
-    tops = [package.partition(".")[0] for package in _module(name).NEEDS] or ["numpy"]
-    found = {distribution for top in tops for distribution in providers.get(top, ())}
-    return {distribution: importlib.metadata.version(distribution) for distribution in sorted(found)}
+    packages = [package.partition(".")[0] for package in _module(name).NEEDS] or ["numpy"]
+    # By its files, because onnxruntime has several distributions; not by packages_distributions(), which in Python 3.10
+    # knows only those with a top_level.txt.
+    return {
+        each.metadata["Name"]: each.version
+        for each in importlib.metadata.distributions()
+        if any(str(file) == f"{package}/__init__.py" for file in each.files or () for package in packages)
+    }
 
 
 def how_to_get(name: str) -> str:
     """What to type for the packages of runtime `name`, and what to know before."""
-    extra, note = name.replace("_", "-"), getattr(_module(name), "NOTE", "")
-    return f"pip install 'seedmask[{extra}]' (in a clone: '.[{extra}]')" + (f"; {note}" if note else "")
+    module = _module(name)
+    extra = f"[{name.replace('_', '-')}]" if module.NEEDS else ""
+    note = f"; {module.NOTE}" if hasattr(module, "NOTE") else ""
+    return f"pip install 'seedmask{extra}' (in a clone: '.{extra}'){note}"
 
 
 def graphs(name: str) -> tuple[str, ...]:
@@ -248,6 +254,16 @@ def require(name: str) -> None:
         raise UserError(f"no runtime called {name!r}; there are {', '.join(names())}")
     if absent := missing(name):
         raise MissingPackageError(f"runtime {name} needs {', '.join(absent)}: {how_to_get(name)}")
+
+
+def require_graphs(of: Collection[str], bundle: Bundle) -> None:
+    """Raise UserError unless `bundle` has the graphs of all these runtimes."""
+    for name in of:
+        if absent := lacking(name, bundle):
+            raise UserError(
+                f"the bundle has no {', '.join(absent)}, which runtime {name} opens: "
+                f"seedmask export --runtimes {','.join(targets(of))}"
+            )
 
 
 def open_runtime(name: str, bundle: Bundle, threads: int = 0) -> Runtime:

@@ -522,9 +522,8 @@ const cumulate = (frequency) => {
 };
 
 /** Code `symbols` [n], each under row `contexts[i]` of `frequency`, whose rows sum to 4096. */
-export function ansEncode(symbols, contexts, frequency) {
+export function ansEncode(symbols, contexts, frequency, lanes = lanesOf(symbols.length)) {
   const n = symbols.length;
-  const lanes = lanesOf(n);
   const cumulative = frequency.map(cumulate);
   const state = new Uint32Array(lanes).fill(LOW);
   const out = new Uint16Array(n); // at most one word a symbol
@@ -547,9 +546,8 @@ export function ansEncode(symbols, contexts, frequency) {
 }
 
 /** The symbols, Uint8Array [contexts.length]. */
-export function ansDecode(payload, contexts, frequency) {
+export function ansDecode(payload, contexts, frequency, lanes = lanesOf(contexts.length)) {
   const n = contexts.length;
-  const lanes = lanesOf(n);
   if (payload.length < 4 * lanes || payload.length % 2) {
     fail("codec", `rANS payload of ${payload.length} bytes cannot hold ${lanes} lanes and whole words`);
   }
@@ -935,6 +933,73 @@ function deltaRows(level, top, contexts, rows) {
   const count = Array.from({ length: rows }, () => new Array(top + 1).fill(0));
   for (let i = 0; i < level.length; i++) count[contexts[i]][level[i]]++;
   return count.map(normalise);
+}
+
+/** 5.9: any mask, each tensor under its own number of ones; for the file of a finished model. */
+export const tensors = {
+  ID: 19,
+  NAME: "tensors",
+
+  encode(mask, sizes) {
+    checkMask(mask, sizes.reduce((a, b) => a + b, 0));
+    const starts = cumulate(sizes);
+    const ones = sizes.map((n, t) => mask.subarray(starts[t], starts[t] + n).reduce((a, b) => a + b, 0));
+    const head = [];
+    ones.forEach((k) => putVarint(head, k));
+    const { contexts, frequency, runs, lanes } = tensorModel(sizes, ones);
+    if (!contexts.length) return Uint8Array.from(head);
+    const symbols = new Uint8Array(contexts.length);
+    for (const { at, n, symbol } of runs) {
+      for (let i = 0; i < n; i++) symbols[symbol + (i >>> 2)] |= mask[at + i] << (i & 3);
+    }
+    return concat([Uint8Array.from(head), ansEncode(symbols, contexts, frequency, lanes)]);
+  },
+
+  decode(payload, sizes) {
+    let at = 0;
+    const ones = sizes.map((n) => {
+      let k;
+      [k, at] = getVarint(payload, at);
+      if (k > n) fail("codec", `tensors mask: ${k} ones among ${n} weights`);
+      return k;
+    });
+    const starts = cumulate(sizes);
+    const mask = new Uint8Array(sizes.reduce((a, b) => a + b, 0));
+    sizes.forEach((n, t) => ones[t] === n && mask.fill(1, starts[t], starts[t] + n));
+    const { contexts, frequency, runs, lanes } = tensorModel(sizes, ones);
+    if (!contexts.length) {
+      if (at !== payload.length) fail("codec", "tensors mask: nothing is left to tell");
+      return mask;
+    }
+    const symbols = ansDecode(payload.subarray(at), contexts, frequency, lanes);
+    for (const { at: start, n, symbol, k } of runs) {
+      let found = 0;
+      for (let i = 0; i < n; i++) found += mask[start + i] = (symbols[symbol + (i >>> 2)] >>> (i & 3)) & 1;
+      if (n & 3 && symbols[symbol + (n >>> 2)] >>> (n & 3)) fail("codec", "tensors mask: padding bits must be zero");
+      if (found !== k) fail("codec", `tensors mask: ${found} ones, the payload says ${k}`);
+    }
+    return mask;
+  },
+};
+
+/** The tensors with both kinds of bit as `runs` of symbols, the row of each symbol, the rows, and the lanes. */
+function tensorModel(sizes, ones) {
+  const starts = cumulate(sizes);
+  const runs = [];
+  const frequency = [];
+  let symbol = 0;
+  let rare = 0;
+  sizes.forEach((n, t) => {
+    const k = ones[t];
+    if (k === 0 || k === n) return;
+    rare += Math.min(k, n - k);
+    runs.push({ at: starts[t], n, k, symbol });
+    frequency.push(nibbleFrequencies(Math.min(4095, Math.max(1, Math.floor((8192 * k + n) / (2 * n))))));
+    symbol += Math.ceil(n / 4);
+  });
+  const contexts = new Uint32Array(symbol);
+  runs.forEach((run, row) => contexts.fill(row, run.symbol, runs[row + 1]?.symbol ?? symbol));
+  return { contexts, frequency, runs, lanes: lanesOf(rare) };
 }
 
 /** The id table of mask codecs. */
@@ -1394,3 +1459,47 @@ export class Assembly {
     return whole;
   }
 }
+
+// ----------------------------------------------------------------------------------------- 9.2 finished model
+
+const MODEL_MAGIC = "SMK1";
+
+/** The file of a finished model: `spec` the bytes of its canonical form, `mask` Uint8Array [d]. */
+export function writeModel(spec, mask) {
+  const { sizes, even } = modelParts(readSpec(spec));
+  const [plain, coded] = [packed.encode(mask, even), tensors.encode(mask, sizes)];
+  const [codec, payload] = coded.length < plain.length ? [tensors.ID, coded] : [packed.ID, plain];
+  const head = new Uint8Array(8);
+  head.set(new TextEncoder().encode(MODEL_MAGIC));
+  viewOf(head).setUint32(4, spec.length, true);
+  const middle = new Uint8Array(5);
+  middle[0] = codec;
+  viewOf(middle).setUint32(1, payload.length, true);
+  const body = concat([head, spec, middle, payload]);
+  return concat([body, sha256(body)]);
+}
+
+/** `{spec, mask}` of a finished model's file; weights(spec) times mask is the network. */
+export function readModel(bytes) {
+  if (new TextDecoder("latin1").decode(bytes.subarray(0, 4)) !== MODEL_MAGIC) {
+    fail("bundle", `a model file begins with ${MODEL_MAGIC}`);
+  }
+  const end = bytes.length - 32;
+  if (end < 8 || !same(sha256(bytes.subarray(0, end)), bytes.subarray(end))) fail("bundle", "SHA-256 does not match");
+  const view = viewOf(bytes);
+  const length = view.getUint32(4, true);
+  const at = 13 + length;
+  const spec = readSpec(bytes.subarray(8, Math.min(8 + length, end)));
+  if (at > end || view.getUint32(at - 4, true) !== end - at) fail("bundle", "the mask has not the length it says");
+  const payload = bytes.subarray(at, end);
+  const { sizes, even } = modelParts(spec);
+  const codec = bytes[at - 5];
+  if (codec === packed.ID) return { spec, mask: packed.decode(payload, even) };
+  if (codec === tensors.ID) return { spec, mask: tensors.decode(payload, sizes) };
+  return fail("kind", `a finished model's mask is coded by ${packed.ID} or ${tensors.ID}, found codec ${codec}`);
+}
+
+const modelParts = (spec) => ({
+  sizes: spec.tensors.map((tensor) => product(tensor.shape)),
+  even: new Theta(new Uint16Array(spec.d).fill(1), 2),
+});

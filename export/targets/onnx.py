@@ -9,7 +9,7 @@ onnxruntime's CPU runs fastest.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
 import numpy as np
@@ -99,8 +99,8 @@ class Graph:
         kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
         self.outputs.append(helper.make_tensor_value_info(name, kind, shape))
 
-    def model(self, name: str) -> bytes:
-        """The checked model as bytes."""
+    def model(self, name: str, about: Mapping[str, str] | None = None) -> bytes:
+        """The checked model as bytes; `about` becomes its metadata."""
         graph = helper.make_graph(self.nodes, name, self.inputs, self.outputs, list(self.constants.values()))
         made = helper.make_model(
             graph,
@@ -108,6 +108,7 @@ class Graph:
             ir_version=IR_VERSION,
             producer_name="seedmask",
         )
+        helper.set_model_props(made, dict(about or {}))
         onnx.checker.check_model(made, full_check=True)
         return bytes(made.SerializeToString(deterministic=True))
 
@@ -409,8 +410,15 @@ def eval_graph(spec: ModelSpec) -> bytes:
 
 def init_graph(spec: ModelSpec) -> bytes:
     """key int64 [2], from `seedmask.seed.weights_key` -> w float32 [d], bit for bit spec.weights()."""
-    g, count = Graph(), (spec.d + 31) // 32
-    stream = _threefry_words(g, g.input("key", np.int64, [2]), (count + 1) // 2)
+    g = Graph()
+    g.output("w", frozen(g, spec, g.input("key", np.int64, [2])), np.float32, [spec.d])
+    return g.model("init")
+
+
+def frozen(g: Graph, spec: ModelSpec, key: Name) -> Name:
+    """The frozen weights float32 [d] from their key, int64 [2]."""
+    count = (spec.d + 31) // 32
+    stream = _threefry_words(g, key, (count + 1) // 2)
     bits = g("BitwiseAnd", g("Reshape", stream, g.ints(-1, 1)), g.const([1 << b for b in range(32)], np.uint32))
     flat = g(
         "Reshape",
@@ -420,8 +428,7 @@ def init_graph(spec: ModelSpec) -> bytes:
     ops = OnnxOps(g, 0)
     signs = ops.split(g.slice(flat, 0, 0, spec.d), [(tensor.size,) for tensor in spec.tensors])
     scaled = [ops.mul(sign, ops.number(t.constant)) for sign, t in zip(signs, spec.tensors, strict=True)]
-    g.output("w", ops.join(scaled), np.float32, [spec.d])
-    return g.model("init")
+    return ops.join(scaled)
 
 
 def _threefry_words(g: Graph, key: Name, blocks: int) -> Name:

@@ -1,8 +1,7 @@
 """The id table of PROTOCOL 5: one file per mask codec, one line here.
 
 A codec draws a mask and codes it, because the cheapest codes are drawn in a way of their own. `decode` is total on any
-bytes: it returns a mask or raises a ProtocolError. `packed` and `rans` code any given mask (their `encode`), which is
-what the file of a finished model needs.
+bytes: it returns a mask or raises a ProtocolError. The file of a finished model has its own, `tensors`, and `packed`.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from seedmask.errors import KindError
 from seedmask.mask import F32, Mask, Theta
 from seedmask.shared import Shared
 
-__all__ = ["CODECS", "EXACT", "NAMES", "ExactCodec", "MaskCodec", "Plan", "by_id"]
+__all__ = ["CODECS", "NAMES", "MaskCodec", "Plan", "by_id"]
 
 
 class MaskCodec(Protocol):
@@ -44,23 +43,8 @@ class MaskCodec(Protocol):
         """
 
 
-class ExactCodec(Protocol):
-    """A codec that can code any given mask; it needs no shared uniforms."""
-
-    @property
-    def ID(self) -> int:  # noqa: N802 - a module constant
-        """Number on the wire."""
-
-    def encode(self, mask: Mask, theta: Theta) -> bytes:
-        """Code `mask`, uint8 [d] of 0/1."""
-
-    def decode(self, payload: bytes, theta: Theta) -> Mask:
-        """The mask back, or a ProtocolError."""
-
-
 CODECS: dict[int, MaskCodec] = {codec.ID: codec for codec in (packed, rans, hmrc, crn)}
 NAMES: dict[str, int] = {codec.NAME: codec.ID for codec in CODECS.values()}
-EXACT: dict[int, ExactCodec] = {codec.ID: codec for codec in (packed, rans)}
 
 
 def by_id(number: int) -> MaskCodec:

@@ -4,8 +4,8 @@ Jarek Duda, "Asymmetric numeral systems", arXiv 1311.2540; interleaving after Fa
 Frequencies sum to 4096, states are below 2**32, words have 16 bits. Symbol i belongs to lane i mod W, and the lanes of
 one row step together, which is what makes it fast in NumPy; a scalar loop over i in order reads the same bytes.
 The surprise of any ANS coder: it is a stack, so the encoder walks backwards and the decoder forwards.
-W follows from the number of symbols and every state must end where the encoder began, so that for given frequencies
-one list of symbols has one payload and no other bytes decode to it.
+W follows from the number of symbols, or is what a caller knows to be worth it, and every state must end where the
+encoder began, so that for given frequencies one list of symbols has one payload and no other bytes decode to it.
 """
 
 from __future__ import annotations
@@ -40,10 +40,13 @@ def normalise(counts: Ints) -> npt.NDArray[np.uint32]:
     return frequency.astype(np.uint32)
 
 
-def encode(symbols: Ints, contexts: Ints, frequency: Ints) -> bytes:
-    """Code `symbols` int [n], each under row `contexts[i]` of `frequency` uint [C, A] (rows sum to 4096)."""
+def encode(symbols: Ints, contexts: Ints, frequency: Ints, lanes: int = 0) -> bytes:
+    """Code `symbols` int [n], each under row `contexts[i]` of `frequency` uint [C, A] (rows sum to 4096).
+
+    In `lanes` lanes, 0 for `lanes_of(n)`; the decoder is told the same.
+    """
     n = symbols.size
-    lanes = lanes_of(n)
+    lanes = lanes or lanes_of(n)
     cumulative = np.cumsum(frequency, axis=1) - frequency
     f = frequency[contexts, symbols].astype(np.int64)
     c = cumulative[contexts, symbols].astype(np.int64)
@@ -66,10 +69,10 @@ def encode(symbols: Ints, contexts: Ints, frequency: Ints) -> bytes:
     return b"".join([state.astype("<u4").tobytes(), *tail])
 
 
-def decode(payload: bytes, contexts: Ints, frequency: Ints) -> npt.NDArray[np.uint8]:
+def decode(payload: bytes, contexts: Ints, frequency: Ints, lanes: int = 0) -> npt.NDArray[np.uint8]:
     """The symbols, uint8 [len(contexts)], that `encode` put into `payload`; A is at most 256. Raises CodecError."""
     n = contexts.size
-    lanes = lanes_of(n)
+    lanes = lanes or lanes_of(n)
     if len(payload) < 4 * lanes or len(payload) % 2:
         raise CodecError(f"rANS payload of {len(payload)} bytes cannot hold {lanes} lanes and whole words")
     state = np.frombuffer(payload, "<u4", lanes).astype(np.int64)

@@ -33,7 +33,8 @@ def encode(theta: Theta, base: Theta) -> bytes:
     """u8 17 | base digest | u16 top | u16 clamp | u16 frequencies per level of the base that occurs | rANS payload."""
     if not possible(theta, base):
         raise ValueError(f"no delta of {theta.top + 1} levels on {base.top + 1}, {theta.d} weights on {base.d}")
-    frequency, contexts = _rows(theta.level, theta.top, base)
+    contexts = _contexts(base)
+    frequency = _rows(theta.level, theta.top, contexts)
     coded = ans.encode(theta.level, contexts, frequency)
     return _HEAD.pack(ID, base.digest(), theta.top, theta.clamp) + frequency.astype("<u2").tobytes() + coded
 
@@ -56,7 +57,7 @@ def decode(payload: bytes, base: Theta) -> Theta:
     if np.any(frequency.sum(axis=1) != ans.TOTAL):
         raise CodecError(f"delta: frequencies of a row do not sum to {ans.TOTAL}")
     level = ans.decode(payload[at:], contexts, frequency).astype(np.uint16)
-    if not np.array_equal(frequency, _rows(level, top, base)[0]):
+    if not np.array_equal(frequency, _rows(level, top, contexts)):
         raise CodecError("delta: the frequencies are not those of the levels")
     return Theta(level, top, clamp)
 
@@ -64,13 +65,15 @@ def decode(payload: bytes, base: Theta) -> Theta:
 def _contexts(base: Theta) -> npt.NDArray[np.intp]:
     """Of each weight the number of its level among those that occur, intp [d]."""
     there = np.bincount(base.level, minlength=base.top + 1) > 0
-    return (np.cumsum(there) - 1)[base.level]
+    contexts: npt.NDArray[np.intp] = (np.cumsum(there) - 1).take(base.level)
+    return contexts
 
 
-def _rows(level: npt.NDArray[Any], top: int, base: Theta) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.intp]]:
-    """(frequencies uint32 [rows, top + 1], which row is each weight's [d])."""
-    contexts = _contexts(base)
+def _rows(level: npt.NDArray[Any], top: int, contexts: npt.NDArray[np.intp]) -> npt.NDArray[np.uint32]:
+    """Frequencies of the levels 0 .. `top` by context, uint32 [contexts, top + 1]."""
     columns = top + 1
     rows = int(contexts.max()) + 1
-    counts = np.bincount(contexts * columns + level, minlength=rows * columns).reshape(rows, columns)
-    return np.stack([ans.normalise(row) for row in counts]), contexts
+    cells = contexts * columns
+    cells += level
+    counts = np.bincount(cells, minlength=rows * columns).reshape(rows, columns)
+    return np.stack([ans.normalise(row) for row in counts])

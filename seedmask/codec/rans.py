@@ -14,9 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from seedmask.codec import ans
+from seedmask.codec.buckets import Buckets
 from seedmask.codec.plan import Plan, check_scores, sigmoid
 from seedmask.errors import CodecError
-from seedmask.mask import F32, Mask, Theta, check_mask, sample
+from seedmask.mask import F32, Mask, Theta, check_mask, sample, table
 from seedmask.shared import Shared
 
 ID = 2
@@ -36,63 +37,60 @@ def draw(scores: F32, theta: Theta, shared: Shared, rng: np.random.Generator, pl
 def encode(mask: Mask, theta: Theta) -> bytes:
     """Code `mask`, uint8 [d] of 0/1, under `theta`: u16 share of ones per occupied bucket, then the rANS payload."""
     check_mask(mask, theta.d)
-    order, sizes, place = _layout(theta)
-    sorted_bits = mask[order]
-    share = _shares(sorted_bits, sizes)
-    padded = np.zeros(4 * _contexts(sizes).size, np.uint8)
-    padded[place] = sorted_bits
-    nibbles = padded.reshape(-1, 4) @ np.array([1, 2, 4, 8], np.uint8)
-    head = share.astype("<u2").tobytes()
-    return head + ans.encode(nibbles, _contexts(sizes), _frequencies(share))
+    parts = [part for part in _buckets(theta).by_bucket(mask) if part.size]
+    share = np.array([_share(part) for part in parts])
+    nibbles = np.concatenate([np.packbits(_padded(part).reshape(-1, 4), 1, "little")[:, 0] for part in parts])
+    contexts = _contexts([part.size for part in parts])
+    return share.astype("<u2").tobytes() + ans.encode(nibbles, contexts, frequencies(share))
 
 
 def decode(payload: bytes, theta: Theta, shared: Shared | None = None, max_blocks: int = 0) -> Mask:
     """The mask, uint8 [d]. Raises CodecError for bytes that `encode` could not have written under `theta`."""
-    order, sizes, place = _layout(theta)
-    used = int(np.count_nonzero(sizes))
+    buckets = _buckets(theta)
+    sizes = buckets.sizes
+    used = sum(size > 0 for size in sizes)
     if len(payload) < 2 * used:
         raise CodecError(f"rans mask: {used} bucket shares need {2 * used} bytes, found {len(payload)}")
     stated = np.frombuffer(payload, "<u2", used)
     if np.any(stated < 1) or np.any(stated >= ans.TOTAL):
         raise CodecError(f"rans mask: a bucket's share of ones is 1 .. {ans.TOTAL - 1}")
     share = stated.astype(np.int64)
-    nibbles = ans.decode(payload[2 * used :], _contexts(sizes), _frequencies(share))
-    padded = np.unpackbits(nibbles[:, None], axis=1, count=4, bitorder="little").reshape(-1)
-    sorted_bits = padded[place]
-    if int(padded.sum()) != int(sorted_bits.sum()):
-        raise CodecError("rans mask: padding bits must be zero")
-    if not np.array_equal(share, _shares(sorted_bits, sizes)):
+    nibbles = ans.decode(payload[2 * used :], _contexts(sizes), frequencies(share))
+    bits = np.unpackbits(nibbles[:, None], axis=1, count=4, bitorder="little").reshape(-1)
+    parts, at = [], 0
+    for size in sizes:
+        end = at + 4 * -(-size // 4)
+        if bits[at + size : end].any():
+            raise CodecError("rans mask: padding bits must be zero")
+        parts.append(bits[at : at + size])
+        at = end
+    if [_share(part) for part in parts if part.size] != share.tolist():
         raise CodecError("rans mask: a bucket's share of ones is not that of its bits")
-    mask = np.empty(theta.d, np.uint8)
-    mask[order] = sorted_bits
-    return mask
+    return buckets.by_weight(parts)
 
 
-def _shares(sorted_bits: Mask, sizes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Share of ones of each occupied bucket in 4096ths, rounded half up, kept off 0 and 4096."""
-    occupied = sizes > 0
-    ones = np.add.reduceat(sorted_bits, (np.cumsum(sizes) - sizes)[occupied], dtype=np.int64)
-    size = sizes[occupied]
-    share: npt.NDArray[np.int64] = np.clip((2 * ans.TOTAL * ones + size) // (2 * size), 1, ans.TOTAL - 1)
-    return share
+def _share(bits: Mask) -> int:
+    """Share of ones in 4096ths, rounded half up, kept off 0 and 4096."""
+    return min(max((2 * ans.TOTAL * int(bits.sum()) + bits.size) // (2 * bits.size), 1), ans.TOTAL - 1)
 
 
-def _layout(theta: Theta) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """(stable order by bucket [d], weights per bucket [64], place of each sorted weight among the padded bits [d])."""
-    bucket = (theta.q16() >> _BUCKET_SHIFT).astype(np.uint8)
-    sizes = np.bincount(bucket, minlength=_BUCKETS)
-    order = np.argsort(bucket, kind="stable")
-    padding = np.cumsum(-sizes % 4) - (-sizes % 4)  # zeros that end the buckets before this one
-    return order, sizes, np.arange(theta.d) + np.repeat(padding, sizes)
+def _buckets(theta: Theta) -> Buckets:
+    bucket = (table(theta.top, theta.clamp) >> _BUCKET_SHIFT).astype(np.uint8)
+    return Buckets.of(theta.d, _BUCKETS, lambda piece: bucket.take(theta.level[piece]))
 
 
-def _contexts(sizes: npt.NDArray[np.int64]) -> npt.NDArray[np.intp]:
+def _padded(bits: Mask) -> Mask:
+    """`bits` with zeros behind, to a multiple of four."""
+    return np.concatenate([bits, np.zeros(-bits.size % 4, np.uint8)])
+
+
+def _contexts(sizes: list[int]) -> npt.NDArray[np.intp]:
     """Occupied bucket, counted from 0, of each four-bit symbol."""
-    per_bucket = (sizes[sizes > 0] + 3) // 4
-    return np.repeat(np.arange(per_bucket.size), per_bucket)
+    symbols = [-(-size // 4) for size in sizes if size]
+    return np.repeat(np.arange(len(symbols)), symbols)
 
 
-def _frequencies(share: npt.NDArray[np.int64]) -> npt.NDArray[np.uint32]:
+def frequencies(share: npt.NDArray[np.int64]) -> npt.NDArray[np.uint32]:
     """Frequency of each four-bit symbol per bucket, uint32 [B, 16], rows sum to 4096; products stay below 2**48."""
     p = share.astype(np.uint64)[:, None]
     q = np.uint64(ans.TOTAL) - p

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from seedmask.spec import ModelSpec
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", type=Path, help="a .bundle of `seedmask export`, or the .smm of a finished job")
+    parser.add_argument("file", type=Path, help="a .bundle of `seedmask export`, or the .smk of a finished model")
     parser.add_argument("--json", action="store_true", help="as JSON")
 
 
@@ -40,8 +41,36 @@ def _run(options: argparse.Namespace) -> int:
         for name, size in facts["files"].items():
             print(f"          {name:<32}{size:>11,} bytes")
     else:
-        print(f"mask      {facts['ones']:.1%} ones, {facts['bits_per_parameter']:.4f} bit per parameter (whole file)")
+        print(f"kept      {facts['ones']:.1%} of the weights")
+        print("\n".join(size_lines(models.Sizes(**facts["sizes"]))))
     return 0
+
+
+def size_lines(sizes: models.Sizes) -> list[str]:
+    """What each byte of a finished model is for, a line each."""
+
+    def line(what: str, size: int, more: str) -> str:
+        return f"{what:<10}{size:>11,} bytes  {8 * size / sizes.d:.4f} bit per parameter{more}"
+
+    over = f", {sizes.over_entropy:.2%} above" if sizes.entropy_bits else ""
+    bound = f"; bound {sizes.entropy_bits / 8:,.0f} bytes ({sizes.entropy_bits / sizes.d:.4f}){over}"
+    rest = sizes.file - sizes.mask - sizes.spec
+    return [
+        line("file", sizes.file, ""),
+        line("  mask", sizes.mask, f", {sizes.codec}{bound}"),
+        line("  spec", sizes.spec, ": layers, shapes, seed"),
+        line("  frame", rest, ": header and SHA-256"),
+    ]
+
+
+def size_facts(sizes: models.Sizes) -> dict[str, Any]:
+    """The same for a program."""
+    return {
+        "bits_per_parameter": round(8 * sizes.file / sizes.d, 6),
+        "mask_bits_per_parameter": round(8 * sizes.mask / sizes.d, 6),
+        "entropy_bits_per_parameter": round(sizes.entropy_bits / sizes.d, 6),
+        "sizes": asdict(sizes),
+    }
 
 
 def describe(path: Path) -> dict[str, Any]:
@@ -51,13 +80,13 @@ def describe(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
     try:
-        if data[:4] == b"SMM1":
+        if data[:4] == models.MAGIC:
             model = models.decode(data)
             return {
                 "kind": "finished model",
                 **_of_spec(model.spec, data),
                 "ones": round(float(model.mask.mean()), 6),
-                "bits_per_parameter": round(8 * len(data) / model.spec.d, 6),
+                **size_facts(models.sizes(model)),
             }
         bundle = bundles.from_bytes(data)
     except ProtocolError as error:

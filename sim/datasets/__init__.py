@@ -76,6 +76,16 @@ def load(name: str, folder: Path | None) -> Images:
     )
 
 
+def fashion_mnist() -> Dataset:
+    """Its test set, for `seedmask predict --data fashion-mnist`. Raises UserError."""
+    return load("fashion-mnist", None).test
+
+
+def digits() -> Dataset:
+    """Its test set, for `seedmask predict --data digits`."""
+    return load("digits", None).test
+
+
 def _find(folder: Path, file: str) -> Path | None:
     """`file`, plain or gzipped, also under the name some archives give it (train-images.idx3-ubyte)."""
     names = (file, file.replace("-idx", ".idx"))

@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import io
+import itertools
 import json
 import struct
 import sys
@@ -29,8 +30,8 @@ from typing import Any
 
 import numpy as np
 
-from seedmask import PROTOCOL_VERSION, bundle, chunks, codec, mask, seed, spec, wire
-from seedmask.codec import Plan, ans, counts, crn, delta, hmrc, packed, rans, relay, varint
+from seedmask import PROTOCOL_VERSION, bundle, chunks, codec, mask, model, seed, spec, wire
+from seedmask.codec import Plan, ans, counts, crn, delta, hmrc, packed, rans, relay, tensors, varint
 from seedmask.errors import ProtocolError
 from seedmask.shared import Shared
 
@@ -62,6 +63,7 @@ def vectors() -> dict[str, Any]:
         "hmrc": [drawn_blocks(*arguments) for arguments in BLOCKS],
         "delta": [delta_vector(*arguments) for arguments in DELTAS],
         "relay": [relay_vector(*arguments) for arguments in RELAYS],
+        "models": [model_vector(*arguments) for arguments in MODELS],
         "specs": [spec_vector(s) for s in SPECS.values()],
         "bases": bases(),
         "frames": [{"name": n, "message": plain(m), "frame": wire.encode(m).hex()} for n, m in MESSAGES.items()],
@@ -474,6 +476,86 @@ def spec_vector(s: spec.ModelSpec) -> dict[str, Any]:
     }
 
 
+# --- 9.2 finished models ---
+
+# Widths of a chain of linear layers with biases, and of each tensor the share of ones in 65536ths: a bit is v < share.
+MODELS: list[tuple[list[int], list[int]]] = [
+    ([3, 2], [32768, 32768]),
+    ([3, 2], [0, 65536]),  # nothing but the two numbers
+    ([5, 3, 2], [32768, 0, 65536, 20000]),
+    ([90, 50, 2], [3000, 32768, 62000, 32768]),
+    ([300, 230, 3], [26000, 26000, 26000, 65536]),  # several lanes
+    ([300, 230, 3], [32768, 32768, 32768, 32768]),  # packed
+]
+
+
+def model_spec(widths: list[int]) -> spec.ModelSpec:
+    layers, parts = [], []
+    for i, (before, after) in enumerate(itertools.pairwise(widths)):
+        layers.append(spec.Linear(f"{i}.w", f"{i}.b"))
+        parts += [spec.Tensor(f"{i}.w", (after, before), _half), spec.Tensor(f"{i}.b", (after,), _third)]
+    return spec.ModelSpec("linear", SEED, (widths[0],), (0, 255), widths[-1], tuple(layers), tuple(parts))
+
+
+def finished(widths: list[int], shares: list[int]) -> model.FinishedModel:
+    s = model_spec(widths)
+    v = seed.uniforms16(seed.uniforms_key(SEED + s.d, 0, 1), s.d)
+    return model.FinishedModel(s, (v < np.repeat(shares, [t.size for t in s.tensors])).astype(np.uint8))
+
+
+def model_vector(widths: list[int], shares: list[int]) -> dict[str, Any]:
+    m = finished(widths, shares)
+    data = model.encode(m)
+    assert np.array_equal(model.decode(data).mask, m.mask)
+    return {
+        "spec": m.spec.canonical().decode(),
+        "shares": shares,
+        "seed": f"{SEED + m.spec.d:016x}",
+        "mask": blob(packed.encode(m.mask, mask.Theta.even(m.spec.d))),
+        "tensors": blob(tensors.encode(m.mask, [t.size for t in m.spec.tensors])),
+        "file": blob(data),
+    }
+
+
+def model_rejects() -> list[dict[str, Any]]:
+    m = finished([5, 3], [32768, 0])
+    good, json_, sizes = model.encode(m), m.spec.canonical(), [t.size for t in m.spec.tensors]
+    coded = tensors.encode(m.mask, sizes)
+
+    def file(number: int, payload: bytes, length: int | None = None, spec_: bytes = json_) -> bytes:
+        size = len(payload) if length is None else length
+        body = b"SMK1" + struct.pack("<I", len(spec_)) + spec_ + struct.pack("<BI", number, size) + payload
+        return body + hashlib.sha256(body).digest()
+
+    tries = {
+        "no bytes": b"",
+        "another magic": b"SMK2" + good[4:],
+        "a changed byte": good[:-40] + bytes([good[-40] ^ 1]) + good[-39:],
+        "all but the last byte": good[:-1],
+        "a spec that is none": file(1, coded, spec_=b"{}"),
+        "a length that is not the mask's": file(tensors.ID, coded, len(coded) + 1),
+        "another codec": file(2, coded),
+        "packed, a byte short": file(1, b"\0" * 2),
+        "packed, a padding bit": file(1, b"\0\0\x80"),
+        "tensors, no bytes": file(tensors.ID, b""),
+        "tensors, more ones than weights": file(tensors.ID, b"\x10" + coded[1:]),
+        "tensors, a number not in its shortest form": file(tensors.ID, b"\x80\0" + coded[1:]),
+        "tensors, another number of ones": file(tensors.ID, bytes([coded[0] - 1]) + coded[1:]),
+        "tensors, a word more": file(tensors.ID, coded + b"\0\0"),
+        "tensors, a word more where nothing is to be told": file(tensors.ID, b"\0\0" + b"\0\0"),
+        "tensors, a padding bit": file(tensors.ID, tensors_padded(sizes)),
+    }
+    return [{"why": why, "bytes": b.hex(), "error": code_of(model.decode, b)} for why, b in tries.items()]
+
+
+def tensors_padded(sizes: list[int]) -> bytes:
+    """One 1 in the first tensor, of 15 weights, and one in its padding."""
+    assert sizes[0] == 15
+    size, ones = np.array(sizes[:1]), np.array([1])
+    contexts, frequency = tensors._model(size, ones)
+    return b"\1\0" + ans.encode(np.array([1, 0, 0, 8]), contexts, frequency, 1)
+
+
 # --- 6 messages ---
 
 _A, _B, _C = bytes(range(32)), bytes(range(16, 32)), bytes(range(240, 256))
@@ -592,6 +674,7 @@ def rejects() -> dict[str, Any]:
         "specs": spec_rejects(),
         "chunks": chunk_rejects(),
         "bundles": bundle_rejects(),
+        "models": model_rejects(),
     }
 
 
@@ -832,7 +915,8 @@ def delta_rejects() -> list[dict[str, Any]]:
 
 def delta_moved(theta: mask.Theta, base: mask.Theta) -> bytes:
     """A delta whose first row of frequencies is another than its levels', and which decodes all the same."""
-    frequency, contexts = delta._rows(theta.level, theta.top, base)
+    contexts = delta._contexts(base)
+    frequency = delta._rows(theta.level, theta.top, contexts)
     row = frequency[0]
     row[row.argmax()] -= 1
     row[row.argmin()] += 1
@@ -842,13 +926,13 @@ def delta_moved(theta: mask.Theta, base: mask.Theta) -> bytes:
 
 def stated(theta: mask.Theta, share: int) -> bytes:
     """One weight, bit 0, well coded under a share that its encoder would not have stated."""
-    frequency = rans._frequencies(np.array([share]))
+    frequency = rans.frequencies(np.array([share]))
     return le16([share]) + codec.ans.encode(np.array([0]), np.array([0]), frequency)
 
 
 def padded(theta: mask.Theta) -> bytes:
     """One weight, bit 0, with the first padding bit set."""
-    frequency = rans._frequencies(np.array([1]))
+    frequency = rans.frequencies(np.array([1]))
     return le16([1]) + codec.ans.encode(np.array([2]), np.array([0]), frequency)
 
 

@@ -166,6 +166,25 @@ section("specs", vectors.specs, (v) => {
   equalBytes(weights, v.weights, "weights");
 });
 
+// --- 9.2 finished models ---
+
+section("finished models", vectors.models, (v) => {
+  const spec = sm.readSpec(ascii(v.spec));
+  const sizes = spec.tensors.map((tensor) => tensor.shape.reduce((a, b) => a * b));
+  const share = sizes.flatMap((n, t) => new Array(n).fill(v.shares[t]));
+  const mask = Uint8Array.from(uniforms(v.seed, 1, spec.d), (u, i) => (u < share[i] ? 1 : 0));
+  equalBytes(sm.packed.encode(mask, new sm.Theta(new Uint16Array(spec.d).fill(1), 2)), v.mask, "mask");
+  const coded = sm.tensors.encode(mask, sizes);
+  equalBytes(coded, v.tensors, "tensors");
+  equal(sm.tensors.decode(coded, sizes), mask, "tensors, decoded");
+  const file = sm.writeModel(ascii(v.spec), mask);
+  equalBytes(file, v.file, "file");
+  equal(sm.readModel(file).mask, mask, "file, read");
+  if (file.length < 1000) {
+    for (let n = 0; n < file.length; n++) refuses(() => sm.readModel(file.subarray(0, n)), "bundle");
+  }
+});
+
 // --- 6 messages ---
 
 const BYTES = ["model", "theta", "transfer", "base", "delta", "basis", "data"];
@@ -223,6 +242,7 @@ section("rejects: delta", rejects.delta, (v) => {
 });
 section("rejects: counts", rejects.counts, (v) => refuses(() => sm.counts.decode(sm.fromHex(v.payload), v.d), v.error));
 section("rejects: specs", rejects.specs, (v) => refuses(() => sm.readSpec(ascii(v.json)), v.error));
+section("rejects: models", rejects.models, (v) => refuses(() => sm.readModel(sm.fromHex(v.bytes)), v.error));
 section("rejects: chunks", rejects.chunks, (v) =>
   refuses(() => {
     const parts = v.frames.map((frame) => sm.decode(sm.fromHex(frame)));

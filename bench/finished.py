@@ -1,0 +1,266 @@
+"""What a finished model costs: bytes, loading, time an image and memory, as every format, against the dense network.
+
+Every format of every model runs in processes of its own, in turn, so that a busy moment of the machine falls on all
+alike; reported are medians. Loading is from the file to the first answer's readiness, without importing packages, which
+is beside it; a .smk regenerates its weights from the seed. Peak memory is that of such a process. `dense` is the same
+architecture with float32 weights of any value, as ONNX. Every format's predictions are compared with those of torch.
+
+mlpn and conv4n are trained here for a few rounds by the simulator; conv4 (1.9 million weights) keeps a mask drawn at
+random, which costs the same bytes and time.
+
+    python bench/finished.py [--models mlpn,conv4n,conv4] [--repeats N] [--threads N] [--json out/bench/finished.json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in bench/step.py
+
+import numpy as np
+
+TRAINED = ("mlpn", "conv4n")
+# name: (format of seedmask export-model, session options beyond our own)
+FORMS: dict[str, tuple[str, dict[str, str]]] = {
+    "dense": ("", {}),
+    "smk": ("", {}),
+    "onnx": ("onnx", {}),
+    "onnx-int8": ("onnx-int8", {}),
+    "onnx-int8, folded": ("onnx-int8", {"session.disable_quant_qdq": "1"}),
+    "onnx-seed": ("onnx-seed", {}),
+    "torch": ("torch", {}),
+}
+Logits = Callable[[Any], Any]
+
+
+def onnx_session(data: bytes, threads: int, more: dict[str, str]) -> Logits:
+    """Raw float32 images to logits."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    for key, value in {"session.intra_op.allow_spinning": "0", **more}.items():
+        options.add_session_config_entry(key, value)
+    session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    return lambda x: session.run(None, {"x": x})[0]
+
+
+def open_form(form: str, path: Path, bundle: Path, threads: int) -> Logits:
+    """What loads `path` and answers; the timed part."""
+    if form == "smk":
+        from edge_client.predict import logits_of, open_for
+        from seedmask import model as models
+
+        model = models.load(path)
+        _, runtime = open_for(model, path, bundle, "onnxruntime", threads)
+        return lambda x: logits_of(runtime, model, x)
+    if form == "torch":
+        import torch
+
+        from export.zoo import ZOO
+
+        torch.set_num_threads(threads)
+        net = ZOO[bundle.stem].factory()
+        net.load_state_dict(torch.load(path, weights_only=True))
+        return lambda x: torch.no_grad()(net)(torch.from_numpy(x) * (2 / 255) - 1).numpy()
+    return onnx_session(path.read_bytes(), threads, FORMS[form][1])
+
+
+def child(form: str, path: Path, bundle: Path, images: Path, threads: int) -> None:
+    """Measure one format in this process; one line of JSON."""
+    importing = "torch" if form == "torch" else "onnxruntime"
+    __import__(importing)
+    idle = peak_mb()
+    wall, cpu = time.perf_counter(), time.process_time()
+    run = open_form(form, path, bundle, threads)
+    load = {"load_wall_ms": 1e3 * (time.perf_counter() - wall), "load_cpu_ms": 1e3 * (time.process_time() - cpu)}
+    x = np.load(images)["x"].astype(np.float32)
+    one = []
+    for image in x[:60]:
+        wall, cpu = time.perf_counter(), time.process_time()
+        run(image[None])
+        one.append((1e3 * (time.perf_counter() - wall), 1e3 * (time.process_time() - cpu)))
+    cpu = time.process_time()
+    logits = np.concatenate([run(x[at : at + 100]) for at in range(0, len(x), 100)])
+    many = 1e3 * (time.process_time() - cpu) / len(x)
+    wall_one, cpu_one = (statistics.median(column) for column in zip(*one, strict=True))
+    numbers = {**load, "wall_ms_per_image": wall_one, "cpu_ms_per_image": cpu_one, "cpu_ms_per_image_of_100": many}
+    print(
+        json.dumps({**numbers, "idle_rss_mb": idle, "peak_rss_mb": peak_mb(), "predictions": logits.argmax(1).tolist()})
+    )
+
+
+def peak_mb() -> float:
+    """The most memory this process has held, in megabytes."""
+    return int(re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[0]) / 1024
+
+
+def prepare(name: str, folder: Path) -> tuple[Path, Path]:
+    """(model.smk, NAME.bundle) in `folder`."""
+    from export.make import make_bundle
+    from export.trace import trace
+    from export.zoo import ZOO
+    from seedmask import bundle as bundles
+    from seedmask import model as models
+
+    smk, bundle = folder / f"{name}.smk", folder / f"{name}.bundle"
+    entry = ZOO[name]
+    spec = trace(entry.factory(), name, 1, entry.input, (0, 255), entry.classes)
+    if name in TRAINED:
+        out = folder / "run"
+        options = ["--virtual", "--devices", "4", "--rounds", "5", "--images", "1000", "--seed", "1", "--model", name]
+        seedmask = [sys.executable, "-m", "seedmask.cli", "simulate"]
+        subprocess.run([*seedmask, *options, "--out", str(out)], check=True, capture_output=True)
+        smk.write_bytes((out / "model.smk").read_bytes())
+        bundle.write_bytes((out / "model.bundle").read_bytes())
+    else:
+        mask = np.random.default_rng(1).integers(0, 2, spec.d).astype(np.uint8)
+        smk.write_bytes(models.encode(models.FinishedModel(spec, mask)))
+        bundle.write_bytes(bundles.to_bytes(make_bundle(spec, 128)))
+    return smk, bundle
+
+
+def write_forms(smk: Path, folder: Path) -> dict[str, Path]:
+    """A file for every format."""
+    from export.final import FORMATS
+    from export.final_onnx import final_graph
+    from seedmask import model as models
+
+    model = models.load(smk)
+    # Any dense weights do: their values change neither bytes nor time.
+    dense = models.FinishedModel(model.spec, np.ones(model.spec.d, np.uint8))
+    files = {"smk": smk, "dense": folder / "dense.onnx"}
+    files["dense"].write_bytes(final_graph(dense))
+    for form, (to, _) in FORMS.items():
+        if to:
+            files[form] = folder / f"{to}.file"
+            files[form].write_bytes(FORMATS[to].write(model, 0))
+    return files
+
+
+def regeneration(smk: Path) -> dict[str, float]:
+    """CPU milliseconds to check and decode the file, and to make the weights from the seed; medians of seven."""
+    from seedmask import model as models
+
+    data = smk.read_bytes()
+    model = models.decode(data)
+
+    def median(act: Callable[[], Any]) -> float:
+        spent = []
+        for _ in range(7):
+            cpu = time.process_time()
+            act()
+            spent.append(1e3 * (time.process_time() - cpu))
+        return round(statistics.median(spent), 2)
+
+    return {"decode_cpu_ms": median(lambda: models.decode(data)), "weights_cpu_ms": median(model.spec.weights)}
+
+
+def measure(name: str, images: Path, repeats: int, threads: int) -> dict[str, Any]:
+    """One model in every format."""
+    from seedmask import model as models
+
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        smk, bundle = prepare(name, folder)
+        files = write_forms(smk, folder)
+        runs: dict[str, list[dict[str, Any]]] = {form: [] for form in FORMS}
+        for _ in range(repeats):
+            for form in FORMS:
+                command = [sys.executable, __file__, "--child", form, str(files[form]), str(bundle), str(images)]
+                done = subprocess.run([*command, "--threads", str(threads)], capture_output=True, text=True)
+                if done.returncode:
+                    raise SystemExit(f"{name}, {form}:\n{done.stderr}")
+                runs[form].append(json.loads(done.stdout))
+        d, sizes = models.load(smk).spec.d, models.sizes(models.load(smk))
+        rows = []
+        truth = runs["torch"][0]["predictions"]
+        for form, several in runs.items():
+            size = files[form].stat().st_size
+            numbers = {k: statistics.median(r[k] for r in several) for k in several[0] if k != "predictions"}
+            # `dense` is another network; nobody expects it to agree.
+            odd = sum(a != b for a, b in zip(several[0]["predictions"], truth, strict=True))
+            rows.append(
+                {"format": form, "bytes": size, "bits_per_parameter": round(8 * size / d, 4)}
+                | {key: round(value, 4) for key, value in numbers.items()}
+                | {"predictions_unlike_torch": None if form == "dense" else odd}
+            )
+        return {
+            "model": name,
+            "parameters": d,
+            "mask": "trained" if name in TRAINED else "drawn",
+            "images": len(truth),
+            "threads": threads,
+            "mask_bytes": sizes.mask,
+            "mask_over_entropy": round(sizes.over_entropy, 6),
+            **regeneration(smk),
+            "formats": rows,
+        }
+
+
+def table(result: dict[str, Any]) -> str:
+    """For people; times are CPU, and relative to dense."""
+    base = next(row for row in result["formats"] if row["format"] == "dense")
+    names = ("bytes", "bit/par", "load ms", "ms/image", "to dense", "of 100", "MB", "unlike")
+    head = f"{'format':<20}" + "".join(f"{n:>{w}}" for n, w in zip(names, (11, 9, 9, 10, 9, 8, 7, 8), strict=True))
+    lines = [
+        f"{result['model']}: {result['parameters']:,} weights, mask {result['mask']}, "
+        f"{result['mask_over_entropy']:.2%} above its entropy;",
+        f"decoded in {result['decode_cpu_ms']} ms, weights made in {result['weights_cpu_ms']} ms",
+        head,
+    ]
+    for row in result["formats"]:
+        one, many = (row[key] / base[key] for key in ("cpu_ms_per_image", "cpu_ms_per_image_of_100"))
+        unlike = "" if row["predictions_unlike_torch"] is None else f"{row['predictions_unlike_torch']:>8}"
+        lines.append(
+            f"{row['format']:<20}{row['bytes']:>11,}{row['bits_per_parameter']:>9.2f}{row['load_cpu_ms']:>9.1f}"
+            f"{row['cpu_ms_per_image']:>10.3f}{one:>9.2f}{many:>8.2f}{row['peak_rss_mb']:>7.0f}{unlike}"
+        )
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Print tables, write JSON; 1 if a format predicts otherwise than torch."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--models", default="mlpn,conv4n,conv4")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--images", type=int, default=10_000, help="test images; conv4 takes a tenth")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--child", nargs=4, metavar=("FORM", "FILE", "BUNDLE", "IMAGES"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        form, *paths = options.child
+        child(form, *map(Path, paths), options.threads)
+        return 0
+    from sim.datasets import fashion_mnist
+
+    test = fashion_mnist()
+    results = []
+    with tempfile.TemporaryDirectory() as place:
+        for name in options.models.split(","):
+            images = Path(place) / "images.npz"
+            np.savez(images, x=test.x[: options.images if name in TRAINED else options.images // 10])
+            results.append(measure(name, images, options.repeats, options.threads))
+            print(table(results[-1]) + "\n", flush=True)
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(results, indent=1))
+        print(f"wrote {options.json}")
+    return int(any(row["predictions_unlike_torch"] for result in results for row in result["formats"]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,184 @@
+"""`seedmask predict`: what a finished model says about examples, on any runtime of this machine; no torch needed.
+
+onnxruntime runs the evaluation graph of the bundle that the fleet trained with, so that graph is not in the model's
+file, where it would weigh a few kilobytes and have to be trusted. Without a bundle, torch or the NumPy reference read
+the layers from the spec.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from edge_client import runtimes
+from edge_client.data import Dataset, check_inputs, check_labels, doubtful_range, idx, npz
+from edge_client.runtimes import F32, I64, Runtime
+from seedmask import bundle as bundles
+from seedmask import model as models
+from seedmask.bundle import Bundle
+from seedmask.errors import BundleError, UserError
+from seedmask.io.commands import Command
+from seedmask.model import FinishedModel
+
+DATASETS: Final = "seedmask.datasets"
+_BATCH: Final = 250  # examples at a time, so that memory does not grow with their number
+
+EPILOG = """\
+DATA is an .npz archive with x and, if there are labels, y; one array as .npy; an IDX file (MNIST's format, .gz or not);
+or the name of a data set that an installed package brings (fashion-mnist, digits: with the simulator).
+Values are those that devices train on, bytes for images; the model knows how to scale them.
+
+examples:
+  seedmask predict model.smk --data mine.npz
+  seedmask predict model.smk --data t10k-images-idx3-ubyte.gz --labels t10k-labels-idx1-ubyte.gz --quiet
+  seedmask predict model.smk --data fashion-mnist --json
+"""
+
+
+def _arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = EPILOG
+    parser.add_argument("model", type=Path, metavar="MODEL", help="the .smk file of a finished job")
+    parser.add_argument("--data", required=True, metavar="DATA", help="a file, or the name of a data set's test images")
+    parser.add_argument("--labels", type=Path, metavar="FILE", help="the true classes: IDX, or an .npy array")
+    parser.add_argument(
+        "--bundle",
+        type=Path,
+        metavar="FILE",
+        help="what the fleet trained with; its graph makes onnxruntime possible (found by itself beside MODEL)",
+    )
+    parser.add_argument("--runtime", default="auto", help="auto, or one of `seedmask client runtimes`")
+    parser.add_argument("--threads", type=int, default=0, metavar="N", help="0: all cores (0)")
+    parser.add_argument("--probabilities", action="store_true", help="each class's probability behind the prediction")
+    parser.add_argument("-q", "--quiet", action="store_true", help="no predictions, only how many were right")
+    parser.add_argument("--json", action="store_true", help="as JSON")
+
+
+def _run(options: argparse.Namespace) -> int:
+    model = models.load(options.model)
+    x, y = _examples(options.data, options.labels)
+    x = check_inputs(x, model.spec)
+    if y is not None:
+        check_labels(y, len(x), model.spec)
+    if doubt := doubtful_range(Dataset(x, np.zeros(0, np.int64)), model.spec):
+        print(f"warning: {doubt}", file=sys.stderr)
+    began = time.perf_counter()
+    name, runtime = open_for(model, options.model, options.bundle, options.runtime, options.threads)
+    loaded = time.perf_counter()
+    logits = logits_of(runtime, model, x)
+    spent = time.perf_counter() - loaded
+    classes = logits.argmax(1)
+    accuracy = None if y is None else round(float((classes == y).mean()), 6)
+    if options.json:
+        facts: dict[str, Any] = {
+            "model": model.spec.digest.hex(),
+            "runtime": name,
+            "examples": len(x),
+            "accuracy": accuracy,
+            "load_s": round(loaded - began, 4),
+            "predict_s": round(spent, 4),
+        }
+        if not options.quiet:
+            facts["predictions"] = classes.tolist()
+        if options.probabilities:
+            facts["probabilities"] = np.round(softmax(logits), 6).tolist()
+        print(json.dumps(facts))
+        return 0
+    if not options.quiet:
+        shares = softmax(logits) if options.probabilities else np.zeros((len(x), 0))
+        for k, row in zip(classes.tolist(), shares.tolist(), strict=True):
+            print("\t".join([str(k), *(f"{p:.6f}" for p in row)]))
+    right = "" if accuracy is None else f", {accuracy:.2%} right"
+    print(
+        f"{len(x):,} examples{right}; {name}, {loaded - began:.2f} s to load, {1e3 * spent / len(x):.3f} ms an example",
+        file=sys.stderr,
+    )
+    return 0
+
+
+def open_for(model: FinishedModel, path: Path, bundle: Path | None, runtime: str, threads: int) -> tuple[str, Runtime]:
+    """(name, runtime) for the model at `path`; `runtime` "auto" takes the fastest that can. Raises UserError."""
+    beside = path.with_suffix(".bundle")
+    opened = Bundle(model.spec, _BATCH, {})
+    if bundle is not None or beside.exists():
+        found = bundles.load(bundle or beside)
+        if found.spec.digest == model.spec.digest:
+            opened = found
+        elif bundle is not None:
+            raise UserError(
+                f"{bundle} is model {found.spec.digest.hex()[:12]}, {path} is of {model.spec.digest.hex()[:12]}"
+            )
+    if runtime == "auto":
+        able = ["onnxruntime"] if opened.files else []
+        runtime = next((name for name in (*able, "torch") if not runtimes.missing(name)), "reference")
+    runtimes.require(runtime)
+    try:
+        return runtime, runtimes.open_runtime(runtime, opened, threads)
+    except BundleError as error:
+        raise UserError(f"runtime {runtime} needs the bundle that the fleet trained with (--bundle): {error}") from None
+
+
+def logits_of(runtime: Runtime, model: FinishedModel, x: npt.NDArray[Any]) -> F32:
+    """Class scores float32 [n, classes] of raw inputs x [n, *input]."""
+    mask = model.mask.astype(np.float32)
+    parts = [runtime.logits(model.spec.normalise(x[at : at + _BATCH]), mask) for at in range(0, len(x), _BATCH)]
+    return np.concatenate(parts)
+
+
+def softmax(logits: F32) -> npt.NDArray[np.float64]:
+    """Probabilities [n, classes]."""
+    power = np.exp(logits.astype(np.float64) - logits.max(1, keepdims=True))
+    shares: npt.NDArray[np.float64] = power / power.sum(1, keepdims=True)
+    return shares
+
+
+def _examples(data: str, labels: Path | None) -> tuple[npt.NDArray[Any], I64 | None]:
+    """Inputs as stored, and labels int64 [n] or None. Raises UserError."""
+    path = Path(data)
+    named = {entry.name: entry for entry in importlib.metadata.entry_points(group=DATASETS)}
+    if not path.exists() and data in named:
+        try:
+            brought: Dataset = named[data].load()()
+        except ImportError as error:
+            raise UserError(f"data set {data} needs {error.name}: pip install 'seedmask[sim]'") from None
+        x, y = brought.x, brought.y
+    elif not path.exists() and path.name == data and not path.suffix:
+        raise UserError(f"{data} is neither a file here nor a data set's name; names: {', '.join(sorted(named))}")
+    else:
+        x, y = _read(path)
+    if labels is not None:
+        first, second = _read(labels)
+        y = first if second is None else second  # an .npz of x and y, or an array of nothing but labels
+        if y.ndim != 1 or y.dtype.kind not in "ui":
+            raise UserError(f"{labels}: labels are [n] integers, found {y.dtype} {list(y.shape)}")
+    return x, None if y is None else y.astype(np.int64)
+
+
+def _read(path: Path) -> tuple[npt.NDArray[Any], Any]:
+    """(array, labels or None) of one file, by what it begins with."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(6)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    if head[:2] == b"PK":
+        arrays = npz.arrays(path)
+        if "x" not in arrays:
+            raise UserError(f"{path} has arrays {', '.join(arrays) or 'of no name'}; it lacks x")
+        return arrays["x"], arrays.get("y")
+    if head == b"\x93NUMPY":
+        try:
+            return np.load(path, allow_pickle=False), None  # a pickle is a program, not data
+        except ValueError as error:
+            raise UserError(f"{path} is not an array of numbers: {error}") from None
+    return idx.read(path), None
+
+
+COMMAND = Command("predict", "run a finished model on examples", (), "onnxruntime", _arguments, _run)

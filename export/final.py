@@ -1,0 +1,143 @@
+"""`seedmask export-model`: a finished model for other programs to run. The networks are the same, the files are not.
+
+Another format is a function from a FinishedModel and a batch (0: any) to a file's bytes, and a line in FORMATS.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import io
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from seedmask import model as models
+from seedmask.errors import MissingPackageError, UserError
+from seedmask.io.commands import Command
+from seedmask.io.files import write_atomic
+from seedmask.model import FinishedModel
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+EPILOG: Final = """\
+The ONNX files take raw inputs x float32 [n, ...], as the devices' data holds them (0 .. 255 for images), and give
+logits float32 [n, classes]; any runtime for ONNX opens them. The state_dict has the parameter names of the module that
+was exported, for inputs scaled to -1 .. 1 (seedmask.spec.ModelSpec.normalise).
+
+examples:
+  seedmask export-model model.smk --to onnx -o model.onnx
+  seedmask export-model model.smk --to onnx-int8 --batch 1 -o model.onnx
+  seedmask export-model model.smk --to torch -o model.pt
+"""
+
+
+@dataclass(frozen=True)
+class Format:
+    """`what` for people; the package it `needs`; `write` (model, batch) to bytes, batch 0 for any."""
+
+    what: str
+    needs: str
+    write: Callable[[FinishedModel, int], bytes]
+
+
+def _onnx(holding: str) -> Callable[[FinishedModel, int], bytes]:
+    def write(model: FinishedModel, batch: int) -> bytes:
+        from export.final_onnx import final_graph
+
+        return final_graph(model, holding, batch)
+
+    return write
+
+
+def state_dict(model: FinishedModel) -> dict[str, Tensor]:
+    """The parameters float32 under torch's names: `module.load_state_dict` of the module that was exported takes it."""
+    import torch
+
+    return {name: torch.from_numpy(signs).float() * c for name, (signs, c) in model.ternary().items()}
+
+
+def network(model: FinishedModel) -> nn.Module:
+    """The network as a torch module for whoever has no other: raw inputs [n, *input] in, logits [n, classes] out."""
+    import torch
+
+    from export.masked import forward
+
+    class Network(torch.nn.Module):
+        """Reads the layers from the spec; its weights are one flat buffer."""
+
+        weights: torch.Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("weights", torch.from_numpy(model.weights()))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            """Logits of raw x."""
+            low, high = model.spec.range
+            return forward(model.spec, (x.float() - low) * (2.0 / (high - low)) - 1, self.weights)
+
+    return Network()
+
+
+def _torch(model: FinishedModel, batch: int) -> bytes:
+    import torch
+
+    out = io.BytesIO()
+    torch.save(state_dict(model), out)
+    return out.getvalue()
+
+
+FORMATS: Final = {
+    "onnx": Format("ONNX, float32 weights", "onnx", _onnx("float32")),
+    "onnx-int8": Format("ONNX, weights -1, 0 and 1 in int8 and a scale per tensor", "onnx", _onnx("ternary")),
+    "onnx-seed": Format("ONNX, mask and seed; the weights are made while it loads", "onnx", _onnx("seed")),
+    "torch": Format("torch state_dict, float32", "torch", _torch),
+}
+
+
+def _arguments(parser: argparse.ArgumentParser) -> None:
+    formats = "\n".join(f"  {name:<12}{made.what}" for name, made in FORMATS.items())
+    parser.epilog = f"formats:\n{formats}\n\n{EPILOG}"
+    parser.add_argument("model", type=Path, metavar="MODEL", help="the .smk file of a finished job")
+    parser.add_argument("--to", required=True, choices=tuple(FORMATS), metavar="FORMAT", help=", ".join(FORMATS))
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="the file to write")
+    parser.add_argument("--batch", type=int, default=0, metavar="N", help="ONNX: examples at a time (0: any number)")
+    parser.add_argument("--force", action="store_true", help="overwrite FILE")
+    parser.add_argument("--json", action="store_true", help="as JSON")
+
+
+def _run(options: argparse.Namespace) -> int:
+    output: Path = options.output
+    made = FORMATS[options.to]
+    if importlib.util.find_spec(made.needs) is None:
+        raise MissingPackageError(f"--to {options.to} needs {made.needs}: pip install 'seedmask[export]'")
+    if not 0 <= options.batch <= 1 << 16:
+        raise UserError(f"--batch is 0 (any) .. 65536, found {options.batch}")
+    if not output.parent.is_dir() or output.is_dir():
+        raise UserError(f"-o {output} is not a file in a folder that exists")
+    if output.exists() and not options.force:
+        raise UserError(f"{output} exists; --force overwrites it")
+    model = models.load(options.model)
+    data = made.write(model, options.batch)
+    write_atomic(output, data)
+    bits = 8 * len(data) / model.spec.d
+    if options.json:
+        facts = {"file": str(output), "to": options.to, "model": model.spec.digest.hex(), "bytes": len(data)}
+        print(json.dumps(facts | {"bits_per_parameter": round(bits, 4)}))
+    else:
+        print(f"wrote {output}, {len(data):,} bytes, {bits:.2f} bit per parameter: {made.what}")
+    return 0
+
+
+COMMAND: Final = Command(
+    name="export-model",
+    summary="turn a finished model into ONNX or a torch state_dict",
+    needs=("onnx",),
+    extra="export",
+    add_arguments=_arguments,
+    run=_run,
+)

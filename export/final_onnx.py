@@ -1,0 +1,76 @@
+"""The finished network as one plain ONNX file for inference: raw inputs in, class scores out, its weights inside.
+
+Three ways to hold the weights, all exact: `float32`; `ternary`, -1, 0 and 1 in int8 times one constant a tensor, a
+quarter of that; `seed`, the mask's bits and the seed, a thirty-second, from which onnxruntime makes the weights once,
+while it loads (they are constants, and it folds constants). The layers are `export.graph.forward`'s.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+from onnx import numpy_helper
+
+from export.graph import forward, pool_first, unpack
+from export.targets.onnx import Graph, Name, OnnxOps, frozen
+from seedmask.model import FinishedModel
+from seedmask.seed import weights_key
+from seedmask.spec import MaxPool2d, Shape
+
+HOLDINGS: Final = ("float32", "ternary", "seed")
+
+
+class InferenceOps(OnnxOps):
+    """Nobody asks here who won a window: with indices as a second output onnxruntime takes a slower kernel."""
+
+    def pool(self, x: Name, layer: MaxPool2d, before: Shape) -> tuple[Name, Name]:
+        """MaxPool; incomplete windows are dropped by definition."""
+        y = self.g("MaxPool", x, kernel_shape=layer.size, strides=layer.size)
+        return y, y
+
+
+def final_graph(model: FinishedModel, holding: str = "float32", batch: int = 0) -> bytes:
+    """x float32 [n, *input], raw values in the spec's range -> logits float32 [n, classes].
+
+    For any n, or for n = `batch` if it is not 0. `holding` is one of HOLDINGS.
+    """
+    if holding not in HOLDINGS:
+        raise ValueError(f"weights are held as {', '.join(HOLDINGS)}, found {holding!r}")
+    spec, g = pool_first(model.spec), Graph()
+    rows: int | str = batch or "n"
+    ops = InferenceOps(g, batch or -1)
+    x = g.input("x", np.float32, [rows, *spec.input])
+    low, high = spec.range
+    # In the order of ModelSpec.normalise, so that the numbers are the same to the bit.
+    scaled = ops.mul(ops.sub(x, ops.number(low)), ops.number(2.0 / (high - low)))
+    logits, _ = forward(ops, spec, ops.sub(scaled, ops.number(1.0)), _weights(g, ops, model, holding))
+    g.output("logits", logits, np.float32, [rows, spec.classes])
+    return g.model(spec.name, {"seedmask.model": model.spec.digest.hex(), "seedmask.weights": holding})
+
+
+def _weights(g: Graph, ops: OnnxOps, model: FinishedModel, holding: str) -> dict[str, Name]:
+    spec = model.spec
+    if holding == "seed":
+        key = g.const(weights_key(spec.seed), np.int64)
+        packed = _constant(g, "mask", np.packbits(model.mask, bitorder="little"))
+        bits = g(
+            "BitwiseAnd",
+            g("Reshape", g.cast(packed, np.uint32), g.ints(-1, 1)),
+            g.const([1 << b for b in range(8)], np.uint32),
+        )
+        flat = g.slice(g("Reshape", g.cast(bits, np.bool_), g.ints(-1)), 0, 0, spec.d)
+        return unpack(ops, spec, ops.mul(frozen(g, spec, key), g.cast(flat, np.float32)))
+    out = {}
+    for name, (signs, c) in model.ternary().items():
+        if holding == "ternary":
+            out[name] = g("DequantizeLinear", _constant(g, name, signs), g.const(c, np.float32))
+        else:
+            out[name] = _constant(g, name, signs.astype(np.float32) * np.float32(c))
+    return out
+
+
+def _constant(g: Graph, name: Name, value: np.ndarray[Any, Any]) -> Name:
+    """An initialiser under the name that torch knows it by."""
+    g.constants[(value.dtype.str, value.shape, name.encode())] = numpy_helper.from_array(value, name)
+    return name
