@@ -13,7 +13,8 @@ MODEL   ?= mlpn
 DEVICES ?= 8
 ROUNDS  ?= 15
 
-.PHONY: help setup system demo test check bench bench-bits bench-finished compare-quick bench-generators vectors device mixed clean
+.PHONY: help setup system demo test check parity bench bench-bits bench-finished compare-quick bench-generators vectors \
+	device mixed clean
 
 help:            ## this list
 	@grep -E '^[a-z-]+: .*##|^[a-z]+: *##' $(MAKEFILE_LIST) | sed -E 's/:.*## ?/\t/' | expand -t 18
@@ -46,6 +47,9 @@ bench: setup     ## speed, memory, bytes; into out/bench/*.json
 	$(BIN)/python bench/step.py --json out/bench/step.json
 	$(BIN)/python bench/codecs.py --json out/bench/codecs.json
 	$(BIN)/python bench/server.py --json out/bench/aggregator.json
+
+parity: setup    ## every runtime on every network against torch in float64; into out/parity.json
+	OMP_NUM_THREADS=1 $(BIN)/python bench/parity.py --json out/parity.json
 
 bench-bits: setup  ## bytes of every codec over what a mask can tell, on a real training run; into out/bench/bits.json
 	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python bench/bits.py --json out/bench/bits.json

@@ -19,8 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_client import runtimes
-from edge_client.data import Dataset, check_inputs, check_labels, doubtful_range, idx, npz
-from edge_client.runtimes import F32, I64, Runtime
+from edge_client.data import Dataset, check_inputs, check_targets, doubtful_range, idx, npz
+from edge_client.runtimes import F32, Runtime
 from seedmask import bundle as bundles
 from seedmask import model as models
 from seedmask.bundle import Bundle
@@ -66,7 +66,10 @@ def _run(options: argparse.Namespace) -> int:
     x, y = _examples(options.data, options.labels)
     x = check_inputs(x, model.spec)
     if y is not None:
-        check_labels(y, len(x), model.spec)
+        y = check_targets(y, len(x), model.spec)
+    mse = model.spec.loss == "mse"
+    if mse and options.probabilities:
+        raise UserError(f"model {model.spec.name} gives numbers, not classes: it has no --probabilities")
     if doubt := doubtful_range(Dataset(x, np.zeros(0, np.int64)), model.spec):
         print(f"warning: {doubt}", file=sys.stderr)
     began = time.perf_counter()
@@ -74,28 +77,30 @@ def _run(options: argparse.Namespace) -> int:
     loaded = time.perf_counter()
     logits = logits_of(runtime, model, x)
     spent = time.perf_counter() - loaded
-    classes = logits.argmax(1)
-    accuracy = None if y is None else round(float((classes == y).mean()), 6)
+    predictions = (logits if mse else logits.argmax(1)).tolist()
+    accuracy = None if mse or y is None else round(float((logits.argmax(1) == y).mean()), 6)
+    error = None if y is None or not mse else round(float(((logits - y) ** 2).mean()), 6)
     if options.json:
         facts: dict[str, Any] = {
             "model": model.spec.digest.hex(),
             "runtime": name,
             "examples": len(x),
-            "accuracy": accuracy,
+            **({"mean_squared_error": error} if mse else {"accuracy": accuracy}),
             "load_s": round(loaded - began, 4),
             "predict_s": round(spent, 4),
         }
         if not options.quiet:
-            facts["predictions"] = classes.tolist()
+            facts["predictions"] = predictions
         if options.probabilities:
             facts["probabilities"] = np.round(softmax(logits), 6).tolist()
         print(json.dumps(facts))
         return 0
     if not options.quiet:
         shares = softmax(logits) if options.probabilities else np.zeros((len(x), 0))
-        for k, row in zip(classes.tolist(), shares.tolist(), strict=True):
-            print("\t".join([str(k), *(f"{p:.6f}" for p in row)]))
+        for k, row in zip(predictions, shares.tolist(), strict=True):
+            print("\t".join([*(map(str, k) if mse else [str(k)]), *(f"{p:.6f}" for p in row)]))
     right = "" if accuracy is None else f", {accuracy:.2%} right"
+    right = right if error is None else f", mean squared error {error:g}"
     print(
         f"{len(x):,} examples{right}; {name}, {loaded - began:.2f} s to load, {1e3 * spent / len(x):.3f} ms an example",
         file=sys.stderr,
@@ -139,8 +144,8 @@ def softmax(logits: F32) -> npt.NDArray[np.float64]:
     return shares
 
 
-def _examples(data: str, labels: Path | None) -> tuple[npt.NDArray[Any], I64 | None]:
-    """Inputs as stored, and labels int64 [n] or None. Raises UserError."""
+def _examples(data: str, labels: Path | None) -> tuple[npt.NDArray[Any], npt.NDArray[Any] | None]:
+    """Inputs as stored, and labels or other targets as stored, or None. Raises UserError."""
     path = Path(data)
     named = {entry.name: entry for entry in importlib.metadata.entry_points(group=DATASETS)}
     if not path.exists() and data in named:
@@ -156,9 +161,9 @@ def _examples(data: str, labels: Path | None) -> tuple[npt.NDArray[Any], I64 | N
     if labels is not None:
         first, second = _read(labels)
         y = first if second is None else second  # an .npz of x and y, or an array of nothing but labels
-        if y.ndim != 1 or y.dtype.kind not in "ui":
+        if y.ndim not in (1, 2) or y.dtype.kind not in "uif":
             raise UserError(f"{labels}: labels are [n] integers, found {y.dtype} {list(y.shape)}")
-    return x, None if y is None else y.astype(np.int64)
+    return x, y
 
 
 def _read(path: Path) -> tuple[npt.NDArray[Any], Any]:

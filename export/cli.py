@@ -16,7 +16,9 @@ from seedmask.bundle import MAX_BYTES, to_bytes
 from seedmask.errors import UserError
 from seedmask.io.commands import Command
 from seedmask.io.files import write_atomic
-from seedmask.spec import Conv2d, GroupNorm, Linear, MaxPool2d, ModelSpec
+from seedmask.io.inspect import is_chain, label
+from seedmask.layers import Weighted
+from seedmask.spec import LOSSES, ModelSpec
 from seedmask.wire import is_name
 
 if TYPE_CHECKING:
@@ -24,9 +26,10 @@ if TYPE_CHECKING:
 
 EPILOG: Final = """\
 The model is a name from the zoo, or module:factory, where calling the factory without arguments gives a
-torch.nn.Module (the current directory is searched first). Its forward() is a chain of Linear, Conv2d, ReLU,
-MaxPool2d, Flatten, Identity, and GroupNorm or LayerNorm without affine. Only the architecture is taken: the
-frozen weights are random signs, which every device makes again from the seed.
+torch.nn.Module (the current directory is searched first). Its forward() may add and join branches of Linear, Conv1d
+and Conv2d, the usual activations, pooling and means, reshapes, GroupNorm, LayerNorm and RMSNorm. Only the architecture
+is taken: the frozen weights are random signs, which every device makes again from the seed. What is left out (trained
+scales of a norm, dropout) is said.
 
 the zoo:
   mlp      784-256-128-10, no biases         1x28x28   10 classes      234,752 weights
@@ -36,6 +39,12 @@ the zoo:
   conv4n   conv4s with GroupNorm             1x28x28   10 classes      102,304 weights
   conv6    FedPM's CONV-6                    3x32x32   10 classes    2,262,602 weights
   conv10   FedPM's CONV-10                   3x32x32  100 classes   19,197,092 weights
+  lenet5   LeNet-5 with ReLU                 1x28x28   10 classes       61,706 weights
+  resnet20  ResNet-20 with GroupNorm         3x32x32   10 classes      270,906 weights
+  resnet20g  the same for grey images        1x28x28   10 classes      270,618 weights
+  mobile   a small MobileNetV2               3x32x32   10 classes      102,394 weights
+  sensor1d  a CNN for sequences              9x128      6 classes       32,550 weights
+  mixer    a small MLP-Mixer                 1x28x28   10 classes      107,046 weights
 
 examples:
   seedmask export mlp -o mlp.bundle
@@ -52,7 +61,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="a name from the zoo, or package.module:factory")
     parser.add_argument("-o", "--output", required=True, type=Path, metavar="FILE", help="the bundle to write")
     parser.add_argument("--input", type=_integers, metavar="C,H,W", help="shape of one example (zoo: known)")
-    parser.add_argument("--classes", type=int, metavar="N", help="number of classes (zoo: known)")
+    parser.add_argument(
+        "--classes", type=int, metavar="N", help="number of classes, or of outputs for --loss mse (zoo: known)"
+    )
     parser.add_argument("--name", metavar="NAME", help="the model's name [a-z0-9-] (default: the factory's)")
     parser.add_argument(
         "--seed",
@@ -88,6 +99,18 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="X",
         help="multiplies that size: one number, or one per layer with weights like 1,1,0.5 (default 1)",
     )
+    parser.add_argument(
+        "--loss",
+        choices=LOSSES,
+        default=LOSSES[0],
+        help="mse: the targets are N numbers for each example instead of one of N classes (default cross-entropy)",
+    )
+    parser.add_argument(
+        "--replace-batchnorm",
+        choices=("group",),
+        metavar="group",
+        help="put GroupNorm, which has nothing to learn and needs no other examples, where the model has BatchNorm",
+    )
     parser.add_argument("--force", action="store_true", help="overwrite FILE")
     parser.add_argument("--json", action="store_true", help="print what was made as one JSON object")
 
@@ -102,7 +125,13 @@ def _run(options: argparse.Namespace) -> int:
     model = _build(options.model, factory)
     seed = secrets.randbits(64) if options.seed is None else options.seed
     gain = options.gain[0] if len(options.gain) == 1 else options.gain
-    spec = trace(model, name, seed, shape, options.range, classes, options.scale, gain)
+    notes: list[str] = []
+    spec = trace(
+        *(model, name, seed, shape, options.range, classes, options.scale, gain),
+        loss=options.loss,
+        replace_batchnorm=options.replace_batchnorm,
+        announce=notes.append,
+    )
     if output.exists() and not options.force:  # last: what --force cannot mend is said first
         raise UserError(f"{output} exists; --force overwrites it")
     data = to_bytes(make_bundle(spec, options.batch, options.runtimes))
@@ -113,7 +142,7 @@ def _run(options: argparse.Namespace) -> int:
     except OSError as error:
         raise UserError(f"cannot write {output}: {error.strerror}") from None
 
-    made = _description(spec, options.batch, output, len(data))
+    made = {**_description(spec, options.batch, output, len(data)), "notes": notes}
     print(json.dumps(made) if options.json else _table(spec, made))
     return 0
 
@@ -130,8 +159,9 @@ def _check(options: argparse.Namespace) -> None:
     for name in options.runtimes:
         if name not in names():
             raise UserError(f"--runtimes is of {', '.join(names())}, found {name!r}")
-    if options.classes is not None and not 2 <= options.classes <= 1 << 16:
-        raise UserError(f"--classes is 2 .. 65536, found {options.classes}")
+    least = 1 if options.loss == "mse" else 2
+    if options.classes is not None and not least <= options.classes <= 1 << 16:
+        raise UserError(f"--classes is {least} .. 65536, found {options.classes}")
     if options.name is not None and not is_name(options.name):
         raise UserError(f"--name is a-z, 0-9 and '-', at most 63 characters, found {options.name!r}")
     if options.input is not None and (len(options.input) > 3 or min(options.input) < 1):
@@ -206,12 +236,12 @@ def _build(path: str, factory: Callable[[], Any]) -> nn.Module:
 
 def _description(spec: ModelSpec, batch: int, output: Path, size: int) -> dict[str, Any]:
     layers: list[dict[str, Any]] = []
-    for layer, shape in zip(spec.layers, spec.shapes()[1:], strict=False):
-        names = [n for n in (layer.weight, layer.bias) if n] if isinstance(layer, Linear | Conv2d) else []
-        tensors = [spec.offsets[name][0] for name in names]
+    for number, (layer, shape) in enumerate(zip(spec.layers, spec.shapes()[1:], strict=True)):
+        tensors = [spec.offsets[name][0] for name in layer.tensors]
         layers.append(
             {
                 "op": layer.op,
+                "takes": list(layer.takes(number)),
                 "tensors": {tensor.name: list(tensor.shape) for tensor in tensors},
                 "weights": sum(tensor.size for tensor in tensors),
                 "output": list(shape),
@@ -228,25 +258,25 @@ def _description(spec: ModelSpec, batch: int, output: Path, size: int) -> dict[s
         "input": list(spec.input),
         "range": list(spec.range),
         "classes": spec.classes,
+        "loss": spec.loss,
         "batch": batch,
         "layers": layers,
     }
 
 
 def _table(spec: ModelSpec, made: dict[str, Any]) -> str:
-    lines = [f"{'layer':<34}{'output':<16}{'weights':>12}   each +- c", f"{'input':<34}{_by(spec.input):<16}"]
-    for layer, row in zip(spec.layers, made["layers"], strict=True):
-        what = row["op"]
-        if isinstance(layer, Linear | Conv2d):
-            kernel = spec.offsets[layer.weight][0].shape[2:]
-            what += f" {_by(kernel)}" if kernel else ""
+    rows: list[tuple[str, Any, str]] = [("input", spec.input, "")]
+    for number, (layer, row) in enumerate(zip(spec.layers, made["layers"], strict=True)):
+        what = label(spec, number)
+        if isinstance(layer, Weighted):
             what = f"{layer.weight.rpartition('.')[0]}: {what}" + (" + bias" if layer.bias else "")
-        elif isinstance(layer, MaxPool2d):
-            what += f" {_by(layer.size)}"
-        elif isinstance(layer, GroupNorm):
-            what += f" {layer.groups}"
-        numbers = f"{row['weights']:>12,}   {row['constant']:.6f}" if row["weights"] else ""
-        lines.append(f"{what:<34}{_by(row['output']):<16}{numbers}".rstrip())
+        rows.append((what, row["output"], f"{row['weights']:>12,}   {row['constant']:.6f}" if row["weights"] else ""))
+    if not is_chain(spec):  # then layers are called by their numbers
+        rows = [(f"{value:>3}  {what}", shape, numbers) for value, (what, shape, numbers) in enumerate(rows)]
+    width = max(34, *(len(what) + 2 for what, *_ in rows))
+    lines = [f"{'layer':<{width}}{'output':<16}{'weights':>12}   each +- c"]
+    lines += [f"{what:<{width}}{_by(shape):<16}{numbers}".rstrip() for what, shape, numbers in rows]
+    lines += ["", *(f"note    {note}" for note in made["notes"])] if made["notes"] else []
     return "\n".join(
         [
             *lines,

@@ -54,7 +54,10 @@ def _onnx(holding: str) -> Callable[[FinishedModel, int], bytes]:
 
 
 def state_dict(model: FinishedModel) -> dict[str, Tensor]:
-    """The parameters float32 under torch's names: `module.load_state_dict` of the module that was exported takes it."""
+    """The parameters float32 under torch's names: `module.load_state_dict` of the module that was exported takes it.
+
+    But for a Conv1d's weight, which a spec has as [out, in, 1, k]; drop that dimension first.
+    """
     import torch
 
     return {name: torch.from_numpy(signs).float() * c for name, (signs, c) in model.ternary().items()}

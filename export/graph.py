@@ -3,8 +3,8 @@
 The step is written once, against `Ops`, the operations a target must offer; V is whatever the target calls a
 value: a tensor's name in ONNX, a tensor where the program is traced. Backward is written by hand, because no
 inference runtime differentiates, and what a training runtime differentiates by itself is slower or wrong
-(DECISIONS). The method is FedPM's: Isik et al., arXiv 2209.15328; the optimisers are Adam (Kingma and Ba, arXiv
-1412.6980) and SGD with momentum.
+(DECISIONS); layer by layer it stands in `export.rules`. The method is FedPM's: Isik et al., arXiv 2209.15328; the
+optimisers are Adam (Kingma and Ba, arXiv 1412.6980) and SGD with momentum.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Generic, Protocol, TypeVar
 
-from seedmask.spec import Conv2d, GroupNorm, Linear, MaxPool2d, ModelSpec, ReLU, Shape
+from export import rules
+from seedmask.layers import Conv2d, GroupNorm, MaxPool2d, ReLU, ReLU6, Shape, Weighted
+from seedmask.spec import ModelSpec
 
 BETA1: Final = 0.9
 BETA2: Final = 0.999
@@ -24,7 +26,8 @@ V = TypeVar("V")
 class Ops(Protocol[V]):
     """What a target must be able to emit. Values are float32 and activations [batch, ...] unless it says not.
 
-    A `shape` argument is that of one example, without the batch; a `layer` carries stride, padding or size.
+    A `shape` argument is that of one example, without the batch, and axes count its dimensions; a `layer` carries
+    stride, padding, groups, dilation or size.
     """
 
     def number(self, value: float) -> V:
@@ -48,6 +51,18 @@ class Ops(Protocol[V]):
     def sigmoid(self, a: V) -> V:
         """1 / (1 + exp(-a))."""
 
+    def tanh(self, a: V) -> V:
+        """The hyperbolic tangent."""
+
+    def exp(self, a: V) -> V:
+        """e to the power of a."""
+
+    def erf(self, a: V) -> V:
+        """The error function."""
+
+    def minimum(self, a: V, b: V) -> V:
+        """The smaller one, elementwise."""
+
     def less(self, a: V, b: V) -> V:
         """1.0 where a < b, else 0.0."""
 
@@ -63,8 +78,29 @@ class Ops(Protocol[V]):
     def reshape(self, x: V, shape: Shape) -> V:
         """Each example in another shape of the same size."""
 
+    def rows(self, x: V, width: int) -> V:
+        """[batch, ..., width] as [batch * ..., width]."""
+
+    def unrows(self, x: V, shape: Shape) -> V:
+        """The inverse of `rows`: [batch, *shape]."""
+
+    def mean(self, x: V, axes: Sequence[int]) -> V:
+        """The mean over `axes`, each of which stays as a dimension of 1."""
+
+    def spread(self, x: V, shape: Shape) -> V:
+        """x, with dimensions of 1 or a scalar, repeated to [batch, *shape]."""
+
+    def transpose(self, x: V, order: Sequence[int]) -> V:
+        """Dimension i of the result is dimension order[i] of x."""
+
+    def concat(self, parts: Sequence[V], axis: int) -> V:
+        """One after another along `axis`."""
+
+    def slice(self, x: V, axis: int, start: int, stop: int) -> V:
+        """Places start .. stop - 1 along `axis`."""
+
     def linear(self, x: V, weight: V, bias: V | None) -> V:
-        """The layer `seedmask.spec.Linear`."""
+        """The layer Linear, x [n, in]."""
 
     def linear_dx(self, dy: V, weight: V) -> V:
         """Its gradient by x."""
@@ -73,13 +109,13 @@ class Ops(Protocol[V]):
         """Its gradient by the weight, [out, in]."""
 
     def conv(self, x: V, weight: V, bias: V | None, layer: Conv2d) -> V:
-        """The layer `seedmask.spec.Conv2d`."""
+        """The layer Conv2d."""
 
     def conv_dx(self, dy: V, weight: V, layer: Conv2d, kernel: Shape, before: Shape, after: Shape) -> V:
-        """Its gradient by x. Shapes: `before` of x, `after` of dy, `kernel` of W, [out, in, kh, kw]."""
+        """Its gradient by x. Shapes: `before` of x, `after` of dy, `kernel` of W, [out, in / groups, kh, kw]."""
 
     def conv_dw(self, dy: V, x: V, layer: Conv2d, kernel: Shape, before: Shape, after: Shape) -> V:
-        """Its gradient by the weight, [out, in, kh, kw]."""
+        """Its gradient by the weight, [out, in / groups, kh, kw]."""
 
     def bias_grad(self, dy: V, shape: Shape) -> V:
         """The sum of dy over all but its channels (the first dimension of `shape`), [out]."""
@@ -91,13 +127,13 @@ class Ops(Protocol[V]):
         """dy where the layer's output y is above zero, else 0."""
 
     def pool(self, x: V, layer: MaxPool2d, before: Shape) -> tuple[V, V]:
-        """The layer `seedmask.spec.MaxPool2d`, and which entry of each window won (the first of equals)."""
+        """The layer MaxPool2d, and which entry of each window won (the first of equals)."""
 
     def pool_dx(self, dy: V, winners: V, layer: MaxPool2d, before: Shape) -> V:
         """dy at the winners, 0 elsewhere."""
 
     def normalise(self, x: V, layer: GroupNorm, shape: Shape) -> tuple[V, V]:
-        """The layer `seedmask.spec.GroupNorm`, and each group's standard deviation."""
+        """The layer GroupNorm, and each group's standard deviation."""
 
     def normalise_dx(self, dy: V, y: V, deviation: V, layer: GroupNorm, shape: Shape) -> V:
         """Its gradient by x: (dy - mean(dy) - y mean(y dy)) / deviation, means over the group."""
@@ -106,6 +142,12 @@ class Ops(Protocol[V]):
         """Loss [] = sum(weight * nats); correct int64 [] where weight > 0; the loss's gradient by the logits.
 
         y int64 [batch], weight [batch].
+        """
+
+    def squared_error(self, outputs: V, y: V, weight: V) -> tuple[V, V, V]:
+        """Loss [] = sum(weight * mean((outputs - y)^2)); correct int64 [] = 0; the loss's gradient by the outputs.
+
+        outputs and y [batch, outputs], weight [batch]; the mean is over an example's outputs.
         """
 
 
@@ -162,10 +204,12 @@ def pool_first(spec: ModelSpec) -> ModelSpec:
     Exact, gradients included: the maximum of what ReLU leaves is what ReLU leaves of the maximum, the first
     winner stays the first winner, and a window without a positive entry passes no gradient either way.
     """
-    layers = list(spec.layers)
+    layers, takers = list(spec.layers), spec.takers
     for i in range(len(layers) - 1):
-        if isinstance(layers[i], ReLU) and isinstance(layers[i + 1], MaxPool2d):
-            layers[i], layers[i + 1] = layers[i + 1], layers[i]
+        relu, pool = layers[i], layers[i + 1]
+        if isinstance(relu, ReLU | ReLU6) and isinstance(pool, MaxPool2d) and takers[i + 1] == [i + 1]:
+            # In their places, so that every other layer's sources stay right.
+            layers[i : i + 2] = replace(pool, source=relu.source), replace(relu, source=None)
     return replace(spec, layers=tuple(layers))
 
 
@@ -177,56 +221,38 @@ def unpack(ops: Ops[V], spec: ModelSpec, flat: V) -> dict[str, V]:
 
 def forward(ops: Ops[V], spec: ModelSpec, x: V, weights: dict[str, V]) -> tuple[V, list[tuple[V, ...]]]:
     """Logits [batch, classes] under `weights`, and the tape: per layer what its gradient needs."""
-    tape: list[tuple[V, ...]] = []
-    for layer, before, after in zip(spec.layers, spec.shapes(), spec.shapes()[1:], strict=False):
-        if isinstance(layer, Linear):
-            tape.append((x,))
-            x = ops.linear(x, weights[layer.weight], weights[layer.bias] if layer.bias else None)
-        elif isinstance(layer, Conv2d):
-            tape.append((x,))
-            x = ops.conv(x, weights[layer.weight], weights[layer.bias] if layer.bias else None, layer)
-        elif isinstance(layer, ReLU):
-            x = ops.relu(x)
-            tape.append((x,))
-        elif isinstance(layer, MaxPool2d):
-            x, winners = ops.pool(x, layer, before)
-            tape.append((winners,))
-        elif isinstance(layer, GroupNorm):
-            x, deviation = ops.normalise(x, layer, before)
-            tape.append((x, deviation))
-        else:
-            tape.append(())
-            x = ops.reshape(x, after)
-    return x, tape
+    shapes, values, tape = spec.shapes(), [x], list[tuple[V, ...]]()
+    for i, layer in enumerate(spec.layers):
+        takes = layer.takes(i)
+        taken, before = [values[value] for value in takes], [shapes[value] for value in takes]
+        y, saved = rules.forward(ops, layer, taken, before, shapes[i + 1], weights)
+        values.append(y)
+        tape.append(saved)
+    return values[-1], tape
 
 
 def backward(ops: Ops[V], spec: ModelSpec, weights: dict[str, V], tape: list[tuple[V, ...]], dy: V) -> dict[str, V]:
     """The loss's gradient by every tensor in `weights`, given that by the logits."""
     shapes = spec.shapes()
-    # Nothing below the first layer with weights is worth a gradient.
-    first = next(i for i, layer in enumerate(spec.layers) if isinstance(layer, Linear | Conv2d))
-    grads: dict[str, V] = {}
-    for i in range(len(spec.layers) - 1, first - 1, -1):
-        layer, before, after, saved = spec.layers[i], shapes[i], shapes[i + 1], tape[i]
-        if isinstance(layer, Linear | Conv2d) and layer.bias:
-            grads[layer.bias] = ops.bias_grad(dy, after)
-        if isinstance(layer, Linear):
-            grads[layer.weight] = ops.linear_dw(dy, *saved)
-            if i > first:
-                dy = ops.linear_dx(dy, weights[layer.weight])
-        elif isinstance(layer, Conv2d):
-            kernel = spec.offsets[layer.weight][0].shape
-            grads[layer.weight] = ops.conv_dw(dy, saved[0], layer, kernel, before, after)
-            if i > first:
-                dy = ops.conv_dx(dy, weights[layer.weight], layer, kernel, before, after)
-        elif isinstance(layer, ReLU):
-            dy = ops.relu_dx(dy, *saved)
-        elif isinstance(layer, MaxPool2d):
-            dy = ops.pool_dx(dy, saved[0], layer, before)
-        elif isinstance(layer, GroupNorm):
-            dy = ops.normalise_dx(dy, saved[0], saved[1], layer, before)
-        else:
-            dy = ops.reshape(dy, before)
+    # What has no weights before it is not worth a gradient.
+    trained = [False]
+    for i, layer in enumerate(spec.layers):
+        trained.append(isinstance(layer, Weighted) or any(trained[value] for value in layer.takes(i)))
+    by_value, grads = {len(spec.layers): dy}, dict[str, V]()
+    for i in range(len(spec.layers) - 1, -1, -1):
+        if not trained[i + 1]:
+            continue
+        layer = spec.layers[i]
+        takes = layer.takes(i)
+        kernel = spec.offsets[layer.weight][0].shape if isinstance(layer, Weighted) else ()
+        before, wanted = [shapes[value] for value in takes], [trained[value] for value in takes]
+        dxs, found = rules.backward(
+            ops, layer, by_value.pop(i + 1), tape[i], before, shapes[i + 1], weights, kernel, wanted
+        )
+        grads |= found
+        for value, want, dx in zip(takes, wanted, dxs, strict=True):
+            if want and dx is not None:
+                by_value[value] = ops.add(by_value[value], dx) if value in by_value else dx
     return grads
 
 
@@ -254,7 +280,8 @@ def train_step(
     masked = ops.choose(knobs.mean, lambda: ops.mul(w, theta), lambda: ops.mul(w, ops.less(u, theta)))
     weights = unpack(ops, spec, masked)
     logits, tape = forward(ops, spec, x, weights)
-    loss, correct, dlogits = ops.cross_entropy(logits, y, weight)
+    score = ops.squared_error if spec.loss == "mse" else ops.cross_entropy
+    loss, correct, dlogits = score(logits, y, weight)
     grads = backward(ops, spec, weights, tape, dlogits)
 
     by_mask = ops.mul(ops.join([grads[tensor.name] for tensor in spec.tensors]), w)

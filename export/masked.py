@@ -6,11 +6,35 @@ Nothing clever here: a Bernoulli mask with a straight-through estimator (FedPM: 
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from seedmask.spec import GROUPNORM_EPSILON, Conv2d, GroupNorm, Linear, MaxPool2d, ModelSpec, ReLU
+from seedmask.layers import (
+    EPSILON,
+    GELU,
+    Add,
+    AvgPool2d,
+    Concat,
+    Conv2d,
+    Flatten,
+    GroupNorm,
+    LayerNorm,
+    Linear,
+    MaxPool2d,
+    Mean,
+    Permute,
+    ReLU,
+    ReLU6,
+    Reshape,
+    RMSNorm,
+    Sigmoid,
+    SiLU,
+    Tanh,
+)
+from seedmask.spec import ModelSpec
 
 
 def forward(spec: ModelSpec, x: Tensor, flat: Tensor) -> Tensor:
@@ -26,20 +50,51 @@ def parts(spec: ModelSpec, flat: Tensor) -> dict[str, Tensor]:
 
 def network(spec: ModelSpec, x: Tensor, weights: dict[str, Tensor]) -> Tensor:
     """Logits [n, classes] of x [n, *input] under effective `weights` by name."""
-    for layer in spec.layers:
-        if isinstance(layer, Linear):
-            x = F.linear(x, weights[layer.weight], weights[layer.bias] if layer.bias else None)
-        elif isinstance(layer, Conv2d):
-            bias = weights[layer.bias] if layer.bias else None
-            x = F.conv2d(x, weights[layer.weight], bias, layer.stride, layer.padding)
-        elif isinstance(layer, ReLU):
-            x = F.relu(x)
-        elif isinstance(layer, MaxPool2d):
-            x = F.max_pool2d(x, layer.size)
-        elif isinstance(layer, GroupNorm):
-            x = F.group_norm(x, layer.groups, eps=GROUPNORM_EPSILON)
-        else:
-            x = x.flatten(1)
+    values = [x]
+    for i, layer in enumerate(spec.layers):
+        taken = [values[value] for value in layer.takes(i)]
+        x = taken[0]
+        match layer:
+            case Linear():
+                x = F.linear(x, weights[layer.weight], weights[layer.bias] if layer.bias else None)
+            case Conv2d():
+                bias = weights[layer.bias] if layer.bias else None
+                x = F.conv2d(x, weights[layer.weight], bias, layer.stride, layer.padding, layer.dilation, layer.groups)
+            case ReLU():
+                x = F.relu(x)
+            case ReLU6():
+                x = F.relu6(x)
+            case GELU():
+                x = F.gelu(x, approximate=layer.approximate)
+            case SiLU():
+                x = F.silu(x)
+            case Tanh():
+                x = torch.tanh(x)
+            case Sigmoid():
+                x = torch.sigmoid(x)
+            case MaxPool2d():
+                x = F.max_pool2d(x, layer.size)
+            case AvgPool2d():
+                x = F.avg_pool2d(x, layer.size)
+            case Mean():
+                x = x.mean([axis + 1 for axis in layer.axes])
+            case Flatten():
+                x = x.reshape(len(x), math.prod(x.shape[1:]))
+            case Reshape():
+                x = x.reshape(len(x), *layer.shape)
+            case Permute():
+                x = x.permute(0, *(axis + 1 for axis in layer.order))
+            case GroupNorm():
+                x = F.group_norm(x, layer.groups, eps=EPSILON)
+            case LayerNorm():
+                x = F.layer_norm(x, x.shape[-layer.dims :], eps=EPSILON)
+            case RMSNorm():
+                x = F.rms_norm(x, x.shape[-layer.dims :], eps=EPSILON)
+            case Add():
+                x = sum(taken[1:], x)
+            case Concat():
+                x = torch.cat(taken, layer.axis + 1)
+        values.append(x)
     return x
 
 
@@ -56,13 +111,14 @@ class Masked:
         self.adam = torch.optim.Adam([self.scores], lr=rate)
 
     def step(self, x: Tensor, y: Tensor, noise: Tensor) -> tuple[float, int]:
-        """Mean loss (nats) and correct predictions, both before the step; the mask is noise < theta."""
+        """Mean loss (nats, or squares) and correct predictions, both before the step; the mask is noise < theta."""
         theta = self.scores.sigmoid()
         # The value of the mask, the derivative of theta.
         mask = (noise < theta).to(theta.dtype) + (theta - theta.detach())
         logits = forward(self.spec, x, self.w * mask)
-        loss = F.cross_entropy(logits, y)
+        mse = self.spec.loss == "mse"
+        loss = F.mse_loss(logits, y) if mse else F.cross_entropy(logits, y)
         self.adam.zero_grad()
         torch.autograd.backward(loss)
         self.adam.step()
-        return loss.item(), int((logits.argmax(1) == y).sum())
+        return loss.item(), 0 if mse else int((logits.argmax(1) == y).sum())

@@ -1,4 +1,5 @@
-"""Networks to begin with: a small perceptron, and FedPM's convolutional nets (Isik et al., arXiv 2209.15328).
+"""Networks to begin with: a small perceptron, FedPM's convolutional nets (Isik et al., arXiv 2209.15328), and one of
+each kind that people bring: LeNet-5, a residual net, depthwise-separable blocks, a sensor's sequences, an MLP-Mixer.
 
 Each is an ordinary torch module without batch norm, which is what masking random weights wants; `ZOO` says
 what each takes. All biases that exist are masked along with the weights, as in the paper.
@@ -9,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 
 def mlp() -> nn.Module:
@@ -80,6 +82,127 @@ def _pairs(channels: int, widths: tuple[int, ...], flat: int, classes: int) -> n
     return nn.Sequential(*layers, nn.Linear(256, classes))
 
 
+def lenet5() -> nn.Module:
+    """LeNet-5 (LeCun et al., Proc. IEEE 1998) for 1x28x28, with ReLU and without its sparse connections; d = 61,706."""
+    return nn.Sequential(
+        *(nn.Conv2d(1, 6, 5, padding=2), nn.ReLU(), nn.AvgPool2d(2)),
+        *(nn.Conv2d(6, 16, 5), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten()),
+        *(nn.Linear(400, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU(), nn.Linear(84, 10)),
+    )
+
+
+def _grouped(channels: int) -> nn.Module:
+    """Eight channels a group, nothing to learn."""
+    return nn.GroupNorm(channels // 8, channels, affine=False)
+
+
+class Residual(nn.Module):
+    """Two 3x3 convolutions and a way around them (He et al., arXiv 1512.03385), 1x1 where the width changes."""
+
+    def __init__(self, before: int, after: int, stride: int) -> None:
+        super().__init__()
+        self.first, self.first_norm = nn.Conv2d(before, after, 3, stride, 1, bias=False), _grouped(after)
+        self.second, self.second_norm = nn.Conv2d(after, after, 3, 1, 1, bias=False), _grouped(after)
+        self.around: nn.Module = nn.Identity()
+        if (before, stride) != (after, 1):
+            self.around = nn.Sequential(nn.Conv2d(before, after, 1, stride, bias=False), _grouped(after))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """ReLU of the sum."""
+        y = F.relu(self.first_norm(self.first(x)))
+        return F.relu(self.second_norm(self.second(y)) + self.around(x))
+
+
+def _resnet(channels: int) -> nn.Module:
+    """Three stages of three blocks, 16, 32 and 64 wide."""
+    layers: list[nn.Module] = [nn.Conv2d(channels, 16, 3, padding=1, bias=False), _grouped(16), nn.ReLU()]
+    for before, after, stride in ((16, 16, 1), (16, 32, 2), (32, 64, 2)):
+        layers += [Residual(before, after, stride), Residual(after, after, 1), Residual(after, after, 1)]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
+
+
+def resnet20() -> nn.Module:
+    """ResNet-20 for 3x32x32 with GroupNorm; d = 270,906."""
+    return _resnet(3)
+
+
+def resnet20g() -> nn.Module:
+    """`resnet20` for grey images, 1x28x28; d = 270,618."""
+    return _resnet(1)
+
+
+class Inverted(nn.Module):
+    """Wider by 1x1, 3x3 depthwise, back by 1x1 (MobileNetV2: Sandler et al., arXiv 1801.04381)."""
+
+    def __init__(self, before: int, after: int, stride: int, widen: int) -> None:
+        super().__init__()
+        inner = before * widen
+        self.body = nn.Sequential(
+            *(nn.Conv2d(before, inner, 1, bias=False), _grouped(inner), nn.ReLU6()),
+            *(nn.Conv2d(inner, inner, 3, stride, 1, groups=inner, bias=False), _grouped(inner), nn.ReLU6()),
+            *(nn.Conv2d(inner, after, 1, bias=False), _grouped(after)),
+        )
+        self.around = (before, stride) == (after, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """No ReLU at the end, which would lose what a narrow layer holds."""
+        y: Tensor = self.body(x)
+        return x + y if self.around else y
+
+
+def mobile() -> nn.Module:
+    """A small MobileNetV2 for 3x32x32; d = 102,394."""
+    layers: list[nn.Module] = [nn.Conv2d(3, 16, 3, padding=1, bias=False), _grouped(16), nn.ReLU6()]
+    for before, after, stride in ((16, 24, 1), (24, 24, 1), (24, 40, 2), (40, 40, 1), (40, 64, 2), (64, 64, 1)):
+        layers.append(Inverted(before, after, stride, 4))
+    layers += [nn.Conv2d(64, 256, 1, bias=False), _grouped(256), nn.ReLU6()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(256, 10))
+
+
+def sensor1d() -> nn.Module:
+    """A CNN for windows of 128 samples of 9 channels (accelerometer, gyroscope), 6 activities; d = 32,550."""
+    layers: list[nn.Module] = []
+    for before, after in ((9, 32), (32, 64), (64, 64)):
+        layers += [nn.Conv1d(before, after, 5, padding=2, bias=False), _grouped(after), nn.ReLU(), nn.MaxPool1d(2)]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Dropout(), nn.Linear(64, 6))
+
+
+class Mixing(nn.Module):
+    """An MLP over patches, an MLP over channels, each beside a way around (Tolstikhin et al., arXiv 2105.01601)."""
+
+    def __init__(self, patches: int, width: int) -> None:
+        super().__init__()
+        self.patches = nn.Sequential(nn.Linear(patches, 2 * patches), nn.GELU(), nn.Linear(2 * patches, patches))
+        self.channels = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+        self.norm = nn.LayerNorm(width, elementwise_affine=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [n, patches, width]."""
+        x = x + self.patches(self.norm(x).transpose(1, 2)).transpose(1, 2)
+        channels: Tensor = self.channels(self.norm(x))
+        return x + channels
+
+
+class Mixer(nn.Module):
+    """Patches of 4x4, 64 numbers each, four times mixed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(1, 64, 4, stride=4)
+        self.mixing = nn.Sequential(*(Mixing(49, 64) for _ in range(4)))
+        self.norm, self.head = nn.LayerNorm(64, elementwise_affine=False), nn.Linear(64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [n, 1, 28, 28]."""
+        y: Tensor = self.head(self.norm(self.mixing(self.patches(x).flatten(2).transpose(1, 2))).mean(1))
+        return y
+
+
+def mixer() -> nn.Module:
+    """A small MLP-Mixer for 1x28x28; d = 107,046."""
+    return Mixer()
+
+
 @dataclass(frozen=True)
 class Entry:
     """A network by name: how to make it, the shape of one `input`, its `classes`, its masked weights `d`."""
@@ -98,4 +221,10 @@ ZOO: dict[str, Entry] = {
     "conv4n": Entry(conv4n, (1, 28, 28), 10, 102_304),
     "conv6": Entry(conv6, (3, 32, 32), 10, 2_262_602),
     "conv10": Entry(conv10, (3, 32, 32), 100, 19_197_092),
+    "lenet5": Entry(lenet5, (1, 28, 28), 10, 61_706),
+    "resnet20": Entry(resnet20, (3, 32, 32), 10, 270_906),
+    "resnet20g": Entry(resnet20g, (1, 28, 28), 10, 270_618),
+    "mobile": Entry(mobile, (3, 32, 32), 10, 102_394),
+    "sensor1d": Entry(sensor1d, (9, 128), 6, 32_550),
+    "mixer": Entry(mixer, (1, 28, 28), 10, 107_046),
 }

@@ -13,82 +13,59 @@ import re
 import struct
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Any, ClassVar, TypeAlias, get_args
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from seedmask.errors import SpecError
+from seedmask.layers import (
+    EPSILON,
+    MAX_ACTIVATION,
+    Conv2d,
+    Flatten,
+    GroupNorm,
+    Layer,
+    Linear,
+    MaxPool2d,
+    ReLU,
+    Shape,
+    integers,
+    shapes_of,
+)
 from seedmask.mask import MAX_D
 from seedmask.seed import sign_bits
 
 SPEC_VERSION = 1
 MAX_SPEC_BYTES = 1 << 20
-MAX_ACTIVATION = 1 << 28
-GROUPNORM_EPSILON = 1e-5
+GROUPNORM_EPSILON = EPSILON
+LOSSES = ("cross-entropy", "mse")
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}\Z")
 _PATH = re.compile(r"[A-Za-z0-9_.]{1,128}\Z")
 
-Shape: TypeAlias = tuple[int, ...]
 F32 = npt.NDArray[np.float32]
 
 
-@dataclass(frozen=True)
-class Linear:
-    """y = x W^T + b, with W [out, in] and b [out]."""
-
-    op: ClassVar[str] = "linear"
-    weight: str
-    bias: str | None
-
-
-@dataclass(frozen=True)
-class Conv2d:
-    """Cross-correlation, W [out, in, kh, kw], b [out]; `stride` and symmetric zero `padding` (vertical, horizontal)."""
-
-    op: ClassVar[str] = "conv2d"
-    weight: str
-    bias: str | None
-    stride: tuple[int, int]
-    padding: tuple[int, int]
-
-
-@dataclass(frozen=True)
-class ReLU:
-    """max(x, 0)."""
-
-    op: ClassVar[str] = "relu"
-
-
-@dataclass(frozen=True)
-class MaxPool2d:
-    """Maximum over windows of `size` (vertical, horizontal) that do not overlap; incomplete windows are dropped."""
-
-    op: ClassVar[str] = "maxpool2d"
-    size: tuple[int, int]
-
-
-@dataclass(frozen=True)
-class Flatten:
-    """All dimensions but the batch into one, row-major."""
-
-    op: ClassVar[str] = "flatten"
-
-
-@dataclass(frozen=True)
-class GroupNorm:
-    """(x - mean) / sqrt(variance + 1e-5) over each of `groups` runs of consecutive channels, of one example.
-
-    Wu and He, arXiv 1803.08494, without scale and shift, so nothing is learnt and nothing kept; one group is LayerNorm.
-    The variance is the mean of squares (n, not n - 1, below the line). The channels are the first dimension.
-    """
-
-    op: ClassVar[str] = "groupnorm"
-    groups: int
-
-
-Layer: TypeAlias = Linear | Conv2d | ReLU | MaxPool2d | Flatten | GroupNorm
+# The layers that were here first; the others are imported from seedmask.layers.
+__all__ = [
+    "F32",
+    "GROUPNORM_EPSILON",
+    "LOSSES",
+    "MAX_ACTIVATION",
+    "Conv2d",
+    "Flatten",
+    "GroupNorm",
+    "Layer",
+    "Linear",
+    "MaxPool2d",
+    "ModelSpec",
+    "ReLU",
+    "Shape",
+    "Tensor",
+    "from_json",
+    "scale_bits",
+]
 _LAYERS: dict[str, type[Layer]] = {kind.op: kind for kind in get_args(Layer)}
 
 
@@ -121,8 +98,10 @@ class ModelSpec:
     """A network whose weights are frozen random signs.
 
     `name` [a-z0-9-]; `seed` 64 bits; `input` shape of one example; `range` (low, high): raw inputs are mapped from it
-    to -1 .. 1; `classes`; `layers` a chain; `tensors` in the order of the flat vector. Raises SpecError when the parts
-    do not fit together.
+    to -1 .. 1; `classes`, how many numbers the last layer gives; `layers`, each after those whose values it takes
+    (`seedmask.layers`); `tensors` in the order of the flat vector; `loss` "cross-entropy", with class numbers as
+    targets, or "mse", the mean of squares over all `classes` numbers, with as many numbers as targets. Raises SpecError
+    when the parts do not fit together.
     """
 
     name: str
@@ -132,9 +111,15 @@ class ModelSpec:
     classes: int
     layers: tuple[Layer, ...]
     tensors: tuple[Tensor, ...]
+    loss: str = LOSSES[0]
 
     def __post_init__(self) -> None:
         _check(self)
+
+    @property
+    def outputs(self) -> str:
+        """What the numbers that the last layer gives are, in a word."""
+        return "classes" if self.loss == LOSSES[0] else "outputs"
 
     @cached_property
     def d(self) -> int:
@@ -151,7 +136,7 @@ class ModelSpec:
         return out
 
     def canonical(self) -> bytes:
-        """PROTOCOL 4's JSON: sorted keys, no spaces, ASCII, integers and strings only."""
+        """PROTOCOL 4's JSON: sorted keys, no spaces, ASCII, integers and strings only; nothing that is a default."""
         value = {
             "version": SPEC_VERSION,
             "name": self.name,
@@ -159,10 +144,9 @@ class ModelSpec:
             "input": list(self.input),
             "range": list(self.range),
             "classes": self.classes,
-            "layers": [
-                {"op": layer.op, **{f.name: getattr(layer, f.name) for f in fields(layer)}} for layer in self.layers
-            ],
+            "layers": [{"op": layer.op, **_given(layer)} for layer in self.layers],
             "tensors": [{"name": t.name, "shape": list(t.shape), "scale": t.scale} for t in self.tensors],
+            **({} if self.loss == LOSSES[0] else {"loss": self.loss}),
         }
         return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()
 
@@ -184,12 +168,22 @@ class ModelSpec:
         return out
 
     def shapes(self) -> list[Shape]:
-        """Shape of one example before each layer and after the last, len(layers) + 1 entries."""
-        shape, out = self.input, [self.input]
+        """Shape of one example of every value, len(layers) + 1 entries: the input, then what each layer gives."""
+        return shapes_of(self.layers, self.input, {tensor.name: tensor.shape for tensor in self.tensors})
+
+    @cached_property
+    def takers(self) -> list[list[int]]:
+        """For every value the layers that take it, ascending; a layer stands there once for each time it does."""
+        out: list[list[int]] = [[] for _ in range(len(self.layers) + 1)]
         for number, layer in enumerate(self.layers):
-            shape = _after(layer, shape, self.offsets, number)
-            out.append(shape)
+            for source in layer.takes(number):
+                out[source].append(number)
         return out
+
+
+def _given(layer: Layer) -> dict[str, Any]:
+    values = {field: getattr(layer, field.name) for field in fields(layer)}
+    return {field.name: value for field, value in values.items() if value != field.default}
 
 
 def from_json(data: bytes) -> ModelSpec:
@@ -228,22 +222,19 @@ def _build(value: dict[str, Any]) -> ModelSpec:
         classes=value["classes"],
         layers=tuple(layers),
         tensors=tuple(Tensor(t["name"], tuple(t["shape"]), t["scale"]) for t in value["tensors"]),
+        loss=value.get("loss", LOSSES[0]),
     )
-
-
-def _integers(what: str, values: tuple[Any, ...], low: int, high: int) -> None:
-    for value in values:
-        if type(value) is not int or not low <= value <= high:
-            raise SpecError(f"{what}: an integer {low} .. {high} expected, found {value!r}")
 
 
 def _check(spec: ModelSpec) -> None:
     if not isinstance(spec.name, str) or not _NAME.match(spec.name):
         raise SpecError(f"a model's name is [a-z0-9-], at most 63 long, found {spec.name!r}")
-    _integers("seed", (spec.seed,), 0, (1 << 64) - 1)
-    _integers("input shape", spec.input, 1, 1 << 20)
-    _integers("range", spec.range, -(1 << 31), (1 << 31) - 1)
-    _integers("classes", (spec.classes,), 2, 1 << 16)
+    integers("seed", (spec.seed,), 0, (1 << 64) - 1)
+    integers("input shape", spec.input, 1, 1 << 20)
+    integers("range", spec.range, -(1 << 31), (1 << 31) - 1)
+    if spec.loss not in LOSSES:
+        raise SpecError(f"loss is one of {', '.join(LOSSES)}, found {spec.loss!r}")
+    integers("classes", (spec.classes,), 2 if spec.loss == LOSSES[0] else 1, 1 << 16)
     if not 1 <= len(spec.input) <= 3:
         raise SpecError(f"an input has 1 to 3 dimensions, found {list(spec.input)}")
     if math.prod(spec.input) > MAX_ACTIVATION:
@@ -258,62 +249,16 @@ def _check(spec: ModelSpec) -> None:
         # Before any product: a long list of large dimensions costs seconds to multiply.
         if not 1 <= len(tensor.shape) <= 4:
             raise SpecError(f"{tensor.name} has {len(tensor.shape)} dimensions; 1 to 4 are possible")
-        _integers(f"shape of {tensor.name}", tensor.shape, 1, MAX_D)
-        _integers(f"scale of {tensor.name}", (tensor.scale,), 1, 0x7F7FFFFF)  # finite, above zero
+        integers(f"shape of {tensor.name}", tensor.shape, 1, MAX_D)
+        integers(f"scale of {tensor.name}", (tensor.scale,), 1, 0x7F7FFFFF)  # finite, above zero
     if spec.d > MAX_D:
         raise SpecError(f"at most {MAX_D} masked weights, found {spec.d}")
-    used = [n for layer in spec.layers if isinstance(layer, Linear | Conv2d) for n in (layer.weight, layer.bias)]
-    used = [name for name in used if name is not None]
+    used = [name for layer in spec.layers for name in layer.tensors]
     if used != [tensor.name for tensor in spec.tensors] or len(set(used)) != len(used):
         raise SpecError("tensors must be listed once each, in the order in which the layers use them")
     last = spec.shapes()[-1]
     if last != (spec.classes,):
-        raise SpecError(f"the last layer gives {list(last)}, the model has {spec.classes} classes")
-
-
-def _after(layer: Layer, shape: Shape, tensors: dict[str, tuple[Tensor, int]], number: int) -> Shape:
-    """Shape of one example after `layer`; SpecError where it does not fit."""
-    where = f"layer {number} ({layer.op})"
-
-    def expect(name: str | None, wanted: Shape) -> None:
-        if name is not None and tensors[name][0].shape != wanted:
-            raise SpecError(f"{where}: {name} is {list(tensors[name][0].shape)}, expected {list(wanted)}")
-
-    if isinstance(layer, Linear):
-        weight = tensors[layer.weight][0].shape
-        if len(shape) != 1 or len(weight) != 2 or weight[1] != shape[0]:
-            raise SpecError(f"{where}: weight {list(weight)} does not take an input of {list(shape)}")
-        expect(layer.bias, weight[:1])
-        return weight[:1]
-    if isinstance(layer, Conv2d):
-        weight = tensors[layer.weight][0].shape
-        _integers(f"{where}: stride", layer.stride, 1, 1 << 10)
-        _integers(f"{where}: padding", layer.padding, 0, 1 << 10)
-        if len(shape) != 3 or len(weight) != 4 or weight[1] != shape[0]:
-            raise SpecError(f"{where}: weight {list(weight)} does not take an input of {list(shape)}")
-        if len(layer.stride) != 2 or len(layer.padding) != 2:
-            raise SpecError(f"{where}: stride and padding have two entries each")
-        expect(layer.bias, weight[:1])
-        sides = tuple(
-            (side + 2 * pad - kernel) // step + 1
-            for side, kernel, step, pad in zip(shape[1:], weight[2:], layer.stride, layer.padding, strict=True)
-        )
-        return _sides(where, (weight[0], *sides))
-    if isinstance(layer, MaxPool2d):
-        _integers(f"{where}: size", layer.size, 1, 1 << 10)
-        if len(shape) != 3 or len(layer.size) != 2:
-            raise SpecError(f"{where}: takes channels x height x width, found {list(shape)}")
-        return _sides(where, (shape[0], shape[1] // layer.size[0], shape[2] // layer.size[1]))
-    if isinstance(layer, Flatten):
-        return (math.prod(shape),)
-    if isinstance(layer, GroupNorm):
-        _integers(f"{where}: groups", (layer.groups,), 1, 1 << 20)
-        if shape[0] % layer.groups or math.prod(shape) == layer.groups:
-            raise SpecError(f"{where}: {list(shape)} does not make {layer.groups} equal groups of more than one value")
-    return shape
-
-
-def _sides(where: str, shape: Shape) -> Shape:
-    if min(shape) < 1 or math.prod(shape) > MAX_ACTIVATION:
-        raise SpecError(f"{where}: gives a shape of {list(shape)}")
-    return shape
+        raise SpecError(f"the last layer gives {list(last)}, the model has {spec.classes} {spec.outputs}")
+    for value, takers in enumerate(spec.takers[:-1]):
+        if not takers:
+            raise SpecError(f"layer {value - 1} ({spec.layers[value - 1].op}): nothing takes what it gives")

@@ -30,6 +30,7 @@ from seedmask.io.commands import Command
 from seedmask.io.files import write_atomic
 from seedmask.io.process import sigterm_interrupts
 from seedmask.mask import Theta
+from seedmask.spec import LOSSES
 from sim import datasets, partition, report
 from sim.device import name_of
 from sim.evaluate import Accuracy, accuracy
@@ -39,7 +40,16 @@ from sim.processes import ProcessFleet
 from sim.runtimes import Assignment, assign
 
 BATCH = 128
-MODELS = ("mlpn", "mlp", "conv4", "conv4s", "conv4n")  # of the zoo, those that take the images there are
+MODELS = (
+    "mlpn",
+    "mlp",
+    "conv4",
+    "conv4s",
+    "conv4n",
+    "lenet5",
+    "resnet20g",
+    "mixer",
+)  # of the zoo, those that take the images there are
 MARKER = ".seedmask-simulation"
 
 EPILOG = """\
@@ -224,6 +234,8 @@ def _setup(options: argparse.Namespace) -> _Setup:
     bundle = bundles.load(options.bundle) if options.bundle else _export(options.model or MODELS[0], seed, runtimes)
     require_graphs(runtimes.all, bundle)
     spec, shape = bundle.spec, images.test.x.shape[1:]
+    if spec.loss != LOSSES[0]:
+        raise UserError(f"{spec.name} has the loss {spec.loss}; the simulator's images have classes, no other targets")
     if math.prod(spec.input) != math.prod(shape):
         raise UserError(
             f"{spec.name} takes inputs of {_by(spec.input)}, the images of {images.name} are {_by(shape)}: "

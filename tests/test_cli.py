@@ -317,6 +317,18 @@ def test_simulate_says_which_models_take_the_images(
     assert "large takes inputs of 3x32x32, the images of digits are 1x28x28: use a --model of mlpn, mlp, conv4," in said
 
 
+def test_simulate_has_no_targets_for_a_model_that_is_judged_by_its_error(
+    tmp_path: Path, simulate: Callable[..., tuple[int, str, str]]
+) -> None:
+    weight = Tensor("1.weight", (10, 784), scale_bits(0.05))
+    spec = ModelSpec("numbers", 7, (1, 28, 28), (0, 255), 10, (Flatten(), Linear("1.weight", None)), (weight,), "mse")
+    path = tmp_path / "numbers.bundle"
+    path.write_bytes(to_bytes(Bundle(spec, 16, {})))
+    status, printed, said = simulate(bundle=path)
+    assert (status, printed) == (2, "")
+    assert "numbers has the loss mse; the simulator's images have classes, no other targets" in said
+
+
 def test_simulate_offers_what_the_zoo_has_for_its_images() -> None:
     pytest.importorskip("torch")
     from export.zoo import ZOO

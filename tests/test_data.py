@@ -6,6 +6,7 @@ import contextlib
 import gzip
 import io
 import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 from edge_client.data import Dataset, DataSettings, formats, load
 from edge_client.data.idx import read
 from seedmask.errors import UserError
-from seedmask.spec import ModelSpec
+from seedmask.spec import Linear, ModelSpec, Tensor, scale_bits
 
 X = np.arange(6 * 16, dtype=np.uint8).reshape(6, 4, 4)
 Y = np.array([0, 1, 2, 3, 0, 1], np.uint8)
@@ -72,6 +73,29 @@ def test_idx_is_read_plain_or_gzipped(tmp_path: Path, tiny_spec: ModelSpec, pack
     assert data.y.tolist() == Y.tolist()
 
 
+@pytest.mark.parametrize("kind", [np.float64, np.float32, np.int16])
+def test_numbers_are_the_targets_of_a_model_that_is_judged_by_its_error(
+    tmp_path: Path, tiny_spec: ModelSpec, kind: type
+) -> None:
+    spec, targets = replace(tiny_spec, loss="mse"), np.arange(24).reshape(6, 4).astype(kind)
+    data = from_npz(tmp_path, spec, npz(x=X, y=targets))
+    assert data.y.dtype == np.float32
+    assert np.array_equal(data.y, targets)
+    for wrong, says in (
+        (targets[:, :3], r"targets are \[6, 3\], model tiny gives \[6, 4\]"),
+        (Y, r"targets are \[6\], model tiny gives \[6, 4\]"),
+        (np.where(targets == 5, np.nan, targets), "a target is not a finite number"),
+    ):
+        with pytest.raises(UserError, match=says):
+            from_npz(tmp_path, spec, npz(x=X, y=wrong))
+
+
+def test_one_target_an_example_may_come_as_a_list(tmp_path: Path, tiny_spec: ModelSpec) -> None:
+    weight, layers = Tensor("w", (1, 16), scale_bits(0.5)), (tiny_spec.layers[0], Linear("w", None))
+    spec = replace(tiny_spec, classes=1, layers=layers, tensors=(weight,), loss="mse")
+    assert from_npz(tmp_path, spec, npz(x=X, y=Y / 2)).y.tolist() == (Y[:, None] / 2).tolist()
+
+
 # --- files that do not fit the model ---
 
 
@@ -88,8 +112,10 @@ def test_idx_is_read_plain_or_gzipped(tmp_path: Path, tiny_spec: ModelSpec, pack
         (np.where(X == 7, np.nan, X), Y, "data: an input is not a finite number"),
         (X.astype(str), Y, "x must be numbers"),
         (X.astype(bool), Y, "x must be numbers"),
-        (X, Y.astype(float), r"y \[n\] integers"),
-        (X, Y.reshape(6, 1), r"y \[n\] integers"),
+        (X, Y.astype(float), r"tiny takes one class number each, found float64 \[6\]"),
+        (X, Y.reshape(6, 1), r"tiny takes one class number each, found \w+ \[6, 1\]"),
+        (X, Y.reshape(6, 1, 1), r"y numbers \[n\] or \[n, outputs\]"),
+        (X, Y.astype(str), r"y numbers \[n\] or \[n, outputs\]"),
         (np.uint8(3), Y, "x must be numbers"),
     ],
     ids=told,

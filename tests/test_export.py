@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from export.cli import COMMAND
-from seedmask import bundle
+from seedmask import bundle, layers
 from seedmask.errors import MissingPackageError, UserError
+from seedmask.io import inspect
 from seedmask.spec import Conv2d, Flatten, GroupNorm, Linear, MaxPool2d, ReLU
 
 pytestmark = pytest.mark.export
@@ -172,53 +173,196 @@ def test_normalisation_without_affine_is_groupnorm_and_layernorm_is_one_group() 
     assert spec.d == 9 * 8 + 8 + 5120 + 10
 
 
-def seq(*layers: nn.Module) -> nn.Module:
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(64, 10))
+class Bottleneck(nn.Module):
+    """A shortcut the way torchvision writes it: in-place ReLU, +=, a stride and a width that change."""
+
+    def __init__(self, norm: Callable[[int], nn.Module]) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(1, 8, 3, 2, 1, bias=False), norm(8)
+        self.conv2, self.bn2 = nn.Conv2d(8, 8, 3, 1, 1, bias=False), norm(8)
+        self.downsample = nn.Sequential(nn.Conv2d(1, 8, 1, 2, bias=False), norm(8))
+        self.relu, self.pool, self.fc = nn.ReLU(inplace=True), nn.AdaptiveAvgPool2d((1, 1)), nn.Linear(8, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
+        out += self.downsample(x)
+        return self.fc(torch.flatten(self.pool(self.relu(out)), 1))
+
+
+def test_a_residual_net_keeps_its_shortcut_and_its_batchnorm_is_replaced_out_loud() -> None:
+    said: list[str] = []
+    spec = trace(Bottleneck(nn.BatchNorm2d), "b", 0, (1, 8, 8), replace_batchnorm="group", announce=said.append)
+    assert [layer.op for layer in spec.layers] == (
+        ["conv2d", "groupnorm", "relu", "conv2d", "groupnorm", "conv2d", "groupnorm", "add", "relu", "mean", "linear"]
+    )
+    assert [layer.takes(i) for i, layer in enumerate(spec.layers)][5:8] == [(0,), (6,), (5, 7)]
+    assert said == [
+        f"BatchNorm2d '{name}' is replaced by GroupNorm of 1 group (8 channels), without scales, shifts and running "
+        "means"
+        for name in ("bn1", "bn2", "downsample.1")
+    ]
+    with pytest.raises(UserError, match="BatchNorm2d 'bn1' is not supported: it has trained scales and running means"):
+        trace(Bottleneck(nn.BatchNorm2d), "b", 0, (1, 8, 8))
+    with pytest.raises(UserError, match="BatchNorm can be replaced by group; found 'layer'"):
+        trace(Bottleneck(nn.BatchNorm2d), "b", 0, (1, 8, 8), replace_batchnorm="layer")
+
+
+@pytest.mark.parametrize(
+    ("channels", "groups"), [(3, 1), (16, 2), (24, 3), (64, 8), (144, 18), (512, 32), (1280, 32), (37, 1)]
+)
+def test_groups_in_place_of_a_batch_have_eight_channels_or_more(channels: int, groups: int) -> None:
+    model = nn.Sequential(
+        nn.Conv2d(1, channels, 1), nn.BatchNorm2d(channels), nn.Flatten(), nn.Linear(channels * 4, 10)
+    )
+    spec = trace(model, "groups", 0, (1, 2, 2), replace_batchnorm="group")
+    assert spec.layers[1] == GroupNorm(groups)
+
+
+def test_a_vectors_numbers_stay_together_when_a_batch_is_replaced() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 10))
+    assert trace(model, "vector", 0, (1, 8, 8), replace_batchnorm="group").layers[2] == GroupNorm(1)
+
+
+def test_what_is_left_out_is_said() -> None:
+    said: list[str] = []
+    model = nn.Sequential(
+        *(nn.Conv2d(1, 4, 1), nn.GroupNorm(2, 4), nn.LayerNorm(8, bias=False, eps=1e-6), nn.Dropout2d(), nn.RMSNorm(8)),
+        *(nn.Flatten(), nn.Dropout(0.5), nn.Linear(256, 10)),
+    )
+    spec = trace(model, "said", 0, (1, 8, 8), announce=said.append)
+    assert spec.layers[1:4] == (GroupNorm(2), layers.LayerNorm(1), layers.RMSNorm(1))
+    assert said == [
+        "GroupNorm '1': its trained scales and shifts are left out",
+        "LayerNorm '2': its trained scales are left out",
+        "LayerNorm '2': its epsilon is 1e-05, not 1e-06",
+        "Dropout2d '3' is left out: every step already draws a random mask",
+        "RMSNorm '4': its trained scales are left out",
+        "RMSNorm '4': its epsilon is 1e-05, not that of its type",
+        "Dropout '6' is left out: every step already draws a random mask",
+    ]
+
+
+def test_a_dead_end_is_left_out_and_said() -> None:
+    said: list[str] = []
+    model = Forward(lambda m, x: (m.conv(x), m.head(m.other(x).flatten(1)))[1])
+    assert len(trace(model, "dead", 0, (1, 8, 8), announce=said.append).layers) == 3
+    assert said == ["Conv2d 'conv' is left out: nothing uses what it gives"]
+
+
+@pytest.mark.parametrize(
+    ("call", "wanted"),
+    [
+        (lambda m, x: F.relu6(x), layers.ReLU6()),
+        (lambda m, x: F.gelu(x), layers.GELU()),
+        (lambda m, x: F.gelu(x, approximate="tanh"), layers.GELU("tanh")),
+        (lambda m, x: F.silu(x), layers.SiLU()),
+        (lambda m, x: x.tanh(), layers.Tanh()),
+        (lambda m, x: torch.tanh(x), layers.Tanh()),
+        (lambda m, x: x.sigmoid(), layers.Sigmoid()),
+        (lambda m, x: torch.sigmoid(x), layers.Sigmoid()),
+        (lambda m, x: F.avg_pool2d(x, 2), layers.AvgPool2d((2, 2))),
+        (lambda m, x: F.avg_pool2d(x, (2, 4), (2, 4)), layers.AvgPool2d((2, 4))),
+        (lambda m, x: F.adaptive_avg_pool2d(x, (4, 2)), layers.AvgPool2d((2, 4))),
+        (lambda m, x: F.adaptive_avg_pool2d(x, 1), layers.Mean((1, 2))),
+        (lambda m, x: x.mean([2, 3]), layers.Mean((1, 2))),
+        (lambda m, x: x.mean((-1, -2), keepdim=True), layers.Mean((1, 2))),
+        (lambda m, x: torch.mean(x, dim=1), layers.Mean((0,))),
+        (lambda m, x: x.transpose(1, -1), layers.Permute((2, 1, 0))),
+        (lambda m, x: torch.transpose(x, 2, 3), layers.Permute((0, 2, 1))),
+        (lambda m, x: x.permute(0, 2, 3, 1), layers.Permute((1, 2, 0))),
+        (lambda m, x: torch.permute(x, (0, 3, 1, 2)), layers.Permute((2, 0, 1))),
+        (lambda m, x: x.flatten(2), layers.Reshape((1, 64))),
+        (lambda m, x: x.view(x.shape[0], 4, -1, 2), layers.Reshape((4, 8, 2))),
+        (lambda m, x: x.unflatten(2, (4, 2)), layers.Reshape((1, 4, 2, 8))),
+        (lambda m, x: x.squeeze(1), layers.Reshape((8, 8))),
+        (lambda m, x: x.unsqueeze(2), layers.Reshape((1, 1, 8, 8))),
+        (lambda m, x: x + x, layers.Add((0, 0))),
+        (lambda m, x: torch.add(x, other=x), layers.Add((0, 0))),
+        (lambda m, x: x.add(x), layers.Add((0, 0))),
+        (lambda m, x: torch.cat([x, x], 1), layers.Concat((0, 0), 0)),
+        (lambda m, x: torch.cat((x, x, x), dim=-1), layers.Concat((0, 0, 0), 2)),
+        (lambda m, x: F.group_norm(x, 1), GroupNorm(1)),
+        (lambda m, x: F.layer_norm(x, x.shape[1:]), GroupNorm(1)),
+        (lambda m, x: F.layer_norm(x, (8, 8)), layers.LayerNorm(2)),
+        (lambda m, x: F.layer_norm(x, x.shape[-1:]), layers.LayerNorm(1)),
+        (lambda m, x: F.rms_norm(x, [8], eps=1e-5), layers.RMSNorm(1)),
+    ],
+)
+def test_functions_count_as_well_as_layers(call: Callable[[Any, Any], Any], wanted: layers.Layer) -> None:
+    model = Forward(lambda m, x: call(m, x).flatten(1))
+    model.last = None
+
+    class Whole(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.last = model, nn.Linear(width, 10)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.last(self.body(x))
+
+    width = call(model, torch.zeros(3, 1, 8, 8)).flatten(1).shape[1]
+    spec = trace(Whole(), "functions", 0, (1, 8, 8))
+    assert spec.layers[0] == wanted
+
+
+def test_a_sequence_is_an_image_of_height_one_and_is_brought_into_shape_once() -> None:
+    model = nn.Sequential(
+        *(nn.Conv1d(2, 8, 5, stride=2, padding=4, dilation=2, groups=2), nn.GroupNorm(2, 8, affine=False), nn.ReLU()),
+        *(nn.MaxPool1d(2), nn.Conv1d(8, 4, 3, padding="same"), nn.AvgPool1d(2), nn.Flatten(), nn.Linear(16, 10)),
+    )
+    spec = trace(model, "sequence", 0, (2, 32))
+    assert spec.layers == (
+        *(layers.Reshape((2, 1, 32)), Conv2d("0.weight", "0.bias", (1, 2), (0, 4), 2, (1, 2)), GroupNorm(2), ReLU()),
+        *(MaxPool2d((1, 2)), Conv2d("4.weight", "4.bias", (1, 1), (0, 1)), layers.AvgPool2d((1, 2))),
+        *(Flatten(), Linear("7.weight", "7.bias")),
+    )
+    assert [tensor.shape for tensor in spec.tensors] == [(8, 1, 1, 5), (8,), (4, 8, 1, 3), (4,), (10, 16), (10,)]
+    assert spec.tensors[0].constant == pytest.approx((2 / 5) ** 0.5)
+
+
+class Overwritten(nn.Module):
+    """A shortcut that is not what it looks like, for ReLU has gone over it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.relu, self.head = nn.Conv2d(1, 1, 3, padding=1), nn.ReLU(inplace=True), nn.Linear(64, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.conv(x)
+        return self.head((self.relu(y) + y).flatten(1))
+
+
+def seq(*modules: nn.Module) -> nn.Module:
+    return nn.Sequential(*modules, nn.Flatten(), nn.Linear(64, 10))
 
 
 REFUSALS: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "batch norm": (
         lambda: nn.ModuleDict({"features": seq(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1))})["features"],
-        "BatchNorm2d '1' is not supported: it has trained scales and running means; take GroupNorm(affine=False)",
+        "BatchNorm2d '1' is not supported: it has trained scales and running means; take GroupNorm(affine=False), "
+        "leave it out, or export with --replace-batchnorm group",
     ),
     "batch norm inside": (
         lambda: seq(nn.Sequential(nn.Conv2d(1, 1, 1), nn.Sequential(nn.BatchNorm2d(1)))),
         "BatchNorm2d '0.1.0' is not supported",
     ),
-    "affine group norm": (
-        lambda: seq(nn.GroupNorm(1, 1)),
-        "GroupNorm '0' is not supported: it has trained scales and shifts; affine=False has none",
-    ),
-    "affine layer norm": (
-        lambda: seq(nn.LayerNorm((1, 8, 8))),
-        "LayerNorm '0' is not supported: it has trained scales and shifts; elementwise_affine=False has none",
-    ),
     "other epsilon": (
         lambda: seq(nn.GroupNorm(1, 1, eps=1e-3, affine=False)),
         "GroupNorm '0' is not supported: eps=0.001; only 1e-05 is",
     ),
-    "layer norm of rows": (
-        lambda: seq(nn.LayerNorm(8, elementwise_affine=False)),
-        "LayerNorm '0' takes [8] and gets [1, 8, 8]; only whole examples are normalised",
+    "layer norm of other rows": (
+        lambda: seq(nn.LayerNorm(7, elementwise_affine=False)),
+        "LayerNorm '0' takes [7] and gets [1, 8, 8]",
     ),
     "groups of one value": (
         lambda: nn.Sequential(seq(), nn.GroupNorm(10, 10, affine=False)),
         "GroupNorm '1' gets [10], which makes no 10 equal groups of more than one value",
     ),
-    "functional group norm": (
-        lambda: Forward(lambda m, x: m.head(F.group_norm(x, 1).flatten(1))),
-        "group_norm in forward() of the model is not supported: write it as a layer, nn.GroupNorm(affine=False)",
-    ),
-    "dropout": (lambda: seq(nn.Dropout()), "Dropout '0' is not supported: every step already draws a random mask"),
     "softmax": (lambda: nn.Sequential(seq(), nn.Softmax(1)), "Softmax '1' is not supported: end with the logits"),
     "log_softmax": (
         lambda: Forward(lambda m, x: F.log_softmax(m.head(x.flatten(1)), 1)),
         "log_softmax in forward() of the model is not supported: end with the logits",
     ),
-    "average pool": (lambda: seq(nn.AvgPool2d(2)), "AvgPool2d '0' is not supported"),
-    "sigmoid": (lambda: seq(nn.Sigmoid()), "Sigmoid '0' is not supported"),
-    "groups": (lambda: seq(nn.Conv2d(2, 2, 1, groups=2)), "Conv2d '0' is not supported: groups=2; only groups=1 is"),
-    "dilation": (lambda: seq(nn.Conv2d(1, 1, 3, dilation=2)), "Conv2d '0' is not supported: dilation=(2, 2)"),
     "circular": (
         lambda: seq(nn.Conv2d(1, 1, 3, padding=1, padding_mode="circular")),
         "Conv2d '0' is not supported: padding_mode='circular'; only 'zeros' is",
@@ -233,31 +377,55 @@ REFUSALS: dict[str, tuple[Callable[[], nn.Module], str]] = {
         lambda: Forward(lambda m, x: m.head(F.max_pool2d(x, 2, ceil_mode=True).flatten(1))),
         "max_pool2d in forward() of the model is not supported: padding, dilation, ceil_mode",
     ),
-    "partial flatten": (
-        lambda: nn.Sequential(nn.Flatten(2), nn.Linear(64, 10)),
-        "Flatten '0' is not supported: start_dim=2, end_dim=-1",
-    ),
-    "other view": (
-        lambda: Forward(lambda m, x: m.head(x.view(x.size(0), 2, 32))),
-        "view in forward() of the model is not supported: [1, 8, 8] becomes [2, 32]; only flattening each example is",
-    ),
     "view over the batch": (
         lambda: Forward(lambda m, x: m.head(x.view(-1, 32).view(-1, 64))),
         "view in forward() of the model is not supported: [1, 8, 8] becomes [6, 32] for 3 examples",
     ),
-    "residual": (
-        lambda: Forward(lambda m, x: m.head((x + m.conv(x)).flatten(1))),
-        "add in forward() of the model puts the input and Conv2d 'conv' together; a shortcut",
+    "leaky": (lambda: seq(nn.LeakyReLU()), "LeakyReLU '0' is not supported: take ReLU, SiLU or GELU"),
+    "overlapping average": (
+        lambda: seq(nn.AvgPool2d(2, 1)),
+        "AvgPool2d '0' is not supported: kernel (2, 2) with stride (1, 1); only equal ones are",
     ),
-    "concatenation": (
-        lambda: Forward(lambda m, x: m.head(torch.cat([m.conv(x), m.act(x)], 1).flatten(1))),
-        "not a chain: ReLU 'act' does not continue from Conv2d 'conv'",
+    "windows of two sizes": (
+        lambda: Forward(lambda m, x: m.head(F.adaptive_avg_pool2d(x, 3).flatten(1))),
+        "adaptive_avg_pool2d in forward() of the model is not supported: [1, 8, 8] to [1, 3, 3] in windows of one size",
     ),
-    "own branch": (
-        lambda: Forward(lambda m, x: (m.conv(x), m.head(m.other(x).flatten(1)))[1] + m.conv(x).sum()),
-        "not a chain",
+    "mean of everything": (
+        lambda: Forward(lambda m, x: m.head(m.conv(x).mean())),
+        "mean in forward() of the model is not supported: [1, 8, 8] becomes [] for 3 examples; examples stay apart",
     ),
-    "self sum": (lambda: Forward(lambda m, x: m.head((x + x).flatten(1))), "add in forward() of the model is not"),
+    "mean over examples": (
+        lambda: Forward(lambda m, x: m.head((x.mean(0, keepdim=True) + x).flatten(1))),
+        "mean in forward() of the model is not supported: [1, 8, 8] becomes [1, 1, 8, 8] for 3 examples",
+    ),
+    "transposed examples": (
+        lambda: Forward(lambda m, x: m.head(x.flatten(1).transpose(0, 1).transpose(0, 1))),
+        "transpose in forward() of the model is not supported: [64] becomes [64, 3] for 3 examples",
+    ),
+    "sum of two shapes": (
+        lambda: Forward(lambda m, x: m.head((x + x.mean((2, 3), keepdim=True)).flatten(1))),
+        "add in forward() of the model is not supported: [1, 8, 8] and [1, 1, 1] are not of one shape",
+    ),
+    "number added": (
+        lambda: Forward(lambda m, x: m.head((x + 1).flatten(1))),
+        "add in forward() of the model is not supported: raw inputs are brought to -1 .. 1 before the model",
+    ),
+    "product of branches": (
+        lambda: Forward(lambda m, x: m.head((m.conv(x) * m.other(x)).flatten(1))),
+        "mul in forward() of the model is not supported: values are not multiplied by one another, as attention and",
+    ),
+    "examples side by side": (
+        lambda: Forward(lambda m, x: m.head(torch.cat([x, x], 0).flatten(1))),
+        "cat in forward() of the model is not supported: [1, 8, 8] becomes [6, 1, 8, 8] for 3 examples",
+    ),
+    "slice": (
+        lambda: Forward(lambda m, x: m.head(x[:, :, ::2].flatten(1))),
+        "getitem in forward() of the model is not supported: parts of a tensor cannot be taken",
+    ),
+    "overwritten shortcut": (
+        lambda: Overwritten(),
+        "ReLU 'relu' is not supported: it overwrites what add in forward() of the model reads after it; leave out",
+    ),
     "scaling": (
         lambda: Forward(lambda m, x: m.head((x / 255).flatten(1))),
         "truediv in forward() of the model is not supported: raw inputs are brought to -1 .. 1 before the model",
@@ -306,7 +474,7 @@ def test_what_is_not_supported_is_refused_by_name(case: str) -> None:
         trace(factory(), "refused", 0, (1, 8, 8), (0, 255), 10)
     assert text in str(refusal.value)
     if "not supported" in text:
-        assert "supported: a chain of Linear, Conv2d" in str(refusal.value)
+        assert "\nsupported: Linear, Conv1d and Conv2d (stride, " in str(refusal.value)
 
 
 def test_two_inputs_are_refused() -> None:
@@ -338,6 +506,12 @@ def test_an_unknown_scale_names_the_known() -> None:
         ("conv4n", 102_304),
         ("conv6", 2_262_602),
         ("conv10", 19_197_092),
+        ("lenet5", 61_706),
+        ("resnet20", 270_906),
+        ("resnet20g", 270_618),
+        ("mobile", 102_394),
+        ("sensor1d", 32_550),
+        ("mixer", 107_046),
     ],
 )
 def test_the_zoo_has_the_sizes_it_says(name: str, d: int) -> None:
@@ -356,7 +530,7 @@ def test_a_bundle_goes_round_and_is_the_same_each_time() -> None:
     assert len(data) < 50_000  # no weight among them
 
 
-@pytest.mark.parametrize("name", ["mlp", "conv4"])
+@pytest.mark.parametrize("name", ["mlp", "conv4", "mobile", "mixer"])
 def test_the_graphs_are_plain_onnx_that_old_runtimes_read(name: str) -> None:
     entry = ZOO[name]
     made = make_bundle(trace(entry.factory(), name, 1, entry.input, (0, 255), entry.classes), 32)
@@ -366,7 +540,7 @@ def test_the_graphs_are_plain_onnx_that_old_runtimes_read(name: str) -> None:
         assert model.ir_version == 8
         assert [(opset.domain, opset.version) for opset in model.opset_import] == [("", 18)]
         assert {node.domain for node in model.graph.node} == {""}
-        assert len(data) < 50_000
+        assert len(data) < 60_000
     step = onnx.load_from_string(made.files["onnx/step.onnx"]).graph
     shared = ["x", "y", "weight", "scores", "w", "u", "anchor", "rate", "mean", "plain", "terms"]
     assert [i.name for i in step.input] == [*shared, "m", "v", "epsilon"]
@@ -453,7 +627,10 @@ def number(): return 7
 @pytest.mark.parametrize(
     ("model", "text"),
     [
-        ("resnet50", "no model 'resnet50' in the zoo; there are mlp, mlpn, conv4, conv4s, conv4n, conv6, conv10"),
+        (
+            "resnet50",
+            "no model 'resnet50' in the zoo; there are mlp, mlpn, conv4, conv4s, conv4n, conv6, conv10, lenet5, ",
+        ),
         ("my_absent_module:Net", "no module 'my_absent_module' in "),
         ("my_broken_module:Net", "importing my_broken_module failed: SyntaxError"),
         ("my_needy_module:Net", "importing my_needy_module needs my_absent_module, which is not installed"),
@@ -546,3 +723,43 @@ def test_scale_and_gain_are_options(here: Path, capsys: pytest.CaptureFixture[st
     assert constants == pytest.approx([9**-0.5, 288**-0.5, 288**-0.5, 576**-0.5, 576**-0.5, 0.5 / 8], rel=1e-7)
     with pytest.raises(UserError, match=r"or 6 of them, one for each layer; found \(1.0, 2.0\)"):
         export("conv4n", "-o", "d.bundle", "--gain", "1,2")
+
+
+NETS = """
+from torch import nn
+class Normed(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Conv2d(1, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Flatten(), nn.Dropout(),
+                         nn.Linear(576, 1))
+"""
+
+
+def test_a_batchnorm_is_refused_or_replaced_and_what_was_done_is_printed(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "my_normed_nets.py").write_text(NETS)
+    arguments = ["my_normed_nets:Normed", "--input", "1,8,8", "--classes", "1", "--loss", "mse", "-o", "n.bundle"]
+    with pytest.raises(UserError, match=r"BatchNorm2d '1' is not supported: .* export with --replace-batchnorm group"):
+        export(*arguments)
+    assert export(*arguments, "--replace-batchnorm", "group") == 0
+    text = capsys.readouterr().out
+    assert "note    BatchNorm2d '1' is replaced by GroupNorm of 2 groups (16 channels), without scales" in text
+    assert "note    Dropout '4' is left out: every step already draws a random mask" in text
+    opened = bundle.load(here / "n.bundle").spec
+    assert (opened.classes, opened.loss, opened.layers[1]) == (1, "mse", GroupNorm(2))
+    assert export(*arguments, "--replace-batchnorm", "group", "--force", "--json") == 0
+    assert len(json.loads(capsys.readouterr().out)["notes"]) == 2
+    with pytest.raises(UserError, match=r"--classes is 2 \.\. 65536, found 1"):
+        export(*arguments, "--loss", "cross-entropy")
+
+
+def test_a_graphs_layers_are_called_by_number(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert export("resnet20", "-o", "r.bundle") == 0
+    text = capsys.readouterr().out
+    assert "\n  1  0: conv2d 3x3   " in text
+    assert "\n  9  add of 8, 3   " in text
+    assert "\n 25  6.first: conv2d 3x3 stride 2x2   " in text
+    assert "\n 30  6.around.0: conv2d 1x1 stride 2x2 of 24  " in text
+    facts = inspect.describe(here / "r.bundle")
+    assert facts["layers"][29] == "conv2d 1x1 stride 2x2 of 24"
+    assert not facts["chain"]

@@ -19,6 +19,7 @@ pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")
 
 from torch import nn  # noqa: E402
+from torch.nn import functional as F  # noqa: E402
 
 from edge_client.runtimes import Rule, State, missing, open_runtime, targets  # noqa: E402
 from export import masked, zoo  # noqa: E402
@@ -92,6 +93,78 @@ def normalised() -> nn.Module:
     )
 
 
+# Rounding grows with depth.
+DEEP = dict.fromkeys(("resnet20", "resnet20g", "mobile"), 5e-6)
+# As many activations as in the others: every one of them may flip.
+SMALL = {"resnet20": (3, 16, 16), "resnet20g": (1, 16, 16), "mobile": (3, 16, 16)}
+NEW = ("lenet5", "resnet20", "resnet20g", "mobile", "sensor1d", "mixer")
+
+
+class Branches(nn.Module):
+    """Every way in which values meet and part: a sum of three, one of a value with itself, branches put side by side
+    along channels and along rows, one of them without weights, and a value that is used four times."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.left = nn.Conv2d(2, 6, 3, padding=1), nn.Conv2d(6, 6, 3, padding=1, bias=False)
+        self.right, self.around = nn.Conv2d(6, 6, 1), nn.Conv2d(6, 8, 1, stride=2)
+        self.deep, self.head = nn.Conv2d(8, 8, 3, 2, 1, groups=4), nn.Linear(8 * 12 * 6 + 8, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = torch.relu(self.stem(x))
+        z = torch.add(y, F.silu(self.left(y))) + self.right(y)
+        z = torch.cat([z + z, x], dim=1)
+        z = torch.cat((self.deep(z), self.around(y)), dim=-2)
+        return self.head(torch.cat([z.flatten(1), x.mean((2, 3)), y.mean([2, 3])], 1))
+
+
+def activations() -> nn.Module:
+    return nn.Sequential(
+        *(nn.Flatten(), nn.Linear(30, 40), nn.GELU(), nn.Linear(40, 40), nn.GELU("tanh"), nn.Linear(40, 40)),
+        *(nn.SiLU(), nn.Linear(40, 40), nn.Tanh(), nn.Linear(40, 40), nn.Sigmoid(), nn.Linear(40, 40), nn.ReLU6()),
+        nn.Linear(40, 10),
+    )
+
+
+def grouped() -> nn.Module:
+    """Groups, depthwise with one and with two outputs a channel, dilation, strides, and all of it at once."""
+    return nn.Sequential(
+        *(nn.Conv2d(4, 8, 3, padding=1, groups=2), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.ReLU()),
+        *(nn.Conv2d(8, 16, (3, 2), stride=(2, 1), groups=8, bias=False), nn.ReLU()),
+        *(nn.Conv2d(16, 8, 3, padding=2, dilation=2), nn.ReLU(), nn.Conv2d(8, 8, 5, padding=2, groups=8), nn.ReLU()),
+        *(nn.Conv2d(8, 12, 3, (2, 1), (3, 2), dilation=(3, 2), groups=4), nn.ReLU(), nn.Flatten()),
+        nn.Linear(396, 10),
+    )
+
+
+def means() -> nn.Module:
+    """Averages over windows that do and do not fit, over one side, over all."""
+    return nn.Sequential(
+        *(nn.Conv2d(1, 6, 3), nn.ReLU6(), nn.AvgPool2d(2), nn.Conv2d(6, 8, 3, padding=1), nn.SiLU()),
+        *(nn.AvgPool2d((3, 2)), nn.Conv2d(8, 8, 3, padding=1), nn.AdaptiveAvgPool2d((1, 3)), nn.Conv2d(8, 8, 1)),
+        *(nn.Tanh(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10)),
+    )
+
+
+class Sequences(nn.Module):
+    """1-D layers, their results as matrices, norms of rows and of columns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv1d(3, 8, 5, 2, 4, dilation=2), nn.Conv1d(8, 8, 3, padding=1, groups=2)
+        self.pool, self.norm = nn.MaxPool1d(2), nn.GroupNorm(2, 8, affine=False)
+        self.rows, self.rms = nn.LayerNorm(8, elementwise_affine=False), nn.RMSNorm(8, 1e-5, False)
+        self.both = nn.RMSNorm((10, 8), 1e-5, elementwise_affine=False)
+        self.inner, self.head = nn.Linear(8, 8), nn.Linear(80, 10, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.pool(F.relu(self.norm(self.first(x))))
+        y = y + F.relu(self.second(y))
+        y = self.rows(F.avg_pool1d(y, 2).transpose(1, 2))
+        y = self.both(self.rms(F.gelu(self.inner(y))) + y)
+        return self.head(y.permute(0, 2, 1).unflatten(1, (2, 4)).reshape(-1, 80))
+
+
 NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "mlp": (zoo.mlp, (1, 28, 28)),
     "conv4-like": (conv4_like, (1, 28, 28)),
@@ -99,14 +172,21 @@ NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "kernels": (kernels, (2, 43, 22)),
     "pool-odd": (pool_odd, (1, 31, 29)),
     "normalised": (normalised, (2, 12, 11)),
+    "branches": (Branches, (2, 12, 12)),
+    "activations": (activations, (5, 6)),
+    "grouped": (grouped, (4, 11, 12)),
+    "means": (means, (1, 17, 16)),
+    "sequences": (Sequences, (3, 80)),
     "conv4n": (zoo.conv4n, (1, 28, 28)),
+    **{name: (zoo.ZOO[name].factory, SMALL.get(name, zoo.ZOO[name].input)) for name in NEW},
 }
 
 
 @pytest.fixture(params=NETS)
 def spec(request: pytest.FixtureRequest) -> ModelSpec:
     factory, shape = NETS[request.param]
-    return trace(factory(), request.param, 0xFEDCBA9876543210, shape)
+    classes = zoo.ZOO[request.param].classes if request.param in zoo.ZOO else 10
+    return trace(factory(), request.param, 0xFEDCBA9876543210, shape, classes=classes)
 
 
 def noise_for(scores: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -141,8 +221,9 @@ def test_the_graph_computes_autograds_gradient(spec: ModelSpec, n: int, name: st
         largest = np.abs(gradient).max()
         by_m.append(np.abs(found.state.m / np.float32(0.1) - gradient).max() / largest)
         by_v.append(np.abs(found.state.v / np.float32(1e-3) - gradient**2).max() / largest**2)
-    assert np.median(by_m) <= 1e-6
-    assert np.median(by_v) <= v_tolerance
+    tolerance = DEEP.get(spec.name, 1e-6)
+    assert np.median(by_m) <= tolerance
+    assert np.median(by_v) <= max(v_tolerance, 2 * tolerance)
 
 
 @pytest.mark.parametrize("t", [0, 1, 4, 100])
@@ -180,10 +261,11 @@ def test_logits_are_torchs(spec: ModelSpec) -> None:
 
 def test_the_model_is_the_module_it_was_traced_from(spec: ModelSpec) -> None:
     factory, shape = NETS[spec.name]
-    module, weights = factory(), torch.from_numpy(spec.weights())
+    module, weights = factory().eval(), torch.from_numpy(spec.weights())
     with torch.no_grad():
         for name, (tensor, at) in spec.offsets.items():
-            module.get_parameter(name).copy_(weights[at : at + tensor.size].view(tensor.shape))
+            parameter = module.get_parameter(name)
+            parameter.copy_(weights[at : at + tensor.size].view(parameter.shape))
         x = torch.randn(5, *shape)
         # LayerNorm and GroupNorm of one group are the same by another kernel, hence not equal to the bit.
         torch.testing.assert_close(masked.forward(spec, x, weights), module(x), rtol=1e-5, atol=1e-5)

@@ -14,6 +14,7 @@ import pytest
 
 from edge_client import runtimes
 from edge_client.runtimes import DivergedError, Rule, Runtime, State, StepResult
+from seedmask import layers
 from seedmask.bundle import Bundle
 from seedmask.errors import BundleError, MissingPackageError, UserError
 from seedmask.spec import Conv2d, Flatten, GroupNorm, Layer, Linear, MaxPool2d, ModelSpec, ReLU, Tensor, scale_bits
@@ -69,7 +70,68 @@ NORMALISED = spec_of(
     ],
     {"a.weight": (6, 4, 3, 3), "b.weight": (16, 12), "c.weight": (10, 16)},
 )
-SPECS = [pytest.param(spec, id=spec.name) for spec in (DENSE, CONVOLUTIONAL, NORMALISED)]
+GRAPH = spec_of(
+    "graph",
+    (4, 6, 7),
+    [
+        Conv2d("a.weight", "a.bias", (1, 1), (1, 1), 2),
+        ReLU(),
+        Conv2d("b.weight", None, (1, 1), (2, 2), 8, (2, 2)),
+        layers.SiLU(),
+        layers.Add((4, 2, 4)),  # a shortcut, and a value twice
+        MaxPool2d((2, 2), source=2),
+        ReLU(),
+        layers.AvgPool2d((2, 2), source=5),
+        layers.Concat((7, 8), 0),
+        layers.ReLU6(),
+        Conv2d("c.weight", None, (2, 1), (1, 1), 4),
+        layers.Mean((1, 2)),
+        layers.Mean((1,), source=0),  # no weights before it
+        Flatten(),
+        layers.Concat((12, 14), 0),
+        Linear("d.weight", None),
+    ],
+    {
+        "a.weight": (8, 2, 3, 3),
+        "a.bias": (8,),
+        "b.weight": (8, 1, 3, 3),
+        "c.weight": (12, 4, 3, 3),
+        "d.weight": (10, 40),
+    },
+)
+ROWS = spec_of(
+    "rows",
+    (3, 4, 5),
+    [
+        layers.Permute((1, 2, 0)),
+        layers.LayerNorm(1),
+        Linear("a.weight", "a.bias"),
+        layers.GELU(),
+        layers.RMSNorm(2),
+        layers.Reshape((20, 6)),
+        layers.Permute((1, 0)),
+        Linear("b.weight", None),
+        layers.Tanh(),
+        layers.LayerNorm(2),
+        layers.Sigmoid(),
+        Linear("c.weight", "c.bias", source=9),
+        layers.GELU("tanh"),
+        layers.Concat((11, 13), 1),
+        layers.Mean((0,)),
+        Linear("d.weight", "d.bias"),
+    ],
+    {
+        "a.weight": (6, 3),
+        "a.bias": (6,),
+        "b.weight": (8, 20),
+        "c.weight": (7, 8),
+        "c.bias": (7,),
+        "d.weight": (10, 15),
+        "d.bias": (10,),
+    },
+)
+SPECS = [pytest.param(spec, id=spec.name) for spec in (DENSE, CONVOLUTIONAL, NORMALISED, GRAPH, ROWS)]
+REGRESSION = replace(DENSE, name="regression", loss="mse")
 ADAM = Rule(0.1)
 RULES = {
     "adam": ADAM,
@@ -115,6 +177,8 @@ def example(spec: ModelSpec, n: int, seed: int = 1) -> tuple[np.ndarray, np.ndar
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(n, *spec.input)).astype(np.float32)
     y = rng.integers(0, spec.classes, n)
+    if spec.loss == "mse":
+        y = rng.normal(size=(n, spec.classes)).astype(np.float32)
     scores = rng.normal(size=spec.d).astype(np.float32)
     noise = rng.random(spec.d, np.float32)
     near = np.abs(noise - 1 / (1 + np.exp(-scores.astype(np.float64)))) < 1e-5
@@ -153,6 +217,41 @@ def test_every_rule_is_that_of_the_reference(name: str, spec: ModelSpec, rule: s
     found, truth = (opened(which, spec).step(x, y, state, noise, RULES[rule]) for which in (name, "reference"))
     assert_same(found, truth)
     assert np.array_equal(found.state.anchor, state.anchor)
+
+
+@pytest.mark.parametrize("rule", ["adam", "momentum", "mean"])
+@pytest.mark.parametrize("n", [BATCH, 5, 1])
+def test_a_step_towards_numbers_is_that_of_the_reference(name: str, rule: str, n: int) -> None:
+    x, y, state, noise = example(REGRESSION, n)
+    found, truth = (opened(which, REGRESSION).step(x, y, state, noise, RULES[rule]) for which in (name, "reference"))
+    assert_same(found, truth)
+    assert found.correct == 0
+    theta = 1 / (1 + np.exp(-state.scores.astype(np.float64)))
+    mask = (theta if RULES[rule].mean else noise < theta).astype(np.float32)
+    outputs = opened(name, REGRESSION).logits(x, mask)
+    assert found.loss == pytest.approx(float(((outputs - y).astype(np.float64) ** 2).mean()), rel=1e-5)
+
+
+def test_targets_of_another_kind_are_refused(name: str) -> None:
+    x, y, state, noise = example(REGRESSION, 5)
+    runtime = opened(name, REGRESSION)
+    for wrong in (np.zeros(5, np.int64), y[:, :9], y.astype(np.float64), y[:4]):
+        with pytest.raises(ValueError, match=r"y is float32 \[\d, 10\], found|x is"):
+            runtime.step(x, wrong, state, noise, ADAM)
+
+
+def test_numbers_are_learnt(name: str) -> None:
+    """A linear map of the input, which the network does not know."""
+    rng = np.random.default_rng(5)
+    runtime, state = opened(name, REGRESSION), State.start(np.zeros(DENSE.d, np.float32))
+    truth, losses = rng.normal(size=(64, 10)) / 8, []
+    for _ in range(120):
+        x = rng.normal(size=(BATCH, 1, 8, 8)).astype(np.float32)
+        y = (x.reshape(BATCH, 64) @ truth).astype(np.float32)
+        result = runtime.step(x, y, state, rng.random(DENSE.d, np.float32), Rule(0.1, mean=True))
+        state = result.state
+        losses.append(result.loss)
+    assert np.mean(losses[-10:]) < 0.4 * np.mean(losses[:3])
 
 
 @pytest.mark.parametrize("rule", RULES)

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from seedmask import spec
+from seedmask import layers, spec
 from seedmask.errors import SpecError
 from seedmask.seed import sign_bits
 from seedmask.spec import Conv2d, Flatten, GroupNorm, Linear, MaxPool2d, ModelSpec, ReLU, Tensor, from_json, scale_bits
@@ -71,6 +71,122 @@ def test_weights_are_signed_constants_in_the_order_of_the_tensors() -> None:
 
 def test_shapes_follow_the_layers() -> None:
     assert MODEL.shapes() == [(1, 8, 8), (2, 8, 8), (2, 8, 8), (2, 4, 4), (32,), (3,)]
+
+
+GRAPH = ModelSpec(
+    name="graph",
+    seed=9,
+    input=(2, 6, 8),
+    range=(0, 1),
+    classes=3,
+    layers=(
+        Conv2d("c", None, (2, 1), (2, 1), 2, (2, 1)),
+        layers.GELU("tanh"),
+        layers.AvgPool2d((3, 2), source=1),
+        MaxPool2d((3, 2), source=2),
+        layers.Add((3, 4)),
+        layers.Reshape((4, 4)),
+        layers.Permute((1, 0)),
+        Linear("f", "b"),
+        layers.LayerNorm(1),
+        layers.Add((9, 8, 9)),
+        layers.Concat((10, 7), 1),
+        layers.Mean((0,)),
+        layers.Mean((1, 2), source=2),
+        layers.Concat((12, 13), 0),
+        Linear("h", None),
+    ),
+    tensors=(
+        Tensor("c", (4, 1, 3, 3), scale_bits(0.25)),
+        Tensor("f", (5, 4), scale_bits(0.5)),
+        Tensor("b", (5,), scale_bits(0.5)),
+        Tensor("h", (3, 13), scale_bits(0.5)),
+    ),
+)
+
+
+def test_a_graph_comes_back_from_its_canonical_form_without_what_is_a_default() -> None:
+    assert from_json(GRAPH.canonical()) == GRAPH
+    text = GRAPH.canonical().decode()
+    assert (text.count('"source":'), text.count('"sources":')) == (3, 4)
+    assert '{"bias":null,"dilation":[2,1],"groups":2,"op":"conv2d"' in text
+    assert "loss" not in text
+    assert '"loss":"mse"' in replace(GRAPH, loss="mse").canonical().decode()
+
+
+def test_a_graphs_values_have_shapes_and_takers() -> None:
+    image, rows = (4, 3, 8), (4, 5)
+    assert GRAPH.shapes()[:6] == [(2, 6, 8), image, image, (4, 1, 4), (4, 1, 4), (4, 1, 4)]
+    assert GRAPH.shapes()[6:] == [(4, 4), (4, 4), rows, rows, rows, (4, 9), (9,), (4,), (13,), (3,)]
+    assert GRAPH.takers[:4] == [[0], [1, 2], [3, 12], [4]]
+    assert GRAPH.takers[8:11] == [[8, 9], [9, 9], [10]]
+    assert GRAPH.takers[-1] == []
+
+
+def changed(number: int, layer: layers.Layer) -> dict[str, Any]:
+    return {"layers": (*GRAPH.layers[:number], layer, *GRAPH.layers[number + 1 :])}
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (changed(1, layers.GELU("tanh", source=2)), r"layer 1 \(gelu\): source: an integer 0 .. 1 expected, found 2"),
+        (changed(1, layers.GELU("tanh", source=-1)), "found -1"),
+        (changed(1, layers.GELU("tanh", source=1)), "takes anyway; leave it out"),
+        (changed(1, layers.GELU("tanh", source=True)), "an integer 0 .. 1 expected, found True"),
+        (changed(1, layers.GELU("fast")), "approximate is 'none' or 'tanh', found 'fast'"),
+        (changed(1, layers.SiLU(source=0)), r"layer 3 \(maxpool2d\): gives a shape of \[2, 2, 4\]|cannot be added"),
+        (changed(4, layers.Add((3,))), "sources: 2 to 1024 integers expected"),
+        (changed(4, layers.Add((3, 5))), "an integer 0 .. 4 expected, found 5"),
+        (changed(4, layers.Add((3, 2))), r"\[4, 1, 4\] and \[4, 3, 8\] cannot be added"),
+        (changed(4, layers.Add((3, 3))), r"layer 3 \(maxpool2d\): nothing takes what it gives"),
+        (changed(4, layers.Add(tuple([3] * 2000))), "2 to 1024 integers"),
+        (changed(10, layers.Concat((10, 7), 0)), "do not fit together along axis 0"),
+        (changed(10, layers.Concat((10, 7), 2)), "axis: an integer 0 .. 1 expected, found 2"),
+        (changed(10, layers.Concat((10, 6, 3), 1)), "do not fit together along axis 1"),
+        (changed(5, layers.Reshape((4, 5))), r"\[4, 1, 4\] is not as many values as \[4, 5\]"),
+        (changed(5, layers.Reshape((1 << 28, 1 << 28, 1 << 28))), "is not as many values"),
+        (changed(5, layers.Reshape((1 << 29, 1))), "an integer 1 .. 268435456 expected"),
+        (changed(5, layers.Reshape(tuple([1] * 90_000))), "1 to 6 integers expected"),
+        (changed(6, layers.Permute((0, 0))), "order names each of 2 dimensions once"),
+        (changed(6, layers.Permute((0, 1, 2))), "2 integers expected"),
+        (changed(8, layers.LayerNorm(3)), "dims: an integer 1 .. 2 expected, found 3"),
+        (changed(8, layers.RMSNorm(0)), "dims: an integer 1 .. 2 expected, found 0"),
+        (changed(11, layers.Mean((0, 1))), "axes ascend and leave one of 2 dimensions at least"),
+        (changed(11, layers.Mean((0, 0))), "axes ascend"),
+        (changed(11, layers.Mean((2,))), "axes: an integer 0 .. 1 expected, found 2"),
+        (
+            changed(0, Conv2d("c", None, (2, 1), (2, 1), 3, (2, 1))),
+            r"does not take an input of \[2, 6, 8\] in 3 groups",
+        ),
+        (changed(0, Conv2d("c", None, (2, 1), (2, 1), 1, (2, 1))), r"does not take an input of \[2, 6, 8\]"),
+        (changed(0, Conv2d("c", None, (2, 1), (2, 1), 2, (1024, 1))), r"gives a shape of \[4, -1019, 8\]"),
+        (changed(0, Conv2d("c", None, (2, 1), (2, 1), 2, (2, 0))), "dilation: an integer 1 .. 1024 expected, found 0"),
+        (changed(0, Conv2d("c", None, (2, 1), (2, 1), 2, (2,))), "dilation: 2 integers expected"),  # type: ignore[arg-type]
+        (changed(2, layers.AvgPool2d((4, 2), source=1)), r"gives a shape of \[4, 0, 4\]"),
+        (changed(3, MaxPool2d((3, 2), source=9)), "an integer 0 .. 3 expected, found 9"),
+        ({"loss": "hinge"}, "loss is one of cross-entropy, mse, found 'hinge'"),
+        ({"layers": (*GRAPH.layers, ReLU(source=14))}, r"gives \[13\], the model has 3 classes"),
+        ({"layers": (*GRAPH.layers, layers.ReLU6(), ReLU(source=15))}, r"layer 15 \(relu6\): nothing takes"),
+    ],
+)
+def test_a_graph_whose_parts_do_not_fit_says_where(change: dict[str, Any], text: str) -> None:
+    with pytest.raises(SpecError, match=text):
+        replace(GRAPH, **change)
+
+
+def test_doubling_in_a_circle_of_layers_ends_at_the_limit() -> None:
+    """Forty concatenations of a value with itself: 2^40 values, but none is ever computed."""
+    doubled = tuple(layers.Concat((i, i), 0) for i in range(40))
+    with pytest.raises(SpecError, match=r"layer 2\d \(concat\): gives a shape"):
+        replace(MODEL, input=(8,), layers=(*doubled, *MODEL.layers))
+
+
+def test_one_output_is_enough_for_an_error_and_not_for_classes() -> None:
+    one = ModelSpec("one", 0, (2,), (0, 1), 1, (Linear("w", None),), (Tensor("w", (1, 2), 1),), "mse")
+    assert (one.outputs, from_json(one.canonical())) == ("outputs", one)
+    with pytest.raises(SpecError, match=r"classes: an integer 2 \.\. 65536 expected, found 1"):
+        replace(one, loss="cross-entropy")
 
 
 def test_normalisation_keeps_shape_and_has_no_weight() -> None:
@@ -155,10 +271,10 @@ JSON = st.recursive(
 )
 
 
-@given(JSON, st.data())
-@settings(max_examples=300)
-def test_any_value_in_any_place_is_a_spec_or_a_spec_error(value: Any, data: st.DataObject) -> None:
-    whole = json.loads(MODEL.canonical())
+@given(st.sampled_from([MODEL, GRAPH]), JSON | st.integers(-2, 16) | st.lists(st.integers(0, 15)), st.data())
+@settings(max_examples=500)
+def test_any_value_in_any_place_is_a_spec_or_a_spec_error(model: ModelSpec, value: Any, data: st.DataObject) -> None:
+    whole = json.loads(model.canonical())
     at: Any = whole
     while True:
         key = data.draw(st.sampled_from(sorted(at) if isinstance(at, dict) else range(len(at))))

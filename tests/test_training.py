@@ -76,6 +76,23 @@ class Recorder:
         raise AssertionError("training does not predict")
 
 
+def test_a_round_towards_numbers_lowers_the_error_and_reports_nothing_as_correct(
+    tiny_spec: ModelSpec, tiny_data: Dataset
+) -> None:
+    spec = replace(tiny_spec, loss="mse")
+    data = Dataset(tiny_data.x, np.eye(4, dtype=np.float32)[tiny_data.y] - np.float32(0.25))
+    theta = Theta(np.ones(spec.d, np.uint16), 2)
+    work = replace(WORK, mean_epochs=8)
+    losses = [
+        trained(open_runtime("reference", Bundle(spec, 8, {}), 1), spec, data, theta, work=replace(work, epochs=epochs))
+        for epochs in (1, 8)
+    ]
+    assert losses[1].loss < 0.5 * losses[0].loss
+    update = update_of(announced(spec, theta, work), "pi-1", spec, theta, losses[1], 96, np.random.default_rng(2))
+    assert (update.correct, update.loss) == (0, round(losses[1].loss * 1e6))
+    assert decode(encode(update)) == update
+
+
 def test_one_round_learns_and_the_scores_of_a_mask_come_out(
     runtime: Runtime, tiny_spec: ModelSpec, tiny_data: Dataset
 ) -> None:

@@ -8,11 +8,13 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
-from seedmask import errors, wire
+from seedmask import errors, layers, wire
 from seedmask.codec import CODECS, counts, delta, relay, tensors
 from seedmask.wire import Phase, Status
 
@@ -55,6 +57,20 @@ def section(number: int) -> str:
 def test_the_protocols_error_table_is_the_programs() -> None:
     listed = re.findall(r"^\| `([a-z-]+)` \|", section(10), re.MULTILINE)
     assert listed == [kind.code for kind in errors.ProtocolError.__subclasses__()]
+
+
+def test_the_protocols_layer_table_is_the_programs() -> None:
+    table = section(4).partition("| `op` |")[2]
+    rows = re.findall(r"^\| ((?:`\w+`(?:, )?)+) \| ((?:`\w+`(?:, )?)* ?)\|", table, re.MULTILINE)
+    found = {op: set(re.findall(r"`(\w+)`", keys)) for ops, keys in rows for op in re.findall(r"`(\w+)`", ops)}
+    known = {kind.op: {field.name for field in fields(kind)} - {"source"} for kind in get_args(layers.Layer)}
+    assert found == known
+
+
+def test_every_layer_is_in_a_vector() -> None:
+    specs = json.loads((VECTORS / "v2.json").read_text(encoding="ascii"))["specs"]
+    found = {layer["op"] for vector in specs for layer in json.loads(vector["json"])["layers"]}
+    assert found == {kind.op for kind in get_args(layers.Layer)}
 
 
 def test_the_protocols_codec_table_is_the_programs() -> None:

@@ -21,10 +21,10 @@ from seedmask.spec import ModelSpec
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Inputs `x` [n, ...] as stored (uint8 or float), labels `y` int64 [n]."""
+    """Inputs `x` [n, ...] as stored (uint8 or float); labels `y` int64 [n], or float32 [n, outputs] for an "mse"."""
 
     x: npt.NDArray[Any]
-    y: npt.NDArray[np.int64]
+    y: npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -62,17 +62,35 @@ def doubtful_range(data: Dataset, spec: ModelSpec) -> str | None:
 
 def check(data: Dataset, spec: ModelSpec) -> Dataset:
     """`data` in the model's shape. Raises UserError where it cannot train `spec`."""
-    check_labels(data.y, len(data.x), spec)
-    return Dataset(check_inputs(data.x, spec), data.y)
+    y = check_targets(data.y, len(data.x), spec)
+    return Dataset(check_inputs(data.x, spec), y)
 
 
-def check_labels(y: npt.NDArray[np.int64], n: int, spec: ModelSpec) -> None:
-    """Raise UserError unless `y` names a class of `spec` for each of `n` inputs."""
+def check_targets(y: npt.NDArray[Any], n: int, spec: ModelSpec) -> npt.NDArray[Any]:
+    """`y` for `n` inputs as `spec` takes it: int64 [n], or float32 [n, outputs] for "mse". Raises UserError."""
     if len(y) == 0 or len(y) != n:
         raise UserError(f"data: {n} inputs and {len(y)} labels")
+    return _numbers(y, spec) if spec.loss == "mse" else _labels(y, spec)
+
+
+def _labels(y: npt.NDArray[Any], spec: ModelSpec) -> npt.NDArray[np.int64]:
+    if y.ndim != 1 or y.dtype.kind not in "ui":
+        raise UserError(f"data: model {spec.name} takes one class number each, found {y.dtype} {list(y.shape)}")
     low, high = int(y.min()), int(y.max())
     if low < 0 or high >= spec.classes:
         raise UserError(f"data: labels {low} .. {high}, model {spec.name} has classes 0 .. {spec.classes - 1}")
+    return y.astype(np.int64)
+
+
+def _numbers(y: npt.NDArray[Any], spec: ModelSpec) -> npt.NDArray[np.float32]:
+    """Targets [n, outputs], or [n] where there is one output."""
+    wanted = (len(y), spec.classes)
+    if y.shape != wanted and not (spec.classes == 1 and y.ndim == 1):
+        raise UserError(f"data: targets are {list(y.shape)}, model {spec.name} gives {list(wanted)}")
+    targets = y.reshape(wanted).astype(np.float32)
+    if not np.isfinite(targets).all():
+        raise UserError("data: a target is not a finite number")
+    return targets
 
 
 def check_inputs(x: npt.NDArray[Any], spec: ModelSpec) -> npt.NDArray[Any]:

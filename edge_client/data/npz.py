@@ -1,4 +1,7 @@
-"""Format `npz`: a NumPy archive with arrays `x` [n, ...] and `y` [n], as numpy.savez writes it."""
+"""Format `npz`: a NumPy archive with arrays `x` [n, ...] and `y`, as numpy.savez writes it.
+
+`y` is integers [n], the classes, or numbers [n, outputs] (or [n] for one output) where the model's loss is "mse".
+"""
 
 from __future__ import annotations
 
@@ -21,10 +24,10 @@ def load(settings: DataSettings) -> Dataset:
     if absent := {"x", "y"} - set(found):
         raise UserError(f"{path} has arrays {', '.join(found)}; it lacks {', '.join(sorted(absent))}")
     x, y = found["x"], found["y"]
-    if x.dtype.kind not in "uif" or x.ndim == 0 or y.dtype.kind not in "ui" or y.ndim != 1:
+    if x.dtype.kind not in "uif" or x.ndim == 0 or y.dtype.kind not in "uif" or y.ndim not in (1, 2):
         shapes = f"x {x.dtype} {list(x.shape)}, y {y.dtype} {list(y.shape)}"
-        raise UserError(f"{path}: x must be numbers [n, ...] and y [n] integers, found {shapes}")
-    return Dataset(x, y.astype(np.int64))
+        raise UserError(f"{path}: x must be numbers [n, ...] and y numbers [n] or [n, outputs], found {shapes}")
+    return Dataset(x, y)
 
 
 def arrays(path: Path) -> dict[str, npt.NDArray[Any]]:

@@ -26,6 +26,8 @@ from seedmask.wire import OPTIMIZERS
 
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
+Targets = npt.NDArray[Any]
+"""Class numbers, int64 [n], or where the spec's loss is "mse" numbers to come close to, float32 [n, classes]."""
 
 
 BETA1: Final = 0.9
@@ -102,7 +104,10 @@ class State:
 
 @dataclass(frozen=True, eq=False)
 class StepResult:
-    """`state` after the step; mean `loss` (nats, without regularisers) and `correct` predictions before it."""
+    """`state` after the step; mean `loss` (nats, or squares; without regularisers), `correct` predictions before it.
+
+    There are no correct predictions, 0, where the loss is "mse".
+    """
 
     state: State
     loss: float
@@ -116,10 +121,10 @@ class DivergedError(Exception):
 class Runtime(Protocol):
     """One model made ready to train and to predict."""
 
-    def step(self, x: F32, y: I64, state: State, noise: F32, rule: Rule) -> StepResult:
+    def step(self, x: F32, y: Targets, state: State, noise: F32, rule: Rule) -> StepResult:
         """One step on the scores s, with theta = sigmoid(s).
 
-        x [n, *input] normalised, 1 <= n <= batch; y [n] class numbers; noise [d] uniform in 0 .. 1: the mask of this
+        x [n, *input] normalised, 1 <= n <= batch; y as `Targets` says; noise [d] uniform in 0 .. 1: the mask of this
         step is noise < theta, or theta itself if `rule.mean`. The gradient by the scores is
 
             theta (1 - theta) (dL/dmask (theta if times_theta else 1) + (kl (s - anchor) + sparsity - entropy s) / d)
@@ -129,7 +134,7 @@ class Runtime(Protocol):
         """
 
     def logits(self, x: F32, mask: F32) -> F32:
-        """Class scores [n, classes] of x [n, *input], any n, under weights w * mask.
+        """What the last layer gives, [n, classes], for x [n, *input], any n, under weights w * mask.
 
         mask float32 [d], 0/1 or probabilities.
         """
@@ -149,7 +154,7 @@ def pulls(rule: Rule, d: int) -> tuple[float, float, float]:
     return (rule.kl - rule.entropy) / d, -rule.kl / d, rule.sparsity / d
 
 
-def check_step(bundle: Bundle, x: F32, y: I64, state: State, noise: F32, rule: Rule) -> None:
+def check_step(bundle: Bundle, x: F32, y: Targets, state: State, noise: F32, rule: Rule) -> None:
     """Raise ValueError unless `Runtime.step` takes these arguments; every runtime calls it first."""
     spec = bundle.spec
     n = len(y)
@@ -157,7 +162,10 @@ def check_step(bundle: Bundle, x: F32, y: I64, state: State, noise: F32, rule: R
         raise ValueError(f"a step takes 1 .. {bundle.batch} examples, found {n}")
     if x.shape != (n, *spec.input):
         raise ValueError(f"x is [{n}, {', '.join(map(str, spec.input))}], found {list(x.shape)}")
-    if y.ndim != 1 or int(y.min()) < 0 or int(y.max()) >= spec.classes:
+    if spec.loss == "mse":
+        if y.dtype != np.float32 or y.shape != (n, spec.classes):
+            raise ValueError(f"y is float32 [{n}, {spec.classes}], found {y.dtype} {list(y.shape)}")
+    elif y.ndim != 1 or int(y.min()) < 0 or int(y.max()) >= spec.classes:
         raise ValueError(f"y is {n} classes in 0 .. {spec.classes - 1}, found {int(y.min())} .. {int(y.max())}")
     if rule.optimizer not in OPTIMIZERS:
         raise ValueError(f"optimizer is one of {', '.join(OPTIMIZERS)}, found {rule.optimizer!r}")

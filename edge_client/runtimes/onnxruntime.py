@@ -11,7 +11,18 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from edge_client.runtimes import F32, I64, Rule, State, StepResult, check_logits, check_step, corrected, finite, pulls
+from edge_client.runtimes import (
+    F32,
+    Rule,
+    State,
+    StepResult,
+    Targets,
+    check_logits,
+    check_step,
+    corrected,
+    finite,
+    pulls,
+)
 from seedmask.bundle import Bundle
 from seedmask.seed import weights_key
 
@@ -35,7 +46,7 @@ class OnnxRuntime:
         self._session_of("adam")  # now, since a bundle that cannot train should say so at the start
         self._eval = session(bundle.file("onnx/eval.onnx"), threads)
 
-    def step(self, x: F32, y: I64, state: State, noise: F32, rule: Rule) -> StepResult:
+    def step(self, x: F32, y: Targets, state: State, noise: F32, rule: Rule) -> StepResult:
         """One step on the scores; see `edge_client.runtimes.Runtime`."""
         check_step(self.bundle, x, y, state, noise, rule)
         n, batch, d = len(y), self.bundle.batch, self.bundle.spec.d
@@ -51,7 +62,7 @@ class OnnxRuntime:
             ["scores_out", "loss", "correct", *(f"{name}_out" for name in moments)],
             {
                 "x": _padded(x, batch, np.float32),
-                "y": _padded(y, batch, np.int64),
+                "y": _padded(y, batch, np.float32 if self.bundle.spec.loss == "mse" else np.int64),
                 "weight": _padded(np.full(n, 1 / n), batch, np.float32),
                 "scores": _vector(state.scores),
                 "w": self.w,

@@ -12,7 +12,7 @@ from typing import Final
 
 import numpy as np
 
-from edge_client.runtimes import F32, I64, Rule, State, StepResult, check_logits, check_step, finite, pulls
+from edge_client.runtimes import F32, Rule, State, StepResult, Targets, check_logits, check_step, finite, pulls
 from edge_client.runtimes.onnxruntime import session
 from seedmask.bundle import Bundle
 
@@ -36,7 +36,7 @@ class OrtTraining:
         self._training, self._optimizer, self._logits = (session(bundle.file(name), threads) for name in GRAPHS)
         self._gradient: F32 = np.zeros(bundle.spec.d, np.float32)
 
-    def step(self, x: F32, y: I64, state: State, noise: F32, rule: Rule) -> StepResult:
+    def step(self, x: F32, y: Targets, state: State, noise: F32, rule: Rule) -> StepResult:
         """One step on the scores; see `edge_client.runtimes.Runtime`."""
         check_step(self.bundle, x, y, state, noise, rule)
         scores, n, t, g = _vector(state.scores), len(y), state.t + 1, self._gradient
@@ -44,7 +44,7 @@ class OrtTraining:
             ["loss", "correct"],
             {
                 "x": np.ascontiguousarray(x, np.float32),
-                "y": np.ascontiguousarray(y, np.int64),
+                "y": np.ascontiguousarray(y, np.float32 if self.bundle.spec.loss == "mse" else np.int64),
                 "weight": np.full(n, 1 / n, np.float32),
                 "w": self.w,
                 "u": _vector(noise),

@@ -19,10 +19,10 @@ from edge_client.runtimes import (
     BETA1,
     BETA2,
     F32,
-    I64,
     Rule,
     State,
     StepResult,
+    Targets,
     check_logits,
     check_step,
     corrected,
@@ -30,7 +30,29 @@ from edge_client.runtimes import (
     pulls,
 )
 from seedmask.bundle import Bundle
-from seedmask.spec import GROUPNORM_EPSILON, Conv2d, GroupNorm, Linear, MaxPool2d, ModelSpec, ReLU
+from seedmask.layers import (
+    EPSILON,
+    GELU,
+    Add,
+    AvgPool2d,
+    Concat,
+    Conv2d,
+    Flatten,
+    GroupNorm,
+    LayerNorm,
+    Linear,
+    MaxPool2d,
+    Mean,
+    Permute,
+    ReLU,
+    ReLU6,
+    Reshape,
+    RMSNorm,
+    Sigmoid,
+    SiLU,
+    Tanh,
+)
+from seedmask.spec import ModelSpec
 
 if TYPE_CHECKING:
     import torch
@@ -63,7 +85,7 @@ class Torch:
     def _parts(self, flat: torch.Tensor) -> dict[str, torch.Tensor]:
         return {name: flat[at : at + t.size].view(t.shape) for name, (t, at) in self.spec.offsets.items()}
 
-    def step(self, x: F32, y: I64, state: State, noise: F32, rule: Rule) -> StepResult:
+    def step(self, x: F32, y: Targets, state: State, noise: F32, rule: Rule) -> StepResult:
         """One step on the scores; see `edge_client.runtimes.Runtime`."""
         import torch
         from torch.nn import functional as F
@@ -81,11 +103,12 @@ class Torch:
 
         logits = forward(self.spec, self._moved(x), self._leaves)
         truth = self._moved(y)
-        loss = F.cross_entropy(logits, truth)
+        mse = self.spec.loss == "mse"
+        loss = F.mse_loss(logits, truth) if mse else F.cross_entropy(logits, truth)
         grads = torch.autograd.grad(loss, list(self._leaves.values()))
         for grad, w, out in zip(grads, self._w_windows, self._windows, strict=True):
             torch.mul(grad.reshape(-1), w, out=out)
-        correct = (logits.argmax(1) == truth).sum()
+        correct = logits.new_zeros(()) if mse else (logits.argmax(1) == truth).sum()
 
         g, room = self._gradient, self._room
         if rule.times_theta:
@@ -204,20 +227,52 @@ def open_runtime(bundle: Bundle, threads: int) -> Torch:
 
 def forward(spec: ModelSpec, x: torch.Tensor, weights: dict[str, torch.Tensor]) -> torch.Tensor:
     """Logits [n, classes] of x [n, *input] under effective `weights`."""
+    import torch
     from torch.nn import functional as F
 
-    for layer in spec.layers:
-        if isinstance(layer, Linear):
-            x = F.linear(x, weights[layer.weight], weights[layer.bias] if layer.bias else None)
-        elif isinstance(layer, Conv2d):
-            bias = weights[layer.bias] if layer.bias else None
-            x = F.conv2d(x, weights[layer.weight], bias, layer.stride, layer.padding)
-        elif isinstance(layer, ReLU):
-            x = F.relu(x)
-        elif isinstance(layer, MaxPool2d):
-            x = F.max_pool2d(x, layer.size)
-        elif isinstance(layer, GroupNorm):
-            x = F.group_norm(x, layer.groups, eps=GROUPNORM_EPSILON)
-        else:
-            x = x.reshape(len(x), math.prod(x.shape[1:]))
+    values = [x]
+    for i, layer in enumerate(spec.layers):
+        taken = [values[value] for value in layer.takes(i)]
+        x = taken[0]
+        match layer:
+            case Linear():
+                x = F.linear(x, weights[layer.weight], weights[layer.bias] if layer.bias else None)
+            case Conv2d():
+                bias = weights[layer.bias] if layer.bias else None
+                x = F.conv2d(x, weights[layer.weight], bias, layer.stride, layer.padding, layer.dilation, layer.groups)
+            case ReLU():
+                x = F.relu(x)
+            case ReLU6():
+                x = F.relu6(x)
+            case GELU():
+                x = F.gelu(x, approximate=layer.approximate)
+            case SiLU():
+                x = F.silu(x)
+            case Tanh():
+                x = torch.tanh(x)
+            case Sigmoid():
+                x = torch.sigmoid(x)
+            case MaxPool2d():
+                x = F.max_pool2d(x, layer.size)
+            case AvgPool2d():
+                x = F.avg_pool2d(x, layer.size)
+            case Mean():
+                x = x.mean([axis + 1 for axis in layer.axes])
+            case Flatten():
+                x = x.reshape(len(x), math.prod(x.shape[1:]))
+            case Reshape():
+                x = x.reshape(len(x), *layer.shape)
+            case Permute():
+                x = x.permute(0, *(axis + 1 for axis in layer.order))
+            case GroupNorm():
+                x = F.group_norm(x, layer.groups, eps=EPSILON)
+            case LayerNorm():
+                x = F.layer_norm(x, x.shape[-layer.dims :], eps=EPSILON)
+            case RMSNorm():
+                x = F.rms_norm(x, x.shape[-layer.dims :], eps=EPSILON)
+            case Add():
+                x = sum(taken[1:], x)
+            case Concat():
+                x = torch.cat(taken, layer.axis + 1)
+        values.append(x)
     return x

@@ -262,15 +262,30 @@ function checkMask(mask, d) {
 
 // ----------------------------------------------------------------------------------------------- 4 model spec
 
+// What a layer must have, and what it may have with the value that it has otherwise (and that is not written down).
 const OPS = {
-  linear: ["weight", "bias"],
-  conv2d: ["weight", "bias", "stride", "padding"],
-  relu: [],
-  maxpool2d: ["size"],
-  flatten: [],
-  groupnorm: ["groups"],
+  linear: [["weight", "bias"]],
+  conv2d: [["weight", "bias", "stride", "padding"], { groups: 1, dilation: [1, 1] }],
+  relu: [[]],
+  relu6: [[]],
+  gelu: [[], { approximate: "none" }],
+  silu: [[]],
+  tanh: [[]],
+  sigmoid: [[]],
+  maxpool2d: [["size"]],
+  avgpool2d: [["size"]],
+  mean: [["axes"]],
+  flatten: [[]],
+  reshape: [["shape"]],
+  permute: [["order"]],
+  groupnorm: [["groups"]],
+  layernorm: [["dims"]],
+  rmsnorm: [["dims"]],
+  add: [["sources"]],
+  concat: [["sources", "axis"]],
 };
 const MAX_ACTIVATION = 2 ** 28;
+const MAX_DIMENSIONS = 6;
 
 /** Canonical JSON: sorted keys, no spaces, integers and ASCII strings only. */
 export function canonical(value) {
@@ -285,8 +300,12 @@ export function readSpec(bytes) {
   try {
     if (bytes.length > 1 << 20) fail("spec", `a spec is at most ${1 << 20} bytes, found ${bytes.length}`);
     const text = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(bytes);
-    spec = listed(JSON.parse(text), ["version", "name", "seed", "input", "range", "classes", "layers", "tensors"]);
-    spec.layers = spec.layers.map((layer) => listed(layer, ["op", ...OPS[layer.op]]));
+    const keys = ["version", "name", "seed", "input", "range", "classes", "layers", "tensors"];
+    spec = listed(JSON.parse(text), keys, { loss: "cross-entropy" });
+    spec.layers = spec.layers.map((layer) => {
+      const [must, may = {}] = OPS[layer.op];
+      return listed(layer, ["op", ...must], must.includes("sources") ? may : { ...may, source: null });
+    });
     spec.tensors = spec.tensors.map((tensor) => listed(tensor, ["name", "shape", "scale"]));
     if (canonical(spec) !== text) fail("spec", "the JSON is not in canonical form");
     checkSpec(spec);
@@ -312,7 +331,13 @@ export function weights(spec) {
 }
 
 const product = (numbers) => numbers.reduce((a, b) => a * b, 1);
-const listed = (value, keys) => Object.fromEntries(keys.map((key) => [key, value[key]]));
+/** The entries of `value` that are named in `keys`, and those of `defaults` where they are not the default. */
+function listed(value, keys, defaults = {}) {
+  const other = Object.keys(defaults).filter(
+    (key) => key in value && canonical(value[key]) !== canonical(defaults[key]),
+  );
+  return Object.fromEntries([...keys, ...other].map((key) => [key, value[key]]));
+}
 
 function checkSpec(spec) {
   const rule = (holds, text) => { if (!holds) fail("spec", text); };
@@ -327,7 +352,9 @@ function checkSpec(spec) {
   rule(typeof spec.seed === "string" && /^[0-9a-f]{16}$/.test(spec.seed), "a seed is 16 hexadecimal digits");
   integers("input", spec.input, 1, 1 << 20, 1, 3);
   integers("range", spec.range, -(2 ** 31), 2 ** 31 - 1, 2, 2);
-  integers("classes", [spec.classes], 2, 1 << 16, 1, 1);
+  const { loss = "cross-entropy" } = spec;
+  rule(loss === "cross-entropy" || loss === "mse", `loss is cross-entropy or mse, found ${loss}`);
+  integers("classes", [spec.classes], loss === "mse" ? 1 : 2, 1 << 16, 1, 1);
   rule(product(spec.input) <= MAX_ACTIVATION, "the input is too large");
   rule(spec.range[0] < spec.range[1], "range is (low, high) with low < high");
   rule(spec.tensors.length > 0, "a model without a masked tensor has nothing to learn");
@@ -344,35 +371,93 @@ function checkSpec(spec) {
     same(used, spec.tensors.map((t) => t.name)) && shapes.size === used.length,
     "tensors must be listed once each, in the order in which the layers use them",
   );
-  let shape = spec.input;
+  const values = [spec.input];
+  const taken = new Set([spec.layers.length]);
   spec.layers.forEach((layer, number) => {
-    const fits = (holds) => rule(holds, `layer ${number} (${layer.op}) does not take an input of [${shape}]`);
-    const w = shapes.get(layer.weight);
-    if (layer.op === "linear") {
-      fits(shape.length === 1 && w.length === 2 && w[1] === shape[0]);
-      shape = [w[0]];
-    } else if (layer.op === "conv2d") {
-      integers("stride", layer.stride, 1, 1024, 2, 2);
-      integers("padding", layer.padding, 0, 1024, 2, 2);
-      fits(shape.length === 3 && w.length === 4 && w[1] === shape[0]);
-      const side = (i) => Math.floor((shape[i] + 2 * layer.padding[i - 1] - w[i + 1]) / layer.stride[i - 1]) + 1;
-      shape = [w[0], side(1), side(2)];
-    } else if (layer.op === "maxpool2d") {
-      integers("size", layer.size, 1, 1024, 2, 2);
-      fits(shape.length === 3);
-      shape = [shape[0], Math.floor(shape[1] / layer.size[0]), Math.floor(shape[2] / layer.size[1])];
-    } else if (layer.op === "flatten") {
-      shape = [product(shape)];
-    } else if (layer.op === "groupnorm") {
-      integers("groups", [layer.groups], 1, 1 << 20, 1, 1);
-      fits(shape[0] % layer.groups === 0 && product(shape) > layer.groups);
-    }
-    if (layer.bias !== undefined && layer.bias !== null) {
-      rule(same(shapes.get(layer.bias), [shape[0]]), `layer ${number}: ${layer.bias} has the wrong shape`);
-    }
-    rule(Math.min(...shape) >= 1 && product(shape) <= MAX_ACTIVATION, `layer ${number} gives [${shape}]`);
+    const several = "sources" in layer;
+    const takes = several ? layer.sources : [layer.source ?? number];
+    integers(`source of layer ${number}`, takes, 0, number, several ? 2 : 1, 1024);
+    rule(layer.source !== number, `layer ${number}: source ${number} is the value before; leave it out`);
+    takes.forEach((value) => taken.add(value));
+    values.push(shapeAfter(layer, takes.map((value) => values[value]), shapes, rule, integers, number));
+    const after = values[number + 1];
+    rule(
+      after.length <= MAX_DIMENSIONS && Math.min(...after) >= 1 && product(after) <= MAX_ACTIVATION,
+      `layer ${number} gives [${after}]`,
+    );
   });
-  rule(same(shape, [spec.classes]), `the last layer gives [${shape}], the model has ${spec.classes} classes`);
+  const last = values[spec.layers.length];
+  rule(same(last, [spec.classes]), `the last layer gives [${last}], the model has ${spec.classes} classes`);
+  values.forEach((_, value) => rule(taken.has(value), `nothing takes what layer ${value - 1} gives`));
+}
+
+/** The shape that a layer gives for inputs of shapes `xs`. */
+function shapeAfter(layer, xs, shapes, rule, integers, number) {
+  const [x] = xs;
+  const rank = x.length;
+  const fits = (holds) => rule(holds, `layer ${number} (${layer.op}) does not take [${xs.join("] and [")}]`);
+  const w = shapes.get(layer.weight);
+  if (layer.bias !== undefined && layer.bias !== null) {
+    rule(same(shapes.get(layer.bias), [w[0]]), `layer ${number}: ${layer.bias} has the wrong shape`);
+  }
+  switch (layer.op) {
+    case "linear":
+      fits(w.length === 2 && w[1] === x[rank - 1]);
+      return [...x.slice(0, -1), w[0]];
+    case "conv2d": {
+      const { groups = 1, dilation = [1, 1], stride, padding } = layer;
+      integers("stride", stride, 1, 1024, 2, 2);
+      integers("padding", padding, 0, 1024, 2, 2);
+      integers("groups", [groups], 1, 1 << 20, 1, 1);
+      integers("dilation", dilation, 1, 1024, 2, 2);
+      fits(rank === 3 && w.length === 4 && w[1] * groups === x[0] && w[0] % groups === 0);
+      const side = (i) =>
+        Math.floor((x[i + 1] + 2 * padding[i] - dilation[i] * (w[i + 2] - 1) - 1) / stride[i]) + 1;
+      return [w[0], side(0), side(1)];
+    }
+    case "gelu":
+      rule([undefined, "tanh"].includes(layer.approximate), `layer ${number}: approximate is none or tanh`);
+      return x;
+    case "maxpool2d":
+    case "avgpool2d":
+      integers("size", layer.size, 1, 1024, 2, 2);
+      fits(rank === 3);
+      return [x[0], Math.floor(x[1] / layer.size[0]), Math.floor(x[2] / layer.size[1])];
+    case "mean":
+      integers("axes", layer.axes, 0, rank - 1, 1, MAX_DIMENSIONS);
+      fits(layer.axes.length < rank && layer.axes.every((axis, i) => i === 0 || axis > layer.axes[i - 1]));
+      return x.filter((_, axis) => !layer.axes.includes(axis));
+    case "flatten":
+      return [product(x)];
+    case "reshape":
+      integers("shape", layer.shape, 1, MAX_ACTIVATION, 1, MAX_DIMENSIONS);
+      fits(product(layer.shape) === product(x));
+      return layer.shape;
+    case "permute":
+      integers("order", layer.order, 0, rank - 1, rank, rank);
+      fits(new Set(layer.order).size === rank);
+      return layer.order.map((axis) => x[axis]);
+    case "groupnorm":
+      integers("groups", [layer.groups], 1, 1 << 20, 1, 1);
+      fits(x[0] % layer.groups === 0 && product(x) > layer.groups);
+      return x;
+    case "layernorm":
+    case "rmsnorm":
+      integers("dims", [layer.dims], 1, rank, 1, 1);
+      fits(product(x.slice(rank - layer.dims)) > 1);
+      return x;
+    case "add":
+      fits(xs.every((other) => same(other, x)));
+      return x;
+    case "concat": {
+      integers("axis", [layer.axis], 0, rank - 1, 1, 1);
+      const rest = (shape) => shape.map((side, axis) => (axis === layer.axis ? 0 : side));
+      fits(xs.every((other) => same(rest(other), rest(x))));
+      return x.map((side, axis) => (axis === layer.axis ? xs.reduce((sum, other) => sum + other[axis], 0) : side));
+    }
+    default: // elementwise
+      return x;
+  }
 }
 
 // --------------------------------------------------------------------------------------------------- 5 codecs

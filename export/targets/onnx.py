@@ -18,7 +18,8 @@ import onnx
 from onnx import helper, numpy_helper
 
 from export.graph import Adam, Knobs, Ops, Sgd, forward, train_step, unpack
-from seedmask.spec import GROUPNORM_EPSILON, Conv2d, GroupNorm, MaxPool2d, ModelSpec, Shape
+from seedmask.layers import EPSILON, Conv2d, GroupNorm, MaxPool2d, Shape
+from seedmask.spec import ModelSpec
 
 OPSET: Final = 18
 IR_VERSION: Final = 8
@@ -148,6 +149,22 @@ class OnnxOps(Ops[Name]):
         """1 / (1 + exp(-a))."""
         return self.g("Sigmoid", a)
 
+    def tanh(self, a: Name) -> Name:
+        """The hyperbolic tangent."""
+        return self.g("Tanh", a)
+
+    def exp(self, a: Name) -> Name:
+        """e to the power of a."""
+        return self.g("Exp", a)
+
+    def erf(self, a: Name) -> Name:
+        """The error function."""
+        return self.g("Erf", a)
+
+    def minimum(self, a: Name, b: Name) -> Name:
+        """The smaller one."""
+        return self.g("Min", a, b)
+
     def less(self, a: Name, b: Name) -> Name:
         """1.0 where a < b."""
         return self.g.cast(self.g("Less", a, b), np.float32)
@@ -172,6 +189,34 @@ class OnnxOps(Ops[Name]):
         """Each example in another shape."""
         return self.g("Reshape", x, self.g.ints(self.batch, *shape))
 
+    def rows(self, x: Name, width: int) -> Name:
+        """[batch * ..., width]."""
+        return self.g("Reshape", x, self.g.ints(-1, width))
+
+    def unrows(self, x: Name, shape: Shape) -> Name:
+        """[batch, *shape]."""
+        return self.reshape(x, shape)
+
+    def mean(self, x: Name, axes: Sequence[int]) -> Name:
+        """ReduceMean."""
+        return self.g("ReduceMean", x, self.g.ints(*(axis + 1 for axis in axes)), keepdims=1)
+
+    def spread(self, x: Name, shape: Shape) -> Name:
+        """Expand; only backward asks for it, so the batch is a number."""
+        return self.g("Expand", x, self.g.ints(self.batch, *shape))
+
+    def transpose(self, x: Name, order: Sequence[int]) -> Name:
+        """Transpose."""
+        return self.g("Transpose", x, perm=[0, *(axis + 1 for axis in order)])
+
+    def concat(self, parts: Sequence[Name], axis: int) -> Name:
+        """Concat."""
+        return self.g("Concat", *parts, axis=axis + 1)
+
+    def slice(self, x: Name, axis: int, start: int, stop: int) -> Name:
+        """Slice."""
+        return self.g.slice(x, axis + 1, start, stop)
+
     def linear(self, x: Name, weight: Name, bias: Name | None) -> Name:
         """Gemm."""
         return self.g("Gemm", x, weight, *([bias] if bias else []), transB=1)
@@ -186,21 +231,22 @@ class OnnxOps(Ops[Name]):
 
     def conv(self, x: Name, weight: Name, bias: Name | None, layer: Conv2d) -> Name:
         """Conv."""
-        pads = [*layer.padding, *layer.padding]
-        return self.g("Conv", x, weight, *([bias] if bias else []), strides=layer.stride, pads=pads)
+        return self.g("Conv", x, weight, *([bias] if bias else []), **_attributes(layer))
 
     def conv_dx(self, dy: Name, weight: Name, layer: Conv2d, kernel: Shape, before: Shape, after: Shape) -> Name:
-        """ConvTranspose; what a stride leaves over at the far edges is its output_padding."""
-        over = [
-            h + 2 * p - k - (q - 1) * s
-            for h, p, k, q, s in zip(before[1:], layer.padding, kernel[2:], after[1:], layer.stride, strict=True)
-        ]
-        pads = [*layer.padding, *layer.padding]
-        return self.g("ConvTranspose", dy, weight, strides=layer.stride, pads=pads, output_padding=over)
+        """ConvTranspose; what a stride leaves over at the far edges is its output_padding.
+
+        A plain 1x1 is a product by the other side of the weight, which Conv does in half the time.
+        """
+        if kernel[2:] == (1, 1) and layer == Conv2d(layer.weight, layer.bias, (1, 1), (0, 0), source=layer.source):
+            return self.g("Conv", dy, self.g("Transpose", weight, perm=[1, 0, 2, 3]))
+        sides = zip(before[1:], layer.padding, kernel[2:], after[1:], layer.stride, layer.dilation, strict=True)
+        over = [h + 2 * p - d * (k - 1) - 1 - (q - 1) * s for h, p, k, q, s, d in sides]
+        return self.g("ConvTranspose", dy, weight, **_attributes(layer), output_padding=over)
 
     def conv_dw(self, dy: Name, x: Name, layer: Conv2d, kernel: Shape, before: Shape, after: Shape) -> Name:
         """The hot spot: matrix products over all positions, kh kernel rows at a time if the stride is 1."""
-        if layer.stride == (1, 1):
+        if (layer.stride, layer.dilation) == ((1, 1), (1, 1)):
             return self._dw_rows(dy, x, layer, kernel, before, after)
         return self._dw_taps(dy, x, layer, kernel, after)
 
@@ -212,11 +258,12 @@ class OnnxOps(Ops[Name]):
         instead.
         """
         g, (out, channels, kh, kw), (_, rows, columns) = self.g, kernel, after
+        apart = self._apart(layer)
         saved = 1 if layer.padding[0] >= 1 and kh >= 2 else 0
         pad = layer.padding[0] - saved
         high = before[1] + 2 * pad
         if kh == 1:
-            stacked = g("Reshape", dy, g.ints(self.batch, out, rows * columns))
+            stacked = g("Reshape", dy, g.ints(*apart, -1, rows * columns))
         else:
             flat = g("Reshape", dy, g.ints(self.batch, out, rows * columns))
             # A node, not a constant: the zeros of a large batch would be most of the file.
@@ -228,8 +275,8 @@ class OnnxOps(Ops[Name]):
             if high + 1 == rows:
                 parts = [part for part in parts if part != gap]
             stacked = g("Concat", *parts, axis=2)
-            stacked = g("Reshape", stacked, g.ints(self.batch, out * kh, high * columns))
-        fold = rows <= _TALL
+            stacked = g("Reshape", stacked, g.ints(*apart, -1, high * columns))
+        fold = rows <= _TALL and layer.groups == 1
         if fold:
             stacked = g("Reshape", g("Transpose", stacked, perm=[1, 0, 2]), g.ints(out * kh, -1))
         padded = self._pad(x, pad, layer.padding[1])
@@ -240,30 +287,38 @@ class OnnxOps(Ops[Name]):
                 shifted = g("Reshape", g("Transpose", shifted, perm=[1, 0, 2, 3]), g.ints(channels, -1))
                 products.append(g("Gemm", stacked, shifted, transB=1))
             else:
-                shifted = g("Reshape", shifted, g.ints(self.batch, channels, high * columns))
-                products.append(self._sum_of_products(stacked, shifted))
+                shifted = g("Reshape", shifted, g.ints(*apart, channels, high * columns))
+                # Depthwise, a single row comes first: the other order measured four times slower.
+                pair = (shifted, stacked) if channels == 1 else (stacked, shifted)
+                products.append(self._sum_of_products(*pair, layer.groups))
         # kw times [out * kh, channels] -> [out, channels, kh, kw]
-        apart = [g("Reshape", product, g.ints(out, kh, channels, 1)) for product in products]
-        return g("Transpose", g("Concat", *apart, axis=3) if kw > 1 else apart[0], perm=[0, 2, 1, 3])
+        taps = [g("Reshape", product, g.ints(out, kh, channels, 1)) for product in products]
+        return g("Transpose", g("Concat", *taps, axis=3) if kw > 1 else taps[0], perm=[0, 2, 1, 3])
 
     def _dw_taps(self, dy: Name, x: Name, layer: Conv2d, kernel: Shape, after: Shape) -> Name:
-        """Any stride: per kernel entry one product, dy times every stride-th position of x from there."""
-        g, (out, channels, kh, kw), (_, rows, columns), (sv, sh) = self.g, kernel, after, layer.stride
-        flat = g("Reshape", dy, g.ints(self.batch, out, rows * columns))
+        """Any convolution: per kernel entry one product, dy times every stride-th position of x from there."""
+        g, (out, channels, kh, kw), (_, rows, columns) = self.g, kernel, after
+        (sv, sh), (dv, dh), groups, apart = layer.stride, layer.dilation, layer.groups, self._apart(layer)
+        flat = g("Reshape", dy, g.ints(*apart, out // groups, rows * columns))
         padded = self._pad(x, *layer.padding)
         taps = []
         for i in range(kh):
-            line = g.slice(padded, 2, i, i + (rows - 1) * sv + 1, sv)
+            line = g.slice(padded, 2, i * dv, i * dv + (rows - 1) * sv + 1, sv)
             for j in range(kw):
-                tap = g.slice(line, 3, j, j + (columns - 1) * sh + 1, sh)
-                tap = g("Reshape", tap, g.ints(self.batch, channels, rows * columns))
-                taps.append(g("Reshape", self._sum_of_products(flat, tap), g.ints(out, channels, 1)))
+                tap = g.slice(line, 3, j * dh, j * dh + (columns - 1) * sh + 1, sh)
+                tap = g("Reshape", tap, g.ints(*apart, channels, rows * columns))
+                taps.append(g("Reshape", self._sum_of_products(flat, tap, groups), g.ints(out, channels, 1)))
         together = g("Concat", *taps, axis=2) if len(taps) > 1 else taps[0]
         return g("Reshape", together, g.ints(out, channels, kh, kw))
 
-    def _sum_of_products(self, a: Name, b: Name) -> Name:
-        """The sum over n of a[n] b[n]^T, for a [batch, A, K] and b [batch, B, K]: [A, B]."""
-        products = self.g("MatMul", a, self.g("Transpose", b, perm=[0, 2, 1]))
+    def _apart(self, layer: Conv2d) -> tuple[int, ...]:
+        """What is not summed over in a product of channels by channels."""
+        return (self.batch,) if layer.groups == 1 else (self.batch, layer.groups)
+
+    def _sum_of_products(self, a: Name, b: Name, groups: int = 1) -> Name:
+        """The sum over n of a[n] b[n]^T, for a [batch, A, K] and b [batch, B, K]: [A, B]; with groups behind batch."""
+        perm = [0, 2, 1] if groups == 1 else [0, 1, 3, 2]
+        products = self.g("MatMul", a, self.g("Transpose", b, perm=perm))
         return self.g("ReduceSum", products, self.g.ints(0), keepdims=0)
 
     def _pad(self, x: Name, vertical: int, horizontal: int) -> Name:
@@ -303,16 +358,25 @@ class OnnxOps(Ops[Name]):
         g = self.g
         apart = self._by_group(x, layer, shape)
         centred = g("Sub", apart, self._mean(apart))
-        variance = self._mean(g("Mul", centred, centred))
-        deviation = g("Sqrt", g("Add", variance, self.number(GROUPNORM_EPSILON)))
-        return self.reshape(g("Div", centred, deviation), shape), deviation
+        variance = self._mean_of_product(centred, centred, layer, shape)
+        deviation = g("Sqrt", g("Add", variance, self.number(EPSILON)))
+        return self.reshape(g("Mul", centred, g("Reciprocal", deviation)), shape), deviation
 
     def normalise_dx(self, dy: Name, y: Name, deviation: Name, layer: GroupNorm, shape: Shape) -> Name:
         """As it stands in `Ops`."""
         g = self.g
         dy, y = self._by_group(dy, layer, shape), self._by_group(y, layer, shape)
-        along = g("Mul", y, self._mean(g("Mul", y, dy)))
-        return self.reshape(g("Div", g("Sub", g("Sub", dy, self._mean(dy)), along), deviation), shape)
+        along = g("Mul", y, self._mean_of_product(y, dy, layer, shape))
+        centred = g("Sub", g("Sub", dy, self._mean(dy)), along)
+        return self.reshape(g("Mul", centred, g("Reciprocal", deviation)), shape)
+
+    def _mean_of_product(self, a: Name, b: Name, layer: GroupNorm, shape: Shape) -> Name:
+        """Of every group, without the product ever being written down."""
+        g, size = self.g, math.prod(shape) // layer.groups
+        one, other = (g("Reshape", v, g.ints(self.batch, layer.groups, 1, size)) for v in (a, b))
+        # The Transpose is MatMul's own affair in onnxruntime; a column made by Reshape would be twenty times slower.
+        total = g("MatMul", one, g("Transpose", other, perm=[0, 1, 3, 2]))
+        return g("Mul", g("Reshape", total, g.ints(self.batch, layer.groups, 1)), self.number(1 / size))
 
     def _by_group(self, x: Name, layer: GroupNorm, shape: Shape) -> Name:
         return self.reshape(x, (layer.groups, math.prod(shape) // layer.groups))
@@ -338,6 +402,25 @@ class OnnxOps(Ops[Name]):
         correct = g("ReduceSum", g.cast(counted, np.int64), keepdims=0)
         return loss, correct, g("Mul", g("Sub", g("Exp", logp), truth), column)
 
+    def squared_error(self, outputs: Name, y: Name, weight: Name) -> tuple[Name, Name, Name]:
+        """As it stands in `Ops`."""
+        g = self.g
+        wrong, column = g("Sub", outputs, y), g("Unsqueeze", weight, g.ints(1))
+        each = g("ReduceMean", g("Mul", wrong, wrong), g.ints(1), keepdims=1)
+        loss = g("ReduceSum", g("Mul", each, column), keepdims=0)
+        # The share of one output, 1 / outputs, is the mean's gradient by it.
+        share = g("Reciprocal", g.cast(g("Gather", g("Shape", outputs), g.const(1, np.int64)), np.float32))
+        slope = g("Mul", self.number(2.0), g("Mul", share, column))
+        return loss, g.const(0, np.int64), g("Mul", wrong, slope)
+
+
+def _attributes(layer: Conv2d) -> dict[str, Any]:
+    """Of a Conv or ConvTranspose; those at their defaults are left out."""
+    more: dict[str, Any] = {"group": layer.groups} if layer.groups > 1 else {}
+    if layer.dilation != (1, 1):
+        more["dilations"] = layer.dilation
+    return {"strides": layer.stride, "pads": [*layer.padding, *layer.padding], **more}
+
 
 def files(spec: ModelSpec, batch: int) -> dict[str, bytes]:
     """The bundle's members; the training steps take `batch` examples."""
@@ -361,19 +444,20 @@ def step_graph(spec: ModelSpec, batch: int) -> bytes:
 def sgd_graph(spec: ModelSpec, batch: int) -> bytes:
     """The training step with SGD, which holds two vectors of d less than Adam's, or one with momentum.
 
-    x float32 [batch, *input]; y int64 [batch]; weight float32 [batch], 1/n for a real example and 0 for padding;
-    scores, w (weights), u (noise) float32 [d]; anchor float32 [d] or [1]; m float32 [d] or, without momentum, [1];
-    rate, momentum float32 []; mean, plain bool []; terms float32 [4] as in `export.graph.Knobs`, times_theta first
-    -> scores_out, m_out float32 [d]; loss float32 []; correct int64 [].
+    x float32 [batch, *input]; y int64 [batch], or float32 [batch, outputs] if the loss is "mse"; weight float32
+    [batch], 1/n for a real example and 0 for padding; scores, w (weights), u (noise) float32 [d]; anchor float32 [d] or
+    [1]; m float32 [d] or, without momentum, [1]; rate, momentum float32 []; mean, plain bool []; terms float32 [4] as
+    in `export.graph.Knobs`, times_theta first -> scores_out, m_out float32 [d]; loss float32 []; correct int64 [].
     """
     return _step_graph(spec, batch, adam=False)
 
 
 def _step_graph(spec: ModelSpec, batch: int, adam: bool) -> bytes:
     g, d = Graph(), spec.d
+    mse = spec.loss == "mse"
     inputs = {
         "x": g.input("x", np.float32, [batch, *spec.input]),
-        "y": g.input("y", np.int64, [batch]),
+        "y": g.input("y", np.float32, [batch, spec.classes]) if mse else g.input("y", np.int64, [batch]),
         "weight": g.input("weight", np.float32, [batch]),
         **{name: g.input(name, np.float32, [d]) for name in ("scores", "w", "u")},
     }

@@ -50,17 +50,19 @@ def files(spec: ModelSpec, batch: int) -> dict[str, bytes]:
 def forward_graph(spec: ModelSpec) -> bytes:
     """The model that is differentiated by its initialiser `scores` float32 [d].
 
-    x float32 [n, *input]; y int64 [n]; weight float32 [n], 1/n each; w (weights), u (noise) float32 [d]; mean bool []
-    -> loss float32 [] (nats), correct int64 [], logits float32 [n, classes].
+    x float32 [n, *input]; y int64 [n], or float32 [n, outputs] if the loss is "mse"; weight float32 [n], 1/n each;
+    w (weights), u (noise) float32 [d]; mean bool [] -> loss float32 [], correct int64 [], logits float32 [n, classes].
     """
     g, d = Graph(), spec.d
     ops = OnnxOps(g, -1)
-    x, y = g.input("x", np.float32, ["n", *spec.input]), g.input("y", np.int64, ["n"])
+    mse = spec.loss == "mse"
+    x = g.input("x", np.float32, ["n", *spec.input])
+    y = g.input("y", np.float32, ["n", spec.classes]) if mse else g.input("y", np.int64, ["n"])
     weight = g.input("weight", np.float32, ["n"])
     w, u, mean = g.input("w", np.float32, [d]), g.input("u", np.float32, [d]), g.input("mean", np.bool_, [])
     mask = _straight_through(g, ops, g.parameter("scores", np.zeros(d, np.float32)), u, mean)
     logits, _ = forward(ops, pool_first(spec), x, unpack(ops, spec, ops.mul(w, mask)))
-    loss, correct, _ = ops.cross_entropy(logits, y, weight)
+    loss, correct, _ = (ops.squared_error if mse else ops.cross_entropy)(logits, y, weight)
     g.output("loss", loss, np.float32, [])
     g.output("correct", correct, np.int64, [])
     g.output("logits", logits, np.float32, ["n", spec.classes])

@@ -13,6 +13,7 @@ from seedmask import bundle as bundles
 from seedmask import model as models
 from seedmask.errors import ProtocolError, UserError
 from seedmask.io.commands import Command
+from seedmask.layers import GELU, Concat, Conv2d, GroupNorm, Mean, Permute, Pool2d, TrailingNorm
 from seedmask.spec import ModelSpec
 
 
@@ -30,12 +31,18 @@ def _run(options: argparse.Namespace) -> int:
     print(f"model     {facts['name']}, {facts['model']}")
     print(f"seed      {facts['seed']}")
     shape = "x".join(str(side) for side in facts["input"])
-    print(f"input     {shape}, values {facts['range'][0]} .. {facts['range'][1]}; {facts['classes']} classes")
+    output = f"{facts['classes']} {facts['outputs']}, loss {facts['loss']}"
+    print(f"input     {shape}, values {facts['range'][0]} .. {facts['range'][1]}; {output}")
     print(f"weights   {facts['parameters']:,}, none stored")
     for row in facts["tensors"]:
         shape = "x".join(map(str, row["shape"]))
         print(f"          {row['name']:<16}{shape:<16}{row['size']:>11,}  +-{row['constant']:.6g}")
-    print(f"layers    {' -> '.join(facts['layers'])}")
+    if facts["chain"]:
+        print(f"layers    {' -> '.join(facts['layers'])}")
+    else:
+        print("layers    each takes the one before unless it names others; 0 is the input")
+        for number, layer in enumerate(facts["layers"], 1):
+            print(f"          {number:<4}{layer}")
     if "batch" in facts:
         print(f"batch     {facts['batch']} examples per training step")
         for name, size in facts["files"].items():
@@ -99,6 +106,41 @@ def describe(path: Path) -> dict[str, Any]:
     }
 
 
+def is_chain(spec: ModelSpec) -> bool:
+    """Whether every layer takes the one before it and nothing else."""
+    return all(layer.takes(number) == (number,) for number, layer in enumerate(spec.layers))
+
+
+def label(spec: ModelSpec, number: int) -> str:
+    """A layer in a few words: what it is, what is not usual about it, and the values it takes if not the one before."""
+    layer = spec.layers[number]
+    words = [layer.op]
+    if isinstance(layer, Conv2d):
+        words.append(_by(spec.offsets[layer.weight][0].shape[2:]))
+        words += [f"stride {_by(layer.stride)}"] * (layer.stride != (1, 1))
+        words += [f"dilation {_by(layer.dilation)}"] * (layer.dilation != (1, 1))
+        words += [f"groups {layer.groups}"] * (layer.groups > 1)
+    elif isinstance(layer, Pool2d):
+        words.append(_by(layer.size))
+    elif isinstance(layer, GroupNorm):
+        words.append(str(layer.groups))
+    elif isinstance(layer, TrailingNorm):
+        words.append(f"last {layer.dims}")
+    elif isinstance(layer, Mean | Permute):
+        words.append(",".join(map(str, layer.axes if isinstance(layer, Mean) else layer.order)))
+    elif isinstance(layer, GELU) and layer.approximate != "none":
+        words.append(layer.approximate)
+    elif isinstance(layer, Concat):
+        words.append(f"along {layer.axis}")
+    if layer.takes(number) != (number,):
+        words.append("of " + ", ".join(map(str, layer.takes(number))))
+    return " ".join(words)
+
+
+def _by(sides: tuple[int, ...]) -> str:
+    return "x".join(map(str, sides))
+
+
 def _of_spec(spec: ModelSpec, data: bytes) -> dict[str, Any]:
     return {
         "bytes": len(data),
@@ -110,7 +152,10 @@ def _of_spec(spec: ModelSpec, data: bytes) -> dict[str, Any]:
         "range": list(spec.range),
         "classes": spec.classes,
         "parameters": spec.d,
-        "layers": [layer.op for layer in spec.layers],
+        "outputs": spec.outputs,
+        "loss": spec.loss,
+        "chain": is_chain(spec),
+        "layers": [label(spec, number) for number in range(len(spec.layers))],
         "tensors": [
             {"name": t.name, "shape": list(t.shape), "size": t.size, "constant": t.constant} for t in spec.tensors
         ],

@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 
-from seedmask import PROTOCOL_VERSION, bundle, chunks, codec, mask, model, seed, spec, wire
+from seedmask import PROTOCOL_VERSION, bundle, chunks, codec, layers, mask, model, seed, spec, wire
 from seedmask.codec import Plan, ans, counts, crn, delta, hmrc, packed, rans, relay, tensors, varint
 from seedmask.errors import ProtocolError
 from seedmask.shared import Shared
@@ -461,6 +461,66 @@ SPECS = {
         classes=4,
         layers=(spec.GroupNorm(3), spec.Flatten(), spec.Linear("f", None), spec.GroupNorm(1), spec.ReLU()),
         tensors=(spec.Tensor("f", (4, 36), _half),),
+    ),
+    # A shortcut, branches, and every layer of images.
+    "branches": spec.ModelSpec(
+        name="branches",
+        seed=SEED,
+        input=(4, 9, 8),
+        range=(0, 255),
+        classes=2,
+        layers=(
+            layers.Conv2d("a", None, (1, 1), (2, 2), 2, (2, 2)),
+            layers.ReLU6(),
+            layers.Conv2d("b", "c", (1, 1), (0, 0)),
+            layers.Add((2, 3, 2)),
+            layers.SiLU(),
+            layers.AvgPool2d((2, 3)),
+            layers.MaxPool2d((2, 3), source=5),
+            layers.Sigmoid(),
+            layers.Concat((6, 8), 0),
+            layers.Mean((1, 2)),
+            layers.Mean((1, 2), source=0),
+            layers.Concat((11, 10), 0),
+            layers.Linear("d", None),
+        ),
+        tensors=(
+            spec.Tensor("a", (4, 2, 3, 3), _half),
+            spec.Tensor("b", (4, 4, 1, 1), _half),
+            spec.Tensor("c", (4,), _half),
+            spec.Tensor("d", (2, 12), _third),
+        ),
+    ),
+    # Sequences: rows by themselves, other orders and shapes; an error in place of classes, with a single output.
+    "sequence": spec.ModelSpec(
+        name="sequence",
+        seed=3,
+        input=(2, 12),
+        range=(-1, 1),
+        classes=1,
+        layers=(
+            layers.Reshape((2, 1, 12)),
+            layers.Conv2d("a", None, (1, 2), (0, 2), 1, (1, 2)),
+            layers.Permute((2, 0, 1)),
+            layers.Reshape((4, 3)),
+            layers.LayerNorm(1),
+            layers.Linear("b", "c"),
+            layers.GELU(),
+            layers.RMSNorm(2),
+            layers.Tanh(),
+            layers.GELU("tanh", source=0),
+            layers.Flatten(source=9),
+            layers.Flatten(source=10),
+            layers.Concat((11, 12), 0),
+            layers.Linear("d", None),
+        ),
+        tensors=(
+            spec.Tensor("a", (3, 2, 1, 5), _half),
+            spec.Tensor("b", (5, 3), _half),
+            spec.Tensor("c", (5,), _half),
+            spec.Tensor("d", (1, 44), _third),
+        ),
+        loss="mse",
     ),
 }
 
@@ -984,7 +1044,7 @@ def spec_rejects() -> list[dict[str, Any]]:
         "an empty range": good.replace("[0,255]", "[0,0]"),
         "an input of four dimensions": good.replace("[1,13,12]", "[1,13,12,1]"),
         "an input of 2**40 values": good.replace("[1,13,12]", "[1,1048576,1048576]"),
-        "an unknown layer": good.replace('"relu"', '"gelu"'),
+        "an unknown layer": good.replace('"relu"', '"hardswish"'),
         "a layer with a key more": good.replace('{"op":"relu"}', '{"op":"relu","x":1}'),
         "a stride of 0": good.replace('"stride":[2,1]', '"stride":[0,1]'),
         "a stride of one number": good.replace('"stride":[2,1]', '"stride":[2]'),
@@ -1009,11 +1069,87 @@ def spec_rejects() -> list[dict[str, Any]]:
         '{"bias":null,"op":"linear","weight":"w"}],"name":"a","range":[0,1],"seed":"'
         + "0" * 16
         + '","tensors":[{"name":"w","scale":1,"shape":[2,2]},{"name":"w","scale":1,"shape":[2,2]}],"version":1}',
+        "a loss that is the usual one": good.replace('"name":"conv"', '"loss":"cross-entropy","name":"conv"'),
+        "an unknown loss": good.replace('"name":"conv"', '"loss":"hinge","name":"conv"'),
+        "no dilation, spelled out": good.replace('"op":"conv2d"', '"dilation":[1,1],"op":"conv2d"'),
+        "a dilation that reaches too far": good.replace('"op":"conv2d"', '"dilation":[1,6],"op":"conv2d"'),
+        "groups that the channels do not make": good.replace('"op":"conv2d"', '"groups":2,"op":"conv2d"'),
+        **graph_rejects(),
     }
     stay = [why for why, json_text in tries.items() if json_text in (good, normalised)]
     if stay:
         raise SystemExit(f"these rejects change nothing: {stay}")
     return [{"why": why, "json": j, "error": code_of(spec.from_json, j.encode())} for why, j in tries.items()]
+
+
+def graph_rejects() -> dict[str, str]:
+    """By the smallest network around a layer: what fits there is tried first, then what does not."""
+
+    def layer(op: str, **more: Any) -> dict[str, Any]:
+        return {"op": op, **more}
+
+    def text_of(*layers: dict[str, Any]) -> str:
+        value = {
+            "version": 1,
+            "name": "a",
+            "seed": "0" * 16,
+            "input": [2, 2, 2],
+            "range": [0, 1],
+            "classes": 1,
+            "layers": [*layers, layer("flatten"), layer("linear", weight="w", bias=None)],
+            "loss": "mse",
+            "tensors": [{"name": "w", "scale": 1, "shape": [1, 8]}],
+        }
+        return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+    relu, flat, silu, tall = layer("relu"), layer("flatten"), layer("silu"), layer("reshape", shape=[8, 1])
+    two, half = layer("add", sources=[1, 2]), layer("maxpool2d", size=[1, 2])
+    aside = (relu, layer("silu", source=0), two)
+    tries = {
+        "a source that is not there yet": (aside, (relu, layer("silu", source=2), two)),
+        "a source below zero": (aside, (relu, layer("silu", source=-1), two)),
+        "a source that is no integer": (aside, (relu, layer("silu", source=False), two)),
+        "a source that is spelled out": ((relu, silu), (relu, layer("silu", source=1))),
+        "a source that is null": ((relu, silu), (relu, layer("silu", source=None))),
+        "a value that nothing takes": ((relu, silu), (relu, layer("silu", source=0))),
+        "a sum of one": ((relu, layer("add", sources=[0, 1])), (relu, layer("add", sources=[1]))),
+        "a sum of null": ((relu, layer("add", sources=[0, 1])), (relu, layer("add", sources=None))),
+        "a sum of two shapes": ((flat, relu, two), (flat, relu, layer("add", sources=[0, 2]))),
+        "a sum of what is not there yet": ((relu, layer("add", sources=[0, 1])), (relu, two)),
+        "side by side along no axis": (
+            (half, layer("concat", axis=2, sources=[1, 1])),
+            (half, layer("concat", axis=3, sources=[1, 1])),
+        ),
+        "side by side of other lengths": (
+            (half, layer("concat", axis=2, sources=[1, 1])),
+            (half, layer("concat", axis=1, sources=[0, 1])),
+        ),
+        "a mean over nothing": ((relu,), (layer("mean", axes=[]),)),
+        "a mean over all": ((relu,), (layer("mean", axes=[0, 1, 2]),)),
+        "axes in another order": ((relu,), (layer("mean", axes=[1, 0]),)),
+        "a shape of another size": ((layer("reshape", shape=[4, 2]),), (layer("reshape", shape=[4, 3]),)),
+        "a shape of seven dimensions": ((tall,), (layer("reshape", shape=[8, 1, 1, 1, 1, 1, 1]),)),
+        "a shape of large numbers": ((tall,), (layer("reshape", shape=[8, 1 << 60]),)),
+        "a shape with a zero": ((tall,), (layer("reshape", shape=[8, 0]),)),
+        "an order that leaves one out": ((layer("permute", order=[2, 0, 1]),), (layer("permute", order=[2, 0, 0]),)),
+        "a short order": ((layer("permute", order=[2, 0, 1]),), (layer("permute", order=[1, 0]),)),
+        "more dimensions than there are": ((layer("rmsnorm", dims=3),), (layer("rmsnorm", dims=4),)),
+        "no dimension": ((layer("layernorm", dims=1),), (layer("layernorm", dims=0),)),
+        "a norm of single values": ((tall, layer("layernorm", dims=2)), (tall, layer("layernorm", dims=1))),
+        "an unknown gelu": ((layer("gelu", approximate="tanh"),), (layer("gelu", approximate="fast"),)),
+        "a gelu of null": ((layer("gelu", approximate="tanh"),), (layer("gelu", approximate=None),)),
+        "a gelu that is spelled out": ((layer("gelu"),), (layer("gelu", approximate="none"),)),
+        "windows larger than the image": (
+            (layer("avgpool2d", size=[2, 1]), layer("concat", axis=0, sources=[1, 1])),
+            (layer("avgpool2d", size=[3, 1]), layer("concat", axis=0, sources=[1, 1])),
+        ),
+    }
+    for why, (fits, _) in tries.items():
+        try:
+            spec.from_json(text_of(*fits).encode())
+        except ProtocolError as error:
+            raise SystemExit(f"{why}: what should fit does not: {error}") from None
+    return {why: text_of(*wrong) for why, (_, wrong) in tries.items()}
 
 
 def chunk_rejects() -> list[dict[str, Any]]:

@@ -16,10 +16,10 @@ from edge_client.runtimes import (
     BETA1,
     BETA2,
     F32,
-    I64,
     Rule,
     State,
     StepResult,
+    Targets,
     check_logits,
     check_step,
     corrected,
@@ -33,6 +33,7 @@ from seedmask.seed import weights_key
 NAME: Final = "executorch"
 NEEDS: Final = ("executorch",)
 GRAPHS: Final = ("executorch/model.pte",)
+_TARGETS: Final = {"cross-entropy": np.int64, "mse": np.float32}
 NOTE: Final = (
     "a device can do without the packages that it names (pip install --no-deps 'executorch==1.5.*'), "
     "and compiles 150 lines of C++ once (apt install g++)"
@@ -48,13 +49,13 @@ class ExecuTorch:
         shape = self._program.shape("grads", 0)
         self._micro, d = shape[0], bundle.spec.d
         self._x = aligned(int(np.prod(shape)), np.float32).reshape(shape)
-        self._y = np.zeros(self._micro, np.int64)
+        self._y: Targets = np.zeros(self._program.shape("grads", 1), _TARGETS[bundle.spec.loss])
         self._weight = aligned(self._micro, np.float32)
         self._loss, self._correct = np.zeros((), np.float32), np.zeros((), np.int64)
         self.w: F32 = aligned(d, np.float32)
         self._program.run("weights", [np.array(weights_key(bundle.spec.seed), np.int64)], [self.w])
 
-    def step(self, x: F32, y: I64, state: State, noise: F32, rule: Rule) -> StepResult:
+    def step(self, x: F32, y: Targets, state: State, noise: F32, rule: Rule) -> StepResult:
         """One step on the scores; see `edge_client.runtimes.Runtime`."""
         check_step(self.bundle, x, y, state, noise, rule)
         if rule.optimizer == "adam" and rule.plain and len(y) <= self._micro:
@@ -62,7 +63,7 @@ class ExecuTorch:
         g, loss, correct = self._gradient(x, y, state, noise, rule)
         return finite(StepResult(self._moved(state, g, rule), loss, correct))
 
-    def _adam(self, x: F32, y: I64, state: State, noise: F32, rule: Rule) -> StepResult:
+    def _adam(self, x: F32, y: Targets, state: State, noise: F32, rule: Rule) -> StepResult:
         """All of a step in the program."""
         scores, m, v = (aligned(self.bundle.spec.d, np.float32) for _ in range(3))
         rate, epsilon = corrected(rule.rate, state.t + 1)
@@ -75,7 +76,7 @@ class ExecuTorch:
         after = State(scores, m, v, state.t + 1, state.anchor)
         return finite(StepResult(after, float(self._loss), int(self._correct)))
 
-    def _gradient(self, x: F32, y: I64, state: State, noise: F32, rule: Rule) -> tuple[F32, float, int]:
+    def _gradient(self, x: F32, y: Targets, state: State, noise: F32, rule: Rule) -> tuple[F32, float, int]:
         """The plain gradient by the scores, loss and number correct, added up over micro-batches."""
         total: F32 = aligned(self.bundle.spec.d, np.float32)
         part = total if len(y) <= self._micro else aligned(self.bundle.spec.d, np.float32)
@@ -92,7 +93,7 @@ class ExecuTorch:
         self,
         method: str,
         x: F32,
-        y: I64,
+        y: Targets,
         n: int,
         state: State,
         noise: F32,

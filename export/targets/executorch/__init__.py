@@ -16,7 +16,8 @@ from export.graph import Adam, Knobs, Sgd, Step, forward, train_step, unpack
 from export.targets.executorch.final import finished_pte
 from export.targets.executorch.lowering import lower, require, training_partitioner
 from export.targets.executorch.ops import TorchOps
-from seedmask.spec import Conv2d, ModelSpec
+from seedmask.layers import Conv2d
+from seedmask.spec import ModelSpec
 
 __all__ = ["files", "finished_pte", "micro_batch", "program"]
 
@@ -76,9 +77,9 @@ class _Network(torch.nn.Module):
 class TrainStep(_Network):
     """One step of Adam whose gradient is that of the loss alone, by the identity estimator.
 
-    x float32 [batch, *input]; y int64 [batch]; weight float32 [batch], 1/n for a real example and 0 for padding;
-    scores, w (weights), u (noise) float32 [d]; mean float32 [1], 1.0 to run w * theta; m, v float32 [d]; rate, epsilon
-    float32 [1] with their step's bias correction (`export.graph.Adam`)
+    x float32 [batch, *input]; y int64 [batch], for "mse" float32 [batch, classes]; weight float32 [batch], 1/n for a
+    real example and 0 for padding; scores, w (weights), u (noise) float32 [d]; mean float32 [1], 1.0 to run w * theta;
+    m, v float32 [d]; rate, epsilon float32 [1] with their step's bias correction (`export.graph.Adam`)
     -> scores, m, v float32 [d]; loss float32 []; correct int64 [].
     """
 
@@ -138,7 +139,8 @@ def program(spec: ModelSpec, batch: int) -> bytes:
     def one() -> V:
         return torch.zeros(1)
 
-    x, y, weight = torch.zeros(batch, *spec.input), torch.zeros(batch, dtype=torch.int64), torch.zeros(batch)
+    x, weight = torch.zeros(batch, *spec.input), torch.zeros(batch)
+    y = torch.zeros(batch, spec.classes) if spec.loss == "mse" else torch.zeros(batch, dtype=torch.int64)
     step = (x, y, weight, flat(), flat(), flat(), one())
     methods: dict[str, tuple[torch.nn.Module, tuple[V, ...]]] = {
         "weights": (Weights(spec), (torch.zeros(2, dtype=torch.int64),)),

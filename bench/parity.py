@@ -1,0 +1,175 @@
+"""Every runtime on every network of the zoo, against torch's autograd in float64: how far apart they are at worst.
+
+One row for each runtime and network. `loss` and `logits` are deviations relative to the value and to the largest logit;
+`gradient` (Adam's first moment after a first step) and `scores` (after a step amid training) are the largest of all
+weights', relative to the largest gradient or score. Inputs are noise and batches are small, because weights of one
+magnitude make ties: two right programs may fall on either side of zero or choose another winner, and everything below
+such a flip differs by a thousandth. A draw has one in a dozen, more where there are millions of activations: hence the
+median of the draws for these two, and small images for networks that take any. A runtime whose packages are not
+installed is listed, not left out. The exit status is 1 if a row is out of tolerance.
+
+    python bench/parity.py [--models mlp,mixer] [--runtimes onnxruntime] [--draws 5] [--json out/parity.json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+
+from edge_client import runtimes
+from edge_client.runtimes import Rule, Runtime, State
+from export.make import make_bundle
+from export.masked import Masked, forward
+from export.trace import trace
+from export.zoo import ZOO
+from seedmask.bundle import Bundle
+from seedmask.spec import ModelSpec
+
+BATCH: Final = 2
+RATE: Final = 0.1
+TOLERANCES: Final = {"loss": 1e-5, "correct": 0.0, "gradient": 1e-6, "scores": 2e-6, "logits": 1e-5}
+# Rounding grows with depth.
+DEEP: Final = {name: {**TOLERANCES, "gradient": 5e-6} for name in ("resnet20", "resnet20g", "mobile", "conv10")}
+
+SMALL: Final = {"resnet20": (3, 16, 16), "resnet20g": (1, 16, 16), "mobile": (3, 16, 16)}
+
+
+@dataclass(frozen=True)
+class Draw:
+    """A batch, a state amid training, noise, and a mask, with what torch makes of them in float64."""
+
+    x: Any
+    y: Any
+    state: State
+    noise: Any
+    mask: Any
+    loss: float
+    correct: int
+    gradient: Any
+    scores: Any
+    logits: Any
+
+
+def draw(spec: ModelSpec, seed: int) -> Draw:
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(BATCH, *spec.input)).astype(np.float32)
+    y = rng.integers(0, spec.classes, BATCH)
+    scores = rng.normal(size=spec.d).astype(np.float32)
+    noise = rng.random(spec.d, np.float32)
+    # The last bit of a sigmoid must not decide about a weight.
+    near = np.abs(noise - 1 / (1 + np.exp(-scores.astype(np.float64)))) < 1e-5
+    noise = np.where(near, noise / 2, noise).astype(np.float32)
+    m = rng.normal(size=spec.d).astype(np.float32) * np.float32(1e-2)
+    v = rng.random(spec.d, np.float32) * np.float32(1e-4) + np.float32(1e-6)
+    mask = rng.random(spec.d, np.float32)
+
+    torch.set_num_threads(1)
+    double = torch.from_numpy(x).double()
+    judge = Masked(spec, torch.from_numpy(scores).double(), RATE)
+    moments = {"exp_avg": torch.from_numpy(m).double(), "exp_avg_sq": torch.from_numpy(v).double()}
+    judge.adam.state[judge.scores] = {"step": torch.tensor(3.0), **moments}
+    loss, correct = judge.step(double, torch.from_numpy(y), torch.from_numpy(noise))
+    assert judge.scores.grad is not None
+    with torch.no_grad():
+        logits = forward(spec, double, judge.w * torch.from_numpy(mask).double()).numpy()
+    after = judge.scores.detach().numpy()
+    state = State(scores, m, v, 3, scores)
+    return Draw(x, y, state, noise, mask, loss, correct, judge.scores.grad.numpy(), after, logits)
+
+
+def deviations(runtime: Runtime, draws: Sequence[Draw]) -> dict[str, float]:
+    found: dict[str, list[float]] = {name: [] for name in TOLERANCES}
+    for d in draws:
+        amid = runtime.step(d.x, d.y, d.state, d.noise, Rule(RATE))
+        first = runtime.step(d.x, d.y, State.start(d.state.scores), d.noise, Rule(RATE))
+        found["loss"].append(abs(amid.loss - d.loss) / abs(d.loss))
+        found["correct"].append(abs(amid.correct - d.correct))
+        found["gradient"].append(_apart(first.state.m / np.float32(0.1), d.gradient))
+        found["scores"].append(_apart(amid.state.scores, d.scores))
+        found["logits"].append(_apart(runtime.logits(d.x, d.mask), d.logits))
+    by_median = ("gradient", "scores")
+    return {name: statistics.median(each) if name in by_median else max(each) for name, each in found.items()}
+
+
+def _apart(found: Any, truth: Any) -> float:
+    return float(np.abs(found - truth).max() / np.abs(truth).max())
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one runtime does with one network; `error` says why it does nothing."""
+
+    runtime: str
+    model: str
+    d: int
+    deviations: dict[str, float]
+    tolerances: dict[str, float]
+    error: str = ""
+
+    @property
+    def out(self) -> list[str]:
+        """What is out of tolerance; a NaN is."""
+        return [name for name, value in self.deviations.items() if not value <= self.tolerances[name]]
+
+
+def row(name: str, bundle: Bundle, draws: Sequence[Draw]) -> Row:
+    model, tolerances = bundle.spec.name, DEEP.get(bundle.spec.name, TOLERANCES)
+    try:
+        found = deviations(runtimes.open_runtime(name, bundle, 1), draws)
+    except Exception as error:  # whatever it is, the table goes on
+        return Row(name, model, bundle.spec.d, {}, tolerances, f"{type(error).__name__}: {error}")
+    return Row(name, model, bundle.spec.d, found, tolerances)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Every runtime on every network against torch in float64.")
+    parser.add_argument("--models", default=",".join(ZOO), help="of the zoo, separated by commas (all)")
+    parser.add_argument("--runtimes", default=",".join(runtimes.names()), help="separated by commas (all there are)")
+    parser.add_argument("--draws", type=int, default=5, help="batches for each network (5)")
+    parser.add_argument("--json", type=Path, default=Path("out/parity.json"), help="where the rows go (%(default)s)")
+    options = parser.parse_args()
+    models, wanted = options.models.split(","), options.runtimes.split(",")
+    if unknown := (set(models) - set(ZOO)) | (set(wanted) - set(runtimes.names())):
+        parser.error(f"unknown: {', '.join(sorted(unknown))}; models {', '.join(ZOO)}; {', '.join(runtimes.names())}")
+    missing = {name: lacking for name in wanted if (lacking := runtimes.missing(name))}
+
+    print(f"{'network':<12}{'weights':>12}  {'runtime':<14}" + "".join(f"{name:>10}" for name in TOLERANCES))
+    rows: list[Row] = []
+    for model in models:
+        entry = ZOO[model]
+        spec = trace(entry.factory(), model, 1, SMALL.get(model, entry.input), (0, 255), entry.classes)
+        bundle = make_bundle(spec, BATCH, runtimes.targets(name for name in wanted if name not in missing))
+        draws = [draw(spec, seed) for seed in range(options.draws)]
+        for name in wanted:
+            if name in missing:
+                continue
+            rows.append(row(name, bundle, draws))
+            print(_line(rows[-1]), flush=True)
+    for name, lacking in missing.items():
+        print(f"missing: {name}, which needs {', '.join(lacking)}")
+
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    told = {"batch": BATCH, "draws": options.draws, "missing": missing, "rows": [asdict(each) for each in rows]}
+    options.json.write_text(json.dumps(told, indent=1), encoding="utf-8")
+    wrong = [each for each in rows if each.out or each.error]
+    print(f"{len(rows) - len(wrong)} of {len(rows)} within tolerance; {options.json}")
+    return 1 if wrong else 0
+
+
+def _line(each: Row) -> str:
+    numbers = "".join(f"{each.deviations[name]:>10.1e}" for name in TOLERANCES) if each.deviations else each.error
+    out = f"  out: {', '.join(f'{name} > {each.tolerances[name]:g}' for name in each.out)}" if each.out else ""
+    return f"{each.model:<12}{each.d:>12,}  {each.runtime:<14}{numbers}{out}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,496 @@
+"""What one node of a torch.fx graph becomes: layers of a ModelSpec, nothing at all, or a refusal that names it.
+
+Every shape here is that of one example; the graph has been run on PROBE of them, so that a size which the module
+computes is known, and a reshape that mixes examples is seen.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import torch
+from torch import fx, nn
+from torch.nn import functional as F
+
+from seedmask.errors import SpecError, UserError
+from seedmask.layers import (
+    EPSILON,
+    GELU,
+    Add,
+    AvgPool2d,
+    Concat,
+    Conv2d,
+    Flatten,
+    GroupNorm,
+    Layer,
+    LayerNorm,
+    Linear,
+    MaxPool2d,
+    Mean,
+    Permute,
+    ReLU,
+    ReLU6,
+    Reshape,
+    RMSNorm,
+    Shape,
+    Sigmoid,
+    SiLU,
+    Tanh,
+    Unary,
+)
+
+PROBE: Final = 3  # examples in the batch that shapes are found with
+
+SUPPORTED: Final = (
+    "Linear, Conv1d and Conv2d (stride, zero padding, groups, dilation), ReLU, ReLU6, GELU, SiLU, Tanh, Sigmoid, "
+    "MaxPool and AvgPool (kernel = stride), AdaptiveAvgPool, mean, Flatten, view, reshape, permute, transpose, + and "
+    "cat of branches, GroupNorm, LayerNorm and RMSNorm (what they train is left out), Dropout (left out), Identity"
+)
+
+_BATCH_NORM: Final = (
+    "it has trained scales and running means; take GroupNorm(affine=False), leave it out, or export with "
+    "--replace-batchnorm group"
+)
+_SOFTMAX: Final = "end with the logits, the loss applies softmax itself"
+_SCALING: Final = "raw inputs are brought to -1 .. 1 before the model, see the value range; layers do no arithmetic"
+_WEIGHTS: Final = "weights belong to a layer, nn."
+_PRODUCTS: Final = "values are not multiplied by one another, as attention and gates do; an MLP-Mixer does without"
+_PARTS: Final = "parts of a tensor cannot be taken; nor can it be padded"
+# Why something that many models have is not here, and what to do instead.
+_ADVICE: Final[dict[str, str]] = {
+    **dict.fromkeys(("BatchNorm1d", "BatchNorm2d", "SyncBatchNorm"), _BATCH_NORM),
+    **dict.fromkeys(("Softmax", "LogSoftmax", "softmax", "log_softmax"), _SOFTMAX),
+    **dict.fromkeys(("sub", "mul", "truediv", "div"), _SCALING),
+    **{name: _WEIGHTS + kind for name, kind in (("linear", "Linear"), ("conv1d", "Conv1d"), ("conv2d", "Conv2d"))},
+    **dict.fromkeys(("getitem", "chunk", "split", "pad"), _PARTS),
+    **dict.fromkeys(("LeakyReLU", "ELU", "Hardswish", "Hardsigmoid", "Softplus"), "take ReLU, SiLU or GELU"),
+    "MultiheadAttention": _PRODUCTS,
+}
+_ELEMENTWISE: Final[dict[str, type[ReLU | ReLU6 | SiLU | Tanh | Sigmoid]]] = {
+    **dict.fromkeys(("ReLU", "relu", "relu_"), ReLU),
+    **dict.fromkeys(("ReLU6", "relu6"), ReLU6),
+    **dict.fromkeys(("SiLU", "silu"), SiLU),
+    **dict.fromkeys(("Tanh", "tanh", "tanh_"), Tanh),
+    **dict.fromkeys(("Sigmoid", "sigmoid", "sigmoid_"), Sigmoid),
+}
+_NOTHING: Final = ("Identity", "contiguous", "clone")
+_DROPOUTS: Final = ("Dropout", "Dropout1d", "Dropout2d", "dropout", "dropout1d", "dropout2d")
+_RESHAPES: Final = ("Flatten", "Unflatten", "flatten", "unflatten", "view", "reshape", "squeeze", "unsqueeze")
+_TRANSPOSES: Final = ("transpose", "swapaxes", "swapdims")
+_ADDITIONS: Final = ("add", "add_", "iadd")
+_CONCATENATIONS: Final = ("cat", "concat", "concatenate")
+
+
+@dataclass(frozen=True)
+class Value:
+    """The spec's value `number` as the module sees it: in `shape`, of as many entries as it has, row-major."""
+
+    number: int
+    shape: Shape
+
+
+class Builder:
+    """Layers in the making. `nodes` says which node each is from; `shapes` that of every value, the input's first."""
+
+    def __init__(
+        self, graph: fx.GraphModule, input_shape: Shape, replace_batchnorm: bool, announce: Callable[[str], None]
+    ) -> None:
+        self.graph = graph
+        self.layers: list[Layer] = []
+        self.nodes: list[fx.Node] = []
+        self.shapes: list[Shape] = [input_shape]
+        self._replace, self._announce = replace_batchnorm, announce
+        self._order = {node: number for number, node in enumerate(graph.graph.nodes)}
+        self._values = {node: Value(0, input_shape) for node in self._order if node.op == "placeholder"}
+        self._results: dict[fx.Node, Any] = {}
+        self._tensors: dict[str, Shape] = {}
+        self._forms: dict[tuple[int, Shape], int] = {}  # what has been brought into another shape already
+
+    def shape_of(self, node: fx.Node) -> Shape:
+        """That of what a node gives."""
+        return self._values[node].shape
+
+    def end(self, node: fx.Node) -> None:
+        """`node` gives the logits; make the last layer give them."""
+        value = self._flat(node)
+        if value != len(self.layers):
+            raise UserError(f"{place(self.graph, self.nodes[-1])} comes after the logits and is not used")
+
+    def take(self, node: fx.Node, results: dict[fx.Node, Any], failure: str) -> None:
+        """Make layers of `node`, given the `results` of a trial run, which ended in `failure` where it lacks some."""
+        self._results = results
+        if node in results and _is_plain(results[node]):
+            return  # a size
+        what, where = what_of(self.graph, node), place(self.graph, node)
+        lower = self._lowering(node, what)
+        feeds = [feed for feed in node.all_input_nodes if feed in self._values]
+        if lower is None:
+            product = len(feeds) > 1 and what in ("mul", "matmul", "bmm", "einsum", "scaled_dot_product_attention")
+            raise refusal(where, _PRODUCTS if product else _ADVICE.get(what, ""))
+        misfit = self._misfit(node, what, self._values[feeds[0]].shape)
+        if misfit or node not in results:
+            whole = list(self.shapes[0])
+            raise UserError(f"an input of {whole} does not fit: {where}{' ' + misfit if misfit else ': ' + failure}")
+        shape = tuple(results[node].shape)
+        if shape[:1] != (PROBE,):
+            turn = f"{example((PROBE, *self._values[feeds[0]].shape))} becomes {example(shape)}"
+            raise refusal(where, f"{turn}; examples stay apart")
+        self._refuse_changes(node, what, feeds[0])
+        try:
+            self._values[node] = lower(node, shape[1:])
+        except SpecError as error:
+            raise refusal(where, str(error)) from None
+
+    # ------------------------------------------------------------------------------------------ values and layers
+
+    def _add(self, node: fx.Node, layer: Layer, source: int | None = None) -> int:
+        """A layer more, which takes value `source` unless it names its own; the number of what it gives."""
+        number = len(self.layers)
+        if isinstance(layer, Unary) and source is not None and source != number:
+            layer = replace(layer, source=source)
+        shape = layer.after([self.shapes[value] for value in layer.takes(number)], self._tensors)
+        self.layers.append(layer)
+        self.nodes.append(node)
+        self.shapes.append(shape)
+        return number + 1
+
+    def _flat(self, node: fx.Node) -> int:
+        """The number of what `node` gives, in the shape in which the module sees it."""
+        return self._shaped(node, self._values[node], self._values[node].shape)
+
+    def _shaped(self, node: fx.Node, value: Value, shape: Shape) -> int:
+        if self.shapes[value.number] == shape:
+            return value.number
+        if (value.number, shape) not in self._forms:
+            layer = Flatten() if len(shape) == 1 else Reshape(shape)
+            self._forms[value.number, shape] = self._add(node, layer, value.number)
+        return self._forms[value.number, shape]
+
+    def _in(self, node: fx.Node) -> fx.Node:
+        return next(feed for feed in node.all_input_nodes if feed in self._values)
+
+    def _image(self, node: fx.Node) -> int:
+        """What feeds `node` as an image; a sequence [c, l] is one of height one."""
+        value = self._values[self._in(node)]
+        shape = value.shape if len(value.shape) == 3 else (value.shape[0], 1, *value.shape[1:])
+        return self._shaped(node, value, shape)
+
+    def _module(self, node: fx.Node) -> Any:
+        return self.graph.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+    def _given(self, node: fx.Node, *names: str) -> dict[str, Any]:
+        """The arguments of a call behind its input, by name, sizes as numbers; of a module its attributes."""
+        if node.op == "call_module":
+            module = self._module(node)
+            return {name: getattr(module, name) for name in names if hasattr(module, name)}
+        given = {**dict(zip(names, node.args[1:], strict=False)), **node.kwargs}
+        return {name: self._known(value) for name, value in given.items() if name != "input"}
+
+    def _known(self, value: Any) -> Any:
+        def number(node: fx.Node) -> Any:
+            return self._results[node] if node not in self._values else node
+
+        return fx.node.map_arg(value, number)
+
+    # -------------------------------------------------------------------------------------------------- what it is
+
+    def _lowering(self, node: fx.Node, what: str) -> Callable[[fx.Node, Shape], Value] | None:
+        """How a node becomes layers; None for what is not supported."""
+        if node.op == "call_module" and not type(self._module(node)).__module__.startswith("torch.nn.modules"):
+            return None
+        if what in ("Linear", "Conv1d", "Conv2d"):
+            return (self._linear if what == "Linear" else self._conv) if node.op == "call_module" else None
+        table: list[tuple[Iterable[str], Callable[[fx.Node, Shape], Value]]] = [
+            (_ELEMENTWISE, self._elementwise),
+            (("GELU", "gelu"), self._gelu),
+            (("MaxPool1d", "MaxPool2d", "max_pool1d", "max_pool2d"), self._max_pool),
+            (("AvgPool1d", "AvgPool2d", "avg_pool1d", "avg_pool2d"), self._avg_pool),
+            (
+                ("AdaptiveAvgPool1d", "AdaptiveAvgPool2d", "adaptive_avg_pool1d", "adaptive_avg_pool2d"),
+                self._adaptive,
+            ),
+            (("mean",), self._mean),
+            (_RESHAPES, self._reshape),
+            (("permute", *_TRANSPOSES), self._permute),
+            (_ADDITIONS, self._sum),
+            (_CONCATENATIONS, self._concat),
+            (("GroupNorm", "group_norm"), self._group_norm),
+            (("LayerNorm", "layer_norm"), self._trailing_norm),
+            (("RMSNorm", "rms_norm"), self._trailing_norm),
+            (_NOTHING, self._nothing),
+            (_DROPOUTS, self._dropout),
+        ]
+        if self._replace:
+            table.append((("BatchNorm1d", "BatchNorm2d", "SyncBatchNorm"), self._batch_norm))
+        return next((lower for names, lower in table if what in names), None)
+
+    def _misfit(self, node: fx.Node, what: str, shape: Shape) -> str:
+        """What a layer expects, where an example of `shape` is something else; else nothing."""
+        module = self._module(node)
+        # torch would take an example without channels for a batch without its first dimension.
+        flat = what.lower().replace("_", "")
+        if flat in ("conv2d", "maxpool2d", "avgpool2d", "adaptiveavgpool2d") and len(shape) != 3:
+            return f"takes channels,height,width, like 1,28,28, and gets {list(shape)}"
+        if flat in ("conv1d", "maxpool1d", "avgpool1d", "adaptiveavgpool1d") and len(shape) != 2:
+            return f"takes channels,length, like 9,128, and gets {list(shape)}"
+        if isinstance(module, nn.Conv1d | nn.Conv2d) and shape[0] != module.in_channels:
+            return f"takes {module.in_channels} channel(s) and gets {list(shape)}, which has {shape[0]}"
+        if isinstance(module, nn.LayerNorm | nn.RMSNorm):
+            over = tuple(module.normalized_shape)
+            if over != shape[-len(over) :]:
+                return f"takes {list(over)} and gets {list(shape)}"
+        if isinstance(module, nn.GroupNorm):
+            groups = module.num_groups
+            if shape[0] % groups or math.prod(shape) == groups:
+                return f"gets {list(shape)}, which makes no {groups} equal groups of more than one value"
+        if isinstance(module, nn.Linear) and shape[-1] != module.in_features:
+            return f"takes {module.in_features:,} numbers and gets {list(shape)}"
+        return ""
+
+    def _refuse_changes(self, node: fx.Node, what: str, feed: fx.Node) -> None:
+        """A node that overwrites what it takes is one that gives a new value only if nobody reads the old one later."""
+        told = getattr(self._module(node), "inplace", node.kwargs.get("inplace"))
+        if told is not True and what != "iadd" and not (node.op == "call_method" and what.endswith("_")):
+            return
+        readers = (user for user in feed.users if not _is_plain(self._results.get(user, feed)))
+        later = [user for user in readers if self._order[user] > self._order[node]]
+        if later:
+            reader = place(self.graph, later[0])
+            why = f"it overwrites what {reader} reads after it; leave out `inplace`, or write x = x + y for x += y"
+            raise refusal(place(self.graph, node), why)
+
+    # --------------------------------------------------------------------------------------------- what it becomes
+
+    def _nothing(self, node: fx.Node, shape: Shape) -> Value:
+        return self._values[self._in(node)]
+
+    def _dropout(self, node: fx.Node, shape: Shape) -> Value:
+        self._announce(f"{place(self.graph, node)} is left out: every step already draws a random mask")
+        return self._values[self._in(node)]
+
+    def _same(self, node: fx.Node, layer: Layer) -> Value:
+        """A layer that does not care in what shape its input is."""
+        value = self._values[self._in(node)]
+        return Value(self._add(node, layer, value.number), value.shape)
+
+    def _elementwise(self, node: fx.Node, shape: Shape) -> Value:
+        return self._same(node, _ELEMENTWISE[what_of(self.graph, node)]())
+
+    def _gelu(self, node: fx.Node, shape: Shape) -> Value:
+        return self._same(node, GELU(str(self._given(node, "approximate").get("approximate", "none"))))
+
+    def _linear(self, node: fx.Node, shape: Shape) -> Value:
+        weight, bias = self._weights(node, 2)
+        return Value(self._add(node, Linear(weight, bias), self._flat(self._in(node))), shape)
+
+    def _weights(self, node: fx.Node, dimensions: int) -> tuple[str, str | None]:
+        """Names of a layer's parameters, whose shapes the spec's rules will ask for."""
+        module, names = self._module(node), (f"{node.target}.weight", f"{node.target}.bias")
+        weight = tuple(module.weight.shape)
+        self._tensors[names[0]] = weight if len(weight) == dimensions else (*weight[:2], 1, *weight[2:])
+        if module.bias is None:
+            return names[0], None
+        self._tensors[names[1]] = tuple(module.bias.shape)
+        return names
+
+    def _conv(self, node: fx.Node, shape: Shape) -> Value:
+        conv, where = self._module(node), place(self.graph, node)
+        if conv.padding_mode != "zeros":
+            raise refusal(where, f"padding_mode={conv.padding_mode!r}; only 'zeros' is")
+        flat = isinstance(conv, nn.Conv1d)
+        one, none = (1, 0) if flat else (None, None)
+        kernel, dilation = _pair(conv.kernel_size, one), _pair(conv.dilation, one)
+        if conv.padding == "same":
+            reach = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
+            if any(side % 2 for side in reach):
+                raise refusal(where, f"padding='same' with a kernel of {conv.kernel_size}; only odd kernels are")
+            padding = (reach[0] // 2, reach[1] // 2)
+        else:
+            padding = (0, 0) if conv.padding == "valid" else _pair(conv.padding, none)
+        weight, bias = self._weights(node, 4)
+        layer = Conv2d(weight, bias, _pair(conv.stride, one), padding, conv.groups, dilation)
+        return Value(self._add(node, layer, self._image(node)), shape)
+
+    def _max_pool(self, node: fx.Node, shape: Shape) -> Value:
+        names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
+        return Value(self._add(node, MaxPool2d(self._window(node, names)), self._image(node)), shape)
+
+    def _avg_pool(self, node: fx.Node, shape: Shape) -> Value:
+        names = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
+        return Value(self._add(node, AvgPool2d(self._window(node, names)), self._image(node)), shape)
+
+    def _window(self, node: fx.Node, names: tuple[str, ...]) -> tuple[int, int]:
+        """Kernel of a pool that is stride, too, and nothing else."""
+        where, given = place(self.graph, node), self._given(node, *names)
+        size, stride = given["kernel_size"], given.get("stride")
+        stride = size if stride is None or stride == [] else stride
+        beside = 1 if "1d" in what_of(self.graph, node) else None
+        size, stride = _pair(size, beside), _pair(stride, beside)
+        if size != stride:
+            raise refusal(where, f"kernel {size} with stride {stride}; only equal ones are")
+        plain = _pair(given.get("padding", 0)) == (0, 0) and _pair(given.get("dilation", 1)) == (1, 1)
+        if not plain or any(given.get(name) for name in ("ceil_mode", "return_indices", "divisor_override")):
+            raise refusal(where, f"{', '.join(names[2:])} must be left alone")
+        return size
+
+    def _adaptive(self, node: fx.Node, shape: Shape) -> Value:
+        """Of every channel one number, or windows of one size each."""
+        source = self._image(node)
+        sides, after = self.shapes[source][1:], (1, *shape[1:])[-2:]
+        if after == (1, 1):
+            return Value(self._add(node, Mean((1, 2)), source), shape)
+        if any(side % to for side, to in zip(sides, after, strict=True)):
+            before = list(self._values[self._in(node)].shape)
+            raise refusal(place(self.graph, node), f"{before} to {list(shape)} in windows of one size")
+        return Value(self._add(node, AvgPool2d((sides[0] // after[0], sides[1] // after[1])), source), shape)
+
+    def _mean(self, node: fx.Node, shape: Shape) -> Value:
+        given, feed = self._given(node, "dim", "keepdim"), self._in(node)
+        rank = len(self._values[feed].shape) + 1
+        dims = given["dim"]
+        axes = sorted(_axis(dim, rank) for dim in ((dims,) if isinstance(dims, int) else dims))
+        return Value(self._add(node, Mean(tuple(axes)), self._flat(feed)), shape)
+
+    def _reshape(self, node: fx.Node, shape: Shape) -> Value:
+        value = self._values[self._in(node)]
+        if self.shapes[value.number] == shape and (len(shape) > 1 or value.shape != shape):
+            return Value(value.number, shape)
+        # Said in so many words, a Flatten of what is flat is one.
+        return Value(self._add(node, Flatten() if len(shape) == 1 else Reshape(shape), value.number), shape)
+
+    def _permute(self, node: fx.Node, shape: Shape) -> Value:
+        feed = self._in(node)
+        rank = len(self._values[feed].shape) + 1
+        if what_of(self.graph, node) in _TRANSPOSES:
+            arguments = [*node.args[1:], *(value for name, value in node.kwargs.items() if name != "input")]
+            one, other = (int(self._known(dim)) % rank for dim in arguments)
+            order = list(range(rank))
+            order[one], order[other] = order[other], order[one]
+        else:
+            dims = self._known(node.args[1:] or node.kwargs.get("dims"))
+            order = [int(dim) % rank for dim in (dims[0] if isinstance(dims[0], list | tuple) else dims)]
+        if order[0] != 0:
+            raise refusal(place(self.graph, node), "examples stay the first dimension")
+        return Value(self._add(node, Permute(tuple(axis - 1 for axis in order[1:])), self._flat(feed)), shape)
+
+    def _sum(self, node: fx.Node, shape: Shape) -> Value:
+        where, operands = place(self.graph, node), [*node.args[:2], *(node.kwargs.get(n) for n in ("input", "other"))]
+        feeds = [operand for operand in operands if isinstance(operand, fx.Node) and operand in self._values]
+        if len(feeds) != 2:
+            raise refusal(where, _SCALING)
+        if node.kwargs.get("alpha", 1) != 1:
+            raise refusal(where, f"alpha={node.kwargs['alpha']}; only 1 is")
+        one, other = (self._values[feed] for feed in feeds)
+        if one.shape != other.shape:
+            raise refusal(where, f"{list(one.shape)} and {list(other.shape)} are not of one shape")
+        if self.shapes[one.number] == self.shapes[other.number]:
+            return Value(self._add(node, Add((one.number, other.number))), shape)
+        return Value(self._add(node, Add(tuple(self._flat(feed) for feed in feeds))), shape)
+
+    def _concat(self, node: fx.Node, shape: Shape) -> Value:
+        given: dict[str, Any] = {**dict(zip(("tensors", "dim"), node.args, strict=False)), **node.kwargs}
+        feeds, dim = given["tensors"], self._known(given.get("dim", given.get("axis", 0)))
+        axis = _axis(dim, len(shape) + 1)
+        if len(feeds) == 1:
+            return self._values[feeds[0]]
+        return Value(self._add(node, Concat(tuple(self._flat(feed) for feed in feeds), axis)), shape)
+
+    def _group_norm(self, node: fx.Node, shape: Shape) -> Value:
+        given = self._given(node, "num_groups", "weight", "bias", "eps")
+        self._leave_out(node, given, EPSILON)
+        return self._grouped(node, int(given["num_groups"]), shape)
+
+    def _grouped(self, node: fx.Node, groups: int, shape: Shape) -> Value:
+        source = self._values[self._in(node)].number
+        if self.shapes[source][0] != shape[0]:
+            source = self._flat(self._in(node))
+        return Value(self._add(node, GroupNorm(groups), source), shape)
+
+    def _batch_norm(self, node: fx.Node, shape: Shape) -> Value:
+        """Groups of at least 8 channels, at most 32 of them; all of a vector's numbers together."""
+        channels = shape[0]
+        most = 1 if len(shape) == 1 else max(1, min(32, channels // 8))
+        groups = max(n for n in range(1, most + 1) if channels % n == 0)
+        self._announce(
+            f"{place(self.graph, node)} is replaced by GroupNorm of {groups} group{'s' if groups > 1 else ''} "
+            f"({channels} channels), without scales, shifts and running means"
+        )
+        return self._grouped(node, groups, shape)
+
+    def _trailing_norm(self, node: fx.Node, shape: Shape) -> Value:
+        layer = LayerNorm if what_of(self.graph, node) in ("LayerNorm", "layer_norm") else RMSNorm
+        given = self._given(node, "normalized_shape", "weight", *(("bias",) if layer is LayerNorm else ()), "eps")
+        self._leave_out(node, given, EPSILON if layer is LayerNorm else None)
+        over = given["normalized_shape"]
+        dims = 1 if isinstance(over, int) else len(over)
+        if layer is LayerNorm and dims == len(shape):
+            return self._grouped(node, 1, shape)
+        return Value(self._add(node, layer(dims), self._flat(self._in(node))), shape)
+
+    def _leave_out(self, node: fx.Node, given: dict[str, Any], default: float | None) -> None:
+        """What a normalisation trains goes; another epsilon goes if it is one that only guards the division."""
+        where, eps = place(self.graph, node), given.get("eps", default)
+        if eps is not None and eps > EPSILON:
+            raise refusal(where, f"eps={eps}; only {EPSILON} is")
+        trained = [name for name in ("weight", "bias") if given.get(name) is not None]
+        if trained:
+            parts = " and ".join({"weight": "scales", "bias": "shifts"}[name] for name in trained)
+            self._announce(f"{where}: its trained {parts} are left out")
+        if eps != EPSILON:
+            self._announce(f"{where}: its epsilon is {EPSILON}, not {eps or 'that of its type'}")
+
+
+def what_of(graph: fx.GraphModule, node: fx.Node) -> str:
+    """What a node does, as its author would call it: BatchNorm2d, add, view."""
+    if node.op == "call_module":
+        return type(graph.get_submodule(str(node.target))).__name__
+    if node.target is F.max_pool2d or node.target is F.max_pool1d:  # dispatchers that go by another name
+        return "max_pool2d" if node.target is F.max_pool2d else "max_pool1d"
+    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
+
+
+def place(graph: fx.GraphModule, node: fx.Node) -> str:
+    """A node by name: a layer and its qualified name, or a call and the module whose forward() makes it."""
+    if node.op == "placeholder":
+        return "the input"
+    if node.op == "output":
+        return "the output"
+    if node.op == "call_module":
+        return f"{what_of(graph, node)} '{node.target}'"
+    owners = [path for path, _ in node.meta.get("nn_module_stack", {}).values() if path]
+    return f"{what_of(graph, node)} in forward() of " + (f"'{owners[-1]}'" if owners else "the model")
+
+
+def refusal(subject: str, why: str) -> UserError:
+    """An error that says what is not supported, why, and what is."""
+    reason = f": {why}" if why else ""
+    return UserError(f"{subject} is not supported{reason}\nsupported: {SUPPORTED}")
+
+
+def example(shape: Shape) -> str:
+    """A batch's shape as that of one example, if it is PROBE of them."""
+    return str(list(shape[1:])) if shape[:1] == (PROBE,) else f"{list(shape)} for {PROBE} examples"
+
+
+def _is_plain(result: Any) -> bool:
+    """Whether a result is no tensor and holds none."""
+    if isinstance(result, tuple | list):
+        return all(_is_plain(part) for part in result)
+    return not isinstance(result, torch.Tensor | fx.Node)
+
+
+def _axis(dim: int, rank: int) -> int:
+    """A dimension of a batch as one of an example; SpecError for that of the examples."""
+    axis = dim % rank if -rank <= dim < rank else dim
+    if axis == 0:
+        raise SpecError(f"dim={dim} is that of the examples, which stay apart")
+    return axis - 1
+
+
+def _pair(value: Any, beside: int | None = None) -> tuple[int, int]:
+    """(vertical, horizontal) of two numbers, or of one: for both, or beside what a sequence has for the height."""
+    sides = [int(side) for side in ([value] if isinstance(value, int) else value)]
+    return (sides[0] if len(sides) == 2 or beside is None else beside, sides[-1])

@@ -1,0 +1,394 @@
+"""The layers that a ModelSpec is made of (PROTOCOL 4): what each computes, and what shape it gives.
+
+Values are numbered: 0 is the model's input, i + 1 what layer i gives. A layer takes the value before it unless its
+`source` says another; Add and Concat take several. Shapes are those of one example, and axes count its dimensions from
+0. No layer has anything to learn but the masked tensors of Linear and Conv2d.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeAlias
+
+from seedmask.errors import SpecError
+
+Shape: TypeAlias = tuple[int, ...]
+
+MAX_ACTIVATION = 1 << 28
+MAX_DIMENSIONS = 6
+MAX_SOURCES = 1024
+EPSILON = 1e-5
+"""What every normalisation adds below its root."""
+
+
+def integers(what: str, values: Any, low: int, high: int, least: int = 0, most: int = 1 << 20) -> None:
+    """Raise SpecError unless `values` is a tuple of `least` to `most` integers, each in low .. high."""
+    if not isinstance(values, tuple) or not least <= len(values) <= most:
+        count = f"{least}" if least == most else f"{least} to {most}"
+        raise SpecError(f"{what}: {count} integers expected, found {values!r}")
+    for value in values:
+        if type(value) is not int or not low <= value <= high:
+            raise SpecError(f"{what}: an integer {low} .. {high} expected, found {value!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unary:
+    """What takes one value: that of number `source`, None for the one before."""
+
+    op: ClassVar[str]
+    source: int | None = None
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """The masked tensors it uses, by name, in their order."""
+        return ()
+
+    def takes(self, number: int) -> tuple[int, ...]:
+        """The values it takes as layer `number`."""
+        return (number if self.source is None else self.source,)
+
+    def check(self, number: int) -> None:
+        """Raise SpecError unless it takes values that are there, spelled in the only way."""
+        if self.source is not None:
+            integers("source", (self.source,), 0, number)
+            if self.source == number:
+                raise SpecError(f"source {number} is the value before, which it takes anyway; leave it out")
+
+    def after(self, shapes: Sequence[Shape], tensors: Mapping[str, Shape]) -> Shape:
+        """The shape it gives for what it takes; SpecError where that does not fit. Elementwise unless it says not."""
+        return shapes[0]
+
+
+@dataclass(frozen=True)
+class Weighted(Unary):
+    """What multiplies by a masked tensor `weight` and may add a second one, `bias` [out]."""
+
+    weight: str
+    bias: str | None
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """Weight before bias."""
+        return (self.weight,) if self.bias is None else (self.weight, self.bias)
+
+    def kernel(self, tensors: Mapping[str, Shape]) -> Shape:
+        """The weight's shape, [out, ...], once the bias has been held against it."""
+        weight = tensors[self.weight]
+        if self.bias is not None and tensors[self.bias] != weight[:1]:
+            raise SpecError(f"{self.bias} is {list(tensors[self.bias])}, expected {list(weight[:1])}")
+        return weight
+
+
+@dataclass(frozen=True)
+class Linear(Weighted):
+    """y = x W^T + b over the last dimension, with W [out, in] and b [out]."""
+
+    op: ClassVar[str] = "linear"
+
+    def after(self, shapes: Sequence[Shape], tensors: Mapping[str, Shape]) -> Shape:
+        """[..., in] to [..., out]."""
+        weight, shape = self.kernel(tensors), shapes[0]
+        if len(weight) != 2 or weight[1] != shape[-1]:
+            raise SpecError(f"weight {list(weight)} does not take an input of {list(shape)}")
+        return (*shape[:-1], weight[0])
+
+
+@dataclass(frozen=True)
+class Conv2d(Weighted):
+    """Cross-correlation, W [out, in / groups, kh, kw], b [out]; pairs are (vertical, horizontal).
+
+    Symmetric zero `padding`. Each of `groups` runs of output channels sees the run of input channels of its number
+    alone. Kernel entries lie `dilation` positions apart.
+    """
+
+    op: ClassVar[str] = "conv2d"
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    groups: int = 1
+    dilation: tuple[int, int] = (1, 1)
+
+    def after(self, shapes: Sequence[Shape], tensors: Mapping[str, Shape]) -> Shape:
+        """[in, h, w] to [out, (h + 2 padding - dilation (kh - 1) - 1) div stride + 1, same for w]."""
+        weight, shape = self.kernel(tensors), shapes[0]
+        integers("stride", self.stride, 1, 1 << 10, 2, 2)
+        integers("padding", self.padding, 0, 1 << 10, 2, 2)
+        integers("groups", (self.groups,), 1, 1 << 20)
+        integers("dilation", self.dilation, 1, 1 << 10, 2, 2)
+        if len(shape) != 3 or len(weight) != 4 or weight[1] * self.groups != shape[0] or weight[0] % self.groups:
+            groups = f" in {self.groups} groups" if self.groups > 1 else ""
+            raise SpecError(f"weight {list(weight)} does not take an input of {list(shape)}{groups}")
+        sides = zip(shape[1:], weight[2:], self.stride, self.padding, self.dilation, strict=True)
+        return (weight[0], *((side + 2 * p - d * (k - 1) - 1) // step + 1 for side, k, step, p, d in sides))
+
+
+@dataclass(frozen=True)
+class ReLU(Unary):
+    """max(x, 0)."""
+
+    op: ClassVar[str] = "relu"
+
+
+@dataclass(frozen=True)
+class ReLU6(Unary):
+    """min(max(x, 0), 6)."""
+
+    op: ClassVar[str] = "relu6"
+
+
+@dataclass(frozen=True)
+class GELU(Unary):
+    """x Phi(x) (Hendrycks and Gimpel, arXiv 1606.08415): `approximate` "none", with erf, or "tanh", the paper's."""
+
+    op: ClassVar[str] = "gelu"
+    approximate: str = "none"
+
+    def after(self, shapes: Sequence[Shape], tensors: Mapping[str, Shape]) -> Shape:
+        """Elementwise."""
+        if self.approximate not in ("none", "tanh"):
+            raise SpecError(f"approximate is 'none' or 'tanh', found {self.approximate!r}")
+        return shapes[0]
+
+
+@dataclass(frozen=True)
+class SiLU(Unary):
+    """x / (1 + exp(-x))."""
+
+    op: ClassVar[str] = "silu"
+
+
+@dataclass(frozen=True)
+class Tanh(Unary):
+    """The hyperbolic tangent."""
+
+    op: ClassVar[str] = "tanh"
+
+
+@dataclass(frozen=True)
+class Sigmoid(Unary):
+    """1 / (1 + exp(-x))."""
+
+    op: ClassVar[str] = "sigmoid"
+
+
+@dataclass(frozen=True)
+class Pool2d(Unary):
+    """Windows of `size` (vertical, horizontal) that do not overlap; incomplete ones are dropped."""
+
+    size: tuple[int, int]
+
+    def after(self, shapes: Sequence[Shape], tensors: Mapping[str, Shape]) -> Shape:
+        """[c, h, w] to [c, h div size, w div size]."""
+        integers("size", self.size, 1, 1 << 10, 2, 2)
+        if len(shapes[0]) != 3:
+            raise SpecError(f"takes channels x height x width, found {list(shapes[0])}")
+        channels, high, wide = shapes[0]
+        return (channels, high // self.size[0], wide // self.size[1])
+
+
+@dataclass(frozen=True)
+class MaxPool2d(Pool2d):
+    """The maximum of each window."""
+
+    op: ClassVar[str] = "maxpool2d"
+
+
+@dataclass(frozen=True)
+class AvgPool2d(Pool2d):
+    """The mean of each window."""
+
+    op: ClassVar[str] = "avgpool2d"
+
+
+@dataclass(frozen=True)
+class Mean(Unary):
+    """The mean over `axes`, ascending, which are gone afterwards; at least one other dimension stays."""
+
+    op: ClassVar[str] = "mean"
+    axes: tuple[int, ...]
+
+    def after(self, shapes: Sequence[Shape], tensors: Mapping[str, Shape]) -> Shape:
+        """The shape without its axes."""
+        rank = len(shapes[0])
+        integers("axes", self.axes, 0, rank - 1, 1, MAX_DIMENSIONS)
+        if list(self.axes) != sorted(set(self.axes)) or len(self.axes) == rank:
+            raise SpecError(f"axes ascend and leave one of {rank} dimensions at least, found {list(self.axes)}")
+        return tuple(side for axis, side in enumerate(shapes[0]) if axis not in self.axes)
+
+
+@dataclass(frozen=True)
+class Flatten(Unary):
+    """All dimensions but the batch into one, row-major."""
+
+    op: ClassVar[str] = "flatten"
+
+    def after(self, shapes: Sequence[Shape], tensors: Mapping[str, Shape]) -> Shape:
+        """[product]."""
+        return (math.prod(shapes[0]),)
+
+
+@dataclass(frozen=True)
+class Reshape(Unary):
+    """The same values, row-major, in another `shape`."""
+
+    op: ClassVar[str] = "reshape"
+    shape: Shape
+
+    def after(self, shapes: Sequence[Shape], tensors: Mapping[str, Shape]) -> Shape:
+        """`shape`."""
+        integers("shape", self.shape, 1, MAX_ACTIVATION, 1, MAX_DIMENSIONS)
+        if math.prod(self.shape) != math.prod(shapes[0]):
+            raise SpecError(f"{list(shapes[0])} is not as many values as {list(self.shape)}")
+        return self.shape
+
+
+@dataclass(frozen=True)
+class Permute(Unary):
+    """Dimensions in another `order`: dimension i of the result is dimension order[i] of the input."""
+
+    op: ClassVar[str] = "permute"
+    order: tuple[int, ...]
+
+    def after(self, shapes: Sequence[Shape], tensors: Mapping[str, Shape]) -> Shape:
+        """The sides in that order."""
+        rank = len(shapes[0])
+        integers("order", self.order, 0, rank - 1, rank, rank)
+        if len(set(self.order)) != rank:
+            raise SpecError(f"order names each of {rank} dimensions once, found {list(self.order)}")
+        return tuple(shapes[0][axis] for axis in self.order)
+
+
+@dataclass(frozen=True)
+class GroupNorm(Unary):
+    """(x - mean) / sqrt(variance + 1e-5) over each of `groups` runs of consecutive channels, of one example.
+
+    Wu and He, arXiv 1803.08494, without scale and shift, so nothing is learnt and nothing kept; one group is LayerNorm.
+    The variance is the mean of squares (n, not n - 1, below the line). The channels are the first dimension.
+    """
+
+    op: ClassVar[str] = "groupnorm"
+    groups: int
+
+    def after(self, shapes: Sequence[Shape], tensors: Mapping[str, Shape]) -> Shape:
+        """The same shape."""
+        shape = shapes[0]
+        integers("groups", (self.groups,), 1, 1 << 20)
+        if shape[0] % self.groups or math.prod(shape) == self.groups:
+            raise SpecError(f"{list(shape)} does not make {self.groups} equal groups of more than one value")
+        return shape
+
+
+@dataclass(frozen=True)
+class TrailingNorm(Unary):
+    """Each run of the last `dims` dimensions by itself."""
+
+    dims: int
+
+    def after(self, shapes: Sequence[Shape], tensors: Mapping[str, Shape]) -> Shape:
+        """The same shape."""
+        shape = shapes[0]
+        integers("dims", (self.dims,), 1, len(shape))
+        if math.prod(shape[-self.dims :]) == 1:
+            raise SpecError(f"the last {self.dims} of {list(shape)} hold a single value")
+        return shape
+
+
+@dataclass(frozen=True)
+class LayerNorm(TrailingNorm):
+    """(x - mean) / sqrt(variance + 1e-5) over the last `dims` dimensions (Ba et al., arXiv 1607.06450), no affine."""
+
+    op: ClassVar[str] = "layernorm"
+
+
+@dataclass(frozen=True)
+class RMSNorm(TrailingNorm):
+    """x / sqrt(mean(x^2) + 1e-5) over the last `dims` dimensions (Zhang and Sennrich, arXiv 1910.07467), no scale."""
+
+    op: ClassVar[str] = "rmsnorm"
+
+
+@dataclass(frozen=True)
+class Several:
+    """What takes the values of numbers `sources`, two or more; one may come twice."""
+
+    op: ClassVar[str]
+    tensors: ClassVar[tuple[str, ...]] = ()
+    sources: tuple[int, ...]
+
+    def takes(self, number: int) -> tuple[int, ...]:
+        """The values it takes as layer `number`."""
+        return self.sources
+
+    def check(self, number: int) -> None:
+        """Raise SpecError unless it takes values that are there."""
+        integers("sources", self.sources, 0, number, 2, MAX_SOURCES)
+
+
+@dataclass(frozen=True)
+class Add(Several):
+    """The sum of values of one shape, from left to right."""
+
+    op: ClassVar[str] = "add"
+
+    def after(self, shapes: Sequence[Shape], tensors: Mapping[str, Shape]) -> Shape:
+        """That shape."""
+        for shape in shapes:
+            if shape != shapes[0]:
+                raise SpecError(f"{list(shapes[0])} and {list(shape)} cannot be added; shapes have to be the same")
+        return shapes[0]
+
+
+@dataclass(frozen=True)
+class Concat(Several):
+    """Values one after another along `axis`; their other dimensions are the same."""
+
+    op: ClassVar[str] = "concat"
+    axis: int
+
+    def after(self, shapes: Sequence[Shape], tensors: Mapping[str, Shape]) -> Shape:
+        """The shape with the sum of the sides along the axis."""
+        integers("axis", (self.axis,), 0, len(shapes[0]) - 1)
+        before, behind = shapes[0][: self.axis], shapes[0][self.axis + 1 :]
+        for shape in shapes:
+            if len(shape) != len(shapes[0]) or (shape[: self.axis], shape[self.axis + 1 :]) != (before, behind):
+                raise SpecError(f"{list(shapes[0])} and {list(shape)} do not fit together along axis {self.axis}")
+        return (*before, sum(shape[self.axis] for shape in shapes), *behind)
+
+
+Layer: TypeAlias = (
+    Linear
+    | Conv2d
+    | ReLU
+    | ReLU6
+    | GELU
+    | SiLU
+    | Tanh
+    | Sigmoid
+    | MaxPool2d
+    | AvgPool2d
+    | Mean
+    | Flatten
+    | Reshape
+    | Permute
+    | GroupNorm
+    | LayerNorm
+    | RMSNorm
+    | Add
+    | Concat
+)
+
+
+def shapes_of(layers: Sequence[Layer], shape: Shape, tensors: Mapping[str, Shape]) -> list[Shape]:
+    """The shape of every value of a network that takes `shape`; SpecError says which layer does not fit, and why."""
+    shapes = [shape]
+    for number, layer in enumerate(layers):
+        try:
+            layer.check(number)
+            after = layer.after([shapes[source] for source in layer.takes(number)], tensors)
+            if not 1 <= len(after) <= MAX_DIMENSIONS or min(after) < 1 or math.prod(after) > MAX_ACTIVATION:
+                raise SpecError(f"gives a shape of {list(after)}")
+        except SpecError as error:
+            raise SpecError(f"layer {number} ({layer.op}): {error}") from None
+        shapes.append(after)
+    return shapes
