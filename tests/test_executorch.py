@@ -33,7 +33,7 @@ from seedmask.model import FinishedModel  # noqa: E402
 from seedmask.seed import weights_key  # noqa: E402
 from seedmask.spec import ModelSpec  # noqa: E402
 
-pytestmark = pytest.mark.export
+pytestmark = [pytest.mark.export, pytest.mark.timeout(1200)]
 
 
 def small() -> nn.Module:

@@ -149,7 +149,10 @@ RULES = {
 def named() -> Iterator[object]:
     for name in runtimes.names():
         # The reference needs no graph; the others train what `export` has made.
-        yield pytest.param(name, marks=() if name == "reference" else pytest.mark.export)
+        marks = [] if name == "reference" else [pytest.mark.export]
+        if name == "executorch":  # whichever test comes first for a network makes its program
+            marks.append(pytest.mark.timeout(1200))
+        yield pytest.param(name, marks=marks)
 
 
 def opened(name: str, spec: ModelSpec) -> Runtime:
