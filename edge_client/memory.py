@@ -12,8 +12,8 @@ peak. It is an estimate, on the large side: data, and what the system does with 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from edge_client import runtimes
 from edge_client.runtimes import Fit
@@ -37,14 +37,15 @@ from seedmask.layers import (
 )
 from seedmask.spec import ModelSpec
 
-MB = 1_000_000
+MB: Final = 1_000_000
+EIGHT: Final = 8  # fewer examples at a time are slower, each by its share of a pass over all weights
 
 
 @dataclass(frozen=True)
 class Footprint:
     """A runtime's constants in the formula above.
 
-    `base`, bytes; `per_graph_byte`; `vectors` and `spare`, float32 [d] each; `slack`, what activations are multiplied
+    `base`, bytes; `per_graph_byte` of the member `graph`; `vectors` and `spare`, float32 [d] each; `slack`, what activations are multiplied
     by for all that a runtime does besides. `stacks`: its convolutions' weight gradients stack kernel rows.
     """
 
@@ -53,12 +54,115 @@ class Footprint:
     slack: float
     per_graph_byte: float = 0.0
     spare: float = 0.0
-    stacks: Mapping[str, bool] | None = None
+    graph: str = ""
+    stacks: frozenset[str] = frozenset()
 
     def bytes_of(self, bundle: Bundle, fit: Fit) -> int:
         """Peak bytes of a process that trains `bundle` with `fit`, an estimate."""
-        graphs = sum(len(bundle.files.get(name, b"")) for name in runtimes.variant_graphs(fit.variant))
-        stacks = (self.stacks or {}).get(fit.variant, False)
-        examples = self.slack * fit.micro * activations(bundle.spec, stacks)
         vector = 4 * bundle.spec.d
-        return int(self.base + self.per_graph_byte * graphs + vector * self.vectors + max(vector * self.spare, examples))
+        examples = self.slack * fit.micro * activations(bundle.spec, fit.variant in self.stacks)
+        graph = len(bundle.files.get(self.graph, b""))
+        held = self.base + self.per_graph_byte * graph + vector * self.vectors
+        return int(held + max(vector * self.spare, examples))
+
+
+def activations(spec: ModelSpec, stacks: bool = False) -> int:
+    """Bytes of one example at the worst moment of a step, float32; see the formula of this module.
+
+    What the way back needs is kept: what a layer with weights took in, what an activation or a norm gave, a quarter of
+    a byte for every bit of MaxPool's comparisons. To it comes what one layer's gradient needs, which is most in
+    convolutions: padded and shifted inputs, and with `stacks` one copy of the gradient for every kernel row.
+    """
+    size = [math.prod(shape) for shape in spec.shapes()]
+    kept = [0.0] * len(size)
+    for i in range(len(spec.layers) - 1, -1, -1):
+        layer, takes = spec.layers[i], spec.layers[i].takes(i)
+        match layer:
+            case ReLU() | ReLU6() | Tanh() | Sigmoid() | GroupNorm() | LayerNorm() | RMSNorm():
+                kept[i + 1] = max(kept[i + 1], size[i + 1])
+            case SiLU():
+                kept[i + 1] = 2 * size[i + 1]
+            case Linear() | Conv2d():
+                kept[takes[0]] = max(kept[takes[0]], size[takes[0]])
+            case GELU():
+                kept[i + 1] += size[i + 1]
+                kept[takes[0]] = max(kept[takes[0]], size[takes[0]])
+            case MaxPool2d():
+                kept[i + 1] += size[takes[0]] * 3 / 16
+            case Flatten() | Reshape():  # the same memory under another shape
+                kept[takes[0]], kept[i + 1] = max(kept[takes[0]], kept[i + 1]), 0.0
+            case _:
+                pass
+    so_far, worst = kept[0], 0.0
+    for i in range(len(spec.layers)):
+        so_far += kept[i + 1]
+        worst = max(worst, so_far + _at_once(spec, i, size, stacks))
+    return math.ceil(4 * worst)
+
+
+def _at_once(spec: ModelSpec, i: int, size: list[int], stacks: bool) -> float:
+    """Numbers that layer i holds while its gradients are computed, besides what was kept."""
+    layer, after = spec.layers[i], size[i + 1]
+    before = sum(size[value] for value in layer.takes(i))
+    if isinstance(layer, Linear):
+        return before + after
+    if not isinstance(layer, Conv2d):
+        return before + 3 * after
+    channels, high, wide = spec.shapes()[layer.takes(i)[0]]
+    padded = channels * (high + 2 * layer.padding[0]) * (wide + 2 * layer.padding[1])
+    if stacks and (layer.stride, layer.dilation) == ((1, 1), (1, 1)):
+        rows = spec.offsets[layer.weight][0].shape[2]
+        return after * (1 + 2 * rows) + padded + 2 * before
+    return 3 * after + 2 * padded
+
+
+def fit(name: str, bundle: Bundle, memory_mb: int) -> tuple[Fit, int]:
+    """The micro-batch and variant with which runtime `name` trains `bundle` below `memory_mb`, and the estimate, bytes.
+
+    The usual variant as long as a micro-batch of EIGHT fits, the largest that does; below that, whichever takes more.
+    Raises UserError, with numbers and with what would help.
+    """
+    footprint: Footprint | None = runtimes.footprint(name)
+    if footprint is None:
+        able = ", ".join(each for each in runtimes.names() if runtimes.footprint(each))
+        raise UserError(f"runtime {name} keeps to no memory_mb; these do: {able}")
+    best = Fit(0)
+    for variant in runtimes.variants(name, bundle):
+        micro = _largest(footprint, bundle, variant, memory_mb * MB)
+        if micro > best.micro and best.micro < min(EIGHT, bundle.batch):
+            best = Fit(micro, variant)
+    if best.micro:
+        return best, footprint.bytes_of(bundle, best)
+    raise UserError(_refusal(name, footprint, bundle, memory_mb))
+
+
+def _largest(footprint: Footprint, bundle: Bundle, variant: str, ceiling: int) -> int:
+    """The most examples at a time that stay below `ceiling` bytes; 0 if a single one does not."""
+    low, high = 0, bundle.batch
+    while low < high:
+        middle = (low + high + 1) // 2
+        if footprint.bytes_of(bundle, Fit(middle, variant)) <= ceiling:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def _refusal(name: str, footprint: Footprint, bundle: Bundle, memory_mb: int) -> str:
+    def least(which: str) -> int:
+        used: Footprint = runtimes.footprint(which)
+        return min(used.bytes_of(bundle, Fit(1, variant)) for variant in runtimes.variants(which, bundle))
+
+    spec, vector = bundle.spec, 4 * bundle.spec.d
+    text = (
+        f"memory_mb = {memory_mb} is too little for {spec.name} on runtime {name}: one example at a time takes about "
+        f"{math.ceil(least(name) / MB)} MB, of which {footprint.base / MB:.0f} are the program and "
+        f"{footprint.vectors * vector / MB:.0f} are vectors of {spec.d:,} weights"
+    )
+    able = [
+        each for each in runtimes.names() if each != name and runtimes.footprint(each) and not runtimes.missing(each)
+    ]
+    fitting = [each for each in able if not runtimes.lacking(each, bundle) and least(each) <= memory_mb * MB]
+    if fitting:
+        return f"{text}; runtime {' or '.join(fitting)} would fit"
+    return f"{text}; a higher ceiling or a network with fewer weights helps, a smaller batch does not"

@@ -84,7 +84,6 @@ class Update:
             np.subtract(scores, other, out=new["scores"])
         return State(after["scores"], after.get("m", state.m), after.get("v", state.v), t, state.anchor)
 
-
     def _vector(self) -> F32:
         """Float32 [d] of anything, in the memory of one that nobody holds any more, nor any view of it.
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from edge_client import runtimes
-from edge_client.runtimes import DivergedError, Rule, Runtime, State, StepResult
+from edge_client.runtimes import DivergedError, Fit, Rule, Runtime, State, StepResult
 from seedmask import layers
 from seedmask.bundle import Bundle
 from seedmask.errors import BundleError, MissingPackageError, UserError
@@ -155,22 +155,24 @@ def named() -> Iterator[object]:
         yield pytest.param(name, marks=marks)
 
 
-def opened(name: str, spec: ModelSpec) -> Runtime:
-    if name == "reference":
-        return runtimes.open_runtime(name, Bundle(spec, BATCH, {}), 1)
+def opened(name: str, spec: ModelSpec, fit: Fit | None = None) -> Runtime:
     if lacking := runtimes.missing(name):
         pytest.skip(f"{name} needs {', '.join(lacking)}")
-    return runtimes.open_runtime(name, bundle_for(name, spec), 1)
+    return runtimes.open_runtime(name, bundle_for(name, spec), 1, fit)
 
 
 @cache
 def bundle_for(name: str, spec: ModelSpec) -> Bundle:
-    """Made once, since some targets take half a minute."""
+    """With every variant of its graphs; made once, since some targets take half a minute."""
+    module = runtimes._module(name)
+    members = [*module.GRAPHS, *getattr(module, "VARIANTS", {}).values()]
+    if not members:
+        return Bundle(spec, BATCH, {})
     pytest.importorskip("onnx")
     from export.make import make_bundle
 
     try:
-        return make_bundle(spec, BATCH, runtimes.targets([name]))
+        return make_bundle(spec, BATCH, sorted({member.partition("/")[0] for member in members}))
     except MissingPackageError as error:  # a device's environment, which has no exporter
         pytest.skip(str(error))
 
@@ -211,6 +213,35 @@ def assert_same(found: StepResult, truth: StepResult) -> None:
 def test_a_step_is_that_of_the_reference(name: str, spec: ModelSpec, n: int) -> None:
     x, y, state, noise = example(spec, n)
     assert_same(*(opened(which, spec).step(x, y, state, noise, ADAM) for which in (name, "reference")))
+
+
+@pytest.mark.parametrize("spec", [*SPECS, pytest.param(REGRESSION, id="regression")])
+@pytest.mark.parametrize(("n", "micro"), [(BATCH, 4), (BATCH, 1), (13, 8), (3, 8), (1, 1)])
+def test_a_few_examples_at_a_time_make_the_step_of_all_of_them(name: str, spec: ModelSpec, n: int, micro: int) -> None:
+    """One mask, one optimiser step, whatever the micro-batch and however short the last one is."""
+    if runtimes.footprint(name) is None:
+        pytest.skip(f"{name} takes a batch as its graphs do")
+    x, y, state, noise = example(spec, n, seed=4)
+    truth = opened("reference", spec).step(x, y, state, noise, ADAM)
+    for variant in runtimes.variants(name, bundle_for(name, spec)):
+        found = opened(name, spec, Fit(micro, variant)).step(x, y, state, noise, ADAM)
+        assert_same(found, truth)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_every_rule_holds_for_micro_batches(name: str, rule: str) -> None:
+    if runtimes.footprint(name) is None:
+        pytest.skip(f"{name} takes a batch as its graphs do")
+    x, y, state, noise = example(DENSE, 7, seed=2)
+    for variant in runtimes.variants(name, bundle_for(name, DENSE)):
+        found = opened(name, DENSE, Fit(3, variant)).step(x, y, state, noise, RULES[rule])
+        assert_same(found, opened("reference", DENSE).step(x, y, state, noise, RULES[rule]))
+
+
+def test_a_micro_batch_or_a_variant_that_cannot_be_is_refused(name: str) -> None:
+    for bad in (Fit(0), Fit(BATCH + 1), Fit(4, "abacus")):
+        with pytest.raises(ValueError, match=r"a micro-batch is 1 \.\. 16 examples|variant is one of"):
+            opened(name, DENSE, bad)
 
 
 @pytest.mark.parametrize("spec", SPECS)
@@ -448,10 +479,9 @@ def test_a_gpus_state_comes_to_the_host_when_it_is_looked_at_and_is_the_same_unt
         _ = far.theta  # type: ignore[attr-defined]
 
 
-@pytest.mark.export
-def test_memory_of_a_state_that_somebody_looks_at_is_not_used_again() -> None:
+def test_memory_of_a_state_that_somebody_looks_at_is_not_used_again(name: str) -> None:
     x, y, state, noise = example(DENSE, 5)
-    runtime = opened("torch", DENSE)
+    runtime = opened(name, DENSE)
     state = runtime.step(x, y, state, noise, ADAM).state
     views = [state.scores[3:], state.m[::2], state.v.reshape(11, -1)]
     before = [view.copy() for view in views]

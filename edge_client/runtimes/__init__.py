@@ -3,7 +3,9 @@
 The contract is `Runtime`; `reference` (NumPy, slow, obvious) defines the truth, and `tests/test_runtimes.py`
 holds every file of this folder to it. A runtime module has NAME, NEEDS (packages beyond the base install), GRAPHS (the
 bundle's members it opens, in a folder named for their target in `export`), maybe NOTE (what its install has to know)
-and `open_runtime(bundle, threads)`; it imports those packages only there.
+and `open_runtime(bundle, threads)`; it imports those packages only there. One that can take a batch a few examples at a
+time has a FOOTPRINT (`edge_client.memory`) as well, and takes a Fit as a third argument; with VARIANTS, graphs to choose
+from, by name, the usual one first.
 """
 
 from __future__ import annotations
@@ -112,6 +114,21 @@ class StepResult:
     state: State
     loss: float
     correct: int
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How a runtime is fitted to a device: `micro` examples at a time and, where it has several, a variant of graphs.
+
+    A step is that of the whole batch either way: one mask, one gradient, which is summed.
+    """
+
+    micro: int
+    variant: str = ""
+
+    def parts(self, n: int) -> list[slice]:
+        """Where n examples are cut."""
+        return [slice(at, min(at + self.micro, n)) for at in range(0, n, self.micro)]
 
 
 class DivergedError(Exception):
@@ -274,10 +291,26 @@ def require_graphs(of: Collection[str], bundle: Bundle) -> None:
             )
 
 
-def open_runtime(name: str, bundle: Bundle, threads: int = 0) -> Runtime:
-    """Make `bundle` ready on runtime `name`; `threads` 0 leaves the choice to it. Raises UserError."""
+def variants(name: str, bundle: Bundle) -> dict[str, str]:
+    """Variants of runtime `name` that `bundle` has graphs for: name to member; the usual one, or "", first."""
+    found: dict[str, str] = getattr(_module(name), "VARIANTS", {})
+    return {variant: graph for variant, graph in found.items() if graph in bundle.files} or {"": ""}
+
+
+def footprint(name: str) -> Any:
+    """The `edge_client.memory.Footprint` of runtime `name`; None if it does not take a batch in parts."""
+    return getattr(_module(name), "FOOTPRINT", None)
+
+
+def open_runtime(name: str, bundle: Bundle, threads: int = 0, fit: Fit | None = None) -> Runtime:
+    """Make `bundle` ready on runtime `name`; `threads` 0 and no `fit` leave the choice to it. Raises UserError."""
     require(name)
-    runtime: Runtime = _module(name).open_runtime(bundle, threads)
+    module = _module(name)
+    if fit is not None and not 1 <= fit.micro <= bundle.batch:
+        raise ValueError(f"a micro-batch is 1 .. {bundle.batch} examples, found {fit.micro}")
+    if fit is not None and fit.variant not in variants(name, bundle):
+        raise ValueError(f"variant is one of {', '.join(variants(name, bundle))}, found {fit.variant!r}")
+    runtime: Runtime = module.open_runtime(bundle, threads, *([] if fit is None else [fit]))
     return runtime
 
 

@@ -12,27 +12,32 @@ from typing import Any, Final
 
 import numpy as np
 
-from edge_client.runtimes import F32, Rule, State, StepResult, Targets, check_logits, check_step, finite
+from edge_client.memory import MB, Footprint, activations
+from edge_client.runtimes import F32, Fit, Rule, State, StepResult, Targets, check_logits, check_step, finite
 from edge_client.update import Update
 from seedmask.bundle import Bundle
 from seedmask.seed import weights_key
 
 NAME: Final = "onnxruntime"
 NEEDS: Final = ("onnxruntime",)
-import os
-VARIANT = os.environ.get("VARIANT","onnx/grads.onnx")
-GRAPHS: Final = ("onnx/init.onnx", "onnx/grads.onnx", "onnx/eval.onnx")
+VARIANTS: Final = {"cpu": "onnx/grads.onnx", "lean": "onnx-lean/grads.onnx"}
+GRAPHS: Final = ("onnx/init.onnx", VARIANTS["cpu"], "onnx/eval.onnx")
+# Twelve vectors: weights, theta, masked weights, two gradients, noise, and scores and moments before and after.
+FOOTPRINT: Final = Footprint(70 * MB, 12, 2.2, 150, spare=2, graph=VARIANTS["cpu"], stacks=frozenset({"cpu"}))
+_ROOM: Final = (
+    64 * MB
+)  # of activations at a time, where nobody says: more is not faster, CONV-4's 128 at once are slower
 
 
 class OnnxRuntime:
     """One model on two sessions, gradient and eval."""
 
-    def __init__(self, bundle: Bundle, threads: int, micro: int) -> None:
-        self.bundle, self.micro = bundle, micro
+    def __init__(self, bundle: Bundle, threads: int, fit: Fit) -> None:
+        self.bundle, self.fit = bundle, fit
         init = session(bundle.file("onnx/init.onnx"), threads)
         key = np.array(weights_key(bundle.spec.seed), np.int64)
         self.w: F32 = init.run(["w"], {"key": key})[0]
-        self._grads = session(bundle.file(VARIANT), threads)
+        self._grads = session(bundle.file(VARIANTS[fit.variant]), threads)
         self._eval = session(bundle.file("onnx/eval.onnx"), threads)
         self._update = Update(self.w)
         self._sum, self._part = np.empty_like(self.w), np.empty_like(self.w)
@@ -40,14 +45,12 @@ class OnnxRuntime:
     def step(self, x: F32, y: Targets, state: State, noise: F32, rule: Rule) -> StepResult:
         """One step on the scores; see `edge_client.runtimes.Runtime`."""
         check_step(self.bundle, x, y, state, noise, rule)
-        state = State(*map(_vector, (state.scores, state.m, state.v)), state.t, state.anchor)
-        weights = self._update.draw(state.scores, _vector(noise), rule.mean)
+        weights = self._update.draw(state.scores, noise, rule.mean)
         loss, correct, n = 0.0, 0, len(y)
-        for at in range(0, n, self.micro):
-            gradient = self._part if at else self._sum
-            some = slice(at, at + self.micro)
-            lost, right = self._gradient(x[some], y[some], n, weights, gradient)
-            if at:
+        for part in self.fit.parts(n):
+            gradient = self._part if part.start else self._sum
+            lost, right = self._gradient(x[part], y[part], n, weights, gradient)
+            if part.start:
                 self._sum += gradient
             loss, correct = loss + lost, correct + right
         return finite(StepResult(self._update.apply(self._sum, state, rule), loss, correct))
@@ -82,9 +85,10 @@ class OnnxRuntime:
         return out
 
 
-def open_runtime(bundle: Bundle, threads: int, micro: int = 0) -> OnnxRuntime:
-    """Load the graphs and compute the weights; `threads` 0 is one per core, `micro` 0 the whole batch at once."""
-    return OnnxRuntime(bundle, threads, micro or bundle.batch)
+def open_runtime(bundle: Bundle, threads: int, fit: Fit | None = None) -> OnnxRuntime:
+    """Load the graphs and compute the weights; `threads` 0 is one per core."""
+    usual = max(1, _ROOM // activations(bundle.spec, "cpu" in FOOTPRINT.stacks))
+    return OnnxRuntime(bundle, threads, fit or Fit(min(bundle.batch, usual), "cpu"))
 
 
 def session(model: bytes, threads: int) -> Any:

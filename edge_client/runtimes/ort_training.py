@@ -12,7 +12,8 @@ from typing import Final
 
 import numpy as np
 
-from edge_client.runtimes import F32, Rule, State, StepResult, Targets, check_logits, check_step, finite, pulls
+from edge_client.memory import MB, Footprint
+from edge_client.runtimes import F32, Fit, Rule, State, StepResult, Targets, check_logits, check_step, finite, pulls
 from edge_client.runtimes.onnxruntime import session
 from seedmask.bundle import Bundle
 
@@ -24,14 +25,14 @@ _TRAINING: Final = "ort-training/training_model.onnx"
 _OPTIMIZER: Final = "ort-training/optimizer_model.onnx"
 _LOGITS: Final = "ort-training/logits.onnx"
 GRAPHS: Final = (_TRAINING, _OPTIMIZER, _LOGITS)
-_RESET: Final = np.array([True])
+FOOTPRINT: Final = Footprint(75 * MB, 16, 2)
 
 
 class OrtTraining:
     """One model on three sessions."""
 
-    def __init__(self, bundle: Bundle, threads: int) -> None:
-        self.bundle = bundle
+    def __init__(self, bundle: Bundle, threads: int, fit: Fit) -> None:
+        self.bundle, self.fit = bundle, fit
         self.w: F32 = bundle.spec.weights()
         self._training, self._optimizer, self._logits = (session(bundle.file(name), threads) for name in GRAPHS)
         self._gradient: F32 = np.zeros(bundle.spec.d, np.float32)
@@ -40,21 +41,24 @@ class OrtTraining:
         """One step on the scores; see `edge_client.runtimes.Runtime`."""
         check_step(self.bundle, x, y, state, noise, rule)
         scores, n, t, g = _vector(state.scores), len(y), state.t + 1, self._gradient
-        loss, correct = self._training.run(
-            ["loss", "correct"],
-            {
-                "x": np.ascontiguousarray(x, np.float32),
-                "y": np.ascontiguousarray(y, np.float32 if self.bundle.spec.loss == "mse" else np.int64),
-                "weight": np.full(n, 1 / n, np.float32),
-                "w": self.w,
-                "u": _vector(noise),
-                "mean": np.array(rule.mean),
-                "scores": scores,
-                # The gradient's place: it is written into this array, and not added to what lies there.
-                "scores_grad.accumulation.buffer": g,
-                "lazy_reset_grad": _RESET,
-            },
-        )
+        loss, correct = 0.0, 0
+        for part in self.fit.parts(n):
+            lost, right = self._training.run(
+                ["loss", "correct"],
+                {
+                    "x": np.ascontiguousarray(x[part], np.float32),
+                    "y": np.ascontiguousarray(y[part], np.float32 if self.bundle.spec.loss == "mse" else np.int64),
+                    "weight": np.full(part.stop - part.start, 1 / n, np.float32),
+                    "w": self.w,
+                    "u": _vector(noise),
+                    "mean": np.array(rule.mean),
+                    "scores": scores,
+                    # The gradient's place: it is written into this array, or added to what the first part left there.
+                    "scores_grad.accumulation.buffer": g,
+                    "lazy_reset_grad": np.array([part.start == 0]),
+                },
+            )
+            loss, correct = loss + float(lost), correct + int(right)
         if not rule.plain:
             theta = 1 / (1 + np.exp(-scores))
             if rule.times_theta:
@@ -85,7 +89,7 @@ class OrtTraining:
             scores = scores - np.float32(rule.rate) * m
         else:
             scores = scores - np.float32(rule.rate) * g
-        return finite(StepResult(State(scores, m, v, t, state.anchor), float(loss), int(correct)))
+        return finite(StepResult(State(scores, m, v, t, state.anchor), loss, correct))
 
     def logits(self, x: F32, mask: F32) -> F32:
         """Class scores [n, classes]; see `edge_client.runtimes.Runtime`."""
@@ -99,9 +103,9 @@ class OrtTraining:
         return out
 
 
-def open_runtime(bundle: Bundle, threads: int) -> OrtTraining:
+def open_runtime(bundle: Bundle, threads: int, fit: Fit | None = None) -> OrtTraining:
     """Load the models and make the weights; `threads` 0 is one per core."""
-    return OrtTraining(bundle, threads)
+    return OrtTraining(bundle, threads, fit or Fit(bundle.batch))
 
 
 def _vector(values: F32) -> F32:

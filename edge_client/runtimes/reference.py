@@ -11,12 +11,14 @@ from typing import Final
 
 import numpy as np
 
+from edge_client.memory import MB, Footprint
 from edge_client.network import F64, backward, forward
 from edge_client.runtimes import (
     BETA1,
     BETA2,
     EPSILON,
     F32,
+    Fit,
     Rule,
     State,
     StepResult,
@@ -31,13 +33,14 @@ from seedmask.spec import ModelSpec
 NAME: Final = "reference"
 NEEDS: Final[tuple[str, ...]] = ()
 GRAPHS: Final[tuple[str, ...]] = ()
+FOOTPRINT: Final = Footprint(45 * MB, 30, 6)
 
 
 class Reference:
     """One model, float64 inside, float32 at the door."""
 
-    def __init__(self, bundle: Bundle) -> None:
-        self.bundle = bundle
+    def __init__(self, bundle: Bundle, fit: Fit) -> None:
+        self.bundle, self.fit = bundle, fit
         self.spec = bundle.spec
         self.w = bundle.spec.weights().astype(np.float64)
 
@@ -47,11 +50,14 @@ class Reference:
         s = state.scores.astype(np.float64)
         theta = 1 / (1 + np.exp(-s))
         tensors = self._tensors(self.w * (theta if rule.mean else noise < theta))
-        logits, tape = forward(self.spec, x.astype(np.float64), tensors)
-
-        loss, correct, dy = _scored(self.spec, logits, y)
-        grads = backward(self.spec, tensors, tape, dy)
-        by_mask = np.concatenate([grads[tensor.name].ravel() for tensor in self.spec.tensors]) * self.w
+        loss, correct, by_mask = 0.0, 0, np.zeros(self.spec.d)
+        for part in self.fit.parts(len(y)):
+            logits, tape = forward(self.spec, x[part].astype(np.float64), tensors)
+            lost, right, dy = _scored(self.spec, logits, y[part], len(y))
+            grads = backward(self.spec, tensors, tape, dy)
+            by_mask += np.concatenate([grads[tensor.name].ravel() for tensor in self.spec.tensors])
+            loss, correct = loss + lost, correct + right
+        by_mask *= self.w
         by_theta = by_mask * theta if rule.times_theta else by_mask  # straight through
         if rule.kl:
             by_theta = by_theta + rule.kl * (s - state.anchor) / self.spec.d
@@ -82,18 +88,19 @@ class Reference:
         return {name: flat[at : at + t.size].reshape(t.shape) for name, (t, at) in places}
 
 
-def open_runtime(bundle: Bundle, threads: int) -> Reference:
+def open_runtime(bundle: Bundle, threads: int, fit: Fit | None = None) -> Reference:
     """Ready at once. `threads` is NumPy's own affair."""
-    return Reference(bundle)
+    return Reference(bundle, fit or Fit(bundle.batch))
 
 
-def _scored(spec: ModelSpec, logits: F64, y: Targets) -> tuple[float, int, F64]:
-    """Mean loss, correct predictions, and the loss's gradient by the logits."""
+def _scored(spec: ModelSpec, logits: F64, y: Targets, n: int) -> tuple[float, int, F64]:
+    """Of a batch of n or a part of it: the part of the mean loss, correct predictions, the gradient by the logits."""
     if spec.loss == "mse":
         wrong: F64 = logits - y
-        return float((wrong * wrong).mean()), 0, 2 * wrong / wrong.size
+        size = n * spec.classes
+        return float((wrong * wrong).sum()) / size, 0, 2 * wrong / size
     shifted = logits - logits.max(axis=1, keepdims=True)
     logp = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
     truth = np.eye(spec.classes)[y]
     correct = int((logits.argmax(axis=1) == y).sum())
-    return -float((truth * logp).sum()) / len(y), correct, (np.exp(logp) - truth) / len(y)
+    return -float((truth * logp).sum()) / n, correct, (np.exp(logp) - truth) / n

@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from edge_client.memory import MB, Footprint
 from edge_client.runtimes import (
     BETA1,
     BETA2,
     F32,
+    Fit,
     Rule,
     State,
     StepResult,
@@ -60,15 +62,16 @@ if TYPE_CHECKING:
 NAME: Final = "torch"
 NEEDS: Final = ("torch",)
 GRAPHS: Final[tuple[str, ...]] = ()
+FOOTPRINT: Final = Footprint(330 * MB, 14, 2)
 
 
 class Torch:
     """One model on one device."""
 
-    def __init__(self, bundle: Bundle, device: str) -> None:
+    def __init__(self, bundle: Bundle, device: str, fit: Fit) -> None:
         import torch
 
-        self.bundle, self.spec, self.device = bundle, bundle.spec, torch.device(device)
+        self.bundle, self.spec, self.device, self.fit = bundle, bundle.spec, torch.device(device), fit
         d = self.spec.d
         self.w = torch.from_numpy(bundle.spec.weights()).to(self.device)
         # Named for what they hold when the step is over; each is also room for something before that.
@@ -101,14 +104,20 @@ class Torch:
             torch.lt(self._moved(noise), theta, out=self._mask)
             torch.mul(self.w, self._mask, out=self._effective)
 
-        logits = forward(self.spec, self._moved(x), self._leaves)
-        truth = self._moved(y)
         mse = self.spec.loss == "mse"
-        loss = F.mse_loss(logits, truth) if mse else F.cross_entropy(logits, truth)
-        grads = torch.autograd.grad(loss, list(self._leaves.values()))
-        for grad, w, out in zip(grads, self._w_windows, self._windows, strict=True):
-            torch.mul(grad.reshape(-1), w, out=out)
-        correct = logits.new_zeros(()) if mse else (logits.argmax(1) == truth).sum()
+        lost, right = theta.new_zeros(()), theta.new_zeros(())
+        size = len(y) * self.spec.classes if mse else len(y)
+        for part in self.fit.parts(len(y)):
+            logits, truth = forward(self.spec, self._moved(x[part]), self._leaves), self._moved(y[part])
+            loss = (F.mse_loss if mse else F.cross_entropy)(logits, truth, reduction="sum") / size
+            grads = torch.autograd.grad(loss, list(self._leaves.values()))
+            for grad, w, out in zip(grads, self._w_windows, self._windows, strict=True):
+                if part.start:
+                    out.addcmul_(grad.reshape(-1), w)
+                else:
+                    torch.mul(grad.reshape(-1), w, out=out)
+            lost += loss.detach()
+            right += 0 if mse else (logits.argmax(1) == truth).sum()
 
         g, room = self._gradient, self._room
         if rule.times_theta:
@@ -137,8 +146,8 @@ class Torch:
         if self._lazy and "anchor" in old:
             new["anchor"] = old["anchor"]  # it stays there: moving it costs as much as a step's noise
         # One transfer where there is a device to wait for.
-        seen, right, total = torch.stack([loss.detach(), correct, new["scores"].sum()]).tolist()
-        return finite(StepResult(self._state(state, new, t), seen, int(right)), total)
+        loss, correct, total = torch.stack([lost, right, new["scores"].sum()]).tolist()
+        return finite(StepResult(self._state(state, new, t), loss, int(correct)), total)
 
     def logits(self, x: F32, mask: F32) -> F32:
         """Class scores [n, classes]; see `edge_client.runtimes.Runtime`."""
@@ -208,7 +217,7 @@ class OnDevice(State):
         return tuple(self.tensors[name].shape) if name in self.tensors else super().shape_of(name)
 
 
-def open_runtime(bundle: Bundle, threads: int) -> Torch:
+def open_runtime(bundle: Bundle, threads: int, fit: Fit | None = None) -> Torch:
     """Make the weights. `threads` counts for the whole process; 0 leaves torch's own choice, one per core."""
     if "torch" not in sys.modules:
         # Left to spin, torch's waiting threads fight every other process for the cores.
@@ -222,7 +231,7 @@ def open_runtime(bundle: Bundle, threads: int) -> Torch:
         # The same step twice is the same, and convolutions have float32's digits, as on every other device.
         torch.backends.cudnn.allow_tf32 = False
         torch.backends.cudnn.deterministic = True
-    return Torch(bundle, "cuda" if cuda else "cpu")
+    return Torch(bundle, "cuda" if cuda else "cpu", fit or Fit(bundle.batch))
 
 
 def forward(spec: ModelSpec, x: torch.Tensor, weights: dict[str, torch.Tensor]) -> torch.Tensor:
