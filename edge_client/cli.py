@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_client import data as datasets
-from edge_client import runtimes
+from edge_client import memory, runtimes
 from edge_client.client import Client, Identity, new_boot
 from edge_client.config import EXAMPLE, EdgeConfig
 from edge_client.outbox import Outbox
@@ -47,12 +47,20 @@ def _run(options: argparse.Namespace) -> int:
     data = datasets.load(config.data, bundle.spec)
     runtimes.require(config.runtime)
     runtimes.require_graphs([config.runtime], bundle)
+    how = ""
+    if config.memory_mb:
+        chosen, estimate = memory.fit(config.runtime, bundle, config.memory_mb)
+        variant = f", variant {chosen.variant}" if chosen.variant else ""
+        how = (
+            f"\n{chosen.micro} of a step's {bundle.batch} examples at a time{variant}: "
+            f"about {estimate / memory.MB:.0f} of {config.memory_mb} MB while training, an estimate"
+        )
     outbox = Outbox(config.state_dir / "outbox", config.job)
     check(config.broker)
     print(
         f"device {config.device}, job {config.job} on {config.broker.host}:{config.broker.port}\n"
         f"model {bundle.spec.name} ({bundle.spec.digest.hex()[:12]}), {bundle.spec.d:,} weights, "
-        f"{len(data.y):,} examples, runtime {config.runtime}",
+        f"{len(data.y):,} examples, runtime {config.runtime}{how}",
         file=sys.stderr,
     )
     if doubt := datasets.doubtful_range(data, bundle.spec):

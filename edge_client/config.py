@@ -16,6 +16,7 @@ bundle = "mlp.bundle"           # written by `seedmask export`; paths are relati
 state_dir = "state"             # outbox and log
 runtime = "onnxruntime"         # `seedmask client runtimes` lists the others
 threads = 0                     # 0: all cores
+# memory_mb = 200               # training stays below it: examples go through the network a few at a time
 # thrift = 12                   # bits of relative entropy per byte sent, within the job's bounds: more is fewer bytes
 
 [data]
@@ -33,6 +34,7 @@ ca = "ca.crt"                   # TLS; cert and key for a client certificate
 class EdgeConfig:
     """What one device needs to know. `stay`: keep running after the job is done.
 
+    `memory_mb`: what the training process may take, millions of bytes (`edge_client.memory`); 0: whatever it takes.
     `thrift`: the kappa that this device would like (codec `hmrc`: bits of relative entropy per byte sent), taken as far
     as the job allows; none: what the job says.
     """
@@ -44,6 +46,7 @@ class EdgeConfig:
     data: DataSettings
     runtime: str = "onnxruntime"
     threads: int = 0
+    memory_mb: int = 0
     stay: bool = False
     thrift: float | None = None
     broker: Broker = field(default_factory=Broker)
@@ -53,5 +56,7 @@ class EdgeConfig:
         check_name(self.job)
         if not 0 <= self.threads <= 1024:
             raise ValueError(f"threads is 0 (all cores) .. 1024, found {self.threads}")
+        if not 0 <= self.memory_mb <= 1 << 24:
+            raise ValueError(f"memory_mb is 0 (no ceiling) .. {1 << 24}, found {self.memory_mb}")
         if self.thrift is not None and not 0.001 <= self.thrift <= 1000:
             raise ValueError(f"thrift is 0.001 .. 1000 bits, found {self.thrift}")

@@ -45,8 +45,9 @@ EIGHT: Final = 8  # fewer examples at a time are slower, each by its share of a 
 class Footprint:
     """A runtime's constants in the formula above.
 
-    `base`, bytes; `per_graph_byte` of the member `graph`; `vectors` and `spare`, float32 [d] each; `slack`, what activations are multiplied
-    by for all that a runtime does besides. `stacks`: its convolutions' weight gradients stack kernel rows.
+    `base`, bytes; `per_graph_byte` of the member `graph`; `vectors` and `spare`, float32 [d] each; `slack`, what
+    activations are multiplied by for all that a runtime does besides. `stacks`: variants in which the gradient of a
+    convolution's weight stacks kernel rows.
     """
 
     base: int
@@ -112,7 +113,8 @@ def _at_once(spec: ModelSpec, i: int, size: list[int], stacks: bool) -> float:
     padded = channels * (high + 2 * layer.padding[0]) * (wide + 2 * layer.padding[1])
     if stacks and (layer.stride, layer.dilation) == ((1, 1), (1, 1)):
         rows = spec.offsets[layer.weight][0].shape[2]
-        return after * (1 + 2 * rows) + padded + 2 * before
+        copies = 3 if layer.groups > 1 else 2
+        return after * (1 + copies * rows) + padded + 2 * before
     return 3 * after + 2 * padded
 
 

@@ -19,6 +19,7 @@ from typing import Final, Protocol, TypeAlias
 import numpy as np
 
 from edge_client import data as datasets
+from edge_client import memory
 from edge_client.config import EdgeConfig
 from edge_client.runtimes import DivergedError, State, open_runtime
 from edge_client.session import Failed, Trained
@@ -167,7 +168,7 @@ class ProcessTrainer:
         if begun is None:
             return None
         why = f"signal {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit status {code}"
-        hint = " (out of memory? use a smaller batch)" if code == -signal.SIGKILL else ""
+        hint = " (out of memory? set memory_mb)" if code == -signal.SIGKILL else ""
         return Failed(*begun, f"the training process ended with {why}{hint}")
 
     def close(self) -> None:
@@ -193,7 +194,9 @@ def _serve(config: EdgeConfig, pipe: Connection) -> None:
         try:
             bundle = bundles.load(config.bundle)
             data = datasets.load(config.data, bundle.spec)
-            runtime = open_runtime(config.runtime, bundle, config.threads)
+            ceiling = config.memory_mb
+            chosen = memory.fit(config.runtime, bundle, ceiling)[0] if ceiling else None
+            runtime = open_runtime(config.runtime, bundle, config.threads, chosen)
         except (UserError, ProtocolError) as error:
             pipe.send(_Broken(str(error)))
             return

@@ -3,9 +3,9 @@
 The contract is `Runtime`; `reference` (NumPy, slow, obvious) defines the truth, and `tests/test_runtimes.py`
 holds every file of this folder to it. A runtime module has NAME, NEEDS (packages beyond the base install), GRAPHS (the
 bundle's members it opens, in a folder named for their target in `export`), maybe NOTE (what its install has to know)
-and `open_runtime(bundle, threads)`; it imports those packages only there. One that can take a batch a few examples at a
-time has a FOOTPRINT (`edge_client.memory`) as well, and takes a Fit as a third argument; with VARIANTS, graphs to choose
-from, by name, the usual one first.
+and `open_runtime(bundle, threads)`; it imports those packages only there. One that can take a batch in parts
+has a FOOTPRINT (`edge_client.memory`) as well, and takes a Fit as a third argument; maybe also VARIANTS, members of the
+bundle to choose from, by name, the usual one first.
 """
 
 from __future__ import annotations

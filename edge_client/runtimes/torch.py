@@ -62,7 +62,7 @@ if TYPE_CHECKING:
 NAME: Final = "torch"
 NEEDS: Final = ("torch",)
 GRAPHS: Final[tuple[str, ...]] = ()
-FOOTPRINT: Final = Footprint(330 * MB, 14, 2)
+FOOTPRINT: Final = Footprint(255 * MB, 16, 2)
 
 
 class Torch:
