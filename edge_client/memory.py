@@ -118,9 +118,10 @@ def _at_once(spec: ModelSpec, i: int, size: list[int], stacks: bool) -> float:
     return 3 * after + 2 * padded
 
 
-def fit(name: str, bundle: Bundle, memory_mb: int) -> tuple[Fit, int]:
+def fit(name: str, bundle: Bundle, memory_mb: int, data: int = 0) -> tuple[Fit, int]:
     """The micro-batch and variant with which runtime `name` trains `bundle` below `memory_mb`, and the estimate, bytes.
 
+    `data`: bytes of the examples that the process holds besides.
     The usual variant as long as a micro-batch of EIGHT fits, the largest that does; below that, whichever takes more.
     Raises UserError, with numbers and with what would help.
     """
@@ -130,12 +131,12 @@ def fit(name: str, bundle: Bundle, memory_mb: int) -> tuple[Fit, int]:
         raise UserError(f"runtime {name} keeps to no memory_mb; these do: {able}")
     best = Fit(0)
     for variant in runtimes.variants(name, bundle):
-        micro = _largest(footprint, bundle, variant, memory_mb * MB)
+        micro = _largest(footprint, bundle, variant, memory_mb * MB - data)
         if micro > best.micro and best.micro < min(EIGHT, bundle.batch):
             best = Fit(micro, variant)
     if best.micro:
-        return best, footprint.bytes_of(bundle, best)
-    raise UserError(_refusal(name, footprint, bundle, memory_mb))
+        return best, footprint.bytes_of(bundle, best) + data
+    raise UserError(_refusal(name, footprint, bundle, memory_mb, data))
 
 
 def _largest(footprint: Footprint, bundle: Bundle, variant: str, ceiling: int) -> int:
@@ -150,16 +151,16 @@ def _largest(footprint: Footprint, bundle: Bundle, variant: str, ceiling: int) -
     return low
 
 
-def _refusal(name: str, footprint: Footprint, bundle: Bundle, memory_mb: int) -> str:
+def _refusal(name: str, footprint: Footprint, bundle: Bundle, memory_mb: int, data: int) -> str:
     def least(which: str) -> int:
         used: Footprint = runtimes.footprint(which)
-        return min(used.bytes_of(bundle, Fit(1, variant)) for variant in runtimes.variants(which, bundle))
+        return data + min(used.bytes_of(bundle, Fit(1, variant)) for variant in runtimes.variants(which, bundle))
 
     spec, vector = bundle.spec, 4 * bundle.spec.d
     text = (
         f"memory_mb = {memory_mb} is too little for {spec.name} on runtime {name}: one example at a time takes about "
-        f"{math.ceil(least(name) / MB)} MB, of which {footprint.base / MB:.0f} are the program and "
-        f"{footprint.vectors * vector / MB:.0f} are vectors of {spec.d:,} weights"
+        f"{math.ceil(least(name) / MB)} MB, of which {footprint.base / MB:.0f} are the program, "
+        f"{footprint.vectors * vector / MB:.0f} vectors of {spec.d:,} weights and {data / MB:.0f} the examples"
     )
     able = [
         each for each in runtimes.names() if each != name and runtimes.footprint(each) and not runtimes.missing(each)

@@ -195,7 +195,7 @@ def _serve(config: EdgeConfig, pipe: Connection) -> None:
             bundle = bundles.load(config.bundle)
             data = datasets.load(config.data, bundle.spec)
             ceiling = config.memory_mb
-            chosen = memory.fit(config.runtime, bundle, ceiling)[0] if ceiling else None
+            chosen = memory.fit(config.runtime, bundle, ceiling, data.nbytes)[0] if ceiling else None
             runtime = open_runtime(config.runtime, bundle, config.threads, chosen)
         except (UserError, ProtocolError) as error:
             pipe.send(_Broken(str(error)))

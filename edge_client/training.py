@@ -71,8 +71,8 @@ def train(
     n = len(data.y)
     per_epoch = -(-n // batch)
     rule = rule_of(work, round_)
-    start = theta.logit()
-    state = State.start(start, rule) if kept is None else kept.again(start, rule)
+    # Held by the state alone: a vector less from the first step on.
+    state = State.start(theta.logit(), rule) if kept is None else kept.again(theta.logit(), rule)
     noise = np.zeros(spec.d, np.float32)
     losses, correct = 0.0, 0
     for epoch in range(work.epochs):

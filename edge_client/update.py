@@ -19,20 +19,21 @@ PIECE: Final = 1 << 16
 
 
 class Update:
-    """One model's: float32 [d] of frozen weights `w`, and room for theta and for the masked weights."""
+    """One model's: float32 [d] of frozen weights `w`, room for theta, and vectors that are used again."""
 
     def __init__(self, w: F32) -> None:
         self.w = w
-        self._theta, self._weights = np.empty_like(w), np.empty_like(w)
+        self._theta = np.empty_like(w)
         self._free: list[bytearray] = []
 
     def draw(self, scores: F32, noise: F32, mean: bool) -> F32:
         """The weights that the network runs, w * (noise < sigmoid(scores)), or w * sigmoid(scores) if `mean`.
 
-        float32 [d], good until the next draw.
+        A `vector`.
         """
+        drawn = self.vector()
         for piece in _pieces(len(self.w)):
-            theta, weights = self._theta[piece], self._weights[piece]
+            theta, weights = self._theta[piece], drawn[piece]
             np.negative(scores[piece], out=theta)
             with np.errstate(over="ignore"):  # infinity is right: its reciprocal is 0
                 np.exp(theta, out=theta)
@@ -40,7 +41,7 @@ class Update:
             np.reciprocal(theta, out=theta)
             np.copyto(weights, theta if mean else noise[piece] < theta)
             weights *= self.w[piece]
-        return self._weights
+        return drawn
 
     def apply(self, gradient: F32, state: State, rule: Rule) -> State:
         """The state after a step from `state`, whose scores were the last ones drawn from, in new arrays.
@@ -50,7 +51,7 @@ class Update:
         d, t, adam = len(self.w), state.t + 1, rule.optimizer == "adam"
         rate, epsilon = corrected(rule.rate, t) if adam else (rule.rate, 0.0)
         by_score, by_anchor, constant = pulls(rule, d)
-        after = {name: self._vector() for name in ("scores", "m", "v") if name in rule.needs}
+        after = {name: self.vector() for name in ("scores", "m", "v") if name in rule.needs}
         room = np.empty((2, min(PIECE, d)), np.float32)
         for piece in _pieces(d):
             theta, scores, new = self._theta[piece], state.scores[piece], {n: a[piece] for n, a in after.items()}
@@ -84,9 +85,11 @@ class Update:
             np.subtract(scores, other, out=new["scores"])
         return State(after["scores"], after.get("m", state.m), after.get("v", state.v), t, state.anchor)
 
-    def _vector(self) -> F32:
+    def vector(self) -> F32:
         """Float32 [d] of anything, in the memory of one that nobody holds any more, nor any view of it.
 
+        So a step finds room for its gradient where the state before the last one was, and for the state after it where
+        the masked weights were.
         Memory that the system has to clear costs as much as the arithmetic. It belongs to a bytearray, because of two
         arrays one of which is a view of the other NumPy keeps only the one that owns its memory.
         """

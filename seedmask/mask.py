@@ -73,8 +73,12 @@ class Theta:
 
     def logit(self) -> F32:
         """Mask scores s with sigmoid(s) = theta, float32 [d]; where a device starts its round."""
+        return self.logits()[self.level]
+
+    def logits(self) -> F32:
+        """The same for every level, float32 [top + 1]."""
         p = table(self.top, self.clamp).astype(np.float64) / ONE
-        scores: F32 = np.log(p / (1 - p)).astype(np.float32)[self.level]
+        scores: F32 = np.log(p / (1 - p)).astype(np.float32)
         return scores
 
     def threshold(self) -> Mask:

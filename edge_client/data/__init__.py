@@ -26,6 +26,11 @@ class Dataset:
     x: npt.NDArray[Any]
     y: npt.NDArray[Any]
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of both."""
+        return self.x.nbytes + self.y.nbytes
+
 
 @dataclass(frozen=True)
 class DataSettings:

@@ -22,8 +22,8 @@ NAME: Final = "onnxruntime"
 NEEDS: Final = ("onnxruntime",)
 VARIANTS: Final = {"cpu": "onnx/grads.onnx", "lean": "onnx-lean/grads.onnx"}
 GRAPHS: Final = ("onnx/init.onnx", VARIANTS["cpu"], "onnx/eval.onnx")
-# Twelve vectors: weights, theta, masked weights, two gradients, noise, and scores and moments before and after.
-FOOTPRINT: Final = Footprint(76 * MB, 12, 2.2, 150, spare=2, graph=VARIANTS["cpu"], stacks=frozenset({"cpu"}))
+# Vectors: w, theta, gradient, noise, scores and moments before and after, and what coding the mask takes at the end.
+FOOTPRINT: Final = Footprint(76 * MB, 12.3, 2.2, 150, spare=2, graph=VARIANTS["cpu"], stacks=frozenset({"cpu"}))
 _ROOM: Final = (
     64 * MB
 )  # of activations at a time, where nobody says: more is not faster, CONV-4's 128 at once are slower
@@ -40,20 +40,24 @@ class OnnxRuntime:
         self._grads = session(bundle.file(VARIANTS[fit.variant]), threads)
         self._eval = session(bundle.file("onnx/eval.onnx"), threads)
         self._update = Update(self.w)
-        self._sum, self._part = np.empty_like(self.w), np.empty_like(self.w)
 
     def step(self, x: F32, y: Targets, state: State, noise: F32, rule: Rule) -> StepResult:
         """One step on the scores; see `edge_client.runtimes.Runtime`."""
         check_step(self.bundle, x, y, state, noise, rule)
-        weights = self._update.draw(state.scores, noise, rule.mean)
-        loss, correct, n = 0.0, 0, len(y)
-        for part in self.fit.parts(n):
-            gradient = self._part if part.start else self._sum
-            lost, right = self._gradient(x[part], y[part], n, weights, gradient)
-            if part.start:
-                self._sum += gradient
+        # The masked weights and all parts' gradients are gone, and their memory free, when the optimiser's turn comes.
+        gradient, loss, correct = self._summed(x, y, self._update.draw(state.scores, noise, rule.mean))
+        return finite(StepResult(self._update.apply(gradient, state, rule), loss, correct))
+
+    def _summed(self, x: F32, y: Targets, weights: F32) -> tuple[F32, float, int]:
+        """Gradient by the masked weights [d], mean loss, correct predictions."""
+        total, (first, *others) = self._update.vector(), self.fit.parts(len(y))
+        loss, correct = self._gradient(x[first], y[first], len(y), weights, total)
+        gradient = self._update.vector() if others else total
+        for part in others:
+            lost, right = self._gradient(x[part], y[part], len(y), weights, gradient)
+            total += gradient
             loss, correct = loss + lost, correct + right
-        return finite(StepResult(self._update.apply(self._sum, state, rule), loss, correct))
+        return total, loss, correct
 
     def _gradient(self, x: F32, y: Targets, n: int, weights: F32, out: F32) -> tuple[float, int]:
         """Some of n examples: their part of the gradient into `out`; of the loss, and their correct predictions."""

@@ -40,6 +40,7 @@ TILT: Final = 1.5
 _SAMPLE: Final = 1 << 16  # weights that the rate is estimated from
 _SMALL: Final = 2 * 3 * 5 * 7  # strides that layers have
 _CLIP: Final = 30.0
+_PIECE: Final = 1 << 16  # weights at a time
 _SLAB: Final = 4096  # blocks whose candidates are weighed at a time: 4 MiB
 
 
@@ -66,7 +67,6 @@ def draw(scores: F32, theta: Theta, shared: Shared, rng: np.random.Generator, pl
     stride in step with a layer's width would give some blocks much more to say than others.
     """
     check_scores(scores, theta.d)
-    scores = np.clip(scores, -_CLIP, _CLIP).astype(np.float32, copy=False)
     blocks = _blocks(scores, theta, plan)
     characters = _characters(scores, theta, shared.uniforms(theta.d), blocks)
     picks = []
@@ -107,7 +107,7 @@ def limit(d: int, max_blocks: int = 0) -> int:
 def _blocks(scores: F32, theta: Theta, plan: Plan) -> int:
     most = limit(theta.d, plan.max_blocks)
     pick = slice(None, None, max(1, theta.d // _SAMPLE) | 1)
-    wanted = round(_relative_entropy(scores[pick], theta, pick) * theta.d / plan.kappa)
+    wanted = round(_relative_entropy(_clipped(scores[pick]), theta, pick) * theta.d / plan.kappa)
     blocks = min(max(wanted, 1), most)
     while math.gcd(blocks, _SMALL) > 1 and blocks < most:
         blocks += 1
@@ -133,18 +133,36 @@ def _efficiency(theta: Theta) -> npt.NDArray[np.float64]:
 def _characters(
     scores: F32, theta: Theta, u: npt.NDArray[np.uint16], blocks: int
 ) -> list[tuple[npt.NDArray[np.int64], F32]]:
-    """What the weights say of Walsh characters: thrice (characters [rows], tilted log-likelihoods [rows, blocks])."""
-    gain = (TILT / 4 / _efficiency(theta)).astype(np.float32)[theta.level]
-    gain *= scores - theta.logit()
-    q = theta.q16()
-    signed: list[Any] = []
-    for shift in (0, 1 << 14, 1 << 15, 3 << 14):
-        inside = u + np.uint16(shift) < q
-        signed.append(np.where(inside, gain, np.float32(0)))
-    odd, even = signed[0] - signed[2], signed[1] - signed[3]
-    other = signed[0] + signed[2] - signed[1] - signed[3]
-    # A weight in row p speaks of r1, r2 and r3 of that row, and of nothing else.
-    return [(index, _rows(values, blocks)) for index, values in ((_R1, odd + even), (_R2, other), (_R3, odd - even))]
+    """What the weights say of Walsh characters: thrice (characters [rows], tilted log-likelihoods [rows, blocks]).
+
+    Summed over the weights of a block whose rows share their parities; a piece of the vectors at a time, because a
+    device has just trained and holds a dozen of them.
+    """
+    rows = min(ROWS, -(-theta.d // blocks))
+    sums = [np.zeros(rows * blocks, np.float32) for _ in range(3)]
+    steps = TILT / 4 / _efficiency(theta)
+    ones, logits = table(theta.top, theta.clamp), theta.logits()
+    for start in range(0, theta.d, rows * blocks):
+        end = min(start + rows * blocks, theta.d)
+        for at in range(start, end, _PIECE):
+            piece = slice(at, min(at + _PIECE, end))
+            level, moved = theta.level[piece], u[piece]
+            gain = steps.astype(np.float32)[level]
+            gain *= _clipped(scores[piece]) - logits[level]
+            signed: list[Any] = []
+            for shift in (0, 1 << 14, 1 << 15, 3 << 14):
+                inside = moved + np.uint16(shift) < ones[level]
+                signed.append(np.where(inside, gain, np.float32(0)))
+            odd, even = signed[0] - signed[2], signed[1] - signed[3]
+            other = signed[0] + signed[2] - signed[1] - signed[3]
+            # A weight in row p speaks of r1, r2 and r3 of that row, and of nothing else.
+            for total, values in zip(sums, (odd + even, other, odd - even), strict=True):
+                total[at - start : piece.stop - start] += values
+    return [(index, each.reshape(rows, blocks)) for index, each in zip((_R1, _R2, _R3), sums, strict=True)]
+
+
+def _clipped(scores: F32) -> F32:
+    return np.clip(scores, -_CLIP, _CLIP).astype(np.float32, copy=False)
 
 
 def _log_likelihoods(characters: list[tuple[npt.NDArray[np.int64], F32]], start: int, end: int) -> F32:
@@ -154,21 +172,6 @@ def _log_likelihoods(characters: list[tuple[npt.NDArray[np.int64], F32]], start:
         spectrum[:, index[: len(by_row)]] += by_row[:, start:end].T
     out: F32 = (_SIGNS @ spectrum.reshape(-1, 16, 16) @ _SIGNS).reshape(-1, CANDIDATES)
     return out
-
-
-def _rows(values: F32, blocks: int) -> F32:
-    """Sums over the weights of one block whose rows share their parities, float32 [rows, blocks]."""
-    d = values.size
-    rows = min(ROWS, -(-d // blocks))
-    if rows < ROWS or d <= rows * blocks:
-        padded = np.zeros(rows * blocks, np.float32)
-        padded[:d] = values
-        return padded.reshape(rows, blocks)
-    out = np.zeros(rows * blocks, np.float32)
-    for start in range(0, d, out.size):
-        part = values[start : start + out.size]
-        out[: part.size] += part
-    return out.reshape(rows, blocks)
 
 
 def _softmax(x: F32) -> F32:

@@ -1,0 +1,159 @@
+"""A device's memory ceiling: what is estimated, chosen and refused, and that a real process keeps to it."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from edge_client import memory, runtimes
+from edge_client.memory import MB, Footprint, activations
+from edge_client.runtimes import Fit
+from seedmask.bundle import Bundle
+from seedmask.errors import UserError
+from seedmask.spec import Conv2d, Flatten, Layer, Linear, MaxPool2d, ModelSpec, ReLU, Tensor, scale_bits
+
+
+def net(*layers: Layer, **tensors: tuple[int, ...]) -> ModelSpec:
+    named = tuple(Tensor(name, shape, scale_bits(0.1)) for name, shape in tensors.items())
+    return ModelSpec("net", 1, (1, 8, 8), (0, 255), 10, layers, named)
+
+
+IMAGES = net(
+    *(Conv2d("a", None, (1, 1), (1, 1)), ReLU(), Conv2d("b", None, (1, 1), (1, 1)), MaxPool2d((2, 2)), ReLU()),
+    *(Flatten(), Linear("c", None)),
+    a=(4, 1, 3, 3),
+    b=(4, 4, 3, 3),
+    c=(10, 64),
+)
+PLAIN = Footprint(10 * MB, 2.5, 2.0, spare=1.0)
+
+
+def test_activations_are_what_is_kept_and_the_worst_layers_needs() -> None:
+    """Kept up to b: the input (64), a's ReLU (256); b's gradient takes 3 x 256 of its own and two padded inputs."""
+    assert activations(IMAGES) == 4 * (64 + 256 + 3 * 256 + 2 * 4 * 10 * 10)
+    # With stacks: seven of dy, one padded input, two shifted ones.
+    assert activations(IMAGES, stacks=True) == 4 * (64 + 256 + 7 * 256 + 400 + 2 * 256)
+
+
+def test_the_formula_is_the_documented_one() -> None:
+    bundle = Bundle(IMAGES, 64, {"graph": b"x" * 1000})
+    vector, example = 4 * IMAGES.d, activations(IMAGES)
+    assert PLAIN.bytes_of(bundle, Fit(64)) == int(10 * MB + 2.5 * vector + 2 * 64 * example)
+    assert replace(PLAIN, spare=1e6).bytes_of(bundle, Fit(64)) == int(10 * MB + 2.5 * vector + 1e6 * vector)
+    assert replace(PLAIN, graph="graph", per_graph_byte=7).bytes_of(bundle, Fit(1)) - PLAIN.bytes_of(
+        bundle, Fit(1)
+    ) == pytest.approx(7000, abs=1)
+
+
+def test_the_largest_micro_batch_below_the_ceiling_is_chosen() -> None:
+    bundle = Bundle(IMAGES, 4096, {})
+    for ceiling in range(50, 400, 10):
+        chosen, estimate = memory.fit("reference", bundle, ceiling)
+        footprint = runtimes.footprint("reference")
+        assert estimate == footprint.bytes_of(bundle, chosen) <= ceiling * MB
+        assert chosen.micro == 4096 or footprint.bytes_of(bundle, Fit(chosen.micro + 1)) > ceiling * MB
+    assert memory.fit("reference", bundle, 100_000)[0].micro == 4096
+
+
+def test_the_examples_of_the_device_count() -> None:
+    bundle = Bundle(IMAGES, 4096, {})
+    (without, _), (with_, estimate) = (memory.fit("reference", bundle, 100, data) for data in (0, 30 * MB))
+    assert (memory.fit("reference", bundle, 70)[0], with_.micro < without.micro) == (with_, True)
+    assert 70 * MB < estimate <= 100 * MB
+
+
+def test_the_lean_variant_is_taken_when_fewer_than_eight_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtimes, "footprint", lambda name: replace(PLAIN, stacks=frozenset({"cpu"})))
+    bundle = Bundle(IMAGES, 64, {"onnx/grads.onnx": b"", "onnx-lean/grads.onnx": b""})
+    big = replace(bundle, spec=replace(IMAGES, input=(1, 8, 8)))
+    chosen = {memory.fit("onnxruntime", big, ceiling)[0] for ceiling in (11, 12)}
+    assert {fit.variant for fit in chosen} == {"cpu"}
+    each = activations(IMAGES, stacks=True) * 2
+    monkeypatch.setattr(memory, "MB", 1)
+    monkeypatch.setattr(runtimes, "footprint", lambda name: Footprint(0, 0, 2.0, stacks=frozenset({"cpu"})))
+    assert memory.fit("onnxruntime", bundle, 8 * each)[0] == Fit(8, "cpu")
+    lean = memory.fit("onnxruntime", bundle, 8 * each - 1)[0]
+    assert (lean.variant, lean.micro) == ("lean", (8 * each - 1) // (2 * activations(IMAGES)))
+    only = replace(bundle, files={"onnx/grads.onnx": b""})
+    assert memory.fit("onnxruntime", only, 8 * each - 1)[0] == Fit(7, "cpu")
+
+
+def test_what_fits_nowhere_is_refused_with_numbers_and_with_what_would_help(monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = Bundle(IMAGES, 64, {})
+    with pytest.raises(UserError) as refusal:
+        memory.fit("reference", bundle, 20, 3 * MB)
+    text = str(refusal.value)
+    assert "memory_mb = 20 is too little for net on runtime reference: one example at a time takes about 49 MB" in text
+    assert "45 are the program, 0 vectors of 820 weights and 3 the examples" in text
+    assert "a higher ceiling or a network with fewer weights helps, a smaller batch does not" in text
+    monkeypatch.setattr(runtimes, "missing", lambda name: [])
+    with pytest.raises(UserError, match="runtime reference would fit"):
+        memory.fit("torch", bundle, 60)
+
+
+def test_a_runtime_that_keeps_to_no_ceiling_says_which_do() -> None:
+    unable = [name for name in runtimes.names() if runtimes.footprint(name) is None]
+    for name in unable:
+        with pytest.raises(UserError, match=rf"runtime {name} keeps to no memory_mb; these do: onnxruntime, "):
+            memory.fit(name, Bundle(IMAGES, 64, {}), 100)
+
+
+PROCESS = """
+import re, sys
+from pathlib import Path
+import numpy as np
+from edge_client import memory
+from edge_client.data import Dataset
+from edge_client.runtimes import open_runtime
+from edge_client.training import train
+from seedmask.bundle import load
+from seedmask.codec import by_id
+from seedmask.mask import Theta
+from seedmask.shared import Shared
+from seedmask.wire import Work
+
+bundle, rng = load(Path(sys.argv[1])), np.random.default_rng(0)
+spec = bundle.spec
+data = Dataset(rng.integers(0, 255, (129, *spec.input)).astype(np.uint8), rng.integers(0, spec.classes, 129))
+fit, estimate = memory.fit("onnxruntime", bundle, int(sys.argv[2]), data.nbytes)
+runtime = open_runtime("onnxruntime", bundle, 1, fit)
+theta, work = Theta.even(spec.d), Work(epochs=2)
+out = train(runtime, spec, data, theta, work, bundle.batch, rng)
+by_id(work.codec).draw(out.scores, theta, Shared(spec.seed, 1, "job", "device", 0, None), rng, work.plan(None))
+peak = int(re.findall(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[0]) * 1024
+print(fit.micro, fit.variant, estimate, peak, len(out.scores))
+"""
+
+
+@pytest.mark.export
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from Linux's /proc")
+def test_conv4_at_batch_128_stays_below_200_mb_from_training_to_the_coded_mask(tmp_path: Path) -> None:
+    """The whole of a round in a fresh process, which is what a device's ceiling is about."""
+    pytest.importorskip("torch")
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    from export.make import make_bundle
+    from export.trace import trace
+    from export.zoo import ZOO
+    from seedmask.bundle import to_bytes
+
+    entry = ZOO["conv4"]
+    spec = trace(entry.factory(), "conv4", 1, entry.input, (0, 255), entry.classes)
+    path = tmp_path / "conv4.bundle"
+    for targets in (["onnx"], ["onnx", "onnx-lean"]):
+        path.write_bytes(to_bytes(make_bundle(spec, 128, targets)))
+        run = subprocess.run(
+            [sys.executable, "-c", PROCESS, str(path), "200"], capture_output=True, text=True, check=True
+        )
+        micro, variant, estimate, peak, d = run.stdout.split()
+        assert (int(d), 1 <= int(micro) < 128) == (1_933_258, True)
+        assert variant == ("cpu" if targets == ["onnx"] else "lean")
+        assert int(peak) < 200 * MB
+        assert 0.85 * int(peak) < int(estimate) <= 200 * MB
+    assert re.match(r"\d+", micro)
