@@ -122,6 +122,9 @@ class Graph:
 class OnnxOps(Ops[Name]):
     """`export.graph.Ops` as ONNX nodes. A batch is a number, or -1 for that of the input x, any size."""
 
+    LABELS: Any = np.int64
+    """The type of class numbers, and of how many are right."""
+
     def __init__(self, graph: Graph, batch: int) -> None:
         self.g = graph
         self.batch = batch
@@ -375,8 +378,12 @@ class OnnxOps(Ops[Name]):
         best, *others = self.g.several("Split", size, x, axis=axis, num_outputs=size)
         for other in others:
             firsts.append(self.g("GreaterOrEqual", best, other))
-            best = self.g("Max", best, other)
+            best = self.larger(best, other, firsts[-1])
         return best
+
+    def larger(self, a: Name, b: Name, first: Name) -> Name:
+        """The larger one; `first` says where it is a."""
+        return self.g("Max", a, b)
 
     def pool_dx(self, dy: Name, winners: Name, layer: MaxPool2d, before: Shape) -> Name:
         """The comparisons backwards, then zeros where `pool` dropped incomplete windows."""
@@ -429,22 +436,22 @@ class OnnxOps(Ops[Name]):
         return self.g("ReduceMean", x, self.g.ints(2), keepdims=1)
 
     def cross_entropy(self, logits: Name, y: Name, weight: Name) -> tuple[Name, Name, Name]:
-        """LogSoftmax subtracts the maximum first, so no logit is too large."""
-        g = self.g
-        logp = g("LogSoftmax", logits, axis=1)
-        classes = g(
-            "Range",
-            g.const(0, np.int64),
-            g("Gather", g("Shape", logits), g.const(1, np.int64)),
-            g.const(1, np.int64),
-        )
+        """The largest logit is subtracted first, so that none is too large."""
+        g, whole = self.g, self.LABELS
+        logp = self.log_softmax(logits)
+        count = g.cast(g("Gather", g("Shape", logits), g.const(1, np.int64)), whole)
+        classes = g("Range", g.const(0, whole), count, g.const(1, whole))
         column = g("Unsqueeze", weight, g.ints(1))
         truth = g.cast(g("Equal", g("Unsqueeze", y, g.ints(1)), classes), np.float32)
         loss = g("Neg", g("ReduceSum", g("Mul", g("Mul", truth, logp), column), keepdims=0))
-        right = g("Equal", g("ArgMax", logits, axis=1, keepdims=0), y)
-        counted = g("And", right, g("Greater", weight, self.number(0.0)))
-        correct = g("ReduceSum", g.cast(counted, np.int64), keepdims=0)
+        right = g("Equal", g.cast(g("ArgMax", logits, axis=1, keepdims=0), whole), y)
+        counted = g("Mul", g.cast(right, np.float32), g.cast(g("Greater", weight, self.number(0.0)), np.float32))
+        correct = g.cast(g("ReduceSum", counted, keepdims=0), whole)
         return loss, correct, g("Mul", g("Sub", g("Exp", logp), truth), column)
+
+    def log_softmax(self, logits: Name) -> Name:
+        """LogSoftmax."""
+        return self.g("LogSoftmax", logits, axis=1)
 
     def squared_error(self, outputs: Name, y: Name, weight: Name) -> tuple[Name, Name, Name]:
         """As it stands in `Ops`."""
@@ -455,7 +462,7 @@ class OnnxOps(Ops[Name]):
         # The share of one output, 1 / outputs, is the mean's gradient by it.
         share = g("Reciprocal", g.cast(g("Gather", g("Shape", outputs), g.const(1, np.int64)), np.float32))
         slope = g("Mul", self.number(2.0), g("Mul", share, column))
-        return loss, g.const(0, np.int64), g("Mul", wrong, slope)
+        return loss, g.const(0, self.LABELS), g("Mul", wrong, slope)
 
 
 class InferenceOps(OnnxOps):
@@ -486,32 +493,33 @@ def files(spec: ModelSpec, batch: int) -> dict[str, bytes]:
     }
 
 
-def step_graph(spec: ModelSpec, batch: int) -> bytes:
+def step_graph(spec: ModelSpec, batch: int, ops: type[OnnxOps] = OnnxOps) -> bytes:
     """The training step with Adam.
 
     As `sgd_graph`, but m float32 [d], v float32 [d] and epsilon float32 [] for momentum, and v_out float32 [d]; rate
     and epsilon already hold their step's bias correction (`export.graph.Adam`).
     """
-    return _step_graph(spec, batch, adam=True)
+    return _step_graph(spec, batch, ops, adam=True)
 
 
-def sgd_graph(spec: ModelSpec, batch: int) -> bytes:
+def sgd_graph(spec: ModelSpec, batch: int, ops: type[OnnxOps] = OnnxOps) -> bytes:
     """The training step with SGD, which holds two vectors of d less than Adam's, or one with momentum.
 
     x float32 [batch, *input]; y int64 [batch], or float32 [batch, outputs] if the loss is "mse"; weight float32
     [batch], 1/n for a real example and 0 for padding; scores, w (weights), u (noise) float32 [d]; anchor float32 [d] or
     [1]; m float32 [d] or, without momentum, [1]; rate, momentum float32 []; mean, plain bool []; terms float32 [4] as
     in `export.graph.Knobs`, times_theta first -> scores_out, m_out float32 [d]; loss float32 []; correct int64 [].
+    Where it says int64, it is the type of labels in `ops`.
     """
-    return _step_graph(spec, batch, adam=False)
+    return _step_graph(spec, batch, ops, adam=False)
 
 
-def _step_graph(spec: ModelSpec, batch: int, adam: bool) -> bytes:
+def _step_graph(spec: ModelSpec, batch: int, ops: type[OnnxOps], adam: bool) -> bytes:
     g, d = Graph(), spec.d
     mse = spec.loss == "mse"
     inputs = {
         "x": g.input("x", np.float32, [batch, *spec.input]),
-        "y": g.input("y", np.float32, [batch, spec.classes]) if mse else g.input("y", np.int64, [batch]),
+        "y": g.input("y", np.float32, [batch, spec.classes]) if mse else g.input("y", ops.LABELS, [batch]),
         "weight": g.input("weight", np.float32, [batch]),
         **{name: g.input(name, np.float32, [d]) for name in ("scores", "w", "u")},
     }
@@ -525,13 +533,13 @@ def _step_graph(spec: ModelSpec, batch: int, adam: bool) -> bytes:
     else:
         optimizer = Sgd(g.input("m", np.float32, ["moments"]), g.input("momentum", np.float32, []))
     knobs = Knobs(rate, mean, plain, anchor, *terms)
-    after = train_step(OnnxOps(g, batch), spec, **inputs, knobs=knobs, optimizer=optimizer)
+    after = train_step(ops(g, batch), spec, **inputs, knobs=knobs, optimizer=optimizer)
     g.output("scores_out", after.scores, np.float32, [d])
     g.output("m_out", after.m, np.float32, [d])
     if after.v is not None:
         g.output("v_out", after.v, np.float32, [d])
     g.output("loss", after.loss, np.float32, [])
-    g.output("correct", after.correct, np.int64, [])
+    g.output("correct", after.correct, ops.LABELS, [])
     return g.model("step")
 
 
