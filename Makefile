@@ -13,8 +13,8 @@ MODEL   ?= mlpn
 DEVICES ?= 8
 ROUNDS  ?= 15
 
-.PHONY: help setup system demo test check parity bench bench-bits bench-finished compare-quick bench-generators vectors \
-	device mixed clean
+.PHONY: help setup system demo test check parity bench bench-step bench-bits bench-finished compare-quick \
+	bench-generators vectors device mixed clean
 
 help:            ## this list
 	@grep -E '^[a-z-]+: .*##|^[a-z]+: *##' $(MAKEFILE_LIST) | sed -E 's/:.*## ?/\t/' | expand -t 18
@@ -44,9 +44,12 @@ check: setup     ## lint and types
 	$(BIN)/mypy
 
 bench: setup     ## speed, memory, bytes; into out/bench/*.json
-	$(BIN)/python bench/step.py --json out/bench/step.json
+	$(BIN)/python bench/step.py --models conv4,mlp --batches 32,128 --compile= --minutes 2 --json out/bench/quick.json
 	$(BIN)/python bench/codecs.py --json out/bench/codecs.json
 	$(BIN)/python bench/server.py --json out/bench/aggregator.json
+
+bench-step: setup  ## a step on every runtime against torch, time and memory; 10 minutes; into out/bench/step.json
+	$(BIN)/python bench/step.py $(BENCH_STEP) --json out/bench/step.json
 
 parity: setup    ## every runtime on every network against torch in float64; into out/parity.json
 	OMP_NUM_THREADS=1 $(BIN)/python bench/parity.py --json out/parity.json

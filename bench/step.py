@@ -1,32 +1,33 @@
-"""How long one training step takes: exported graphs on onnxruntime and ExecuTorch, our torch runtime, torch's autograd.
+"""How long one training step takes and how much memory: every runtime, plain torch with autograd, and torch.compile.
 
-ExecuTorch is there where it is installed.
+Each is a process of its own with nothing else in it, opens the same network and takes the same batches with the same
+noise, Adam included, one after another, so that a busy moment of the machine falls on all alike. Reported are medians,
+CPU time first: quote ratios, which are to plain torch; the milliseconds belong to one machine and one hour. Peak
+memory is the process's, beside it stands what `edge_client.memory` estimates for the runtimes that keep to a ceiling.
+What cannot run here is listed, not left out.
 
-All take the same batches with the same noise, Adam included, in this process, in turn, so that a busy moment
-of the machine falls on all alike; reported are medians. Quote the ratios, which are to plain torch: the milliseconds
-belong to one machine and one hour. Peak memory is that of a process which runs one of them and nothing else, four steps
-long.
-
-    python bench/step.py [--model conv4] [--batch 128] [--rounds N] [--threads 2] [--json out/bench/step.json]
+    python bench/step.py [--models conv4,conv6,resnet20] [--batches 16,32,128] [--threads 1] [--minutes 10]
+                         [--python ort_training=.venvs/ort/bin/python] [--json out/bench/step.json]
 """
 
 from __future__ import annotations
 
 import argparse
-import functools
-import importlib.util
-import itertools
+import contextlib
 import json
 import os
 import platform
 import re
+import select
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 # Waiting threads sleep, as they do in our onnxruntime sessions. Left to spin, torch's threads fight every
 # other process for the cores: on a machine with neighbours that alone made a 5 ms step one of 250 ms. Before
@@ -35,52 +36,82 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 
-RUNTIMES = {"onnxruntime": "onnxruntime", "executorch": "executorch", "runtime": "torch"}
-if importlib.util.find_spec("executorch") is None:
-    del RUNTIMES["executorch"]
-Batch = tuple[Any, Any, Any]
-Step = Callable[[Any, Any, Any], float]
-SIDES = (*RUNTIMES, "torch")  # "runtime": edge_client/runtimes/torch.py; "torch": export/masked.py
+EAGER: Final = "torch eager"
+COMPILED: Final = "torch.compile"
+EXPORTED: Final = {"onnxruntime": "onnx,onnx-lean", "executorch": "executorch", "ort_training": "ort-training"}
+START_SECONDS: Final = 90  # for a process until its first step is done, torch.compile's compiler included
+MOST_ROUNDS: Final = 15
 
 
-def draw(batch: int, shape: tuple[int, ...], classes: int, d: int) -> Iterator[Batch]:
-    """Batches x, y and noise without end. Fresh ones: on one batch gradients vanish into denormal numbers."""
-    rng = np.random.default_rng(1)
-    while True:
-        x = rng.normal(size=(batch, *shape)).astype(np.float32)
-        yield x, rng.integers(0, classes, batch), rng.random(d, np.float32)
+@dataclass
+class Side:
+    """One program in the race: its process, and what it has answered."""
+
+    name: str
+    process: subprocess.Popen[str]
+    answers: list[dict[str, float]]
+
+    def step(self, seconds: float) -> dict[str, float] | None:
+        """One more step; None if the process ended or took longer."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            print("step", file=self.process.stdin, flush=True)
+        ready, _, _ = select.select([self.process.stdout], [], [], seconds)
+        line = self.process.stdout.readline() if ready else ""
+        if not line:
+            self.close()
+            return None
+        answer: dict[str, float] = json.loads(line)
+        self.answers.append(answer)
+        return answer
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
 
 
-@functools.cache
-def bundle_of(spec: Any, batch: int, runtime: str) -> Any:
-    """What this runtime trains; made once, since ExecuTorch's takes half a minute."""
-    from edge_client.runtimes import targets
-    from export.make import make_bundle
+def serve(options: argparse.Namespace) -> None:
+    """The process of one side: a step for every line that comes in, and a line about it that goes out."""
+    from seedmask.bundle import load
 
-    return make_bundle(spec, batch, targets([runtime]))
+    bundle = load(options.bundle)
+    spec, rng = bundle.spec, np.random.default_rng(1)
+    step = make(options.serve, bundle, options.threads)
+    noise = np.zeros(spec.d, np.float32)
+    for _ in sys.stdin:
+        # Fresh ones: on one batch gradients vanish into denormal numbers.
+        x = rng.normal(size=(bundle.batch, *spec.input)).astype(np.float32)
+        y = rng.integers(0, spec.classes, bundle.batch)
+        rng.random(dtype=np.float32, out=noise)
+        cpu, wall = time.process_time(), time.perf_counter()
+        loss = step(x, y, noise)
+        cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+        # Not getrusage: its maximum begins with what the parent had before exec.
+        peak = int(re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[0]) * 1024 / 1e6
+        print(json.dumps({"cpu_ms": cpu * 1e3, "wall_ms": wall * 1e3, "loss": loss, "peak_rss_mb": peak}), flush=True)
 
 
-def make(side: str, model: str, batch: int, threads: int) -> Step:
+def make(side: str, bundle: Any, threads: int) -> Any:
     """The next step of `side` as a function of a batch; its value is the loss."""
-    from export.trace import trace
-    from export.zoo import ZOO
-
-    entry = ZOO[model]
-    spec = trace(entry.factory(), model, 1, entry.input, (0, 255), entry.classes)
-    scores = np.zeros(spec.d, np.float32)
-
-    if side == "torch":
+    scores = np.zeros(bundle.spec.d, np.float32)
+    if side in (EAGER, COMPILED):
         import torch
 
         from export.masked import Masked
 
         torch.set_num_threads(threads)
-        masked = Masked(spec, torch.from_numpy(scores), 0.1)
-        return lambda *batch: masked.step(*(torch.from_numpy(value) for value in batch))[0]
+        masked = Masked(bundle.spec, torch.from_numpy(scores), 0.1)
+        take = masked.step
+        if side == COMPILED:
+            import export.masked
+
+            export.masked.forward = torch.compile(export.masked.forward)
+        return lambda *batch: take(*(torch.from_numpy(value) for value in batch))[0]
 
     from edge_client.runtimes import Rule, State, open_runtime
 
-    runtime, rule = open_runtime(RUNTIMES[side], bundle_of(spec, batch, RUNTIMES[side]), threads), Rule(0.1)
+    runtime, rule = open_runtime(side, bundle, threads), Rule(0.1)
     state = State.start(scores, rule)
 
     def step(x: Any, y: Any, noise: Any) -> float:
@@ -92,137 +123,188 @@ def make(side: str, model: str, batch: int, threads: int) -> Step:
     return step
 
 
-def device(bundle: Path, side: str, threads: int) -> None:
-    """What a device does, with nothing but its runtime in the process: open a bundle, run four steps."""
-    from edge_client.runtimes import Rule, State, open_runtime
+def export_bundle(options: argparse.Namespace) -> None:
+    """A process of its own as well, since graphs for some runtimes are made by packages that exclude others."""
+    from export.make import make_bundle
+    from export.trace import trace
+    from export.zoo import ZOO
+    from seedmask.bundle import to_bytes
+
+    model, batch = options.export
+    entry = ZOO[model]
+    spec = trace(entry.factory(), model, 1, entry.input, (0, 255), entry.classes)
+    options.bundle.write_bytes(to_bytes(make_bundle(spec, int(batch), options.targets.split(","))))
+
+
+def bundle_for(side: str, model: str, batch: int, python: str, scratch: Path) -> Path:
+    """A file with the graphs that `side` opens."""
+    targets = EXPORTED.get(side, "onnx")
+    path = scratch / f"{model}-{batch}-{targets}.bundle"
+    if not path.exists():
+        command = [python, __file__, "--export", model, str(batch), "--targets", targets, "--bundle", str(path)]
+        subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
+    return path
+
+
+def start(side: str, bundle: Path, python: str, threads: int) -> Side:
+    command = [python, __file__, "--serve", side, "--bundle", str(bundle), "--threads", str(threads)]
+    pipe = subprocess.PIPE
+    return Side(side, subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True), [])
+
+
+def race(model: str, batch: int, wanted: dict[str, str], options: argparse.Namespace, seconds: float) -> Iterator[Any]:
+    """Rows of one network and batch; or (side, why not) for those that did not come through."""
+    began, sides = time.monotonic(), list[Side]()
+    try:
+        for name, python in wanted.items():
+            try:
+                bundle = bundle_for(name, model, batch, python, options.scratch)
+                sides.append(start(name, bundle, python, options.threads))
+            except (subprocess.SubprocessError, OSError) as error:
+                yield name, f"its graphs were not made: {error}"
+                continue
+            if sides[-1].step(START_SECONDS) is None:
+                yield name, f"no first step within {START_SECONDS} s"
+                sides.pop()
+        truth = next(each for each in sides if each.name == EAGER).answers[0]["loss"]
+        for each in sides:
+            # Two programs that do not compute the same thing cannot be compared.
+            if abs(each.answers[0]["loss"] - truth) > 1e-4 * abs(truth):
+                sys.exit(f"{model}, batch {batch}: {each.name} has loss {each.answers[0]['loss']}, torch {truth}")
+        # The first two steps are not counted: memory is taken, caches are filled.
+        for turn in range(1 + MOST_ROUNDS):
+            if turn > 3 and time.monotonic() - began > seconds:
+                break
+            for each in [*sides]:
+                if each.step(START_SECONDS) is None:
+                    yield each.name, f"no answer within {START_SECONDS} s"
+                    sides.remove(each)
+        eager = _median(next(each for each in sides if each.name == EAGER), "cpu_ms")
+        for each in sides:
+            cpu, wall = _median(each, "cpu_ms"), _median(each, "wall_ms")
+            yield {
+                "runtime": each.name,
+                "model": model,
+                "batch": batch,
+                "threads": options.threads,
+                "cpu_ms": round(cpu, 2),
+                "wall_ms": round(wall, 2),
+                "ratio_to_torch_eager_cpu": round(cpu / eager, 3),
+                "peak_rss_mb": round(each.answers[-1]["peak_rss_mb"], 1),
+                "estimated_mb": _estimate(each.name, model, batch, options.scratch),
+                "rounds": len(each.answers) - 2,
+            }
+    finally:
+        for each in sides:
+            each.close()
+
+
+def _median(side: Side, figure: str) -> float:
+    return statistics.median(answer[figure] for answer in side.answers[2:])
+
+
+def _estimate(side: str, model: str, batch: int, scratch: Path) -> float | None:
+    """What `edge_client.memory` says of the way in which `side` takes a batch unless it is told otherwise."""
+    from edge_client import runtimes
     from seedmask.bundle import load
 
-    made = load(bundle)
-    runtime, rule = open_runtime(RUNTIMES[side], made, threads), Rule(0.1)
-    batches = draw(made.batch, made.spec.input, made.spec.classes, made.spec.d)
-    state = State.start(np.zeros(made.spec.d, np.float32), rule)
-    for x, y, noise in itertools.islice(batches, 4):
-        state = runtime.step(x, y, state, noise, rule).state
+    if side not in runtimes.names() or (footprint := runtimes.footprint(side)) is None:
+        return None
+    bundle = load(scratch / f"{model}-{batch}-{EXPORTED.get(side, 'onnx')}.bundle")
+    estimate: int = footprint.bytes_of(bundle, runtimes.usual(side, bundle))
+    return round(estimate / 1e6, 1)
 
 
-def peak_mb(side: str, options: argparse.Namespace) -> float:
-    """Peak resident megabytes of a fresh process that runs four steps of `side`."""
-    command = [sys.executable, __file__, "--alone", side, "--model", options.model]
-    command += ["--batch", str(options.batch), "--threads", str(options.threads)]
-    if side in RUNTIMES:
-        from export.trace import trace
-        from export.zoo import ZOO
-        from seedmask.bundle import to_bytes
+def contestants(given: dict[str, str]) -> tuple[dict[str, str], dict[str, str]]:
+    """Sides that can run, with the interpreters they run on, and why the others cannot."""
+    from edge_client import runtimes
 
-        entry = ZOO[options.model]
-        spec = trace(entry.factory(), options.model, 1, entry.input, (0, 255), entry.classes)
-        bundle = options.scratch / "step.bundle"
-        bundle.write_bytes(to_bytes(bundle_of(spec, options.batch, RUNTIMES[side])))
-        command += ["--bundle", str(bundle)]
-    run = subprocess.run(command, capture_output=True, text=True, check=True)
-    return float(run.stdout)
-
-
-def alone(options: argparse.Namespace) -> None:
-    """The process that `peak_mb` measures."""
-    if options.alone in RUNTIMES:
-        device(options.bundle, options.alone, options.threads)
-    else:
-        from export.zoo import ZOO
-
-        step = make("torch", options.model, options.batch, options.threads)
-        entry = ZOO[options.model]
-        for batch in itertools.islice(draw(options.batch, entry.input, entry.classes, entry.d), 4):
-            step(*batch)
-    # Not getrusage: its maximum begins with what the parent had before exec.
-    print(int(re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[0]) / 1024)
+    ready, missing = {EAGER: sys.executable}, dict[str, str]()
+    for name in runtimes.names():
+        if name == "reference":
+            continue
+        python = given.get(name, sys.executable)
+        code = f"from edge_client import runtimes; print(', '.join(runtimes.missing({name!r})))"
+        asked = subprocess.run([python, "-c", code], capture_output=True, text=True)
+        if asked.returncode or asked.stdout.strip():
+            missing[name] = f"needs {asked.stdout.strip() or python}: {runtimes.how_to_get(name)}"
+        else:
+            ready[name] = python
+    ready[COMPILED] = sys.executable
+    return ready, missing
 
 
-def measure(options: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
-    steps = {side: make(side, options.model, options.batch, options.threads) for side in SIDES}
-    times: dict[str, dict[str, list[float]]] = {side: {"cpu_ms": [], "wall_ms": []} for side in SIDES}
-    from export.zoo import ZOO
-
-    entry = ZOO[options.model]
-    batches = draw(options.batch, entry.input, entry.classes, entry.d)
-    for turn in range(-2, options.rounds):
-        batch, losses = next(batches), {}
-        for side, step in steps.items():
-            cpu, wall = time.process_time(), time.perf_counter()
-            losses[side] = step(*batch)
-            cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
-            if turn >= 0:
-                times[side]["cpu_ms"].append(cpu * 1e3)
-                times[side]["wall_ms"].append(wall * 1e3)
-        # Two programs that do not compute the same thing cannot be compared.
-        if turn == -2 and max(losses.values()) - min(losses.values()) > 1e-4 * abs(losses["torch"]):
-            sys.exit(f"the first losses differ: {losses}")
-    return times
-
-
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--model", default="conv4", help="a name from the zoo (default conv4)")
-    parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--rounds", type=int, default=9, help="timed steps of each (default 9)")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
-    parser.add_argument("--alone", choices=SIDES, help=argparse.SUPPRESS)
+    parser.add_argument("--models", default="conv4,conv6,resnet20", help="of the zoo (%(default)s)")
+    parser.add_argument("--batches", default="16,32,128", help="(%(default)s)")
+    parser.add_argument("--threads", type=int, default=1, help="(%(default)s)")
+    parser.add_argument("--minutes", type=float, default=10, help="about as long as all of it may take (%(default)s)")
+    parser.add_argument(
+        "--compile", default="32", metavar="BATCHES", help="torch.compile only at these, for it takes minutes (32)"
+    )
+    parser.add_argument(
+        "--python", action="append", default=[], metavar="RUNTIME=PATH", help="the interpreter of one runtime"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there as well")
+    parser.add_argument("--serve", help=argparse.SUPPRESS)
+    parser.add_argument("--export", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--targets", help=argparse.SUPPRESS)
     parser.add_argument("--bundle", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.alone:
-        return alone(options)
+    if options.serve:
+        serve(options)
+        return 0
+    if options.export:
+        export_bundle(options)
+        return 0
 
-    import tempfile
-
+    ready, missing = contestants(dict(each.split("=", 1) for each in options.python))
+    cells = [(model, int(batch)) for model in options.models.split(",") for batch in options.batches.split(",")]
+    rows, skipped, end = list[dict[str, Any]](), list[dict[str, Any]](), time.monotonic() + 60 * options.minutes
+    head = ("CPU ms", "wall ms", "ratio", "peak MB", "estimate")
+    print(f"{'model':<10}{'batch':>6}  {'runtime':<14}" + "".join(f"{each:>9}" for each in head))
     with tempfile.TemporaryDirectory() as scratch:
         options.scratch = Path(scratch)
-        memory = {side: peak_mb(side, options) for side in SIDES}
-    times = measure(options)
-    median = {side: {kind: statistics.median(t) for kind, t in kinds.items()} for side, kinds in times.items()}
-
-    head = f"{options.model}, batch {options.batch}, {options.threads} threads"
-    print(f"{head}: medians of {options.rounds} steps each")
-    print(f"{'':<12}{'CPU ms':>10}{'wall ms':>10}{'peak MB':>10}")
-    for side in SIDES:
-        row = median[side]
-        print(f"{side:<12}{row['cpu_ms']:>10.1f}{row['wall_ms']:>10.1f}{memory[side]:>10.0f}")
-    ratios = {
-        side: {kind: median[side][kind] / median["torch"][kind] for kind in ("cpu_ms", "wall_ms")} for side in RUNTIMES
-    }
-    for side, ratio in ratios.items():
-        share = memory[side] / memory["torch"]
-        print(f"{side + ' ratio':<18}{ratio['cpu_ms']:>4.2f}{ratio['wall_ms']:>10.2f}{share:>10.2f}")
+        for number, (model, batch) in enumerate(cells):
+            wanted = {n: p for n, p in ready.items() if n != COMPILED or str(batch) in options.compile.split(",")}
+            if COMPILED not in wanted and COMPILED in ready:
+                skipped.append({"runtime": COMPILED, "model": model, "batch": batch, "why": "not in --compile"})
+            for found in race(model, batch, wanted, options, (end - time.monotonic()) / (len(cells) - number)):
+                if isinstance(found, dict):
+                    rows.append(found)
+                    print(_line(found), flush=True)
+                else:
+                    skipped.append({"runtime": found[0], "model": model, "batch": batch, "why": found[1]})
+                    print(f"{model:<10}{batch:>6}  {found[0]:<14}{found[1]}", flush=True)
+    for name, why in missing.items():
+        print(f"missing: {name}, which {why}")
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
-        figures = {
-            **conditions(options),
-            "ratio": ratios["onnxruntime"],
-            "ratio_runtime": ratios["runtime"],
-            "ratio_executorch": ratios.get("executorch"),
-            "median": median,
-            "peak_mb": memory,
-            "samples": times,
-        }
-        options.json.write_text(json.dumps(figures, indent=1))
-    return None
+        told = {**conditions(), "missing": missing, "skipped": skipped, "rows": rows}
+        options.json.write_text(json.dumps(told, indent=1), encoding="utf-8")
+    return 0
 
 
-def conditions(options: argparse.Namespace) -> dict[str, Any]:
-    import onnxruntime
-    import torch
+def _line(row: dict[str, Any]) -> str:
+    estimate = "" if row["estimated_mb"] is None else f"{row['estimated_mb']:.0f}"
+    return (
+        f"{row['model']:<10}{row['batch']:>6}  {row['runtime']:<14}{row['cpu_ms']:>9.1f}{row['wall_ms']:>9.1f}"
+        f"{row['ratio_to_torch_eager_cpu']:>9.2f}{row['peak_rss_mb']:>9.0f}{estimate:>9}"
+    )
 
+
+def conditions() -> dict[str, Any]:
+    import importlib.metadata
+
+    found = {each.metadata["Name"]: each.version for each in importlib.metadata.distributions()}
+    packages = ("numpy", "onnxruntime", "onnxruntime-training", "torch", "executorch")
     return {
-        "model": options.model,
-        "batch": options.batch,
-        "threads": options.threads,
-        "rounds": options.rounds,
         "python": platform.python_version(),
         "machine": platform.machine(),
-        "torch": torch.__version__,
-        "onnxruntime": onnxruntime.__version__,
+        **{name: found[name] for name in packages if name in found},
     }
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -302,6 +302,13 @@ def footprint(name: str) -> Any:
     return getattr(_module(name), "FOOTPRINT", None)
 
 
+def usual(name: str, bundle: Bundle) -> Fit:
+    """How runtime `name` takes the batch of `bundle` where nobody says."""
+    module = _module(name)
+    found: Fit = module.usual(bundle) if hasattr(module, "usual") else Fit(bundle.batch)
+    return found
+
+
 def open_runtime(name: str, bundle: Bundle, threads: int = 0, fit: Fit | None = None) -> Runtime:
     """Make `bundle` ready on runtime `name`; `threads` 0 and no `fit` leave the choice to it. Raises UserError."""
     require(name)

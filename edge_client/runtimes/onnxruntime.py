@@ -89,10 +89,15 @@ class OnnxRuntime:
         return out
 
 
+def usual(bundle: Bundle) -> Fit:
+    """As many examples at a time as _ROOM holds."""
+    most = _ROOM // activations(bundle.spec, "cpu" in FOOTPRINT.stacks)
+    return Fit(min(bundle.batch, max(1, most)), "cpu")
+
+
 def open_runtime(bundle: Bundle, threads: int, fit: Fit | None = None) -> OnnxRuntime:
     """Load the graphs and compute the weights; `threads` 0 is one per core."""
-    usual = max(1, _ROOM // activations(bundle.spec, "cpu" in FOOTPRINT.stacks))
-    return OnnxRuntime(bundle, threads, fit or Fit(min(bundle.batch, usual), "cpu"))
+    return OnnxRuntime(bundle, threads, fit or usual(bundle))
 
 
 def session(model: bytes, threads: int) -> Any:
