@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
 import json
 import os
 import platform
@@ -22,7 +23,6 @@ import select
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -36,6 +36,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 
+ROOT: Final = Path(__file__).parents[1]
 EAGER: Final = "torch eager"
 COMPILED: Final = "torch.compile"
 EXPORTED: Final = {"onnxruntime": "onnx,onnx-lean", "executorch": "executorch", "ort_training": "ort-training"}
@@ -137,13 +138,19 @@ def export_bundle(options: argparse.Namespace) -> None:
 
 
 def bundle_for(side: str, model: str, batch: int, python: str, scratch: Path) -> Path:
-    """A file with the graphs that `side` opens."""
-    targets = EXPORTED.get(side, "onnx")
-    path = scratch / f"{model}-{batch}-{targets}.bundle"
+    """A file with the graphs that `side` opens; kept as long as what makes it stays the same."""
+    path = bundle_path(side, model, batch, scratch)
     if not path.exists():
+        targets = EXPORTED.get(side, "onnx")
         command = [python, __file__, "--export", model, str(batch), "--targets", targets, "--bundle", str(path)]
         subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
     return path
+
+
+def bundle_path(side: str, model: str, batch: int, folder: Path) -> Path:
+    sources = [p for part in ("export", "seedmask") for p in sorted((ROOT / part).rglob("*.py"))]
+    key = hashlib.sha256(b"".join(p.read_bytes() for p in sources)).hexdigest()[:12]
+    return folder / f"{model}-{batch}-{EXPORTED.get(side, 'onnx')}-{key}.bundle"
 
 
 def start(side: str, bundle: Path, python: str, threads: int) -> Side:
@@ -210,7 +217,7 @@ def _estimate(side: str, model: str, batch: int, scratch: Path) -> float | None:
 
     if side not in runtimes.names() or (footprint := runtimes.footprint(side)) is None:
         return None
-    bundle = load(scratch / f"{model}-{batch}-{EXPORTED.get(side, 'onnx')}.bundle")
+    bundle = load(bundle_path(side, model, batch, scratch))
     estimate: int = footprint.bytes_of(bundle, runtimes.usual(side, bundle))
     return round(estimate / 1e6, 1)
 
@@ -264,19 +271,20 @@ def main() -> int:
     rows, skipped, end = list[dict[str, Any]](), list[dict[str, Any]](), time.monotonic() + 60 * options.minutes
     head = ("CPU ms", "wall ms", "ratio", "peak MB", "estimate")
     print(f"{'model':<10}{'batch':>6}  {'runtime':<14}" + "".join(f"{each:>9}" for each in head))
-    with tempfile.TemporaryDirectory() as scratch:
-        options.scratch = Path(scratch)
-        for number, (model, batch) in enumerate(cells):
-            wanted = {n: p for n, p in ready.items() if n != COMPILED or str(batch) in options.compile.split(",")}
-            if COMPILED not in wanted and COMPILED in ready:
-                skipped.append({"runtime": COMPILED, "model": model, "batch": batch, "why": "not in --compile"})
-            for found in race(model, batch, wanted, options, (end - time.monotonic()) / (len(cells) - number)):
-                if isinstance(found, dict):
-                    rows.append(found)
-                    print(_line(found), flush=True)
-                else:
-                    skipped.append({"runtime": found[0], "model": model, "batch": batch, "why": found[1]})
-                    print(f"{model:<10}{batch:>6}  {found[0]:<14}{found[1]}", flush=True)
+    # ExecuTorch's programs take a minute each to make, more than everything else together; hence kept.
+    options.scratch = ROOT / "out" / "bench" / "bundles"
+    options.scratch.mkdir(parents=True, exist_ok=True)
+    for number, (model, batch) in enumerate(cells):
+        wanted = {n: p for n, p in ready.items() if n != COMPILED or str(batch) in options.compile.split(",")}
+        if COMPILED not in wanted and COMPILED in ready:
+            skipped.append({"runtime": COMPILED, "model": model, "batch": batch, "why": "not in --compile"})
+        for found in race(model, batch, wanted, options, (end - time.monotonic()) / (len(cells) - number)):
+            if isinstance(found, dict):
+                rows.append(found)
+                print(_line(found), flush=True)
+            else:
+                skipped.append({"runtime": found[0], "model": model, "batch": batch, "why": found[1]})
+                print(f"{model:<10}{batch:>6}  {found[0]:<14}{found[1]}", flush=True)
     for name, why in missing.items():
         print(f"missing: {name}, which {why}")
     if options.json:

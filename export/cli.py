@@ -52,7 +52,8 @@ examples:
   seedmask export nets:Small --input 1,28,28 --classes 10 -o small.bundle      # class Small in ./nets.py
   seedmask export sensors.nets:make --input 6,1,128 --classes 5 --range=-8,8 -o gait.bundle
 
-A device that runs out of memory wants a smaller --batch: memory grows with it, accuracy hardly depends on it.
+A device that runs out of memory wants memory_mb in its edge.toml: it then takes a batch a few examples at a time.
+--runtimes onnx,onnx-lean has graphs that need less for that; onnx-gpu has steps for CUDA's and WebGPU's operators.
 """
 
 

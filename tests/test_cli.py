@@ -123,10 +123,10 @@ def test_runtimes_says_whose_graphs_a_bundle_lacks(tmp_path: Path, capsys: pytes
     assert cli.main(["client", "runtimes", "--json", "--bundle", str(path)]) == 0
     rows = {row["runtime"]: row["bundle_lacks"] for row in json.loads(capsys.readouterr().out)}
     assert rows["reference"] == rows["torch"] == rows["ort_training"] == []
-    assert rows["onnxruntime"] == ["onnx/step.onnx", "onnx/step_sgd.onnx", "onnx/eval.onnx"]
+    assert rows["onnxruntime"] == ["onnx/grads.onnx", "onnx/eval.onnx"]
     assert cli.main(["client", "runtimes", "--bundle", str(path)]) == 0
     said = capsys.readouterr().out
-    assert "not in this bundle: onnx/step.onnx, onnx/step_sgd.onnx, onnx/eval.onnx; seedmask export" in said
+    assert "not in this bundle: onnx/grads.onnx, onnx/eval.onnx; seedmask export" in said
     assert cli.main(["client", "runtimes", "--bundle", str(tmp_path / "none.bundle")]) == 2
     assert "cannot read the bundle" in capsys.readouterr().err
 

@@ -186,6 +186,7 @@ def test_a_large_round_that_is_given_up_at_its_last_step_blocks_nobody(made: Mad
         ({"data": DataSettings("npz", path=Path("/nowhere/mine.npz"))}, "cannot read /nowhere/mine.npz"),
         ({"bundle": Path("/nowhere/tiny.bundle")}, "cannot read the bundle /nowhere/tiny.bundle"),
         ({"runtime": "abacus"}, "no runtime called 'abacus'"),
+        ({"memory_mb": 40}, "memory_mb = 40 is too little for tiny on runtime reference: one example at a time takes"),
     ],
 )
 def test_what_cannot_be_opened_is_told_in_every_round_without_a_traceback(
