@@ -62,6 +62,8 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
+    if not 0 <= options.threads <= 1024:
+        raise UserError(f"--threads is 0 (all cores) .. 1024, found {options.threads}")
     model = models.load(options.model)
     x, y = _examples(options.data, options.labels)
     x = check_inputs(x, model.spec)
@@ -121,7 +123,7 @@ def open_for(model: FinishedModel, path: Path, bundle: Path | None, runtime: str
                 f"{bundle} is model {found.spec.digest.hex()[:12]}, {path} is of {model.spec.digest.hex()[:12]}"
             )
     if runtime == "auto":
-        able = ["onnxruntime"] if opened.files else []
+        able = [] if runtimes.lacking("onnxruntime", opened) else ["onnxruntime"]
         runtime = next((name for name in (*able, "torch") if not runtimes.missing(name)), "reference")
     runtimes.require(runtime)
     try:
@@ -181,7 +183,7 @@ def _read(path: Path) -> tuple[npt.NDArray[Any], Any]:
     if head == b"\x93NUMPY":
         try:
             return np.load(path, allow_pickle=False), None  # a pickle is a program, not data
-        except ValueError as error:
+        except (ValueError, MemoryError, OverflowError) as error:  # the header may claim any shape
             raise UserError(f"{path} is not an array of numbers: {error}") from None
     return idx.read(path), None
 

@@ -175,6 +175,22 @@ def test_auto_takes_what_is_here(model: FinishedModel, tmp_path: Path, monkeypat
     assert name == "reference"
 
 
+@pytest.mark.parametrize("files", [{}, {"onnx/init.onnx": b"one of four"}])
+def test_auto_does_without_a_bundle_that_lacks_the_graphs(
+    model: FinishedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, bytes]
+) -> None:
+    (tmp_path / "tiny.bundle").write_bytes(to_bytes(Bundle(model.spec, 8, files)))
+    monkeypatch.setattr(predict.runtimes, "missing", lambda name: ["it"] if name == "torch" else [])
+    name, _ = predict.open_for(model, tmp_path / "tiny.smk", None, "auto", 1)
+    assert name == "reference"
+
+
+@pytest.mark.parametrize("threads", ["-1", "1025"])
+def test_threads_that_no_machine_has_are_refused(smk: str, threads: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["predict", smk, "--data", "x.npy", "--threads", threads]) == 2
+    assert f"--threads is 0 (all cores) .. 1024, found {threads}" in capsys.readouterr().err
+
+
 def test_wrong_input_is_one_sentence(
     smk: str, tmp_path: Path, tiny_data: Dataset, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -196,6 +212,9 @@ def test_wrong_input_is_one_sentence(
     assert "labels 0 .. 4, model tiny has classes 0 .. 3" in refused(x, np.where(y == 3, 4, y))
     assert "model tiny takes one class number each, found float64 [96]" in refused(x, y / 2)
     assert "labels are [n] integers, found float64 [96, 1, 1]" in refused(x, y[:, None, None] / 2)
+    np.savez(tmp_path / "one.npz", x=x, y=np.array(3))
+    assert cli.main(["predict", smk, "--data", str(tmp_path / "one.npz")]) == 2
+    assert "96 inputs and a single label" in capsys.readouterr().err
     np.savez(tmp_path / "none.npz", z=x)
     assert cli.main(["predict", smk, "--data", str(tmp_path / "none.npz")]) == 2
     assert "it lacks x" in capsys.readouterr().err
@@ -206,6 +225,10 @@ def test_wrong_input_is_one_sentence(
     assert "is not an IDX file" in capsys.readouterr().err
     (tmp_path / "cut.npy").write_bytes((tmp_path / "x.npy").read_bytes()[:200])
     assert cli.main(["predict", smk, "--data", str(tmp_path / "cut.npy")]) == 2
+    assert "is not an array of numbers" in capsys.readouterr().err
+    claim = b"{'descr': '|u1', 'fortran_order': False, 'shape': (99999999999999, 28, 28), }".ljust(118)
+    (tmp_path / "claim.npy").write_bytes(b"\x93NUMPY\x01\x00\x76\x00" + claim + b"abc")
+    assert cli.main(["predict", smk, "--data", str(tmp_path / "claim.npy")]) == 2
     assert "is not an array of numbers" in capsys.readouterr().err
 
 
