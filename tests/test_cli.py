@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -82,6 +83,18 @@ def test_inspect_describes_a_bundle_and_a_finished_model(tmp_path: Path, capsys:
     assert facts["kind"] == "finished model"
     assert facts["model"] == spec().digest.hex()
     assert facts["ones"] == 1.0
+
+
+def test_inspect_keeps_long_names_apart_from_what_follows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name, member = "features.12.shortcut.weight", f"{'long-' * 7}runtime/training_model.onnx"
+    tensors = (replace(spec().tensors[0], name=name),)
+    long = replace(spec(), layers=(Flatten(), Linear(name, None)), tensors=tensors)
+    path = tmp_path / "long.bundle"
+    path.write_bytes(to_bytes(Bundle(long, 16, {member: b"graph"})))
+    assert cli.main(["inspect", str(path)]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [name, "10x784", "7,840"] in [row[:3] for row in rows]
+    assert [member, "5", "bytes"] in rows
 
 
 def test_inspect_refuses_what_is_neither(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
