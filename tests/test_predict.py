@@ -17,8 +17,9 @@ from edge_client.data import Dataset
 from edge_client.runtimes import open_runtime
 from seedmask import cli
 from seedmask.bundle import Bundle, to_bytes
+from seedmask.layers import Conv2d, Linear, Mean
 from seedmask.model import FinishedModel, encode
-from seedmask.spec import ModelSpec
+from seedmask.spec import ModelSpec, Tensor, scale_bits
 
 
 def idx_bytes(array: np.ndarray) -> bytes:
@@ -167,6 +168,29 @@ def test_onnxruntime_needs_the_bundles_graph(
     np.save(tmp_path / "x.npy", tiny_data.x)
     assert cli.main(["predict", smk, "--data", str(tmp_path / "x.npy"), "--runtime", "onnxruntime"]) == 2
     assert "needs the bundle that the fleet trained with (--bundle)" in capsys.readouterr().err
+
+
+def test_memory_grows_neither_with_the_examples_nor_with_the_network() -> None:
+    def of(side: int) -> ModelSpec:
+        kernel, head = Tensor("c", (64, 1, 3, 3), scale_bits(0.1)), Tensor("h", (2, 64), scale_bits(0.1))
+        layers = (Conv2d("c", None, (1, 1), (1, 1)), Mean((1, 2)), Linear("h", None))
+        return ModelSpec("wide", 1, (1, side, side), (0, 255), 2, layers, (kernel, head))
+
+    class Counting:
+        """A runtime that only counts."""
+
+        def __init__(self) -> None:
+            self.most = self.calls = 0
+
+        def logits(self, x: np.ndarray, mask: np.ndarray) -> np.ndarray:
+            self.most, self.calls = max(self.most, len(x)), self.calls + 1
+            return np.zeros((len(x), 2), np.float32)
+
+    for side, most in ((8, 250), (64, 31), (512, 1)):
+        runtime, spec = Counting(), of(side)
+        model = FinishedModel(spec, np.ones(spec.d, np.uint8))
+        assert predict.logits_of(runtime, model, np.zeros((251, 1, side, side), np.uint8)).shape == (251, 2)
+        assert (runtime.most, runtime.calls) == (most, -(-251 // most))
 
 
 def test_auto_takes_what_is_here(model: FinishedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
