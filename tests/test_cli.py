@@ -183,6 +183,7 @@ def test_runtimes_says_whose_graphs_a_bundle_lacks(tmp_path: Path, capsys: pytes
         (["--python", "reference"], "--python is NAME=PATH"),
         (["--python", "reference=/nowhere/python"], "/nowhere/python is no program"),
         (["--python", "reference=true"], "has no seedmask client of this version: status 0"),
+        (["--python", "reference=true", "--python", "reference=cat"], "names two interpreters for reference: "),
         (["--model", "mlp"], "--model and --bundle exclude each other"),
         (["--json", "/nowhere/run.json"], "is not a file in a folder that exists"),
         (["--out", "/proc/nowhere"], "--out /proc/nowhere cannot be used"),
@@ -218,6 +219,9 @@ def test_an_interpreter_that_lacks_its_runtime_is_named_with_what_to_install(mon
         assign("ort_training", [python], False)
     answering(monkeypatch, [{"runtime": "reference", "missing": []}])
     with pytest.raises(UserError, match="lacks such a runtime"):
+        assign("ort_training", [python], False)
+    answering(monkeypatch, [{"runtime": "ort_training"}])
+    with pytest.raises(UserError, match="has no seedmask client of this version"):
         assign("ort_training", [python], False)
     answering(monkeypatch, [{"runtime": "ort_training", "missing": []}])
     found = assign("ort_training,reference", [python], False)
