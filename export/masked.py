@@ -39,8 +39,17 @@ from seedmask.spec import ModelSpec
 
 def forward(spec: ModelSpec, x: Tensor, flat: Tensor) -> Tensor:
     """Logits [n, classes] of x [n, *input] under effective weights `flat` [d]."""
-    parts = torch.split(flat, [tensor.size for tensor in spec.tensors])
-    weights = {t.name: part.view(t.shape) for t, part in zip(spec.tensors, parts, strict=True)}
+    return network(spec, x, parts(spec, flat))
+
+
+def parts(spec: ModelSpec, flat: Tensor) -> dict[str, Tensor]:
+    """The tensors of a flat vector [d] by name."""
+    pieces = torch.split(flat, [tensor.size for tensor in spec.tensors])
+    return {t.name: piece.view(t.shape) for t, piece in zip(spec.tensors, pieces, strict=True)}
+
+
+def network(spec: ModelSpec, x: Tensor, weights: dict[str, Tensor]) -> Tensor:
+    """Logits [n, classes] of x [n, *input] under effective `weights` by name."""
     values = [x]
     for i, layer in enumerate(spec.layers):
         taken = [values[value] for value in layer.takes(i)]
