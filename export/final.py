@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 EPILOG: Final = """\
 The ONNX files take raw inputs x float32 [n, ...], as the devices' data holds them (0 .. 255 for images), and give
 logits float32 [n, classes]; any runtime for ONNX opens them. The state_dict has the parameter names of the module that
-was exported, for inputs scaled to -1 .. 1 (seedmask.spec.ModelSpec.normalise).
+was exported, for inputs scaled to -1 .. 1 (seedmask.spec.ModelSpec.normalise). A Conv1d's weight is
+[out, in, 1, k] there, as in the spec: squeeze(2) before load_state_dict.
 
 examples:
   seedmask export-model model.smk --to onnx -o model.onnx
