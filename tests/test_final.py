@@ -94,6 +94,16 @@ def test_onnx_takes_raw_inputs_to_the_references_scores(model: FinishedModel, im
 
 
 @pytest.mark.parametrize("holding", HOLDINGS)
+def test_a_tensor_may_be_called_what_the_graph_calls_its_own(holding: str) -> None:
+    names = {"c0": (3, 4), "x": (3,), "v0_0": (2, 3), "logits": (2,)}
+    tensors = tuple(Tensor(name, shape, scale_bits(0.5)) for name, shape in names.items())
+    spec = ModelSpec("odd", 1, (4,), (0, 8), 2, (Linear("c0", "x"), ReLU(), Linear("v0_0", "logits")), tensors)
+    odd = FinishedModel(spec, np.ones(spec.d, np.uint8))
+    x = np.arange(12, dtype=np.float32).reshape(3, 4)
+    assert run(final_graph(odd, holding), x) == pytest.approx(truth(odd, x), abs=1e-5)
+
+
+@pytest.mark.parametrize("holding", HOLDINGS)
 def test_a_fixed_batch_is_stated_and_changes_nothing(model: FinishedModel, images: np.ndarray, holding: str) -> None:
     data = final_graph(model, holding, 11)
     shape = onnx.load_from_string(data).graph.input[0].type.tensor_type.shape.dim
