@@ -283,14 +283,14 @@ def test_a_finished_networks_file_predicts_as_torch_does(net: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_finished_networks_file_says_what_torch_says_about_ten_thousand_images(name: str = "conv4n") -> None:
+def test_a_finished_networks_file_says_what_torch_says_about_ten_thousand_images() -> None:
     """float32 every time; int8 of a network that has learnt something at least 98 times in a hundred."""
     from sim.datasets import DEBIAN, load
 
     if not DEBIAN.exists():
         pytest.skip("Fashion-MNIST is not on this machine (Debian package dataset-fashion-mnist)")
     found = load("fashion-mnist", None)
-    spec = trace(zoo.ZOO[name].factory(), name, 1, (1, 28, 28))
+    spec = trace(zoo.conv4n(), "conv4n", 1, (1, 28, 28))
     torch.manual_seed(1)
     trained = masked.Masked(spec, torch.zeros(spec.d), 0.1)
     for at in range(0, 300 * 64, 64):
