@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 from collections.abc import Callable
@@ -168,7 +169,7 @@ def test_torchs_own_module_takes_the_state_dict() -> None:
     model = FinishedModel(spec, np.random.default_rng(1).integers(0, 2, spec.d).astype(np.uint8))
     x = np.random.default_rng(2).integers(0, 256, (5, 1, 28, 28)).astype(np.float32)
     module = ZOO["conv4n"].factory()
-    loaded = torch.load(io.BytesIO(final.FORMATS["torch"].write(model, 0)), weights_only=True)
+    loaded = torch.load(io.BytesIO(final.FORMATS["torch"].write(model, final.Wish())), weights_only=True)
     module.load_state_dict(loaded)
     with torch.no_grad():
         own = module(torch.from_numpy(spec.normalise(x))).numpy()
@@ -182,9 +183,14 @@ def test_the_command_writes_every_format(
 ) -> None:
     smk = tmp_path / "every.smk"
     smk.write_bytes(encode(model))
-    for name in final.FORMATS:
+    shown = tmp_path / "shown.npy"
+    np.save(shown, images)
+    for name, made in final.FORMATS.items():
+        if importlib.util.find_spec(made.needs) is None:
+            continue
         out = tmp_path / f"out.{name}"
-        assert cli.main(["export-model", str(smk), "--to", name, "-o", str(out), "--json"]) == 0
+        more = ["--calibration", str(shown)] if made.calibrated else []
+        assert cli.main(["export-model", str(smk), "--to", name, "-o", str(out), "--json", *more]) == 0
         facts = json.loads(capsys.readouterr().out)
         assert (facts["bytes"], facts["model"]) == (out.stat().st_size, model.spec.digest.hex())
         if name.startswith("onnx"):
@@ -196,6 +202,8 @@ def test_the_command_writes_every_format(
     assert "--force overwrites it" in capsys.readouterr().err
     assert cli.main(["export-model", str(smk), "--to", "onnx", *out, "--force", "--batch", "-1"]) == 2
     assert "--batch is 0 (any) .. 65536, found -1" in capsys.readouterr().err
+    assert cli.main(["export-model", str(smk), "--to", "onnx", *out, "--force", "--calibration", str(shown)]) == 2
+    assert "--to onnx takes no --calibration" in capsys.readouterr().err
     smk.write_bytes(smk.read_bytes()[:-1])
     assert cli.main(["export-model", str(smk), "--to", "onnx", *out, "--force"]) == 2
     assert "damaged" in capsys.readouterr().err
