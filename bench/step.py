@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -148,9 +149,14 @@ def bundle_for(side: str, model: str, batch: int, python: str, scratch: Path) ->
 
 
 def bundle_path(side: str, model: str, batch: int, folder: Path) -> Path:
-    sources = [p for part in ("export", "seedmask") for p in sorted((ROOT / part).rglob("*.py"))]
-    key = hashlib.sha256(b"".join(p.read_bytes() for p in sources)).hexdigest()[:12]
-    return folder / f"{model}-{batch}-{EXPORTED.get(side, 'onnx')}-{key}.bundle"
+    return folder / f"{model}-{batch}-{EXPORTED.get(side, 'onnx')}-{_sources()}.bundle"
+
+
+@functools.cache
+def _sources() -> str:
+    """Twelve digits that name what bundles are made by."""
+    files = [path for part in ("export", "seedmask") for path in sorted((ROOT / part).rglob("*.py"))]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:12]
 
 
 def start(side: str, bundle: Path, python: str, threads: int) -> Side:

@@ -20,7 +20,6 @@ from seedmask.mask import Mask, Theta
 from seedmask.spec import F32, ModelSpec, from_json
 
 MAGIC: Final = b"SMK1"
-_FRAME: Final = len(MAGIC) + 4 + 1 + 4 + 32  # bytes of a file that are neither spec nor mask
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,12 +67,12 @@ def entropy_bits(model: FinishedModel) -> float:
     return float(total)
 
 
-def sizes(model: FinishedModel) -> Sizes:
-    """What `encode` makes of `model`, in numbers."""
+def sizes(model: FinishedModel, data: bytes) -> Sizes:
+    """Of `data`, the file of `model`, in numbers."""
     spec = len(model.spec.canonical())
-    number, mask = _coded(model)
+    number, mask = struct.unpack_from("<BI", data, 8 + spec)
     name = {codec.ID: codec.NAME for codec in (packed, tensors)}[number]
-    return Sizes(_FRAME + spec + len(mask), spec, len(mask), name, entropy_bits(model), model.spec.d)
+    return Sizes(len(data), spec, mask, name, entropy_bits(model), model.spec.d)
 
 
 def encode(model: FinishedModel) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -30,13 +31,14 @@ def _run(options: argparse.Namespace) -> int:
     print(f"{facts['kind']} {options.file}, {facts['bytes']:,} bytes, every digest right")
     print(f"model     {facts['name']}, {facts['model']}")
     print(f"seed      {facts['seed']}")
-    shape = "x".join(str(side) for side in facts["input"])
+    shape = _by(facts["input"])
     output = f"{facts['classes']} {facts['outputs']}, loss {facts['loss']}"
     print(f"input     {shape}, values {facts['range'][0]} .. {facts['range'][1]}; {output}")
     print(f"weights   {facts['parameters']:,}, none stored")
-    for row in facts["tensors"]:
-        shape = "x".join(map(str, row["shape"]))
-        print(f"          {row['name']:<16}{shape:<16}{row['size']:>11,}  +-{row['constant']:.6g}")
+    names, shapes = [row["name"] for row in facts["tensors"]], [_by(row["shape"]) for row in facts["tensors"]]
+    wide, across = (max(16, 2 + max(map(len, column))) for column in (names, shapes))
+    for name, shape, row in zip(names, shapes, facts["tensors"], strict=True):
+        print(f"          {name:<{wide}}{shape:<{across}}{row['size']:>11,}  +-{row['constant']:.6g}")
     if facts["chain"]:
         print(f"layers    {' -> '.join(facts['layers'])}")
     else:
@@ -45,8 +47,9 @@ def _run(options: argparse.Namespace) -> int:
             print(f"          {number:<4}{layer}")
     if "batch" in facts:
         print(f"batch     {facts['batch']} examples per training step")
+        wide = max(32, 2 + max(map(len, facts["files"]), default=0))
         for name, size in facts["files"].items():
-            print(f"          {name:<32}{size:>11,} bytes")
+            print(f"          {name:<{wide}}{size:>11,} bytes")
     else:
         print(f"kept      {facts['ones']:.1%} of the weights")
         print("\n".join(size_lines(models.Sizes(**facts["sizes"]))))
@@ -93,7 +96,7 @@ def describe(path: Path) -> dict[str, Any]:
                 "kind": "finished model",
                 **_of_spec(model.spec, data),
                 "ones": round(float(model.mask.mean()), 6),
-                **size_facts(models.sizes(model)),
+                **size_facts(models.sizes(model, data)),
             }
         bundle = bundles.from_bytes(data)
     except ProtocolError as error:
@@ -137,7 +140,7 @@ def label(spec: ModelSpec, number: int) -> str:
     return " ".join(words)
 
 
-def _by(sides: tuple[int, ...]) -> str:
+def _by(sides: Iterable[int]) -> str:
     return "x".join(map(str, sides))
 
 
