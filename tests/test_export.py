@@ -770,7 +770,7 @@ def test_graphs_for_a_runtime_whose_package_is_absent_say_what_to_install(
     with pytest.raises(MissingPackageError, match=r"pip install 'seedmask\[ort-training,export\]'"):
         export("mlp", "--runtimes", "onnx,ort_training", "-o", "x.bundle")
     assert list(here.iterdir()) == []
-    with pytest.raises(UserError, match=r"no graphs for 'abacus', only for .*onnx, ort-training"):
+    with pytest.raises(UserError, match=r"no graphs for 'abacus', only for .*onnx, onnx-gpu, onnx-lean, ort-training"):
         make_bundle(trace(nn.Sequential(nn.Flatten(), nn.Linear(4, 10)), "tiny", 1, (1, 2, 2)), 8, ["abacus"])
 
 
