@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from edge_client.runtimes import (
     F32,
+    NOTHING,
     Rule,
     State,
     StepResult,
@@ -40,7 +41,12 @@ class OnnxRuntime:
         self.bundle = bundle
         init = session(bundle.file("onnx/init.onnx"), threads)
         key = np.array(weights_key(bundle.spec.seed), np.int64)
-        self.w: F32 = init.run(["w"], {"key": key})[0]
+        self.w: F32
+        self._frozen: dict[str, F32] = {}
+        if bundle.spec.count("frozen"):
+            self.w, self._frozen["frozen"] = init.run(["w", "frozen"], {"key": key})
+        else:
+            self.w = init.run(["w"], {"key": key})[0]
         self._threads = threads
         self._steps: dict[str, Any] = {}
         self._session_of("adam")  # now, since a bundle that cannot train should say so at the start
@@ -58,8 +64,9 @@ class OnnxRuntime:
         else:
             feeds["momentum"] = np.array(rule.momentum, np.float32)
         moments = [name for name in ("m", "v") if name in needs]
+        by_exact = ["exact_grad"] if self.bundle.spec.e else []
         scores, loss, correct, *after = self._session_of(rule.optimizer).run(
-            ["scores_out", "loss", "correct", *(f"{name}_out" for name in moments)],
+            ["scores_out", "loss", "correct", *(f"{name}_out" for name in moments), *by_exact],
             {
                 "x": _padded(x, batch, np.float32),
                 "y": _padded(y, batch, np.float32 if self.bundle.spec.loss == "mse" else np.int64),
@@ -73,10 +80,16 @@ class OnnxRuntime:
                 "plain": np.array(rule.plain),
                 "terms": np.array([rule.times_theta, *pulls(rule, d)], np.float32),
                 **feeds,
+                **self._unmasked(state.exact.values),
             },
         )
+        exact = state.exact.stepped(after.pop(), rule, t) if by_exact else state.exact
         m, v = (dict(zip(moments, after, strict=True)).get(name, getattr(state, name)) for name in ("m", "v"))
-        return finite(StepResult(State(scores, m, v, t, state.anchor), float(loss), int(correct)))
+        return finite(StepResult(State(scores, m, v, t, state.anchor, exact), float(loss), int(correct)))
+
+    def _unmasked(self, exact: F32) -> dict[str, F32]:
+        """What graphs take beside masked weights, where the spec has any."""
+        return {**self._frozen, **({"exact": _vector(exact)} if self.bundle.spec.e else {})}
 
     def _session_of(self, optimizer: str) -> Any:
         """The session of one optimiser's step; a job has one, so the other is never loaded."""
@@ -84,15 +97,15 @@ class OnnxRuntime:
             self._steps[optimizer] = session(self.bundle.file(_STEPS[optimizer]), self._threads)
         return self._steps[optimizer]
 
-    def logits(self, x: F32, mask: F32) -> F32:
+    def logits(self, x: F32, mask: F32, exact: F32 = NOTHING) -> F32:
         """Class scores [n, classes]; see `edge_client.runtimes.Runtime`."""
-        check_logits(self.bundle, x, mask)
+        check_logits(self.bundle, x, mask, exact)
         out = np.empty((len(x), self.bundle.spec.classes), np.float32)
-        mask = _vector(mask)
+        feeds = {"w": self.w, "mask": _vector(mask), **self._unmasked(exact)}
         # A batch at a time, so that memory does not grow with the test set.
         for at in range(0, len(x), self.bundle.batch):
             part = np.ascontiguousarray(x[at : at + self.bundle.batch], np.float32)
-            out[at : at + len(part)] = self._eval.run(["logits"], {"x": part, "w": self.w, "mask": mask})[0]
+            out[at : at + len(part)] = self._eval.run(["logits"], {"x": part, **feeds})[0]
         return out
 
 

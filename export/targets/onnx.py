@@ -448,6 +448,8 @@ def sgd_graph(spec: ModelSpec, batch: int) -> bytes:
     [batch], 1/n for a real example and 0 for padding; scores, w (weights), u (noise) float32 [d]; anchor float32 [d] or
     [1]; m float32 [d] or, without momentum, [1]; rate, momentum float32 []; mean, plain bool []; terms float32 [4] as
     in `export.graph.Knobs`, times_theta first -> scores_out, m_out float32 [d]; loss float32 []; correct int64 [].
+    A spec with frozen tensors has frozen float32 [all their entries] as an input, too; one with exact tensors exact
+    float32 [e] and, as an output, exact_grad float32 [e].
     """
     return _step_graph(spec, batch, adam=False)
 
@@ -471,37 +473,57 @@ def _step_graph(spec: ModelSpec, batch: int, adam: bool) -> bytes:
     else:
         optimizer = Sgd(g.input("m", np.float32, ["moments"]), g.input("momentum", np.float32, []))
     knobs = Knobs(rate, mean, plain, anchor, *terms)
-    after = train_step(OnnxOps(g, batch), spec, **inputs, knobs=knobs, optimizer=optimizer)
+    after = train_step(OnnxOps(g, batch), spec, **inputs, knobs=knobs, optimizer=optimizer, **_unmasked(g, spec))
     g.output("scores_out", after.scores, np.float32, [d])
     g.output("m_out", after.m, np.float32, [d])
     if after.v is not None:
         g.output("v_out", after.v, np.float32, [d])
     g.output("loss", after.loss, np.float32, [])
     g.output("correct", after.correct, np.int64, [])
+    if after.exact is not None:
+        g.output("exact_grad", after.exact, np.float32, [spec.e])
     return g.model("step")
 
 
+def _unmasked(g: Graph, spec: ModelSpec) -> dict[str, Name]:
+    """The inputs frozen and exact, of these tensors' flat vectors, where `spec` has any."""
+    sizes = {"frozen": spec.count("frozen"), "exact": spec.e}
+    return {name: g.input(name, np.float32, [size]) for name, size in sizes.items() if size}
+
+
 def eval_graph(spec: ModelSpec) -> bytes:
-    """x float32 [n, *input], w and mask float32 [d] -> logits float32 [n, classes], for any n."""
+    """x float32 [n, *input], w and mask float32 [d] -> logits float32 [n, classes], for any n.
+
+    And frozen and exact, as in the step.
+    """
     g, d = Graph(), spec.d
     x = g.input("x", np.float32, ["n", *spec.input])
     w, mask = g.input("w", np.float32, [d]), g.input("mask", np.float32, [d])
     ops = OnnxOps(g, -1)
-    logits, _ = forward(ops, spec, x, unpack(ops, spec, ops.mul(w, mask)))
+    logits, _ = forward(ops, spec, x, unpack(ops, spec, ops.mul(w, mask), **_unmasked(g, spec)))
     g.output("logits", logits, np.float32, ["n", spec.classes])
     return g.model("eval")
 
 
 def init_graph(spec: ModelSpec) -> bytes:
-    """key int64 [2], from `seedmask.seed.weights_key` -> w float32 [d], bit for bit spec.weights()."""
+    """key int64 [2], from `seedmask.seed.weights_key` -> w float32 [d], bit for bit spec.weights().
+
+    And frozen, bit for bit spec.frozen(), where there are any.
+    """
     g = Graph()
-    g.output("w", frozen(g, spec, g.input("key", np.int64, [2])), np.float32, [spec.d])
+    masked, always = drawn(g, spec, g.input("key", np.int64, [2]))
+    g.output("w", masked, np.float32, [spec.d])
+    if always is not None:
+        g.output("frozen", always, np.float32, [spec.count("frozen")])
     return g.model("init")
 
 
-def frozen(g: Graph, spec: ModelSpec, key: Name) -> Name:
-    """The frozen weights float32 [d] from their key, int64 [2]."""
-    count = (spec.d + 31) // 32
+def drawn(g: Graph, spec: ModelSpec, key: Name) -> tuple[Name, Name | None]:
+    """The random weights from their key, int64 [2]: float32 [d] of masked tensors, and of frozen ones if there are any.
+    """
+    tensors = [tensor for tensor in spec.tensors if tensor.kind != "exact"]
+    total = sum(tensor.size for tensor in tensors)
+    count = (total + 31) // 32
     stream = _threefry_words(g, key, (count + 1) // 2)
     bits = g("BitwiseAnd", g("Reshape", stream, g.ints(-1, 1)), g.const([1 << b for b in range(32)], np.uint32))
     flat = g(
@@ -510,9 +532,10 @@ def frozen(g: Graph, spec: ModelSpec, key: Name) -> Name:
         g.ints(-1),
     )
     ops = OnnxOps(g, 0)
-    signs = ops.split(g.slice(flat, 0, 0, spec.d), [(tensor.size,) for tensor in spec.tensors])
-    scaled = [ops.mul(sign, ops.number(t.constant)) for sign, t in zip(signs, spec.tensors, strict=True)]
-    return ops.join(scaled)
+    signs = ops.split(g.slice(flat, 0, 0, total), [(tensor.size,) for tensor in tensors])
+    scaled = {t: ops.mul(sign, ops.number(t.constant)) for sign, t in zip(signs, tensors, strict=True)}
+    always = [part for tensor, part in scaled.items() if tensor.kind == "frozen"]
+    return ops.join([scaled[tensor] for tensor in spec.masked]), ops.join(always) if always else None
 
 
 def _threefry_words(g: Graph, key: Name, blocks: int) -> Name:
