@@ -57,7 +57,7 @@ def _run(options: argparse.Namespace) -> int:
     if not output.parent.is_dir() or output.is_dir():
         raise UserError(f"-o {output} is not a file in a folder that exists")
     job = outcome(database, average, options.round)
-    made = model.FinishedModel(job.spec, finished(job.recent))
+    made = model.FinishedModel(job.spec, *finished(job.recent))
     data, sizes = model.encode(made), model.sizes(made)
     if output.exists() and output.read_bytes() != data and not options.force:
         raise UserError(f"{output} exists and holds something else; --force overwrites it")

@@ -132,9 +132,9 @@ def open_for(model: FinishedModel, path: Path, bundle: Path | None, runtime: str
 
 def logits_of(runtime: Runtime, model: FinishedModel, x: npt.NDArray[Any]) -> F32:
     """Class scores float32 [n, classes] of raw inputs x [n, *input]."""
-    mask = model.mask.astype(np.float32)
-    parts = [runtime.logits(model.spec.normalise(x[at : at + _BATCH]), mask) for at in range(0, len(x), _BATCH)]
-    return np.concatenate(parts)
+    mask, exact = model.mask.astype(np.float32), model.values()
+    pieces = (model.spec.normalise(x[at : at + _BATCH]) for at in range(0, len(x), _BATCH))
+    return np.concatenate([runtime.logits(piece, mask, exact) for piece in pieces])
 
 
 def softmax(logits: F32) -> npt.NDArray[np.float64]:

@@ -60,7 +60,7 @@ def state_dict(model: FinishedModel) -> dict[str, Tensor]:
     """
     import torch
 
-    return {name: torch.from_numpy(signs).float() * c for name, (signs, c) in model.ternary().items()}
+    return {name: torch.from_numpy(values.copy()) for name, values in model.parameters().items()}
 
 
 def network(model: FinishedModel) -> nn.Module:
@@ -70,18 +70,20 @@ def network(model: FinishedModel) -> nn.Module:
     from export.masked import forward
 
     class Network(torch.nn.Module):
-        """Reads the layers from the spec; its weights are one flat buffer."""
+        """Reads the layers from the spec; its weights are one flat buffer, its exact values another."""
 
         weights: torch.Tensor
+        exact: torch.Tensor
 
         def __init__(self) -> None:
             super().__init__()
             self.register_buffer("weights", torch.from_numpy(model.weights()))
+            self.register_buffer("exact", torch.from_numpy(model.values()))
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             """Logits of raw x."""
             low, high = model.spec.range
-            return forward(model.spec, (x.float() - low) * (2.0 / (high - low)) - 1, self.weights)
+            return forward(model.spec, (x.float() - low) * (2.0 / (high - low)) - 1, self.weights, self.exact)
 
     return Network()
 

@@ -217,15 +217,23 @@ def pool_first(spec: ModelSpec) -> ModelSpec:
     return replace(spec, layers=tuple(layers))
 
 
+def shapes_beside(spec: ModelSpec) -> dict[str, Shape]:
+    """Every tensor's shape as its layer takes it: as it is, but for what goes with channels, which lead.
+
+    A group norm's scale [c] is multiplied by [batch, c, h, w] as [c, 1, 1].
+    """
+    shapes = {tensor.name: tensor.shape for tensor in spec.tensors}
+    for layer, after in zip(spec.layers, spec.shapes()[1:], strict=True):
+        if isinstance(layer, GroupNorm):
+            shapes |= {name: (after[0], *(1,) * (len(after) - 1)) for name in layer.tensors}
+    return shapes
+
+
 def unpack(
     ops: Ops[V], spec: ModelSpec, masked: V, frozen: V | None = None, exact: V | None = None
 ) -> dict[str, V]:
     """Every tensor by name, from the flat vector of its kind; None where the spec has no tensor of it."""
-    shapes, values = {tensor.name: tensor.shape for tensor in spec.tensors}, spec.shapes()
-    for layer, after in zip(spec.layers, values[1:], strict=True):
-        if isinstance(layer, GroupNorm):  # its channels lead: [c] goes with [batch, c, h, w] as [c, 1, 1]
-            shapes |= {name: (after[0], *(1,) * (len(after) - 1)) for name in layer.tensors}
-    out: dict[str, V] = {}
+    out, shapes = dict[str, V](), shapes_beside(spec)
     for kind, flat in zip(KINDS, (masked, frozen, exact), strict=True):
         names = [tensor.name for tensor in spec.tensors if tensor.kind == kind]
         if names and flat is not None:

@@ -25,6 +25,7 @@ from seedmask.layers import (
     Linear,
     MaxPool2d,
     Mean,
+    Norm,
     Permute,
     ReLU,
     ReLU6,
@@ -34,13 +35,17 @@ from seedmask.layers import (
     SiLU,
     Tanh,
 )
+from seedmask.mask import EXACT_ONE
 from seedmask.spec import ModelSpec
 
 
-def forward(spec: ModelSpec, x: Tensor, flat: Tensor) -> Tensor:
-    """Logits [n, classes] of x [n, *input] under effective weights `flat` [d]."""
-    parts = torch.split(flat, [tensor.size for tensor in spec.tensors])
-    weights = {t.name: part.view(t.shape) for t, part in zip(spec.tensors, parts, strict=True)}
+def forward(spec: ModelSpec, x: Tensor, flat: Tensor, exact: Tensor | None = None) -> Tensor:
+    """Logits [n, classes] of x [n, *input] under effective weights `flat` [d] and the `exact` values [e], if any."""
+    return run(spec, x, spec.parts(flat, torch.from_numpy(spec.frozen()).to(flat), exact))
+
+
+def run(spec: ModelSpec, x: Tensor, weights: dict[str, Tensor]) -> Tensor:
+    """The same with each tensor by name."""
     values = [x]
     for i, layer in enumerate(spec.layers):
         taken = [values[value] for value in layer.takes(i)]
@@ -76,11 +81,11 @@ def forward(spec: ModelSpec, x: Tensor, flat: Tensor) -> Tensor:
             case Permute():
                 x = x.permute(0, *(axis + 1 for axis in layer.order))
             case GroupNorm():
-                x = F.group_norm(x, layer.groups, eps=EPSILON)
+                x = F.group_norm(x, layer.groups, *_affine(layer, weights), eps=EPSILON)
             case LayerNorm():
-                x = F.layer_norm(x, x.shape[-layer.dims :], eps=EPSILON)
+                x = F.layer_norm(x, x.shape[-layer.dims :], *_affine(layer, weights), eps=EPSILON)
             case RMSNorm():
-                x = F.rms_norm(x, x.shape[-layer.dims :], eps=EPSILON)
+                x = F.rms_norm(x, x.shape[-layer.dims :], _affine(layer, weights)[0], eps=EPSILON)
             case Add():
                 x = sum(taken[1:], x)
             case Concat():
@@ -89,24 +94,34 @@ def forward(spec: ModelSpec, x: Tensor, flat: Tensor) -> Tensor:
     return x
 
 
+def _affine(layer: Norm, weights: dict[str, Tensor]) -> tuple[Tensor | None, Tensor | None]:
+    scale, shift = (weights[name] if name else None for name in (layer.scale, layer.shift))
+    if scale is None and shift is not None:
+        scale = torch.ones_like(shift)  # without, group_norm's backward fails in torch 2.13
+    return scale, shift
+
+
 class Masked:
     """Scores [d] in training: `step` is one Adam step, `scores.grad` the gradient it followed.
 
-    In the scores' precision: float64 makes it the judge between two programs in float32.
+    The `exact` values are trained by the same Adam at a rate of their own. In the scores' precision: float64 makes it
+    the judge between two programs in float32.
     """
 
-    def __init__(self, spec: ModelSpec, scores: Tensor, rate: float) -> None:
+    def __init__(self, spec: ModelSpec, scores: Tensor, rate: float, exact_rate: float = 1e-3) -> None:
         self.spec = spec
         self.w = torch.from_numpy(spec.weights()).to(scores.dtype)
         self.scores = scores.detach().clone().requires_grad_()
-        self.adam = torch.optim.Adam([self.scores], lr=rate)
+        self.exact = (torch.from_numpy(spec.begin()) / EXACT_ONE).to(scores.dtype).requires_grad_()
+        groups = [{"params": [self.scores], "lr": rate}, {"params": [self.exact], "lr": exact_rate}]
+        self.adam = torch.optim.Adam(groups)
 
     def step(self, x: Tensor, y: Tensor, noise: Tensor) -> tuple[float, int]:
         """Mean loss (nats, or squares) and correct predictions, both before the step; the mask is noise < theta."""
         theta = self.scores.sigmoid()
         # The value of the mask, the derivative of theta.
         mask = (noise < theta).to(theta.dtype) + (theta - theta.detach())
-        logits = forward(self.spec, x, self.w * mask)
+        logits = forward(self.spec, x, self.w * mask, self.exact)
         mse = self.spec.loss == "mse"
         loss = F.mse_loss(logits, y) if mse else F.cross_entropy(logits, y)
         self.adam.zero_grad()
