@@ -157,7 +157,8 @@ def start(init: str, seed: int, d: int, clamp: int = CLAMP, exact: I32 = NO_EXAC
     "uniform": each equally likely; "normal": the sigmoid of a standard normal score, as in FedPM's published code.
     """
     if init == "half":
-        return Theta.even(d, exact=exact)  # one half whatever the clamp, and what every device holds before it hears anything
+        # One half whatever the clamp, and what every device holds before it hears anything.
+        return Theta.even(d, exact=exact)
     u = uniforms16(fold(key_of(seed), INIT_STREAM), d)
     if init == "uniform":
         return Theta((u >> np.uint16(8)).astype(np.uint16), INIT_TOP, clamp, exact)
@@ -209,7 +210,7 @@ def _probabilities(
 
 
 def finished(recent: tuple[Theta, ...]) -> tuple[Mask, I32]:
-    """The finished model of these thetas: their mean thresholded at one half, uint8 [d]; their mean exact values [e]."""
+    """The finished model: these thetas' mean thresholded at one half, uint8 [d]; their mean exact values, int32 [e]."""
     total, exact = np.zeros(recent[0].d, np.int64), np.zeros(recent[0].e, np.int64)
     for theta in recent:
         total += theta.q16()

@@ -40,7 +40,6 @@ from seedmask import __version__, topics
 from seedmask.chunks import split
 from seedmask.io.files import append_json
 from seedmask.io.link import Link, Will
-from seedmask.mask import Theta
 from seedmask.spec import ModelSpec
 from seedmask.wire import Presence, encode
 

@@ -146,13 +146,14 @@ class Pending:
 class Session:
     """All that a device knows of its job.
 
-    `model` is our spec's digest, `seed`, `d` and `e` its seed, masked weights and exact values. `work`: (round, theta digest) that we fetch,
-    train or have finished, so that no round is trained twice. `fetching` until the probabilities are complete; none of
-    their chunks before `fetch_due` means asking again. `held`: the last ones that came (to begin with, even odds),
-    which the next may be told against; `by_delta`: that is what we fetch now. `training` while Train is under way;
-    after `failures` in a row it is tried `again` at that time. `busy`: what we sent has not left this machine.
-    `finished_before`: the work whose receipt an earlier life of ours had. `aggregator`: the boot number of its latest
-    life that we heard of; `away` when it said, or the broker said for it, that it left.
+    `model` is our spec's digest, `seed`, `d` and `e` its seed, masked weights and exact values. `work`: (round,
+    theta digest) that we fetch, train or have finished, so that no round is trained twice. `fetching` until the
+    probabilities are complete; none of their chunks before `fetch_due` means asking again. `held`: the last ones
+    that came (to begin with, even odds), which the next may be told against; `by_delta`: that is what we fetch now.
+    `training` while Train is under way; after `failures` in a row it is tried `again` at that time. `busy`: what we
+    sent has not left this machine. `finished_before`: the work whose receipt an earlier life of ours had.
+    `aggregator`: the boot number of its latest life that we heard of; `away` when it said, or the broker said for
+    it, that it left.
     """
 
     job: str

@@ -8,7 +8,7 @@ Randomness here is private to the device, but for the uniforms that the codecs s
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -37,7 +37,7 @@ class Outcome:
     loss: float
     correct: int
     state: State | None = None
-    exact: F32 = NOTHING
+    exact: F32 = field(default_factory=NOTHING.copy)
 
 
 def rule_of(work: Work, round_: int) -> Rule:
@@ -108,8 +108,9 @@ def update_of(
     rng: np.random.Generator,
     thrift: float | None = None,
 ) -> Update:
-    """The message that reports `outcome`: `work.masks` masks, each drawn and coded as the announcement asks, and how far
-    the exact values have come.
+    """The message that reports `outcome`: `work.masks` masks, each drawn and coded as the announcement asks.
+
+    And how far the exact values have come.
 
     `rng` is private; `thrift` is the device's own wish for bits of KL per block index, within what the job allows.
     """

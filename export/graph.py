@@ -229,9 +229,7 @@ def shapes_beside(spec: ModelSpec) -> dict[str, Shape]:
     return shapes
 
 
-def unpack(
-    ops: Ops[V], spec: ModelSpec, masked: V, frozen: V | None = None, exact: V | None = None
-) -> dict[str, V]:
+def unpack(ops: Ops[V], spec: ModelSpec, masked: V, frozen: V | None = None, exact: V | None = None) -> dict[str, V]:
     """Every tensor by name, from the flat vector of its kind; None where the spec has no tensor of it."""
     out, shapes = dict[str, V](), shapes_beside(spec)
     for kind, flat in zip(KINDS, (masked, frozen, exact), strict=True):

@@ -26,7 +26,8 @@ class Kinds:
     def of(self, name: str, norm: bool = False) -> str:
         """The kind of parameter `name`, that of a normalisation if `norm`. Raises UserError if it is told two."""
         self._seen[name] = norm
-        told = {kind for kind in ("exact", "frozen") for pattern in getattr(self, kind) if self._hit(kind, pattern, name)}
+        patterns = [(kind, pattern) for kind in ("exact", "frozen") for pattern in getattr(self, kind)]
+        told = {kind for kind, pattern in patterns if self._hit(kind, pattern, name)}
         if len(told) > 1:
             raise UserError(f"{name} cannot be both exact and frozen")
         if norm and told == {"frozen"}:

@@ -426,9 +426,10 @@ class Builder:
         groups = max(n for n in range(1, most + 1) if channels % n == 0)
         scale, shift = self._exact(node, self._given(node, "weight", "bias"))
         lost = [word for word, name in (("scales", scale), ("shifts", shift)) if name is None]
+        without = f"{', '.join(lost)} and running means" if lost else "running means"
         self._announce(
             f"{place(self.graph, node)} is replaced by GroupNorm of {groups} group{'s' if groups > 1 else ''} "
-            f"({channels} channels), without {', '.join([*lost, ''])[:-2]}{' and ' * bool(lost)}running means"
+            f"({channels} channels), without {without}"
         )
         return self._grouped(node, GroupNorm(groups, scale, shift), shape)
 
@@ -445,8 +446,7 @@ class Builder:
         return Value(self._add(node, made, self._flat(self._in(node))), shape)
 
     def _kept(self, node: fx.Node, given: dict[str, Any], default: float | None) -> tuple[str | None, str | None]:
-        """Names of scale and shift, if they are exact; else they go, as does an epsilon that only guards the division.
-        """
+        """Names of scale and shift where they are exact; else they go, as an epsilon does that only guards."""
         where, eps = place(self.graph, node), given.get("eps", default)
         if eps is not None and eps > EPSILON:
             raise refusal(where, f"eps={eps}; only {EPSILON} is")

@@ -133,7 +133,7 @@ def backward(
     match layer:
         case Linear():
             dy = dy if len(shape) == 1 else ops.rows(dy, after[-1])
-            if layer.bias in learnt:
+            if layer.bias and layer.bias in learnt:
                 grads[layer.bias] = ops.bias_grad(dy, after[-1:])
             if layer.weight in learnt:
                 grads[layer.weight] = ops.linear_dw(dy, saved[0])
@@ -141,7 +141,7 @@ def backward(
                 dx = ops.linear_dx(dy, weights[layer.weight])
                 dx = dx if len(shape) == 1 else ops.unrows(dx, shape)
         case Conv2d():
-            if layer.bias in learnt:
+            if layer.bias and layer.bias in learnt:
                 grads[layer.bias] = ops.bias_grad(dy, after)
             if layer.weight in learnt:
                 grads[layer.weight] = ops.conv_dw(dy, saved[0], layer, kernel, shape, after)
@@ -204,16 +204,28 @@ def _affine(ops: Ops[V], layer: Norm, y: V, weights: dict[str, V]) -> V:
 
 
 def _affine_back(
-    ops: Ops[V], layer: Norm, dy: V, y: V, shape: Shape, weights: dict[str, V], grads: dict[str, V]
+    ops: Ops[V],
+    layer: GroupNorm | LayerNorm | RMSNorm,
+    dy: V,
+    y: V,
+    shape: Shape,
+    weights: dict[str, V],
+    grads: dict[str, V],
 ) -> V:
     """The gradient by the normalised values `y`; those by scale and shift, flat, go into `grads`."""
-    for name, by in ((layer.scale, lambda: ops.mul(dy, y)), (layer.shift, lambda: dy)):
-        if name and isinstance(layer, GroupNorm):
-            grads[name] = ops.bias_grad(by(), shape)
-        elif name:
-            width = math.prod(shape[axis] for axis in _trailing(layer, shape))
-            grads[name] = ops.bias_grad(ops.rows(by(), width), (width,))
-    return ops.mul(dy, weights[layer.scale]) if layer.scale else dy
+
+    def summed(by: V) -> V:
+        if isinstance(layer, GroupNorm):
+            return ops.bias_grad(by, shape)
+        width = math.prod(shape[axis] for axis in _trailing(layer, shape))
+        return ops.bias_grad(ops.rows(by, width), (width,))
+
+    if layer.shift:
+        grads[layer.shift] = summed(dy)
+    if not layer.scale:
+        return dy
+    grads[layer.scale] = summed(ops.mul(dy, y))
+    return ops.mul(dy, weights[layer.scale])
 
 
 def _phi(ops: Ops[V], x: V, layer: GELU) -> V:

@@ -340,7 +340,7 @@ class RMSNorm(TrailingNorm):
     """x / sqrt(mean(x^2) + 1e-5) over the last `dims` dimensions (Zhang and Sennrich, arXiv 1910.07467)."""
 
     op: ClassVar[str] = "rmsnorm"
-    shift: ClassVar[None] = None
+    shift: ClassVar[None] = None  # type: ignore[misc]  # of all norms it alone never has one
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ from seedmask.layers import (
     integers,
     shapes_of,
 )
-from seedmask.mask import EXACT_ONE, MAX_D, MAX_EXACT, I32, Theta
+from seedmask.mask import EXACT_ONE, I32, MAX_D, MAX_EXACT, Theta
 from seedmask.seed import sign_bits
 
 SPEC_VERSION = 1
@@ -320,7 +320,9 @@ def _check(spec: ModelSpec) -> None:
             f"1 masked weight at least, {MAX_D} with the frozen ones at most; found {spec.d} and {spec.count('frozen')}"
         )
     if spec.e > MAX_EXACT:
-        raise SpecError(f"at most {MAX_EXACT} exact values in all, found {spec.e}; they cost 32 bits where a mask has 1")
+        raise SpecError(
+            f"at most {MAX_EXACT} exact values in all, found {spec.e}; they cost 32 bits where a mask has 1"
+        )
     used = [name for layer in spec.layers for name in layer.tensors]
     if used != [tensor.name for tensor in spec.tensors] or len(set(used)) != len(used):
         raise SpecError("tensors must be listed once each, in the order in which the layers use them")

@@ -87,8 +87,8 @@ class Exact:
         """A new optimiser."""
         return cls(values, np.zeros_like(values), np.zeros_like(values))
 
-    def stepped(self, gradient: F32, rule: Rule, t: int) -> Exact:
-        """After step `t`, from 1, along `gradient` [e], by the rule's optimiser at `exact_rate`."""
+    def stepped(self, gradient: npt.NDArray[Any], rule: Rule, t: int) -> Exact:
+        """After step `t`, from 1, along `gradient` float [e], by the rule's optimiser at `exact_rate`."""
         if not self.values.size:
             return self
         g, m, v = gradient.astype(np.float64), self.m.astype(np.float64), self.v.astype(np.float64)

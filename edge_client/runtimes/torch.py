@@ -87,7 +87,7 @@ class Torch:
         masked, exact = ([t.name for t in self.spec.tensors if t.kind == kind] for kind in ("masked", "exact"))
         self._leaves = [self._weights[name].requires_grad_() for name in (*masked, *exact)]
         sizes = [tensor.size for tensor in self.spec.masked]
-        self._windows, self._w_windows = self._gradient.split(sizes), self.w.split(sizes)
+        self._windows, self._w_windows = torch.split(self._gradient, sizes), torch.split(self.w, sizes)
 
     def _parts(self, masked: torch.Tensor, exact: torch.Tensor) -> dict[str, torch.Tensor]:
         return self.spec.parts(masked, self._frozen, exact)

@@ -519,8 +519,7 @@ def init_graph(spec: ModelSpec) -> bytes:
 
 
 def drawn(g: Graph, spec: ModelSpec, key: Name) -> tuple[Name, Name | None]:
-    """The random weights from their key, int64 [2]: float32 [d] of masked tensors, and of frozen ones if there are any.
-    """
+    """The random weights from their key, int64 [2]: those of masked tensors, float32 [d], of frozen ones if any."""
     tensors = [tensor for tensor in spec.tensors if tensor.kind != "exact"]
     total = sum(tensor.size for tensor in tensors)
     count = (total + 31) // 32

@@ -23,7 +23,7 @@ _HEAD: Final = struct.Struct("<IHH")  # d, top, clamp
 
 
 def encode(theta: Theta) -> bytes:
-    """u32 d | u16 top | u16 clamp | u16 frequency per symbol | u32 length, rANS payload | raw low bits | exact values."""
+    """u32 d | u16 top | u16 clamp | u16 frequency per symbol | u32 length, rANS payload | low bits | exact values."""
     shift = _shift(theta.top)
     high = theta.level >> shift
     frequency = _frequencies(high, (theta.top >> shift) + 1)
