@@ -40,7 +40,7 @@ def test_javascript_agrees_both_ways() -> None:
 
 
 def test_the_vectors_stay_small() -> None:
-    assert (VECTORS / "v2.json").stat().st_size < 200_000
+    assert (VECTORS / "v2.json").stat().st_size < 250_000
 
 
 def test_every_error_that_bytes_can_cause_has_a_reject() -> None:
