@@ -385,7 +385,7 @@ def _put_update(m: Update) -> bytes:
             struct.pack("<III", m.samples, m.loss, m.correct),
             bytes([m.codec | (_EXACT if m.exact else 0), len(m.payloads)]),
             *[struct.pack("<I", len(payload)) + payload for payload in m.payloads],
-            m.exact,
+            struct.pack("<I", len(m.exact)) + m.exact if m.exact else b"",
         ]
     )
 
@@ -399,7 +399,9 @@ def _get_update(r: _Reader) -> Update:
     if not masks:
         raise FieldError("an update has at least one mask")
     payloads = tuple(r.take(r.uint(4)) for _ in range(masks))
-    exact = r.take(max(len(r.data) - r.at, 1)) if codec & _EXACT else b""
+    exact = r.take(r.uint(4)) if codec & _EXACT else b""
+    if codec & _EXACT and not exact:
+        raise FieldError("exact values that are announced and empty")
     return Update(round_, made_for, samples, loss, correct, codec & ~_EXACT, payloads, exact)
 
 

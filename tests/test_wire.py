@@ -239,8 +239,8 @@ def test_each_option_travels_alone_and_only_within_its_range(number: int) -> Non
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (b"\1" + option(0, 1), "option 0 of the work is unknown; known: 1 .. 17"),
-        (b"\1" + option(18, 1), "option 18 of the work is unknown"),
+        (b"\1" + option(0, 1), "option 0 of the work is unknown; known: 1 .. 18"),
+        (b"\1" + option(19, 1), "option 19 of the work is unknown"),
         (b"\1" + option(255, 1), "option 255 of the work is unknown"),
         (b"\2" + option(2, 1) + option(1, 1), "ascending order, found 1 after 2"),
         (b"\2" + option(1, 1) + option(1, 2), "ascending order, found 1 after 1"),

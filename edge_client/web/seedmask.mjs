@@ -1505,7 +1505,7 @@ const MESSAGES = {
       w.uint(4, m.round).bytes(m.basis, 16).uint(4, m.samples).uint(4, m.loss).uint(4, m.correct);
       w.uint(1, m.codec + (m.exact ? 128 : 0)).uint(1, m.payloads.length);
       m.payloads.forEach((payload) => w.uint(4, payload.length).bytes(payload));
-      if (m.exact) w.bytes(m.exact);
+      if (m.exact) w.uint(4, m.exact.length).bytes(m.exact);
     },
     get(r) {
       const m = { round: r.uint(4), basis: r.take(16), samples: r.uint(4), loss: r.uint(4), correct: r.uint(4) };
@@ -1515,7 +1515,8 @@ const MESSAGES = {
       const masks = r.uint(1);
       if (!masks) fail("field", "an update has at least one mask");
       m.payloads = Array.from({ length: masks }, () => r.take(r.uint(4)));
-      if (codec > 127) m.exact = r.take(Math.max(r.bytes.length - r.at, 1));
+      if (codec > 127) m.exact = r.take(r.uint(4));
+      if (m.exact?.length === 0) fail("field", "exact values that are announced and empty");
       return m;
     },
   },

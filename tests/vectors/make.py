@@ -971,6 +971,8 @@ def frame_rejects() -> list[tuple[str, bytes]]:
         ("an update whose payload is longer", sealed(2, body_of(_update, 34, u32(7), u32(8)))),
         ("an update whose payload is shorter", sealed(2, body_of(_update, 34, u32(7), u32(6)))),
         ("an update that says exact values and has none", sealed(2, body_of(_update, 32, b"\2", b"\x82"))),
+        ("an update of no exact values", sealed(2, body_of(_update, 32, b"\2", b"\x82") + u32(0))),
+        ("an update whose exact values are longer", sealed(2, body_of(_exact) + b"\0")),
         ("an update with exact values that it does not say", sealed(2, body_of(_exact, 32, b"\x82", b"\2"))),
         ("an update of 4 GiB", sealed(2, body_of(_update, 34, u32(7), b"\xff" * 4))),
         ("chunk: total 0", sealed(6, body_of(_chunk, 16, u32(10), u32(0)))),
