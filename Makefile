@@ -60,6 +60,13 @@ compare-quick: setup  ## masks against every baseline, up to 20 minutes; goes on
 bench-generators: setup  ## Threefry against Philox (DECISIONS.md); ExecuTorch's column needs `pip install executorch`
 	$(BIN)/python bench/generators.py --json out/bench/generators.json
 
+.PHONY: browser bench-browser
+browser:         ## Chromium and onnxruntime-web, for the browser's tests: from apt where we may, and from npm
+	@.ci/browser
+
+bench-browser: setup browser  ## a training step in Chromium against native; into out/bench/browser.json
+	OMP_NUM_THREADS=1 $(BIN)/python bench/browser.py --json out/bench/browser.json
+
 vectors: setup   ## both implementations against the golden vectors
 	$(BIN)/python tests/vectors/make.py --check
 	node tests/vectors/verify.mjs

@@ -67,6 +67,24 @@ def test_every_kind_of_file_gives_the_same_predictions(
         assert facts["accuracy"] == pytest.approx(right, abs=1e-6)
 
 
+def test_a_model_of_numbers_gives_numbers_and_is_judged_by_its_error(
+    model: FinishedModel, tmp_path: Path, tiny_data: Dataset, wanted: np.ndarray, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "n.smk").write_bytes(encode(replace(model, spec=replace(model.spec, loss="mse"))))
+    np.savez(tmp_path / "n.npz", x=tiny_data.x, y=wanted + 0.5)
+    common = ["predict", str(tmp_path / "n.smk"), "--data", str(tmp_path / "n.npz"), "--runtime", "reference"]
+    assert cli.main([*common, "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["mean_squared_error"], "accuracy" in facts) == (pytest.approx(0.25, abs=1e-5), False)
+    np.testing.assert_allclose(facts["predictions"], wanted, rtol=1e-6)
+    assert cli.main(common) == 0
+    out, err = capsys.readouterr()
+    assert [len(line.split("\t")) for line in out.splitlines()] == [4] * 96
+    assert "96 examples, mean squared error 0.25; reference" in err
+    assert cli.main([*common, "--probabilities"]) == 2
+    assert "model tiny gives numbers, not classes" in capsys.readouterr().err
+
+
 def test_without_labels_there_is_no_accuracy_and_a_line_an_example(
     smk: str, tmp_path: Path, tiny_data: Dataset, wanted: np.ndarray, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -176,7 +194,8 @@ def test_wrong_input_is_one_sentence(
     assert "inputs are numbers [n, ...], found" in refused(x[:0])
     assert "96 inputs and 95 labels" in refused(x, y[1:])
     assert "labels 0 .. 4, model tiny has classes 0 .. 3" in refused(x, np.where(y == 3, 4, y))
-    assert "labels are [n] integers, found float64 [96]" in refused(x, y / 2)
+    assert "model tiny takes one class number each, found float64 [96]" in refused(x, y / 2)
+    assert "labels are [n] integers, found float64 [96, 1, 1]" in refused(x, y[:, None, None] / 2)
     np.savez(tmp_path / "none.npz", z=x)
     assert cli.main(["predict", smk, "--data", str(tmp_path / "none.npz")]) == 2
     assert "it lacks x" in capsys.readouterr().err

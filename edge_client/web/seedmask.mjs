@@ -585,6 +585,10 @@ export const packed = {
   ID: 1,
   NAME: "packed",
 
+  draw(scores, theta, shared, random) {
+    return packed.encode(drawMask(scores, random), theta);
+  },
+
   encode(mask, theta) {
     checkMask(mask, theta.d);
     return packBits(mask);
@@ -595,6 +599,9 @@ export const packed = {
     return unpackBits(payload, theta.d, "packed mask");
   },
 };
+
+/** A mask drawn from scores (logits); `random` gives private numbers in 0 .. 1. */
+const drawMask = (scores, random) => Uint8Array.from(scores, (s) => (random() < 1 / (1 + Math.exp(-s)) ? 1 : 0));
 
 function packBits(bits) {
   const out = new Uint8Array(Math.ceil(bits.length / 8));
@@ -613,6 +620,10 @@ function unpackBits(bytes, n, what) {
 export const rans = {
   ID: 2,
   NAME: "rans",
+
+  draw(scores, theta, shared, random) {
+    return rans.encode(drawMask(scores, random), theta);
+  },
 
   encode(mask, theta) {
     checkMask(mask, theta.d);
@@ -840,8 +851,8 @@ export const hmrc = {
   NAME: "hmrc",
   TILT: 1.5,
 
-  /** `scores` [d] logits; `random` gives numbers in 0 .. 1; kappa bits of relative entropy per byte. */
-  draw(scores, theta, shared, random = Math.random, { kappa = 5, maxBlocks = 0 } = {}) {
+  /** `scores` [d] logits; `random` gives private numbers in 0 .. 1; kappa bits of relative entropy per byte. */
+  draw(scores, theta, shared, random, { kappa = 5, maxBlocks = 0 } = {}) {
     const { d, level } = theta;
     const q16 = theta.q16();
     const u = shared.uniforms(d);

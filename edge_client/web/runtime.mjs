@@ -1,0 +1,226 @@
+// Training on ONNX Runtime in JavaScript: the bundle's step graph, run by whichever `ort` the page hands in.
+//
+// The contract is that of edge_client/runtimes/__init__.py, and tests/test_browser.py holds this file to it in a real
+// browser. `ort` is the module object of onnxruntime-web (its wasm build is what is tested); this file loads nothing
+// itself, touches no DOM, and so runs in a worker as well, which is where a page wants it: a step blocks its thread.
+// FedPM: Isik et al., arXiv 2209.15328.
+//
+// Wrong arguments are a RangeError, training that left the numbers a DivergedError, a bundle without graphs `bundle`.
+
+import { weights } from "./seedmask.mjs";
+
+const BETA1 = 0.9;
+const BETA2 = 0.999;
+const EPSILON = 1e-8;
+const GRAPHS = { adam: "onnx/step.onnx", sgd: "onnx/step_sgd.onnx" };
+const NOTHING = new Float32Array(0);
+
+/** Scores or loss are NaN or infinite. The round is lost; its start is not. */
+export class DivergedError extends Error {
+  constructor(text) {
+    super(text);
+    this.name = "DivergedError";
+  }
+}
+
+/**
+ * What one step does with the gradient, defaults filled in: `rate` > 0 of `optimizer` "adam" or "sgd" (then `momentum`
+ * 0 .. 1); `timesTheta`, the estimator of FedPM's code; weights `kl`, `sparsity`, `entropy` of the regularisers;
+ * `mean`: run w * theta, draw no mask.
+ */
+export function ruleOf(given) {
+  const standard = { optimizer: "adam", momentum: 0, timesTheta: false, kl: 0, sparsity: 0, entropy: 0, mean: false };
+  const odd = Object.keys(given).filter((key) => key !== "rate" && !(key in standard));
+  if (odd.length) throw new RangeError(`a rule has rate, ${Object.keys(standard).join(", ")}; found ${odd.join(", ")}`);
+  return { ...standard, ...given };
+}
+
+/** The vectors of a state that a rule uses; any other may be empty. */
+export function needs(rule) {
+  const out = ["scores"];
+  if (rule.optimizer === "adam" || rule.momentum) out.push("m");
+  if (rule.optimizer === "adam") out.push("v");
+  if (rule.kl) out.push("anchor");
+  return out;
+}
+
+/**
+ * A new optimiser at `scores`, Float32Array [d], anchored there: {scores, m, v, t, anchor}. With `kept`, the state that
+ * a round before ended with, its moments go on, if it has what `rule` needs.
+ */
+export function startState(scores, rule, kept = null) {
+  const used = needs(rule);
+  const anchor = used.includes("anchor") ? scores : NOTHING;
+  if (kept && used.every((name) => name === "anchor" || kept[name].length === scores.length)) {
+    return { scores, m: kept.m, v: kept.v, t: kept.t, anchor };
+  }
+  const zeros = (name) => (used.includes(name) ? new Float32Array(scores.length) : NOTHING);
+  return { scores, m: zeros("m"), v: zeros("v"), t: 0, anchor };
+}
+
+/** Make `bundle` (bundle.mjs) ready on `ort`. Rejects with a ProtocolError or with what `ort` says of a graph. */
+export async function openRuntime(ort, bundle) {
+  const runtime = new Runtime(ort, bundle);
+  // Now, since a bundle that cannot train should say so at the start. One after the other: they share one engine.
+  await runtime._session(GRAPHS.adam);
+  await runtime._session("onnx/eval.onnx");
+  return runtime;
+}
+
+/** One model on sessions of its graphs; w is regenerated from the seed and kept, 4 bytes a weight. */
+class Runtime {
+  constructor(ort, bundle) {
+    this.ort = ort;
+    this.bundle = bundle;
+    this.spec = bundle.spec;
+    this.w = new ort.Tensor("float32", weights(bundle.spec), [bundle.spec.d]);
+    this.sessions = new Map();
+  }
+
+  async _session(name) {
+    if (!this.sessions.has(name)) {
+      const options = { executionProviders: ["wasm"], enableMemPattern: false, logSeverityLevel: 3 };
+      this.sessions.set(name, await this.ort.InferenceSession.create(this.bundle.file(name), options));
+    }
+    return this.sessions.get(name);
+  }
+
+  /**
+   * One step on the scores. `x` Float32Array [n * input] normalised, 1 <= n <= batch; `y` class numbers (array of n),
+   * or Float32Array [n * classes] where the loss is "mse"; `noise` Float32Array [d], uniform in 0 .. 1: the mask is
+   * noise < sigmoid(scores), or sigmoid(scores) itself if rule.mean. Resolves to {state, loss, correct}: the state
+   * after the step, the mean loss and the correct predictions before it (0 for "mse"). Arguments stay as they were.
+   */
+  async step(x, y, state, noise, rule) {
+    rule = ruleOf(rule);
+    const { Tensor } = this.ort;
+    const { spec, bundle: { batch } } = this;
+    const n = checkStep(spec, batch, x, y, state, noise, rule);
+    const used = needs(rule);
+    const t = state.t + 1;
+    const number = (value) => new Tensor("float32", Float32Array.of(value), []);
+    // One zero in place of a vector that the rule multiplies by zero.
+    const vector = (name) => {
+      const values = used.includes(name) ? state[name] : new Float32Array(1);
+      return new Tensor("float32", values, [values.length]);
+    };
+    const yes = (value) => new Tensor("bool", Uint8Array.of(value ? 1 : 0), []);
+    const feeds = {
+      x: new Tensor("float32", padded(x, Float32Array, batch * size(spec)), [batch, ...spec.input]),
+      y: spec.loss === "mse"
+        ? new Tensor("float32", padded(y, Float32Array, batch * spec.classes), [batch, spec.classes])
+        : new Tensor("int64", padded(Array.from(y, BigInt), BigInt64Array, batch), [batch]),
+      weight: new Tensor("float32", padded(new Float32Array(n).fill(1 / n), Float32Array, batch), [batch]),
+      scores: vector("scores"),
+      m: vector("m"),
+      anchor: vector("anchor"),
+      w: this.w,
+      u: new Tensor("float32", noise, [spec.d]),
+      mean: yes(rule.mean),
+      plain: yes(!(rule.timesTheta || rule.kl || rule.sparsity || rule.entropy)),
+      terms: new Tensor("float32", Float32Array.of(rule.timesTheta ? 1 : 0, ...pulls(rule, spec.d)), [4]),
+    };
+    if (rule.optimizer === "adam") {
+      const { rate, epsilon } = corrected(rule.rate, t);
+      Object.assign(feeds, { v: vector("v"), rate: number(rate), epsilon: number(epsilon) });
+    } else {
+      Object.assign(feeds, { rate: number(rule.rate), momentum: number(rule.momentum) });
+    }
+    const moments = ["m", "v"].filter((name) => used.includes(name));
+    const wanted = ["scores_out", "loss", "correct", ...moments.map((name) => `${name}_out`)];
+    const session = await this._session(GRAPHS[rule.optimizer]);
+    const out = await session.run(feeds, wanted);
+    const after = { ...state, scores: out.scores_out.data, t };
+    for (const name of moments) after[name] = out[`${name}_out`].data;
+    return finite({ state: after, loss: Number(out.loss.data[0]), correct: Number(out.correct.data[0]) });
+  }
+
+  /** What the last layer gives, Float32Array [n * classes], any n, under weights w * mask; `mask` [d] of 0 .. 1. */
+  async logits(x, mask) {
+    const { spec, bundle: { batch } } = this;
+    const [each, n] = [size(spec), x.length / size(spec)];
+    if (!Number.isInteger(n)) throw new RangeError(`x is [n * ${each}], found [${x.length}]`);
+    checkVector("mask", mask, spec.d);
+    const session = await this._session("onnx/eval.onnx");
+    const shared = new this.ort.Tensor("float32", Float32Array.from(mask), [spec.d]);
+    const out = new Float32Array(n * spec.classes);
+    // A batch at a time, so that memory does not grow with the test set.
+    for (let at = 0; at < n; at += batch) {
+      const part = Float32Array.from(x.subarray(at * each, (at + batch) * each));
+      const tensor = new this.ort.Tensor("float32", part, [part.length / each, ...spec.input]);
+      const { logits } = await session.run({ x: tensor, w: this.w, mask: shared }, ["logits"]);
+      out.set(logits.data, at * spec.classes);
+    }
+    return out;
+  }
+
+  /** Give the engine's memory back; the runtime is of no use after it. */
+  async release() {
+    for (const session of this.sessions.values()) await session.release();
+    this.sessions.clear();
+  }
+}
+
+/** Values of one example. */
+export const size = (spec) => spec.input.reduce((a, b) => a * b, 1);
+
+/** Adam's rate and epsilon at step t, from 1, with both bias corrections inside; here, since a graph has no doubles. */
+function corrected(rate, t) {
+  const root = Math.sqrt(1 - BETA2 ** t);
+  return { rate: (rate * root) / (1 - BETA1 ** t), epsilon: EPSILON * root };
+}
+
+/** [a, b, c]: the regularisers' gradient by the scores is theta (1 - theta) (a s + b anchor + c). */
+const pulls = (rule, d) => [(rule.kl - rule.entropy) / d, -rule.kl / d, rule.sparsity / d];
+
+/** `values` in an array of `length` of their kind, zeros behind them. */
+function padded(values, Kind, length) {
+  if (values instanceof Kind && values.length === length) return values;
+  const out = new Kind(length);
+  out.set(values);
+  return out;
+}
+
+/** How many examples there are; RangeError unless a step takes these arguments. */
+function checkStep(spec, batch, x, y, state, noise, rule) {
+  const mse = spec.loss === "mse";
+  const n = mse ? y.length / spec.classes : y.length;
+  if (mse && !(y instanceof Float32Array && Number.isInteger(n))) {
+    throw new RangeError(`y is Float32Array [n * ${spec.classes}], found ${y.constructor.name} [${y.length}]`);
+  }
+  if (!(n >= 1 && n <= batch)) throw new RangeError(`a step takes 1 .. ${batch} examples, found ${n}`);
+  checkVector("x", x, n * size(spec));
+  if (!mse) {
+    for (const k of y) {
+      if (!(Number.isInteger(k) && k >= 0 && k < spec.classes)) {
+        throw new RangeError(`y is ${n} classes in 0 .. ${spec.classes - 1}, found ${k}`);
+      }
+    }
+  }
+  if (!Object.hasOwn(GRAPHS, rule.optimizer)) {
+    throw new RangeError(`optimizer is one of ${Object.keys(GRAPHS).join(", ")}, found ${rule.optimizer}`);
+  }
+  for (const name of needs(rule)) checkVector(name, state[name], spec.d);
+  checkVector("noise", noise, spec.d);
+  if (!(rule.rate > 0)) throw new RangeError(`rate is above 0, found ${rule.rate}`);
+  if (!(rule.momentum >= 0 && rule.momentum < 1)) throw new RangeError(`momentum is 0 .. 1, found ${rule.momentum}`);
+  return n;
+}
+
+function checkVector(name, values, length) {
+  if (!(ArrayBuffer.isView(values) && values.length === length)) {
+    throw new RangeError(`${name} is [${length}], found [${values?.length}]`);
+  }
+}
+
+function finite(result) {
+  const { state, loss } = result;
+  let sum = 0; // finite only if every score is
+  for (let i = 0; i < state.scores.length; i++) sum += state.scores[i];
+  if (!(Number.isFinite(loss) && Number.isFinite(sum))) {
+    throw new DivergedError(
+      `step ${state.t}: loss ${loss}, scores or loss not finite; are the inputs numbers, and is the rate sane?`,
+    );
+  }
+  return result;
+}

@@ -1,0 +1,151 @@
+// One round of local training in JavaScript: from the announced probabilities to the update frame that is sent.
+//
+// The twin of edge_client/training.py. What it leaves to others is the conversation: fetching theta, storing the frame
+// before it is sent, and sending it until a receipt comes (PROTOCOL 8).
+
+import { ruleOf, size, startState } from "./runtime.mjs";
+import { Shared, basis, codecById, encode, table } from "./seedmask.mjs";
+
+/**
+ * Private randomness: fill a Float32Array with uniforms in 0 .. 1 (24 bits each). Straight from the system's generator,
+ * no generator of ours and no Math.random: a mask must not be guessable by whoever knows this page.
+ */
+export function systemChance(out) {
+  const words = new Uint32Array(Math.min(out.length, 16384)); // 65536 bytes are all that one call gives
+  for (let at = 0; at < out.length; at += words.length) {
+    const part = crypto.getRandomValues(words.subarray(0, out.length - at));
+    for (let i = 0; i < part.length; i++) out[at + i] = (part[i] >>> 8) * 2 ** -24;
+  }
+}
+
+/** What a job's `work` asks of every step in round `round`; the mean network's epochs are `train`'s affair. */
+export function ruleOfWork(work, round) {
+  return ruleOf({
+    rate: Math.max((work.learning_rate / 1e6) * (1 - work.rate_decay / 1e6) ** (round - 1), 1e-12),
+    optimizer: ["adam", "sgd"][work.optimizer],
+    momentum: work.momentum / 1e6,
+    timesTheta: work.straight_through === 1,
+    kl: work.kl / 1e6,
+    sparsity: work.sparsity / 1e6,
+    entropy: work.entropy / 1e6,
+  });
+}
+
+/** Raw inputs (bytes or floats) as the network takes them, Float32Array in -1 .. 1. */
+export function normalise(spec, raw) {
+  const [low, high] = spec.range;
+  const [floor, factor] = [Math.fround(low), Math.fround(2 / (high - low))];
+  const out = new Float32Array(raw.length);
+  for (let i = 0; i < out.length; i++) out[i] = Math.fround(Math.fround(Math.fround(raw[i]) - floor) * factor) - 1;
+  return out;
+}
+
+/**
+ * Train `work.epochs` passes over `data`: {x, typed array [n * input] as stored; y, class numbers [n] or Float32Array
+ * [n * classes]}. Resolves to {scores, loss, correct, state}: the logits that were learnt, the last epoch's mean loss
+ * and correct predictions, and where the optimiser stands; or to null if `progress(step, steps)` gave false.
+ *
+ * `kept` is the state of the round before where the optimiser goes on; `chance` is the device's own randomness.
+ */
+export async function train(runtime, data, theta, work, options = {}) {
+  const { round = 1, kept = null, chance = systemChance, progress = () => true } = options;
+  const { spec, bundle: { batch } } = runtime;
+  const [each, wide] = [size(spec), spec.loss === "mse" ? spec.classes : 1];
+  const n = data.y.length / wide;
+  if (!(n >= 1 && data.x.length === n * each)) {
+    throw new RangeError(`data: ${data.x.length / each} inputs of ${each} values and ${n} targets`);
+  }
+  if (theta.d !== spec.d) throw new RangeError(`theta has ${theta.d} weights, model ${spec.name} has ${spec.d}`);
+  const rule = ruleOfWork(work, round);
+  const logit = Float32Array.from(table(theta.top, theta.clamp), (q) => Math.log(q / (65536 - q)));
+  let state = startState(Float32Array.from(theta.level, (level) => logit[level]), rule, kept);
+  const noise = new Float32Array(spec.d);
+  const perEpoch = Math.ceil(n / batch);
+  let [losses, correct] = [0, 0];
+  for (let epoch = 0; epoch < work.epochs; epoch++) {
+    const mean = epoch < work.mean_epochs;
+    const order = permutation(n, chance);
+    [losses, correct] = [0, 0];
+    for (let number = 0; number < perEpoch; number++) {
+      if (!progress(epoch * perEpoch + number, work.epochs * perEpoch)) return null;
+      const pick = order.subarray(number * batch, (number + 1) * batch);
+      if (!mean) chance(noise);
+      const x = normalise(spec, rows(data.x, pick, each));
+      const result = await runtime.step(x, rows(data.y, pick, wide), state, noise, { ...rule, mean });
+      state = result.state;
+      losses += result.loss * pick.length;
+      correct += result.correct;
+    }
+  }
+  return { scores: state.scores, loss: losses / n, correct, state };
+}
+
+/** The update message that reports `outcome` of `samples` examples: `work.masks` masks, coded as the job asks. */
+export function updateOf(announce, device, spec, theta, outcome, samples, { chance = systemChance, thrift } = {}) {
+  const { work, selected } = announce;
+  const codec = codecById(work.codec);
+  const [least, most] = [work.kappa / 1000, work.kappa_max / 1000];
+  const plan = {
+    kappa: thrift === undefined ? least : Math.min(Math.max(thrift, least), most),
+    maxBlocks: work.max_blocks,
+  };
+  const stratum = work.stratified ? [selected.indexOf(device), selected.length] : null;
+  const ready = new Float32Array(1024);
+  let left = 0;
+  const random = () => {
+    if (!left) chance(ready);
+    left = (left || ready.length) - 1;
+    return ready[left];
+  };
+  const payloads = Array.from({ length: work.masks }, (_, index) => {
+    const shared = new Shared({ seed: spec.seed, round: announce.round, job: announce.job, device, index, stratum });
+    return codec.draw(outcome.scores, theta, shared, random, plan);
+  });
+  return {
+    type: "update",
+    round: announce.round,
+    basis: basis(announce.job, announce.model, announce.theta),
+    samples,
+    loss: Math.min(Math.floor(outcome.loss * 1e6 + 0.5), 2 ** 32 - 1),
+    correct: outcome.correct,
+    codec: work.codec,
+    payloads,
+  };
+}
+
+/**
+ * A whole round of `device`: train on `data` as `announce` (a decoded message) asks, from `theta`, and draw the masks
+ * once. Resolves to {outcome, update, frame}: `frame` is to be stored, then sent; or to null if it was stopped.
+ * `options` are those of `train` and `updateOf`; `kept`, the outcome.state of the round before, is used if the job says
+ * so.
+ */
+export async function trainRound(runtime, data, announce, theta, device, options = {}) {
+  const { work, round } = announce;
+  const kept = work.keep_optimizer ? options.kept : null;
+  const outcome = await train(runtime, data, theta, work, { ...options, round, kept });
+  if (outcome === null) return null;
+  const samples = data.y.length / (runtime.spec.loss === "mse" ? runtime.spec.classes : 1);
+  const update = updateOf(announce, device, runtime.spec, theta, outcome, samples, options);
+  return { outcome, update, frame: encode(update) };
+}
+
+/** 0 .. n-1 in random order (Fisher and Yates), Uint32Array. */
+function permutation(n, chance) {
+  const order = Uint32Array.from({ length: n }, (_, i) => i);
+  const uniforms = new Float32Array(n);
+  chance(uniforms);
+  for (let i = n - 1; i > 0; i--) {
+    const j = Math.floor(uniforms[i] * (i + 1));
+    [order[i], order[j]] = [order[j], order[i]];
+  }
+  return order;
+}
+
+/** The rows `pick` of `values`, each `width` long, one behind the other in the same kind of array. */
+function rows(values, pick, width) {
+  const out = new values.constructor(pick.length * width);
+  pick.forEach((row, i) => {
+    for (let k = 0; k < width; k++) out[i * width + k] = values[row * width + k];
+  });
+  return out;
+}
