@@ -562,6 +562,14 @@ export const exact = {
     return after;
   },
 
+  /** `values` (numbers) as a device reports them: the nearest integers, no further from `before` than REACH. */
+  quantised(values, before) {
+    return before.map((was, i) => {
+      const [low, high] = [Math.max(was - exact.REACH, -EXACT_LIMIT), Math.min(was + exact.REACH, EXACT_LIMIT)];
+      return Math.min(Math.max(Math.round(values[i] * EXACT_ONE), low), high);
+    });
+  },
+
   /** As `encode` with its length in front; nothing where there are no values. */
   put(after, before) {
     if (!before.length) return new Uint8Array(0);
