@@ -69,8 +69,9 @@ def some_announce(draw: Any) -> Announce:
 KINDS: dict[type[Message], st.SearchStrategy[Any]] = {
     Announce: some_announce(),
     Update: st.builds(
-        *(Update, U32, B16, positive(U32), U32, U32, U8),
+        *(Update, U32, B16, positive(U32), U32, U32, st.integers(0, 127)),
         st.lists(st.binary(max_size=60), min_size=1, max_size=4).map(tuple),
+        st.binary(max_size=20),
     ),
     Receipt: st.builds(Receipt, NAMES, U32, B16, st.sampled_from(Status), TEXT),
     Presence: st.builds(Presence, NAMES, st.booleans(), U64, B32, U32, TEXT, TEXT),
@@ -168,6 +169,7 @@ def test_random_bytes_are_no_message(frame: bytes) -> None:
         Update(1, bytes(16), 1, 0, 0, 1, ()),
         Update(1, bytes(16), 1, 0, 0, 1, (b"",) * 256),
         Update(1, bytes(15), 1, 0, 0, 1, (b"",)),
+        Update(1, bytes(16), 1, 0, 0, 128, (b"",)),
         Chunk(bytes(16), 10, 4, 2, 3, b"ijk"),
         Chunk(bytes(16), 10, 4, 2, 3, b"i"),
     ],

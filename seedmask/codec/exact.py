@@ -35,6 +35,8 @@ def decode(payload: bytes, before: I32, reach: int = 2 * EXACT_LIMIT) -> I32:
 
     For any bytes that `encode` could not have written, or that move a value by more than `reach`.
     """
+    if len(payload) < before.size:
+        raise CodecError(f"exact: {before.size} values expected, found {len(payload)} bytes")
     moved, at = np.zeros(before.size, np.int64), 0
     for i in range(before.size):
         number, at = varint.get(payload, at)
