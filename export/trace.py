@@ -154,7 +154,7 @@ def _tensors(builder: Builder, constant: Callable[[int], float], gain: float | S
                 raise refusal(place(builder.graph, node), f"{name} {again}; every layer has its own")
             used[id(parameter)] = name
             shape = tuple(parameter.shape)
-            if len(shape) == 3:  # a Conv1d is a Conv2d of height one
+            if len(shape) == 3 and isinstance(layer, Weighted):  # a Conv1d is a Conv2d of height one
                 shape = (*shape[:2], 1, shape[2])
             kind = "exact" if name in layer.exact else builder.kinds.of(name)
             start = int(isinstance(layer, Norm) and name == layer.scale)

@@ -230,8 +230,6 @@ ZOO: dict[str, Entry] = {
     "conv4": Entry(conv4, (1, 28, 28), 10, 1_933_258),
     "conv4s": Entry(conv4s, (1, 28, 28), 10, 102_304),
     "conv4n": Entry(conv4n, (1, 28, 28), 10, 102_304),
-    "mlpa": Entry(mlpa, (1, 28, 28), 10, 234_762),
-    "conv4a": Entry(conv4a, (1, 28, 28), 10, 102_314),
     "conv6": Entry(conv6, (3, 32, 32), 10, 2_262_602),
     "conv10": Entry(conv10, (3, 32, 32), 100, 19_197_092),
     "lenet5": Entry(lenet5, (1, 28, 28), 10, 61_706),
@@ -240,4 +238,6 @@ ZOO: dict[str, Entry] = {
     "mobile": Entry(mobile, (3, 32, 32), 10, 102_394),
     "sensor1d": Entry(sensor1d, (9, 128), 6, 32_550),
     "mixer": Entry(mixer, (1, 28, 28), 10, 107_046),
+    "mlpa": Entry(mlpa, (1, 28, 28), 10, 234_762),
+    "conv4a": Entry(conv4a, (1, 28, 28), 10, 102_314),
 }

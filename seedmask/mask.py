@@ -27,11 +27,11 @@ CLAMP: Final = 655
 """Default distance of theta from 0 and 1, in units of 2**-16 (about 0.01)."""
 MAX_TOP: Final = 65535
 MAX_D: Final = 1 << 28
-EXACT_ONE: Final = 1 << 16
-"""An exact value of 1: they are integers, in units of 2**-16."""
+EXACT_ONE: Final = 1 << 12
+"""An exact value of 1: they are integers, in units of 2**-12: a step of Adam at .001 is four of them."""
 MAX_EXACT: Final = 1 << 16
 EXACT_LIMIT: Final = (1 << 30) - 1
-"""The largest magnitude of an exact value, 16384: a difference of two of them fits 32 bits with its sign."""
+"""The largest magnitude of an exact value, 262144: a difference of two of them fits 32 bits with its sign."""
 _NONE: Final[I32] = np.zeros(0, np.int32)
 
 
@@ -46,7 +46,7 @@ def table(top: int, clamp: int = CLAMP) -> npt.NDArray[np.uint16]:
 class Theta:
     """The global probabilities: `level` uint16 [d] of 0..top, `top` levels above zero, `clamp` in units of 2**-16.
 
-    `exact` int32 [e]: the global values of the exact tensors, units of 2**-16, within EXACT_LIMIT either way.
+    `exact` int32 [e]: the global values of the exact tensors, units of 2**-12, within EXACT_LIMIT either way.
     """
 
     level: npt.NDArray[np.uint16]

@@ -26,7 +26,7 @@ _FRAME: Final = len(MAGIC) + 4 + 1 + 4 + 32  # bytes of a file that are neither 
 
 @dataclass(frozen=True, eq=False)
 class FinishedModel:
-    """`mask` uint8 [d] over the masked weights of `spec`; `exact` int32 [e], its exact values in units of 2**-16."""
+    """`mask` uint8 [d] over the masked weights of `spec`; `exact` int32 [e], its exact values in units of 2**-12."""
 
     spec: ModelSpec
     mask: Mask

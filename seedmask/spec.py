@@ -206,7 +206,7 @@ class ModelSpec:
         return np.concatenate(parts)
 
     def begin(self) -> I32:
-        """What the exact values begin with, int32 [e], in units of 2**-16."""
+        """What the exact values begin with, int32 [e], in units of 2**-12."""
         starts = [np.full(t.size, t.start * EXACT_ONE, np.int32) for t in self.tensors if t.kind == "exact"]
         return np.concatenate([np.zeros(0, np.int32), *starts])
 

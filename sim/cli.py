@@ -46,11 +46,11 @@ MODELS = (
     "conv4",
     "conv4s",
     "conv4n",
-    "mlpa",
-    "conv4a",
     "lenet5",
     "resnet20g",
     "mixer",
+    "mlpa",
+    "conv4a",
 )  # of the zoo, those that take the images there are
 MARKER = ".seedmask-simulation"
 

@@ -174,7 +174,7 @@ def test_small_moves_take_a_byte_and_far_ones_are_refused() -> None:
 
 
 def test_a_device_reports_the_nearest_unit_within_reach() -> None:
-    values = np.array([0.5 / EXACT_ONE, 1.6 / EXACT_ONE, 100.0, -100.0, 20000.0], np.float32)
+    values = np.array([0.5 / EXACT_ONE, 1.6 / EXACT_ONE, 100.0, -100.0, 300_000.0], np.float32)
     before = ints(0, 0, 0, 0, EXACT_LIMIT - 5)
     assert exact.quantised(values, before).tolist() == [0, 2, exact.REACH, -exact.REACH, EXACT_LIMIT]
 
@@ -182,7 +182,7 @@ def test_a_device_reports_the_nearest_unit_within_reach() -> None:
 def test_other_exact_values_are_another_theta() -> None:
     plain, zero, one = Theta.even(4), Theta.even(4, exact=ints(0)), Theta.even(4, exact=ints(1))
     assert len({theta.digest() for theta in (plain, zero, one)}) == 3
-    assert one.values().tolist() == [2.0**-16]
+    assert one.values().tolist() == [2.0**-12]
     for wrong in (np.zeros(1, np.int64), ints(EXACT_LIMIT + 1)):
         with pytest.raises(ValueError, match="exact values"):
             Theta.even(4, exact=wrong)  # type: ignore[arg-type]
@@ -329,7 +329,7 @@ def test_the_mean_weighs_devices_as_their_masks_do() -> None:
         (b"\0" * (E - 1), "codec: exact: 36 values expected, found 35 bytes"),
         (b"\0" * (E + 1), "codec: exact: 36 values expected, found 1 bytes after them"),
         (b"\x80" * E, "codec: the number at byte 0 is longer than 5 bytes"),
-        (exact.encode(ints(*[exact.REACH + 1] * E), ints(*[0] * E)), "codec: exact: a value moves 262144 at most"),
+        (exact.encode(ints(*[exact.REACH + 1] * E), ints(*[0] * E)), "codec: exact: a value moves 16384 at most"),
     ],
 )
 def test_exact_values_that_nobody_can_have_learnt_are_refused_with_a_receipt(made: bytes, says: str) -> None:
@@ -364,12 +364,14 @@ def test_a_device_has_the_rounds_exact_values_however_theta_comes(kind: str) -> 
     recipe = Recipe(top=3, relay=kind == "relay")
     before = job_of(recipe=recipe)
     job = played(before, NAMES, dict.fromkeys(NAMES, 3))
-    assert job.delta[:1] == {"relay": b"\x12", "delta": b"\x11", "whole": b"\x11"}[kind]
+    if kind == "delta":
+        job = replace(job, delta=delta.encode(job.theta, before.theta))
+    assert kind != "relay" or job.delta[:1] == b"\x12"
     own = Session("fashion", "pi-9", SPEC.digest, D, SPEC.seed, held=None if kind == "whole" else before.theta, e=E)
     own, _ = device.step(own, Connected())
     blob, topic = (job.blob, topics.theta) if kind == "whole" else (job.delta, topics.delta)
     parts = split(blob, 64)
-    said = announcement(job, len(split(job.blob, 64)), len(split(job.delta, 64)))
+    said = announcement(job, len(split(job.blob, 64)), len(split(job.delta, 64)) if job.delta else 0)
     effects: list[object] = []
     for message, where in ((said, topics.round_("fashion")), *((c, topic("fashion", 2, c.index)) for c in parts)):
         own, more = device.step(own, Received(where, wire.encode(message)))
@@ -465,7 +467,7 @@ def test_a_fleet_learns_exact_values_whatever_happens(
 
 def finished_model() -> model.FinishedModel:
     rng = np.random.default_rng(4)
-    moved = rng.integers(-30000, 30000, E).astype(np.int32)
+    moved = rng.integers(-2000, 2000, E).astype(np.int32)
     return model.FinishedModel(SPEC, rng.integers(0, 2, D).astype(np.uint8), SPEC.begin() + moved)
 
 

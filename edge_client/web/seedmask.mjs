@@ -218,13 +218,13 @@ export function table(top, clamp = CLAMP) {
   return Uint16Array.from({ length: top + 1 }, (_, l) => clamp + Math.floor((2 * span * l + top) / (2 * top)));
 }
 
-export const EXACT_ONE = 65536;
+export const EXACT_ONE = 4096;
 export const EXACT_LIMIT = 2 ** 30 - 1;
 export const MAX_EXACT = 65536;
 
 /**
  * The global probabilities: `level` Uint16Array [d] of 0..top, and the model's `exact` values, Int32Array [e] in units
- * of 2**-16. A mask is a Uint8Array [d] of 0/1.
+ * of 2**-12. A mask is a Uint8Array [d] of 0/1.
  */
 export class Theta {
   constructor(level, top, clamp = CLAMP, exact = new Int32Array(0)) {
@@ -355,7 +355,7 @@ export function weights(spec, kind = "masked") {
   return out;
 }
 
-/** What a read spec's exact values begin with, Int32Array [e] in units of 2**-16. */
+/** What a read spec's exact values begin with, Int32Array [e] in units of 2**-12. */
 export function begin(spec) {
   const starts = spec.tensors.filter((t) => kindOf(t) === "exact");
   return Int32Array.from(starts.flatMap((t) => new Array(product(t.shape)).fill((t.start ?? 0) * EXACT_ONE)));
@@ -535,7 +535,7 @@ function getVarint(bytes, at) {
 export const exact = {
   ID: 20,
   NAME: "exact",
-  REACH: 2 ** 18,
+  REACH: 2 ** 14,
 
   encode(after, before) {
     const out = [];
@@ -1694,7 +1694,7 @@ export function writeModel(spec, mask, values = new Int32Array(0)) {
   return concat([body, sha256(body)]);
 }
 
-/** `{spec, mask, values}` of a finished model's file: weights(spec) times mask, and exact values in units of 2**-16. */
+/** `{spec, mask, values}` of a finished model's file: weights(spec) times mask, and exact values in units of 2**-12. */
 export function readModel(bytes) {
   if (new TextDecoder("latin1").decode(bytes.subarray(0, 4)) !== MODEL_MAGIC) {
     fail("bundle", `a model file begins with ${MODEL_MAGIC}`);

@@ -1,7 +1,7 @@
 """Codec 20, `exact`: how far a model's exact values have come, as numbers of variable length.  PROTOCOL 5.10.
 
 A few hundred values (scales of a normalisation, a last layer's biases) that are trained as they are need no mask, and
-integers in units of 2**-16 need no agreement about floats. Devices send the difference to the round's values and so
+integers in units of 2**-12 need no agreement about floats. Devices send the difference to the round's values and so
 does a `delta` or `relay`; `counts` sends it from zero.
 """
 
@@ -18,7 +18,7 @@ from seedmask.mask import EXACT_LIMIT, EXACT_ONE, F32, I32
 ID: Final = 20
 NAME: Final = "exact"
 
-REACH: Final = 1 << 18
+REACH: Final = 1 << 14
 """How far one update may move a value, 4.0: what bounds the word of one device."""
 MAX_BYTES: Final = 5
 """Of one value's difference."""
