@@ -39,13 +39,14 @@ from seedmask.mask import EXACT_ONE
 from seedmask.spec import ModelSpec
 
 
-def forward(spec: ModelSpec, x: Tensor, flat: Tensor, exact: Tensor | None = None) -> Tensor:
-    """Logits [n, classes] of x [n, *input] under effective weights `flat` [d] and the `exact` values [e], if any."""
-    return run(spec, x, spec.parts(flat, torch.from_numpy(spec.frozen()).to(flat), exact))
+def forward(
+    spec: ModelSpec, x: Tensor, flat: Tensor, exact: Tensor | None = None, frozen: Tensor | None = None
+) -> Tensor:
+    """Logits [n, classes] of x [n, *input] under effective weights `flat` [d].
 
-
-def run(spec: ModelSpec, x: Tensor, weights: dict[str, Tensor]) -> Tensor:
-    """The same with each tensor by name."""
+    `exact` and `frozen`: the flat vectors of these tensors, None where the spec has none.
+    """
+    weights: dict[str, Tensor] = spec.parts(flat, frozen, exact)
     values = [x]
     for i, layer in enumerate(spec.layers):
         taken = [values[value] for value in layer.takes(i)]
@@ -110,7 +111,7 @@ class Masked:
 
     def __init__(self, spec: ModelSpec, scores: Tensor, rate: float, exact_rate: float = 1e-3) -> None:
         self.spec = spec
-        self.w = torch.from_numpy(spec.weights()).to(scores.dtype)
+        self.w, self.frozen = (torch.from_numpy(made).to(scores.dtype) for made in (spec.weights(), spec.frozen()))
         self.scores = scores.detach().clone().requires_grad_()
         self.exact = (torch.from_numpy(spec.begin()) / EXACT_ONE).to(scores.dtype).requires_grad_()
         groups = [{"params": [self.scores], "lr": rate}, {"params": [self.exact], "lr": exact_rate}]
@@ -121,7 +122,7 @@ class Masked:
         theta = self.scores.sigmoid()
         # The value of the mask, the derivative of theta.
         mask = (noise < theta).to(theta.dtype) + (theta - theta.detach())
-        logits = forward(self.spec, x, self.w * mask, self.exact)
+        logits = forward(self.spec, x, self.w * mask, self.exact, self.frozen)
         mse = self.spec.loss == "mse"
         loss = F.mse_loss(logits, y) if mse else F.cross_entropy(logits, y)
         self.adam.zero_grad()

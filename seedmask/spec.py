@@ -193,10 +193,12 @@ class ModelSpec:
         return self._random("frozen")
 
     def _random(self, kind: str) -> F32:
+        if not self.count(kind):
+            return np.zeros(0, np.float32)
         # One stream of signs for both kinds, in the order of the tensors.
         drawn = [tensor for tensor in self.tensors if tensor.kind != "exact"]
         negative = sign_bits(self.seed, sum(tensor.size for tensor in drawn)).astype(np.bool_)
-        parts, at = [np.zeros(0, np.float32)], 0
+        parts, at = [], 0
         for tensor in drawn:
             if tensor.kind == kind:
                 part = np.full(tensor.size, tensor.constant, np.float32)

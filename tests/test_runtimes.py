@@ -151,8 +151,8 @@ KINDS = spec_of(
         GroupNorm(3, None, "m.shift"),
         ReLU(),
         Conv2d("b.weight", "b.bias", (1, 1), (1, 1), 2),  # frozen, between masked ones
-        layers.LayerNorm(1, "l.scale", "l.shift"),
-        layers.LayerNorm(2, "k.scale"),
+        layers.LayerNorm(2, "l.scale", "l.shift"),
+        layers.LayerNorm(3, "k.scale"),
         layers.RMSNorm(3, "r.scale"),
         Flatten(),
         Linear("c.weight", "c.bias"),
@@ -168,9 +168,9 @@ KINDS = spec_of(
         "m.shift": (6,),
         "b.weight": (8, 3, 3, 3),
         "b.bias": (8,),
-        "l.scale": (4,),
-        "l.shift": (4,),
-        "k.scale": (3, 4),
+        "l.scale": (3, 4),
+        "l.shift": (3, 4),
+        "k.scale": (8, 3, 4),
         "r.scale": (8, 3, 4),
         "c.weight": (16, 96),
         "c.bias": (16,),
@@ -231,7 +231,8 @@ def example(spec: ModelSpec, n: int, seed: int = 1) -> tuple[np.ndarray, np.ndar
     v = rng.random(spec.d, np.float32) * np.float32(1e-4) + np.float32(1e-6)
     anchor = rng.normal(size=spec.d).astype(np.float32)
     values, more = rng.normal(size=(2, spec.e)).astype(np.float32)
-    exact = Exact(values, more * np.float32(1e-2), rng.random(spec.e, np.float32) * np.float32(1e-4))
+    squares = rng.random(spec.e, np.float32) * np.float32(1e-4) + np.float32(1e-6)
+    exact = Exact(spec.even().values() + values * np.float32(0.2), more * np.float32(1e-2), squares)
     return x, y, State(scores, m, v, 3, anchor, exact), np.where(near, noise / 2, noise).astype(np.float32)
 
 
