@@ -23,7 +23,7 @@ from edge_client.data import Dataset
 from edge_client.runtimes import Rule, State, open_runtime
 from edge_client.session import Session, Train
 from edge_client.training import train, update_of
-from seedmask import model, topics, wire
+from seedmask import cli, model, topics, wire
 from seedmask.bundle import Bundle
 from seedmask.chunks import split, transfer_id
 from seedmask.codec import Plan, counts, delta, exact, hmrc, packed
@@ -536,3 +536,43 @@ def test_every_format_says_the_same_with_exact_and_frozen_tensors() -> None:
     assert list(state) == [tensor.name for tensor in SPEC.tensors]
     assert state["n.bias"].tolist() == (made.exact[16:32] / EXACT_ONE).tolist()
     assert state["a.bias"].abs().tolist() == [0.5] * 16
+
+
+@pytest.mark.export
+def test_the_command_line_declares_kinds_and_shows_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("torch")
+    pytest.importorskip("onnx")
+    monkeypatch.chdir(tmp_path)
+    said = [
+        "export",
+        "mlpa",
+        "--seed",
+        "1",
+        "-o",
+        "m.bundle",
+        "--exact",
+        "norm",
+        "--exact",
+        "7.bias",
+        "--frozen",
+        "4.*",
+    ]
+    assert cli.main(said) == 0
+    printed = capsys.readouterr().out
+    assert "groupnorm 1 scale shift" in printed
+    assert "weight exact, bias exact" in printed
+    assert "masked  201,984 weights" in printed
+    assert "frozen  32,768 weights" in printed
+    assert "exact   778 values" in printed
+    assert cli.main(["inspect", "m.bundle"]) == 0
+    printed = capsys.readouterr().out
+    assert "weights   201,984, none stored, 32,768 frozen, 778 exact" in printed
+    rows = {line.split()[0]: line.split()[3:] for line in printed.splitlines() if ".weight" in line or ".bias" in line}
+    assert rows["4.weight"] == ["+-0.0883883", "frozen"]
+    assert rows["5.weight"] == ["from", "1", "exact"]
+    assert rows["7.bias"] == ["from", "0", "exact"]
+    assert rows["7.weight"] == ["+-0.125"]
+    assert cli.main(["simulate", "--bundle", "m.bundle", "--exact", "norm", "--virtual"]) == 2
+    assert "--exact and --bundle exclude each other" in capsys.readouterr().err
