@@ -5,6 +5,8 @@ BIN    := $(VENV)/bin
 # What this project is tested with. Where pip would fetch a CUDA build of it (gigabytes), name a CPU build:
 # make TORCH='...' demo, with a version or the path of a wheel.
 TORCH  ?= torch==2.13.0
+# Without what it names and nobody here uses: tokenizers, Core ML, settings of language models.
+EXECUTORCH := executorch==1.5.1 torchao==0.18.0
 EXTRAS := onnxruntime,export,aggregator,broker,sim,dev
 
 MODEL   ?= mlpn
@@ -23,7 +25,8 @@ $(VENV)/.ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --upgrade pip
 	$(BIN)/python -m pip install -q '$(TORCH)'
-	$(BIN)/python -m pip install -q -e '.[$(EXTRAS)]'
+	$(BIN)/python -m pip install -q -e '.[$(EXTRAS)]' flatbuffers pandas pyyaml ruamel.yaml tabulate
+	$(BIN)/python -m pip install -q --no-deps $(EXECUTORCH)
 	touch $@
 
 system: $(VENV)/.ready  ## mosquitto and Fashion-MNIST: from apt where we may, else the next best thing
@@ -57,7 +60,7 @@ bench-finished: setup  ## a finished model's size, loading, latency and memory a
 compare-quick: setup  ## masks against every baseline, up to 20 minutes; goes on where it stopped; into out/compare
 	$(BIN)/seedmask compare --grid quick --out out/compare
 
-bench-generators: setup  ## Threefry against Philox (DECISIONS.md); ExecuTorch's column needs `pip install executorch`
+bench-generators: setup  ## Threefry against Philox (DECISIONS.md)
 	$(BIN)/python bench/generators.py --json out/bench/generators.json
 
 .PHONY: browser bench-browser
@@ -71,7 +74,7 @@ vectors: setup   ## both implementations against the golden vectors
 	$(BIN)/python tests/vectors/make.py --check
 	node tests/vectors/verify.mjs
 
-device: setup    ## what a device installs: its size, aarch64 wheels, and a job with it
+device: setup    ## what a device installs, by runtime: its size, aarch64 wheels, and a job with it
 	$(BIN)/python bench/device.py --json out/bench/device.json
 
 mixed: setup     ## onnxruntime-training in its own environment, and a job in which every device has another runtime

@@ -1,8 +1,9 @@
 """What a device installs, and that it works: size on disk, aarch64 wheels, and a real job in that environment.
 
 1. For each Python of the fleet's boards, the device install (`seedmask[onnxruntime]`) is resolved for aarch64 from
-   wheels only; it must resolve, hold no torch, and stay below the budget.
-2. A fresh environment with only that install trains as the one device of a job over a real broker.
+   wheels only; it must resolve, hold no torch, and stay below the budget. So is ExecuTorch's wheel by itself.
+2. A fresh environment with only that install trains as the one device of a job over a real broker; so does one with
+   ExecuTorch in its place, which compiles its shim there.
 Run: python bench/device.py [--json FILE] [--budget-mb N]
 """
 
@@ -25,6 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 BOARDS = {"3.10": "JetPack 6", "3.11": "Raspberry Pi OS bookworm", "3.13": "Raspberry Pi OS trixie"}
 # glibc 2.28 and newer, which every one of these boards has; pip wants each older name spelt out.
 PLATFORMS = ("manylinux_2_28_aarch64", "manylinux_2_27_aarch64", "manylinux_2_17_aarch64", "manylinux2014_aarch64")
+EXECUTORCH = "executorch==1.5.1"
 HOST = "127.0.0.1"
 
 
@@ -42,12 +44,12 @@ def wheel(folder: Path) -> Path:
     return next(folder.glob("seedmask-*.whl"))
 
 
-def resolve(python: str, ours: Path, folder: Path) -> dict[str, object]:
-    """The device install for aarch64 from wheels only: packages, download and unpacked megabytes."""
+def resolve(python: str, folder: Path, *packages: str) -> dict[str, object]:
+    """A device install for aarch64 from wheels only: packages, download and unpacked megabytes."""
     platforms = [word for platform in PLATFORMS for word in ("--platform", platform)]
     run(
         *(sys.executable, "-m", "pip", "download", "-q", "--only-binary=:all:", "--implementation", "cp"),
-        *("--python-version", python, *platforms, "-d", folder, f"{ours}[onnxruntime]"),
+        *("--python-version", python, *platforms, "-d", folder, *packages),
     )
     wheels = sorted(folder.glob("*.whl"))
     names = [path.name.split("-")[0] for path in wheels]
@@ -63,26 +65,36 @@ def resolve(python: str, ours: Path, folder: Path) -> dict[str, object]:
     }
 
 
-def environment(folder: Path, ours: Path) -> tuple[Path, float]:
+def environment(folder: Path, ours: Path, runtime: str) -> tuple[Path, float]:
     """A device's environment here: its python, and megabytes on disk without pip."""
     venv.create(folder, with_pip=True)
     python = folder / "bin" / "python"
-    run(python, "-m", "pip", "install", "-q", f"{ours}[onnxruntime]")
+    if runtime == "executorch":  # without the packages it names: exporting needs them, training does not
+        run(python, "-m", "pip", "install", "-q", "--no-deps", EXECUTORCH)
+        run(python, "-m", "pip", "install", "-q", ours)
+    else:
+        run(python, "-m", "pip", "install", "-q", f"{ours}[{runtime}]")
     run(python, "-m", "pip", "uninstall", "-q", "-y", "pip", "setuptools")
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
     return python, size / 1e6
 
 
-def job(python: Path, folder: Path) -> str:
-    """Train one small job with that python as its device and ours as the aggregator; the device's last line."""
+def bundle() -> bytes:
+    """A small network for every runtime that is measured."""
     from export.make import make_bundle
     from export.trace import trace
     from export.zoo import ZOO
     from seedmask.bundle import to_bytes
 
-    seedmask = Path(sys.executable).parent / "seedmask"
     spec = trace(ZOO["mlp"].factory(), "mlp", 1, (1, 28, 28), (0, 255), 10, "kaiming")
-    (folder / "mlp.bundle").write_bytes(to_bytes(make_bundle(spec, 64)))
+    return to_bytes(make_bundle(spec, 64, ["onnx", "executorch"]))
+
+
+def job(python: Path, folder: Path, bundle: bytes, runtime: str) -> str:
+    """Train one small job with that python as its device and ours as the aggregator; the device's last line."""
+    folder.mkdir()
+    seedmask = Path(sys.executable).parent / "seedmask"
+    (folder / "mlp.bundle").write_bytes(bundle)
     rng = np.random.default_rng(0)
     np.savez(folder / "data.npz", x=rng.integers(0, 256, (256, 28, 28), np.uint8), y=rng.integers(0, 10, 256))
     port = free_port()
@@ -90,7 +102,8 @@ def job(python: Path, folder: Path) -> str:
     common = 'job = "device"\nbundle = "mlp.bundle"\n'
     (folder / "run.toml").write_text(f'{common}state_dir = "server"\n[rounds]\ntotal = 2\n[work]\nepochs = 1\n{broker}')
     (folder / "edge.toml").write_text(
-        f'device = "pi"\n{common}state_dir = "pi"\n[data]\nformat = "npz"\npath = "data.npz"\n{broker}'
+        f'device = "pi"\nruntime = "{runtime}"\n{common}state_dir = "pi"\n[data]\nformat = "npz"\npath = "data.npz"\n'
+        f"{broker}"
     )
     with dev_broker(HOST, port):
         server = subprocess.Popen(
@@ -121,23 +134,28 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         ours = wheel(folder)
-        boards = [resolve(python, ours, folder / python) for python in BOARDS]
-        for row in boards:
+        boards = [resolve(python, folder / python, f"{ours}[onnxruntime]") for python in BOARDS]
+        # The package alone; what it names is for exporting.
+        pte = [resolve(python, folder / f"et-{python}", "--no-deps", EXECUTORCH) for python in BOARDS]
+        for row in [*boards, *pte]:
             print(
                 f"aarch64, Python {row['python']} ({row['board']}): {row['download_mb']} MB to fetch, "
                 f"{row['unpacked_mb']} MB unpacked: {', '.join(map(str, row['packages']))}"  # type: ignore[arg-type]
             )
-        python, size = environment(folder / "env", ours)
-        print(f"here, Python {sys.version_info.major}.{sys.version_info.minor}: {size:.1f} MB on disk, pip not counted")
-        torch = subprocess.run([python, "-c", "import torch"], capture_output=True).returncode
-        if torch == 0:
-            raise SystemExit("torch can be imported in the device's environment")
-        print(f"a job with it, over a real broker: {job(python, folder)}")
+        model, sizes = bundle(), {}
+        for runtime in ("onnxruntime", "executorch"):
+            python, size = environment(folder / runtime, ours, runtime)
+            sizes[runtime] = round(size, 1)
+            here = f"{sys.version_info.major}.{sys.version_info.minor}"
+            print(f"{runtime} here, Python {here}: {size:.1f} MB on disk, pip not counted")
+            if subprocess.run([python, "-c", "import torch"], capture_output=True).returncode == 0:
+                raise SystemExit("torch can be imported in the device's environment")
+            print(f"a job with it, over a real broker: {job(python, folder / f'{runtime}-job', model, runtime)}")
     largest = max(float(str(row["unpacked_mb"])) for row in boards)
     print(f"largest {largest} MB, budget {options.budget_mb} MB")
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps({"boards": boards, "here_mb": round(size, 1)}, indent=1))
+        options.json.write_text(json.dumps({"boards": boards, "executorch": pte, "here_mb": sizes}, indent=1))
     return int(largest > options.budget_mb)
 
 

@@ -1,4 +1,6 @@
-"""How long one training step takes: the exported graph on onnxruntime, our torch runtime, and torch with autograd.
+"""How long one training step takes: exported graphs on onnxruntime and ExecuTorch, our torch runtime, torch's autograd.
+
+ExecuTorch is there where it is installed.
 
 All take the same batches with the same noise, Adam included, in this process, in turn, so that a busy moment
 of the machine falls on all alike; reported are medians. Quote the ratios, which are to plain torch: the milliseconds
@@ -11,6 +13,8 @@ long.
 from __future__ import annotations
 
 import argparse
+import functools
+import importlib.util
 import itertools
 import json
 import os
@@ -31,10 +35,12 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 
-RUNTIMES = {"onnxruntime": "onnxruntime", "runtime": "torch"}
+RUNTIMES = {"onnxruntime": "onnxruntime", "executorch": "executorch", "runtime": "torch"}
+if importlib.util.find_spec("executorch") is None:
+    del RUNTIMES["executorch"]
 Batch = tuple[Any, Any, Any]
 Step = Callable[[Any, Any, Any], float]
-SIDES = ("onnxruntime", "runtime", "torch")  # "runtime": edge_client/runtimes/torch.py; "torch": export/masked.py
+SIDES = (*RUNTIMES, "torch")  # "runtime": edge_client/runtimes/torch.py; "torch": export/masked.py
 
 
 def draw(batch: int, shape: tuple[int, ...], classes: int, d: int) -> Iterator[Batch]:
@@ -43,6 +49,15 @@ def draw(batch: int, shape: tuple[int, ...], classes: int, d: int) -> Iterator[B
     while True:
         x = rng.normal(size=(batch, *shape)).astype(np.float32)
         yield x, rng.integers(0, classes, batch), rng.random(d, np.float32)
+
+
+@functools.cache
+def bundle_of(spec: Any, batch: int, runtime: str) -> Any:
+    """What this runtime trains; made once, since ExecuTorch's takes half a minute."""
+    from edge_client.runtimes import targets
+    from export.make import make_bundle
+
+    return make_bundle(spec, batch, targets([runtime]))
 
 
 def make(side: str, model: str, batch: int, threads: int) -> Step:
@@ -64,9 +79,8 @@ def make(side: str, model: str, batch: int, threads: int) -> Step:
         return lambda *batch: masked.step(*(torch.from_numpy(value) for value in batch))[0]
 
     from edge_client.runtimes import Rule, State, open_runtime
-    from export.make import make_bundle
 
-    runtime, rule = open_runtime(RUNTIMES[side], make_bundle(spec, batch), threads), Rule(0.1)
+    runtime, rule = open_runtime(RUNTIMES[side], bundle_of(spec, batch, RUNTIMES[side]), threads), Rule(0.1)
     state = State.start(scores, rule)
 
     def step(x: Any, y: Any, noise: Any) -> float:
@@ -96,7 +110,6 @@ def peak_mb(side: str, options: argparse.Namespace) -> float:
     command = [sys.executable, __file__, "--alone", side, "--model", options.model]
     command += ["--batch", str(options.batch), "--threads", str(options.threads)]
     if side in RUNTIMES:
-        from export.make import make_bundle
         from export.trace import trace
         from export.zoo import ZOO
         from seedmask.bundle import to_bytes
@@ -104,7 +117,7 @@ def peak_mb(side: str, options: argparse.Namespace) -> float:
         entry = ZOO[options.model]
         spec = trace(entry.factory(), options.model, 1, entry.input, (0, 255), entry.classes)
         bundle = options.scratch / "step.bundle"
-        bundle.write_bytes(to_bytes(make_bundle(spec, options.batch)))
+        bundle.write_bytes(to_bytes(bundle_of(spec, options.batch, RUNTIMES[side])))
         command += ["--bundle", str(bundle)]
     run = subprocess.run(command, capture_output=True, text=True, check=True)
     return float(run.stdout)
@@ -186,6 +199,7 @@ def main() -> None:
             **conditions(options),
             "ratio": ratios["onnxruntime"],
             "ratio_runtime": ratios["runtime"],
+            "ratio_executorch": ratios.get("executorch"),
             "median": median,
             "peak_mb": memory,
             "samples": times,

@@ -46,7 +46,11 @@ def forward(
 
     `exact` and `frozen`: the flat vectors of these tensors, None where the spec has none.
     """
-    weights: dict[str, Tensor] = spec.parts(flat, frozen, exact)
+    return network(spec, x, spec.parts(flat, frozen, exact))
+
+
+def network(spec: ModelSpec, x: Tensor, weights: dict[str, Tensor]) -> Tensor:
+    """Logits [n, classes] of x [n, *input] under effective `weights` by name."""
     values = [x]
     for i, layer in enumerate(spec.layers):
         taken = [values[value] for value in layer.takes(i)]

@@ -162,7 +162,7 @@ def test_runtimes_says_whose_graphs_a_bundle_lacks(tmp_path: Path, capsys: pytes
         ),
         (["--kappa", "9", "--set", "kappa_max=8"], "kappa (9) cannot be above kappa_max (8)"),
         (["--epochs", "0"], "epochs is 1 .. 65535, found 0"),
-        (["--runtime", "reference,abacus"], "--runtime is of onnxruntime, "),
+        (["--runtime", "reference,abacus"], "--runtime is of executorch, onnxruntime, "),
         (["--runtime", "reference,abacus"], "found 'abacus'"),
         (["--virtual", "--runtime", "reference,torch"], "--virtual trains all devices in this process: one --runtime"),
         (["--virtual", "--python", f"reference={sys.executable}"], "and no --python"),

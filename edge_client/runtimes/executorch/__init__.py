@@ -1,0 +1,164 @@
+"""Training on ExecuTorch, without torch: the step is a program of the bundle, lowered to XNNPACK by `export`.
+
+Adam with a plain gradient, which is what most jobs ask for, runs in the program. Every other rule takes the loss's
+gradient by the scores from there, and regularisers and optimisers are done here, by whole vectors in NumPy; so are
+batches larger than the program's, a micro-batch at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+
+from edge_client.runtimes import (
+    BETA1,
+    BETA2,
+    F32,
+    NOTHING,
+    Rule,
+    State,
+    StepResult,
+    Targets,
+    check_logits,
+    check_step,
+    corrected,
+    finite,
+    pulls,
+)
+from edge_client.runtimes.executorch.library import Program, aligned
+from seedmask.bundle import Bundle
+from seedmask.seed import weights_key
+
+NAME: Final = "executorch"
+NEEDS: Final = ("executorch",)
+GRAPHS: Final = ("executorch/model.pte",)
+_TARGETS: Final = {"cross-entropy": np.int64, "mse": np.float32}
+NOTE: Final = (
+    "a device can do without the packages that it names (pip install --no-deps 'executorch==1.5.*'), "
+    "and compiles 130 lines of C++ once (apt install g++)"
+)
+
+
+class ExecuTorch:
+    """One program, its weights, and room for a micro-batch."""
+
+    def __init__(self, bundle: Bundle, threads: int) -> None:
+        self.bundle = bundle
+        self._program = Program(bundle.file(*GRAPHS), threads)
+        shape = self._program.shape("grads", 0)
+        self._micro, d = shape[0], bundle.spec.d
+        self._x = aligned(int(np.prod(shape)), np.float32).reshape(shape)
+        self._y: Targets = np.zeros(self._program.shape("grads", 1), _TARGETS[bundle.spec.loss])
+        self._weight = aligned(self._micro, np.float32)
+        self._loss, self._correct = np.zeros((), np.float32), np.zeros((), np.int64)
+        self.w: F32 = aligned(d, np.float32)
+        self._program.run("weights", [np.array(weights_key(bundle.spec.seed), np.int64)], [self.w])
+
+    def step(self, x: F32, y: Targets, state: State, noise: F32, rule: Rule) -> StepResult:
+        """One step on the scores; see `edge_client.runtimes.Runtime`."""
+        check_step(self.bundle, x, y, state, noise, rule)
+        if rule.optimizer == "adam" and rule.plain and len(y) <= self._micro:
+            return self._adam(x, y, state, noise, rule)
+        g, loss, correct = self._gradient(x, y, state, noise, rule)
+        return finite(StepResult(self._moved(state, g, rule), loss, correct))
+
+    def _adam(self, x: F32, y: Targets, state: State, noise: F32, rule: Rule) -> StepResult:
+        """All of a step in the program."""
+        scores, m, v = (aligned(self.bundle.spec.d, np.float32) for _ in range(3))
+        rate, epsilon = corrected(rule.rate, state.t + 1)
+        self._run(
+            "train_step",
+            *(x, y, len(y), state, noise, rule),
+            [_vector(state.m), _vector(state.v), _one(rate), _one(epsilon)],
+            [scores, m, v],
+        )
+        after = State(scores, m, v, state.t + 1, state.anchor)
+        return finite(StepResult(after, float(self._loss), int(self._correct)))
+
+    def _gradient(self, x: F32, y: Targets, state: State, noise: F32, rule: Rule) -> tuple[F32, float, int]:
+        """The plain gradient by the scores, loss and number correct, added up over micro-batches."""
+        total: F32 = aligned(self.bundle.spec.d, np.float32)
+        part = total if len(y) <= self._micro else aligned(self.bundle.spec.d, np.float32)
+        loss, correct = 0.0, 0
+        for at in range(0, len(y), self._micro):
+            here = slice(at, at + self._micro)
+            self._run("grads", x[here], y[here], len(y), state, noise, rule, [], [part if at else total])
+            if at:
+                total += part
+            loss, correct = loss + float(self._loss), correct + int(self._correct)
+        return total, loss, correct
+
+    def _run(
+        self,
+        method: str,
+        x: F32,
+        y: Targets,
+        n: int,
+        state: State,
+        noise: F32,
+        rule: Rule,
+        more: Sequence[F32],
+        out: Sequence[F32],
+    ) -> None:
+        """A method on a part of a batch of `n`; its loss and number correct into `self`."""
+        given = len(y)
+        self._x[:given], self._y[:given], self._weight[:given] = x, y, 1 / n
+        # Zeros, not what was there before: NaN times a weight of zero is NaN.
+        self._x[given:], self._y[given:], self._weight[given:] = 0, 0, 0
+        vectors = [_vector(state.scores), self.w, _vector(noise), _one(rule.mean)]
+        self._program.run(method, [self._x, self._y, self._weight, *vectors, *more], [*out, self._loss, self._correct])
+
+    def _moved(self, state: State, g: F32, rule: Rule) -> State:
+        """The state after a step along `g`, the plain gradient, which is used up."""
+        s, t = state.scores, state.t + 1
+        if not rule.plain:
+            with np.errstate(over="ignore"):  # exp of a large score: theta is 0
+                theta = 1 / (1 + np.exp(-s))
+            if rule.times_theta:
+                g *= theta
+            by_score, by_anchor, constant = (np.float32(pull) for pull in pulls(rule, self.bundle.spec.d))
+            pull = by_score * s + constant
+            if by_anchor:
+                pull += by_anchor * state.anchor
+            g += pull * (theta * (1 - theta))
+        if rule.optimizer == "adam":
+            rate, epsilon = corrected(rule.rate, t)
+            m = np.float32(BETA1) * state.m + np.float32(1 - BETA1) * g
+            v = np.float32(BETA2) * state.v + np.float32(1 - BETA2) * (g * g)
+            return State(s - np.float32(rate) * m / (np.sqrt(v) + np.float32(epsilon)), m, v, t, state.anchor)
+        if rule.momentum:
+            g = np.float32(rule.momentum) * state.m + g
+        return State(s - np.float32(rule.rate) * g, g if rule.momentum else state.m, state.v, t, state.anchor)
+
+    def logits(self, x: F32, mask: F32, exact: F32 = NOTHING) -> F32:
+        """Class scores [n, classes]; see `edge_client.runtimes.Runtime`. There are no exact values here."""
+        check_logits(self.bundle, x, mask, exact)
+        classes, mask = self.bundle.spec.classes, _vector(mask)
+        out, part = np.empty((len(x), classes), np.float32), aligned(self._micro * classes, np.float32)
+        for at in range(0, len(x), self._micro):
+            n = min(self._micro, len(x) - at)
+            self._x[:n], self._x[n:] = x[at : at + n], 0
+            self._program.run("logits", [self._x, self.w, mask], [part])
+            out[at : at + n] = part.reshape(-1, classes)[:n]
+        return out
+
+
+def open_runtime(bundle: Bundle, threads: int) -> ExecuTorch:
+    """Load the program and compute the weights; `threads` 0 is ExecuTorch's choice."""
+    return ExecuTorch(bundle, threads)
+
+
+def _one(value: float) -> F32:
+    return np.array([value], np.float32)
+
+
+def _vector(values: F32) -> F32:
+    """Contiguous float32 at a multiple of 16 bytes, so that no vector read for its end crosses into another page."""
+    values = np.ascontiguousarray(values, np.float32)
+    if values.ctypes.data % 16 == 0:
+        return values
+    out: F32 = aligned(values.size, np.float32)
+    out[:] = values
+    return out

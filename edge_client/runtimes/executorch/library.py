@@ -1,0 +1,167 @@
+"""ExecuTorch's C++ libraries by ctypes, without torch: the wheel has them and their headers, `shim.cpp` the C names.
+
+The shim is compiled once per machine, by the machine's own g++, into the user's cache; what makes one shim differ from
+another (its source, ExecuTorch's version, the processor) is in its file's name.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from seedmask.errors import BundleError, UserError
+
+VERSION: Final = "1.5"
+SOURCE: Final = Path(__file__).with_name("shim.cpp")
+# In the order in which they need one another: once loaded, a library is found by its name.
+_LIBRARIES: Final = (
+    "executorch",
+    "executorch_threadpool",
+    "executorch_kernels_optimized",
+    "executorch_backend_xnnpack",
+)
+# As in the wheel's executorch-config.cmake: the classes in the headers have other members without them.
+_DEFINES: Final = ("C10_USING_CUSTOM_GENERATED_MACROS", "ET_EVENT_TRACER_ENABLED")
+_ROOM: Final = 512
+_DIMENSIONS: Final = 8
+_ALIGNED: Final = 128
+
+Array = npt.NDArray[Any]
+
+
+class Program:
+    """An ExecuTorch program in memory: `run` a method by name."""
+
+    def __init__(self, data: bytes, threads: int) -> None:
+        """`threads` counts for the whole process; 0 leaves the choice to ExecuTorch. Raises BundleError."""
+        self._library = load()
+        if threads:
+            self._library.seedmask_threads(threads)
+        # Segments are aligned in the file, so the file has to be as well; read in place, hence kept.
+        self._data = aligned(len(data), np.uint8)
+        self._data[:] = np.frombuffer(data, np.uint8)
+        self._why = ctypes.create_string_buffer(_ROOM)
+        self._handle = self._library.seedmask_open(self._data.ctypes.data, len(data), self._why, _ROOM)
+        if not self._handle:
+            raise BundleError(f"executorch: {self._reason()}")
+
+    def shape(self, method: str, index: int, output: bool = False) -> tuple[int, ...]:
+        """The shape of an input (or output) of a method. Raises BundleError where there is none."""
+        sizes = (ctypes.c_int64 * _DIMENSIONS)()
+        rank = self._library.seedmask_shape(
+            *(self._handle, method.encode(), int(output), index, sizes, _DIMENSIONS, self._why, _ROOM)
+        )
+        if rank < 0:
+            raise BundleError(f"executorch: {self._reason()}")
+        return tuple(sizes[:rank])
+
+    def run(self, method: str, inputs: Sequence[Array], outputs: Sequence[Array]) -> None:
+        """One method on contiguous arrays of its types and sizes, into contiguous `outputs`. Raises RuntimeError."""
+        arguments: list[Any] = []
+        for arrays in (inputs, outputs):
+            arguments.append((ctypes.c_void_p * len(arrays))(*(array.ctypes.data for array in arrays)))
+            arguments.append((ctypes.c_size_t * len(arrays))(*(array.nbytes for array in arrays)))
+            arguments.append(len(arrays))
+        if self._library.seedmask_run(self._handle, method.encode(), *arguments, self._why, _ROOM):
+            raise RuntimeError(f"executorch: {self._reason()}")
+
+    def _reason(self) -> str:
+        return self._why.value.decode(errors="replace")
+
+    def __del__(self) -> None:
+        if getattr(self, "_handle", None):
+            self._library.seedmask_close(self._handle)
+
+
+def aligned(size: int, kind: Any) -> Array:
+    """An empty array [size] that begins at a multiple of 128 bytes and has as many unused ones behind its end.
+
+    Vector instructions read whole vectors: XNNPACK may look, never write, past the end of what it is given.
+    """
+    length = size * np.dtype(kind).itemsize
+    room = np.empty(length + 2 * _ALIGNED, np.uint8)
+    start = -room.ctypes.data % _ALIGNED
+    return room[start : start + length].view(kind)
+
+
+@functools.cache
+def load() -> ctypes.CDLL:
+    """The shim with everything that it needs. Raises UserError: what is missing, and how to get it."""
+    home, version = _home()
+    for name in _LIBRARIES:
+        ctypes.CDLL(str(home / "lib" / f"lib{name}.so"), ctypes.RTLD_GLOBAL)
+    library = ctypes.CDLL(str(built(home, version, cache())))
+    pointer, text, size, number = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_size_t, ctypes.c_int
+    library.seedmask_open.argtypes = [pointer, size, text, size]
+    library.seedmask_open.restype = pointer
+    library.seedmask_close.argtypes = [pointer]
+    library.seedmask_close.restype = None
+    library.seedmask_threads.argtypes = [ctypes.c_uint32]
+    library.seedmask_shape.argtypes = [pointer, text, number, size, pointer, number, text, size]
+    library.seedmask_run.argtypes = [pointer, text, pointer, pointer, size, pointer, pointer, size, text, size]
+    return library
+
+
+def _home() -> tuple[Path, str]:
+    """Where the executorch package lies, and its version. It is not imported: that would want torch."""
+    found = importlib.util.find_spec("executorch")
+    version = importlib.metadata.version("executorch")
+    if version.rsplit(".", 1)[0] != VERSION:
+        raise UserError(f"runtime executorch needs executorch {VERSION}.x, found {version}: its C++ interface changes")
+    home = Path(next(iter((found and found.submodule_search_locations) or ["executorch"])))
+    if not (home / "lib" / "libexecutorch.so").exists():
+        raise UserError(f"{home} has no lib/libexecutorch.so; there is none for {platform.machine()} in this wheel")
+    return home, version
+
+
+def cache() -> Path:
+    """Where compiled shims are kept."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "seedmask"
+
+
+def command(home: Path, output: Path, compiler: str = "g++") -> list[str]:
+    """What compiles the shim."""
+    includes = (home / "include", home / "include/executorch/runtime/core/portable_type/c10")
+    return [
+        *(compiler, "-std=c++17", "-O2", "-w", "-fPIC", "-shared", "-Wl,--no-undefined"),
+        *(f"-D{name}" for name in _DEFINES),
+        *(f"-I{folder}" for folder in includes),
+        *(str(SOURCE), "-o", str(output), f"-L{home / 'lib'}", "-lexecutorch", "-lexecutorch_threadpool"),
+    ]
+
+
+def built(home: Path, version: str, folder: Path) -> Path:
+    """The compiled shim in `folder`, compiled now if it is not there. Raises UserError."""
+    digest = hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:12]
+    shim = folder / f"executorch-{version}-{platform.machine()}-{digest}.so"
+    if shim.exists():
+        return shim
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # Into a file of its own, then renamed: two processes may be at it, and a compiler may be killed.
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            made = Path(scratch) / shim.name
+            subprocess.run(command(home, made), check=True, capture_output=True, text=True)
+            made.replace(shim)
+    except FileNotFoundError:
+        raise UserError(
+            "runtime executorch compiles 130 lines of C++ on first use, and there is no g++ here: apt install g++"
+        ) from None
+    except subprocess.CalledProcessError as error:
+        raise UserError(f"runtime executorch cannot be compiled:\n{error.stderr.strip()[-2000:]}") from None
+    except OSError as error:
+        raise UserError(f"cannot write {folder}: {error.strerror}; XDG_CACHE_HOME names another place") from None
+    return shim

@@ -1,0 +1,163 @@
+"""The ExecuTorch program of a masked network: weights, train_step, grads and logits in one file, no weight inside.
+
+What the step computes stands in `export.graph`, how each operation is said in `ops`; torch.export follows it. Backward
+is the hand-written one: what ExecuTorch differentiates by itself has wrong gradients below a pooling layer
+(`tests/test_executorch.py` says when that ends) and ran thirty times slower. `finished_pte` is a finished network's
+file, for inference.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import torch
+
+from export.graph import Adam, Knobs, Sgd, Step, forward, train_step, unpack
+from export.targets.executorch.final import finished_pte
+from export.targets.executorch.lowering import lower, require, training_partitioner
+from export.targets.executorch.ops import TorchOps
+from seedmask.errors import UserError
+from seedmask.layers import Conv2d
+from seedmask.spec import ModelSpec
+
+__all__ = ["files", "finished_pte", "micro_batch", "program"]
+
+V = torch.Tensor
+
+# Those of seedmask.seed.
+_THREEFRY_ROTATIONS: Final = (13, 15, 26, 6, 17, 29, 16, 24)
+_THREEFRY_PARITY: Final = 0x1BD11BDA
+
+_IMAGES: Final = 32  # at most in one run of a convolutional program
+
+
+class Weights(torch.nn.Module):
+    """key int64 [2], from `seedmask.seed.weights_key` -> w float32 [d], bit for bit spec.weights()."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.spec = spec
+
+    def forward(self, key: V) -> V:
+        """In lanes of int32, whose sums wrap; a mask after the arithmetic shift makes it a logical one."""
+        spec = self.spec
+        k0, k1 = key[0:1].to(torch.int32), key[1:2].to(torch.int32)
+        ks = (k0, k1, (k0 ^ k1) ^ _THREEFRY_PARITY)
+        x0, x1 = torch.arange((spec.d + 63) // 64, dtype=torch.int32) + k0, k1
+        for r in range(20):
+            x0 = x0 + x1
+            turn = _THREEFRY_ROTATIONS[r % 8]
+            low = torch.bitwise_right_shift(x1, 32 - turn) & ((1 << turn) - 1)
+            x1 = (torch.bitwise_left_shift(x1, turn) | low) ^ x0
+            if r % 4 == 3:
+                s = r // 4 + 1
+                x0, x1 = x0 + ks[s % 3], x1 + (ks[(s + 1) % 3] + s)
+        words = torch.stack([x0, x1], 1).view(-1, 1)
+        bits = torch.bitwise_right_shift(words, torch.arange(32, dtype=torch.int32)) & 1
+        signs = (1.0 - 2.0 * bits.to(torch.float32)).view(-1)[: spec.d]
+        parts = torch.split(signs, [tensor.size for tensor in spec.tensors])
+        return torch.cat([part * tensor.constant for part, tensor in zip(parts, spec.tensors, strict=True)])
+
+
+class _Network(torch.nn.Module):
+    def __init__(self, spec: ModelSpec, batch: int) -> None:
+        super().__init__()
+        self.spec, self.batch = spec, batch
+
+    def image(self, x: V) -> V:
+        return torch.permute_copy(x, (0, 2, 3, 1)) if x.dim() == 4 else x
+
+    def step(self, x: V, y: V, weight: V, scores: V, w: V, u: V, mean: V, rate: V, by: Any) -> Step[V]:
+        ops, zero = TorchOps(self.batch), torch.zeros(1)
+        knobs = Knobs(rate, mean, ops.yes, zero, zero, zero, zero, zero)
+        return train_step(
+            ops, self.spec, x=self.image(x), y=y, weight=weight, scores=scores, w=w, u=u, knobs=knobs, optimizer=by
+        )
+
+
+class TrainStep(_Network):
+    """One step of Adam whose gradient is that of the loss alone, by the identity estimator.
+
+    x float32 [batch, *input]; y int64 [batch], for "mse" float32 [batch, classes]; weight float32 [batch], 1/n for a
+    real example and 0 for padding; scores, w (weights), u (noise) float32 [d]; mean float32 [1], 1.0 to run w * theta;
+    m, v float32 [d]; rate, epsilon float32 [1] with their step's bias correction (`export.graph.Adam`)
+    -> scores, m, v float32 [d]; loss float32 []; correct int64 [].
+    """
+
+    def forward(
+        self, x: V, y: V, weight: V, scores: V, w: V, u: V, mean: V, m: V, v: V, rate: V, epsilon: V
+    ) -> tuple[V, ...]:
+        """See the class."""
+        after = self.step(x, y, weight, scores, w, u, mean, rate, Adam(m, v, epsilon))
+        assert after.v is not None
+        return after.scores, after.m, after.v, after.loss, after.correct
+
+
+class Grads(_Network):
+    """The gradient of the loss by the scores, straight through; over micro-batches of one batch they add up.
+
+    Inputs as TrainStep's up to `mean` -> gradient float32 [d]; loss float32 []; correct int64 [].
+    """
+
+    def forward(self, x: V, y: V, weight: V, scores: V, w: V, u: V, mean: V) -> tuple[V, ...]:
+        """By SGD without momentum, whose first moment is the gradient; nobody asks for its scores."""
+        zero = torch.zeros(1)
+        after = self.step(x, y, weight, scores, w, u, mean, zero, Sgd(zero, zero))
+        return after.m, after.loss, after.correct
+
+
+class Logits(_Network):
+    """x float32 [batch, *input], w and mask float32 [d] -> float32 [batch, classes]."""
+
+    def forward(self, x: V, w: V, mask: V) -> V:
+        """See the class."""
+        ops = TorchOps(self.batch)
+        return forward(ops, self.spec, self.image(x), unpack(ops, self.spec, w * mask))[0]
+
+
+def files(spec: ModelSpec, batch: int) -> dict[str, bytes]:
+    """The bundle's member; a step of `batch` examples is a few of the program's. Raises MissingPackageError.
+
+    UserError for a spec with other tensors than masked ones.
+    """
+    require()
+    if others := [f"{tensor.name} ({tensor.kind})" for tensor in spec.tensors if tensor.kind != "masked"]:
+        raise UserError(
+            f"executorch trains masked tensors alone, {spec.name} has {', '.join(others)}; leave executorch out of "
+            "--runtimes, or --exact and --frozen"
+        )
+    return {"executorch/model.pte": program(spec, micro_batch(spec, batch))}
+
+
+def micro_batch(spec: ModelSpec, batch: int) -> int:
+    """How many examples the program takes at once for steps of `batch`.
+
+    Patches make a convolution's memory nine times its image's, and more than 32 of CONV-4's run no faster.
+    """
+    if not any(isinstance(layer, Conv2d) for layer in spec.layers):
+        return batch
+    return -(-batch // -(-batch // _IMAGES))
+
+
+def program(spec: ModelSpec, batch: int) -> bytes:
+    """The program of `spec` for steps of `batch` examples: methods weights, train_step, grads and logits."""
+
+    def flat() -> V:  # another one each time: torch.export takes one tensor given twice for one input
+        return torch.zeros(spec.d)
+
+    def one() -> V:
+        return torch.zeros(1)
+
+    x, weight = torch.zeros(batch, *spec.input), torch.zeros(batch)
+    y = torch.zeros(batch, spec.classes) if spec.loss == "mse" else torch.zeros(batch, dtype=torch.int64)
+    step = (x, y, weight, flat(), flat(), flat(), one())
+    methods: dict[str, tuple[torch.nn.Module, tuple[V, ...]]] = {
+        "weights": (Weights(spec), (torch.zeros(2, dtype=torch.int64),)),
+        "train_step": (TrainStep(spec, batch), (*step, flat(), flat(), one(), one())),
+        "grads": (Grads(spec, batch), step),
+        "logits": (Logits(spec, batch), (x, flat(), flat())),
+    }
+    with torch.no_grad():
+        exported = {name: torch.export.export(*method) for name, method in methods.items()}
+    # Weights are made of integers, which XNNPACK has no use for.
+    return lower(exported, {name: training_partitioner() for name in methods if name != "weights"})

@@ -1,0 +1,190 @@
+"""Convolutions as one gather of rows and one product: XNNPACK's own takes no weights that change from step to step.
+
+Images are [batch, height, width, channels], weights as torch has them, [out, in / groups, kh, kw].
+"""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.nn import functional as F
+
+from export.targets.executorch.products import over_rows, product, total_by_image
+from seedmask.layers import Conv2d, Shape
+
+V = torch.Tensor
+
+
+class Convolutions:
+    """What is computed for one gradient and needed for another stays here while a step is followed."""
+
+    def __init__(self) -> None:
+        self._gathered: tuple[V, V] | None = None
+
+    def forward(self, x: V, weight: V, layer: Conv2d) -> V:
+        """The layer, without its bias."""
+        if _depthwise(weight.shape, layer):
+            taps = _taps(x, weight.shape[2:], layer)
+            y = functools.reduce(torch.add, [tap * w for tap, w in zip(taps, _by_tap(weight), strict=True)])
+        elif layer.groups > 1:
+            parts = zip(_cut(x, 3, layer), _cut(weight, 0, layer), strict=True)
+            return torch.cat([self.forward(*part, _one_group(layer)) for part in parts], 3)
+        else:
+            patches = _patches(x, weight.shape[2:], layer.stride, layer.padding, layer.dilation)
+            y = product(patches, torch.permute_copy(weight, (2, 3, 1, 0)).reshape(-1, len(weight)))
+        return y.view(len(x), *_sides(x, weight.shape[2:], layer), len(weight))
+
+    def dx(self, dy: V, weight: V, layer: Conv2d, before: Shape, after: Shape) -> V:
+        """By x. With stride 1, a convolution of dy; else the sum of what each patch passes back, found by a gather."""
+        batch, (out, channels) = len(dy), weight.shape[:2]
+        if _depthwise(weight.shape, layer):
+            rows = _with_nothing(dy)
+            taps = [(rows * w).view(-1, 1, out) for w in _by_tap(weight)]
+            dx = _passed_back(torch.cat(taps, 1).view(batch, -1, out), layer, weight.shape, before, after)
+        elif layer.groups > 1:
+            parts = zip(_cut(dy, 3, layer), _cut(weight, 0, layer), strict=True)
+            return torch.cat([self.dx(*part, _one_group(layer), before, after) for part in parts], 3)
+        elif layer.stride == (1, 1):
+            dx = product(self._patches_of(dy, layer, weight.shape), _backwards(weight))
+        else:
+            rows = _with_nothing(dy).view(-1, out)
+            back = product(rows, torch.permute_copy(weight, (0, 2, 3, 1)).reshape(out, -1))
+            dx = _passed_back(back.view(batch, -1, channels), layer, weight.shape, before, after)
+        return dx.view(batch, *before[1:], -1)
+
+    def dw(self, dy: V, x: V, layer: Conv2d, kernel: Shape) -> V:
+        """By the weight: x^T times dy's patches, which `dx` needs too; or x's patches times dy, if they are few."""
+        out, channels, kh, kw = kernel
+        if _depthwise(kernel, layer):
+            rows = dy.reshape(len(dy), -1, out)
+            dw = torch.cat([total_by_image(tap * rows).view(1, -1) for tap in _taps(x, kernel[2:], layer)])
+            return torch.permute_copy(dw, (1, 0)).reshape(kernel)
+        if layer.groups > 1:
+            parts, own = zip(_cut(dy, 3, layer), _cut(x, 3, layer), strict=True), (out // layer.groups, *kernel[1:])
+            return torch.cat([self.dw(*part, _one_group(layer), own) for part in parts])
+        if layer.stride == (1, 1) and channels * 4 > out:
+            dw = over_rows(x.reshape(-1, channels), self._patches_of(dy, layer, kernel), len(x))
+            return torch.permute_copy(dw.view(channels, kh, kw, out), (3, 0, 1, 2))
+        patches = _patches(x, kernel[2:], layer.stride, layer.padding, layer.dilation)
+        dw = over_rows(patches, dy.reshape(-1, out), len(x))
+        return torch.permute_copy(dw.view(kh, kw, channels, out), (3, 2, 0, 1))
+
+    def _patches_of(self, dy: V, layer: Conv2d, kernel: Shape) -> V:
+        """What dy's convolution back to x sees at every place of x, kernel entries in the order of the kernel."""
+        if self._gathered is None or self._gathered[0] is not dy:
+            sides = zip(kernel[2:], layer.padding, layer.dilation, strict=True)
+            pad = tuple((side - 1) * apart - given for side, given, apart in sides)
+            self._gathered = (dy, _patches(dy, kernel[2:], (1, 1), pad, layer.dilation, backwards=True))
+        return self._gathered[1]
+
+
+def _depthwise(kernel: Shape, layer: Conv2d) -> bool:
+    """One kernel for each channel: there is no product in it."""
+    return layer.groups > 1 and kernel[0] == layer.groups and kernel[1] == 1
+
+
+def _by_tap(weight: V) -> list[V]:
+    """A depthwise weight [channels, 1, kh, kw] as rows [1, channels], one for each entry of the kernel."""
+    return list(torch.split(torch.permute_copy(weight, (2, 3, 1, 0)).reshape(-1, len(weight)), 1))
+
+
+def _cut(x: V, axis: int, layer: Conv2d) -> list[V]:
+    """One piece for each group."""
+    size = x.shape[axis] // layer.groups
+    return [torch.slice_copy(x, axis, at, at + size) for at in range(0, x.shape[axis], size)]
+
+
+def _one_group(layer: Conv2d) -> Conv2d:
+    return Conv2d(layer.weight, None, layer.stride, layer.padding, 1, layer.dilation)
+
+
+def _backwards(weight: V) -> V:
+    """The weight of the convolution that leads back from dy: [kh * kw * out, in]."""
+    return torch.permute_copy(weight, (2, 3, 0, 1)).reshape(-1, weight.shape[1])
+
+
+def _sides(x: V, kernel: Shape, layer: Conv2d) -> tuple[int, ...]:
+    """Height and width that a convolution of x gives."""
+    sides = zip(x.shape[1:3], kernel, layer.stride, layer.padding, layer.dilation, strict=True)
+    return tuple((side + 2 * pad - apart * (k - 1) - 1) // step + 1 for side, k, step, pad, apart in sides)
+
+
+def _patches(x: V, kernel: Shape, stride: Shape, padding: Shape, dilation: Shape, backwards: bool = False) -> V:
+    """What every place of a convolution's output sees of x: [batch * places, kh * kw * channels].
+
+    Negative padding crops; `backwards` lists a patch from its last place to its first. One gather of x's rows of
+    channels by a constant index: slices and a concatenation measured a third slower.
+    """
+    channels, padded = x.shape[3], _padded(x, padding)
+    if tuple(kernel) == stride == (1, 1):
+        return padded.reshape(-1, channels)
+    seen = _seen(padded, kernel, stride, dilation)
+    seen = seen[:, :, ::-1, ::-1] if backwards else seen
+    return _gather(padded.reshape(len(x), -1, channels), seen).view(-1, kernel[0] * kernel[1] * channels)
+
+
+def _taps(x: V, kernel: Shape, layer: Conv2d) -> list[V]:
+    """The same, each entry of the kernel by itself: [batch, places, channels]."""
+    padded = _padded(x, layer.padding)
+    seen = _seen(padded, kernel, layer.stride, layer.dilation).reshape(-1, kernel[0] * kernel[1])
+    rows = padded.reshape(len(x), -1, x.shape[3])
+    return [_gather(rows, seen[:, tap]) for tap in range(seen.shape[1])]
+
+
+def _padded(x: V, padding: Shape) -> V:
+    for axis, pad in enumerate(padding, 1):
+        x = torch.slice_copy(x, axis, -pad, x.shape[axis] + pad) if pad < 0 else x
+    vertical, horizontal = (max(0, pad) for pad in padding)
+    return F.pad(x, (0, 0, horizontal, horizontal, vertical, vertical)) if vertical or horizontal else x
+
+
+def _seen(x: V, kernel: Shape, stride: Shape, dilation: Shape) -> npt.NDArray[np.int64]:
+    """Which places of an image x each place of the output sees: [rows, columns, kh, kw]."""
+    places = np.arange(x.shape[1] * x.shape[2]).reshape(x.shape[1:3])
+    window = tuple((k - 1) * apart + 1 for k, apart in zip(kernel, dilation, strict=True))
+    seen = np.lib.stride_tricks.sliding_window_view(places, window)
+    return seen[:: stride[0], :: stride[1], :: dilation[0], :: dilation[1]]
+
+
+def _gather(rows: V, places: npt.NDArray[np.int64]) -> V:
+    """Rows of each image, [batch, n, channels] -> [batch, len(places), channels]; places count within an image."""
+    batch, n, channels = rows.shape
+    image = torch.from_numpy(places.reshape(1, -1).astype(np.int32))
+    # Added up at run time: an index for the whole batch would be most of the file.
+    index = image + torch.arange(0, batch * n, n, dtype=torch.int32).view(-1, 1)
+    return F.embedding(index, rows.reshape(-1, channels))
+
+
+def _with_nothing(dy: V) -> V:
+    """[batch, places + 1, out]: the last place, zeros, is what `_contributors` means by none."""
+    return F.pad(dy.reshape(len(dy), -1, dy.shape[-1]), (0, 0, 0, 1))
+
+
+def _passed_back(back: V, layer: Conv2d, kernel: Shape, before: Shape, after: Shape) -> V:
+    """What places get, [batch, places, channels], of [batch, (patches + 1) * kh * kw, channels]."""
+    slots = [_gather(back, places) for places in _contributors(layer, kernel, before, after)]
+    return functools.reduce(torch.add, slots)
+
+
+def _contributors(layer: Conv2d, kernel: Shape, before: Shape, after: Shape) -> list[npt.NDArray[np.int64]]:
+    """Where each place of x, [places], finds one of the things that patches pass back to it; as many as it needs.
+
+    They count rows of (patch, entry of the kernel); the first row after all of them where there is none.
+    """
+    (_, _, kh, kw), (_, rows, columns), (_, high, wide) = kernel, after, before
+    (up, left), (sv, sh), (dv, dh) = layer.padding, layer.stride, layer.dilation
+    patch = np.arange(rows * columns).reshape(rows, columns) * kh * kw
+    none, found = rows * columns * kh * kw, []
+    for i in range(kh):
+        for j in range(kw):
+            at = np.full((high + 2 * up + sv, wide + 2 * left + sh), none)
+            at[i * dv : i * dv + rows * sv : sv, j * dh : j * dh + columns * sh : sh][:rows, :columns] = (
+                patch + i * kw + j
+            )
+            found.append(at[up : up + high, left : left + wide].reshape(-1))
+    # The real ones first: with stride s only one entry of the kernel in s x s meets a place.
+    ordered = np.sort(np.stack(found), 0)
+    return list(ordered[: max(1, int((ordered != none).sum(0).max()))])

@@ -1,0 +1,72 @@
+"""A finished network as an ExecuTorch file for inference, float32 or int8."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from export import masked
+from export.targets.executorch.lowering import lower, require
+from seedmask.model import FinishedModel
+
+V = torch.Tensor
+
+
+def finished_pte(
+    model: FinishedModel, int8: bool = False, calibration: npt.NDArray[Any] | None = None, batch: int = 1
+) -> bytes:
+    """A finished network for inference: `forward`, raw x float32 [batch, *input] -> logits [batch, classes].
+
+    Its weights are in the file. `int8`: weights, which have three values a tensor, stay exact; what flows between the
+    layers is rounded to 256 levels, over the ranges that `calibration`, raw inputs [n, *input], shows. Raises
+    ValueError if it is needed and not there, MissingPackageError.
+    """
+    require()
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+
+    x = torch.zeros(batch, *model.spec.input)
+    network: torch.nn.Module = _Finished(model)
+    if int8:
+        if calibration is None or calibration.shape[1:] != model.spec.input or len(calibration) < batch:
+            found = None if calibration is None else list(calibration.shape)
+            raise ValueError(f"int8 takes calibration [n >= {batch}, {model.spec.input}], found {found}")
+        network = _quantised(network, x, torch.from_numpy(np.asarray(calibration, np.float32)))
+    with torch.no_grad():
+        return lower({"forward": torch.export.export(network, (x,))}, {"forward": XnnpackPartitioner()})
+
+
+class _Finished(torch.nn.Module):
+    """The network under its own weights, which are masked for good, from raw inputs."""
+
+    def __init__(self, model: FinishedModel) -> None:
+        super().__init__()
+        self.spec = model.spec
+        # One buffer a tensor: XNNPACK packs what is constant by itself, not what is cut out of something constant.
+        for number, part in enumerate(model.parameters().values()):
+            self.register_buffer(f"w{number}", torch.from_numpy(part.copy()))
+
+    def forward(self, x: V) -> V:
+        """Logits."""
+        low, high = self.spec.range
+        weights = {tensor.name: self.get_buffer(f"w{i}") for i, tensor in enumerate(self.spec.tensors)}
+        return masked.network(self.spec, (x - low) * (2.0 / (high - low)) - 1, weights)
+
+
+def _quantised(network: torch.nn.Module, x: V, calibration: V) -> torch.nn.Module:
+    """`network` with every product in int8, by torchao's post-training quantisation."""
+    from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
+        XNNPACKQuantizer,
+        get_symmetric_quantization_config,
+    )
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+    quantizer = XNNPACKQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True))
+    with torch.no_grad():
+        prepared = prepare_pt2e(torch.export.export(network, (x,)).module(), quantizer)
+        for at in range(0, len(calibration) - len(x) + 1, len(x)):
+            prepared(calibration[at : at + len(x)])
+        made: torch.nn.Module = convert_pt2e(prepared)
+    return made

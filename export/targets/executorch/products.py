@@ -1,0 +1,48 @@
+"""Sums and products in the form in which XNNPACK takes two operands that change from step to step: batched products."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import torch
+
+V = torch.Tensor
+
+# Products over more rows than this are summed in pieces: XNNPACK does not cut its inner loop to fit a cache.
+_ROWS: Final = 1024
+
+
+def positive(x: V) -> V:
+    """1.0 where x > 0, else 0.0, without a comparison, which XNNPACK lacks."""
+    return torch.ceil(torch.clamp(x, 0.0, 1.0))
+
+
+def product(a: V, b: V) -> V:
+    """a b for matrices."""
+    return torch.bmm(a.reshape(1, *a.shape), b.reshape(1, *b.shape)).view(a.shape[0], b.shape[1])
+
+
+def total(x: V) -> V:
+    """The sum over the rows of a matrix [n, k], [k]."""
+    return product(torch.ones(1, len(x)), x).view(-1)
+
+
+def total_by_image(x: V) -> V:
+    """The sum over all but the last dimension of [batch, ..., k], [k]: an image at a time, so that sums stay short."""
+    image = x.reshape(x.shape[0], -1, x.shape[-1])
+    return total(torch.bmm(torch.ones(len(image), 1, image.shape[1]), image).view(len(image), -1))
+
+
+def mean(x: V) -> V:
+    """The mean of each row of a matrix, [n, 1]."""
+    return product(x, torch.full((x.shape[1], 1), 1 / x.shape[1]))
+
+
+def over_rows(a: V, b: V, batch: int) -> V:
+    """a^T b for [rows, A] and [rows, B], rows a multiple of the batch: [A, B]."""
+    rows, (width, height) = len(a), (a.shape[1], b.shape[1])
+    pieces = next(n for n in range(1, batch + 1) if batch % n == 0 and (rows // n <= _ROWS or n == batch))
+    a = torch.permute_copy(a.view(pieces, rows // pieces, width), (0, 2, 1))
+    products = torch.bmm(a, b.view(pieces, rows // pieces, height))
+    summed = products if pieces == 1 else total(products.view(pieces, -1))
+    return summed.view(width, height)
