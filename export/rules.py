@@ -178,7 +178,8 @@ def backward(
                 dx = ops.normalise_dx(dy, saved[0], saved[1], layer, shape)
         case LayerNorm():
             groups, runs = _runs(layer, shape)
-            dy = _affine_back(ops, layer, dy, ops.reshape(saved[0], shape), shape, weights, grads)
+            y = ops.reshape(saved[0], shape) if layer.scale else saved[0]
+            dy = _affine_back(ops, layer, dy, y, shape, weights, grads)
             if wanted[0]:
                 dx = ops.reshape(ops.normalise_dx(ops.reshape(dy, runs), saved[0], saved[1], groups, runs), shape)
         case RMSNorm():
