@@ -31,7 +31,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     parser.add_argument("job", type=Path, metavar="JOB", help="the job's state folder, or its run.toml")
     parser.add_argument("-o", "--output", type=Path, default=Path("model.smk"), metavar="FILE", help="(model.smk)")
-    parser.add_argument("--round", type=int, default=0, metavar="N", help="the model after round N (the latest)")
+    parser.add_argument("--round", type=int, default=0, metavar="N", help="the model after round N (0: the latest)")
     parser.add_argument(
         "--average-last",
         type=int,
@@ -52,8 +52,9 @@ def _run(options: argparse.Namespace) -> int:
     elif options.job.is_dir():
         database = _database(options.job)
     average = average if options.average_last is None else options.average_last
-    if average < 1 or options.round < 0:
-        raise UserError(f"--average-last and --round are at least 1, found {average} and {options.round}")
+    for name, number, least in (("--average-last", average, 1), ("--round", options.round, 0)):
+        if not least <= number < 1 << 32:
+            raise UserError(f"{name} is {least} .. {(1 << 32) - 1}, found {number}")
     if not output.parent.is_dir() or output.is_dir():
         raise UserError(f"-o {output} is not a file in a folder that exists")
     job = outcome(database, average, options.round)

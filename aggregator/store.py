@@ -234,6 +234,11 @@ class Outcome:
     recent: tuple[Theta, ...]
 
 
+def _reading(path: Path) -> contextlib.closing[sqlite3.Connection]:
+    """The database for reading beside an aggregator. In a URI `?`, `#` and `%` would not be the path's own."""
+    return contextlib.closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True, timeout=30))
+
+
 def outcome(path: Path, last: int = 1, until: int = 0) -> Outcome:
     """The results of the `last` closed rounds up to round `until`, 0 for the latest; read beside a running aggregator.
 
@@ -246,7 +251,7 @@ def outcome(path: Path, last: int = 1, until: int = 0) -> Outcome:
         " LIMIT ?"
     )
     try:
-        with contextlib.closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True, timeout=30)) as db:
+        with _reading(path) as db:
             if db.execute("PRAGMA user_version").fetchone()[0] != _LAYOUT:
                 raise UserError(f"{path} was made by another version of this program")
             name, blob = db.execute("SELECT name, spec FROM job").fetchone()
@@ -269,7 +274,7 @@ def results(path: Path, d: int, after: int = 0, e: int = 0) -> Iterator[tuple[di
     if not path.exists():
         return
     query = "SELECT record, result FROM rounds WHERE record IS NOT NULL AND round > ? ORDER BY round"
-    with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=30)) as db:
+    with _reading(path) as db:
         try:
             rows = db.execute(query, (after,)).fetchall()
         except sqlite3.OperationalError:  # the aggregator is about to make its tables; the caller asks again
@@ -284,6 +289,6 @@ def reports(path: Path) -> list[Report]:
         "SELECT round, device, samples, loss, correct FROM updates JOIN rounds USING (round)"
         " WHERE record IS NOT NULL ORDER BY round, device"
     )
-    with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=30)) as db:
+    with _reading(path) as db:
         rows = db.execute(query).fetchall()
     return [Report(round_, device, samples, loss / 1e6, correct) for round_, device, samples, loss, correct in rows]

@@ -134,7 +134,7 @@ def prepare(name: str, folder: Path) -> tuple[Path, Path]:
 
 def write_forms(smk: Path, folder: Path) -> dict[str, Path]:
     """A file for every format."""
-    from export.final import FORMATS
+    from export.final import FORMATS, Wish
     from export.final_onnx import final_graph
     from seedmask import model as models
 
@@ -146,7 +146,7 @@ def write_forms(smk: Path, folder: Path) -> dict[str, Path]:
     for form, (to, _) in FORMS.items():
         if to:
             files[form] = folder / f"{to}.file"
-            files[form].write_bytes(FORMATS[to].write(model, 0))
+            files[form].write_bytes(FORMATS[to].write(model, Wish()))
     return files
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import json
+import math
 import sys
 import time
 from pathlib import Path
@@ -27,9 +28,11 @@ from seedmask.bundle import Bundle
 from seedmask.errors import BundleError, UserError
 from seedmask.io.commands import Command
 from seedmask.model import FinishedModel
+from seedmask.spec import ModelSpec
 
 DATASETS: Final = "seedmask.datasets"
-_BATCH: Final = 250  # examples at a time, so that memory does not grow with their number
+_BATCH: Final = 250  # examples at a time, so that memory does not grow with their number,
+_VALUES: Final = 1 << 23  # nor with a network's: so many at a time, 64 MB in the reference's float64, a few times over
 
 EPILOG = """\
 DATA is an .npz archive with x and, if there are labels, y; one array as .npy; an IDX file (MNIST's format, .gz or not);
@@ -62,6 +65,8 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
+    if not 0 <= options.threads <= 1024:
+        raise UserError(f"--threads is 0 (all cores) .. 1024, found {options.threads}")
     model = models.load(options.model)
     x, y = _examples(options.data, options.labels)
     x = check_inputs(x, model.spec)
@@ -111,7 +116,7 @@ def _run(options: argparse.Namespace) -> int:
 def open_for(model: FinishedModel, path: Path, bundle: Path | None, runtime: str, threads: int) -> tuple[str, Runtime]:
     """(name, runtime) for the model at `path`; `runtime` "auto" takes the fastest that can. Raises UserError."""
     beside = path.with_suffix(".bundle")
-    opened = Bundle(model.spec, _BATCH, {})
+    opened = Bundle(model.spec, batch_of(model.spec), {})
     if bundle is not None or beside.exists():
         found = bundles.load(bundle or beside)
         if found.spec.digest == model.spec.digest:
@@ -121,7 +126,7 @@ def open_for(model: FinishedModel, path: Path, bundle: Path | None, runtime: str
                 f"{bundle} is model {found.spec.digest.hex()[:12]}, {path} is of {model.spec.digest.hex()[:12]}"
             )
     if runtime == "auto":
-        able = ["onnxruntime"] if opened.files else []
+        able = [] if runtimes.lacking("onnxruntime", opened) else ["onnxruntime"]
         runtime = next((name for name in (*able, "torch") if not runtimes.missing(name)), "reference")
     runtimes.require(runtime)
     try:
@@ -132,9 +137,14 @@ def open_for(model: FinishedModel, path: Path, bundle: Path | None, runtime: str
 
 def logits_of(runtime: Runtime, model: FinishedModel, x: npt.NDArray[Any]) -> F32:
     """Class scores float32 [n, classes] of raw inputs x [n, *input]."""
-    mask, exact = model.mask.astype(np.float32), model.values()
-    pieces = (model.spec.normalise(x[at : at + _BATCH]) for at in range(0, len(x), _BATCH))
+    mask, exact, batch = model.mask.astype(np.float32), model.values(), batch_of(model.spec)
+    pieces = (model.spec.normalise(x[at : at + batch]) for at in range(0, len(x), batch))
     return np.concatenate([runtime.logits(piece, mask, exact) for piece in pieces])
+
+
+def batch_of(spec: ModelSpec) -> int:
+    """How many examples are predicted at a time: torch and the reference hold on to what every layer gives."""
+    return max(1, min(_BATCH, _VALUES // sum(map(math.prod, spec.shapes()))))
 
 
 def softmax(logits: F32) -> npt.NDArray[np.float64]:
@@ -181,7 +191,7 @@ def _read(path: Path) -> tuple[npt.NDArray[Any], Any]:
     if head == b"\x93NUMPY":
         try:
             return np.load(path, allow_pickle=False), None  # a pickle is a program, not data
-        except ValueError as error:
+        except (ValueError, MemoryError, OverflowError) as error:  # the header may claim any shape
             raise UserError(f"{path} is not an array of numbers: {error}") from None
     return idx.read(path), None
 

@@ -1,6 +1,6 @@
 """`seedmask export-model`: a finished model for other programs to run. The networks are the same, the files are not.
 
-Another format is a function from a FinishedModel and a batch (0: any) to a file's bytes, and a line in FORMATS.
+Another format is a function from a FinishedModel and the options to a file's bytes, and a line in FORMATS.
 """
 
 from __future__ import annotations
@@ -9,10 +9,14 @@ import argparse
 import importlib.util
 import io
 import json
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import numpy.typing as npt
 
 from seedmask import model as models
 from seedmask.errors import MissingPackageError, UserError
@@ -26,29 +30,50 @@ if TYPE_CHECKING:
 EPILOG: Final = """\
 The ONNX files take raw inputs x float32 [n, ...], as the devices' data holds them (0 .. 255 for images), and give
 logits float32 [n, classes]; any runtime for ONNX opens them. The state_dict has the parameter names of the module that
-was exported, for inputs scaled to -1 .. 1 (seedmask.spec.ModelSpec.normalise).
+was exported, for inputs scaled to -1 .. 1 (seedmask.spec.ModelSpec.normalise). ExecuTorch files have one method,
+forward, of raw inputs as ONNX files take them, and run on XNNPACK; int8 rounds what flows between layers over the
+ranges that --calibration shows, some hundred inputs like those to come: .npy, or .npz with x.
 
 examples:
   seedmask export-model model.smk --to onnx -o model.onnx
   seedmask export-model model.smk --to onnx-int8 --batch 1 -o model.onnx
   seedmask export-model model.smk --to torch -o model.pt
+  seedmask export-model model.smk --to executorch-int8 --calibration mine.npz -o model.pte
 """
 
 
 @dataclass(frozen=True)
+class Wish:
+    """`batch` examples at a time, 0: any number, or one where that cannot be; raw inputs for `calibration`, or None."""
+
+    batch: int = 0
+    calibration: npt.NDArray[Any] | None = None
+
+
+@dataclass(frozen=True)
 class Format:
-    """`what` for people; the package it `needs`; `write` (model, batch) to bytes, batch 0 for any."""
+    """`what` for people; the package it `needs`; `write` makes a file's bytes; `calibrated`: it takes calibration."""
 
     what: str
     needs: str
-    write: Callable[[FinishedModel, int], bytes]
+    write: Callable[[FinishedModel, Wish], bytes]
+    calibrated: bool = False
 
 
-def _onnx(holding: str) -> Callable[[FinishedModel, int], bytes]:
-    def write(model: FinishedModel, batch: int) -> bytes:
+def _onnx(holding: str) -> Callable[[FinishedModel, Wish], bytes]:
+    def write(model: FinishedModel, wish: Wish) -> bytes:
         from export.final_onnx import final_graph
 
-        return final_graph(model, holding, batch)
+        return final_graph(model, holding, wish.batch)
+
+    return write
+
+
+def _executorch(int8: bool) -> Callable[[FinishedModel, Wish], bytes]:
+    def write(model: FinishedModel, wish: Wish) -> bytes:
+        from export.targets.executorch.final import finished_pte
+
+        return finished_pte(model, int8, wish.calibration, wish.batch or 1)
 
     return write
 
@@ -91,7 +116,7 @@ def network(model: FinishedModel) -> nn.Module:
     return Network()
 
 
-def _torch(model: FinishedModel, batch: int) -> bytes:
+def _torch(model: FinishedModel, wish: Wish) -> bytes:
     import torch
 
     out = io.BytesIO()
@@ -104,16 +129,32 @@ FORMATS: Final = {
     "onnx-int8": Format("ONNX, weights -1, 0 and 1 in int8 and a scale per tensor", "onnx", _onnx("ternary")),
     "onnx-seed": Format("ONNX, mask and seed; the weights are made while it loads", "onnx", _onnx("seed")),
     "torch": Format("torch state_dict, float32", "torch", _torch),
+    "executorch": Format("ExecuTorch for XNNPACK, float32", "executorch", _executorch(int8=False)),
+    "executorch-int8": Format("the same with int8 products", "executorch", _executorch(int8=True), calibrated=True),
 }
 
 
+def _calibration(path: Path, model: FinishedModel) -> npt.NDArray[Any]:
+    """Raw inputs [n, *input] of an .npy file, or of x in an .npz archive. Raises UserError."""
+    try:
+        with path.open("rb") as file:
+            found = np.load(file, allow_pickle=False)
+            x = np.asarray(found["x"] if isinstance(found, np.lib.npyio.NpzFile) else found)
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"--calibration {path}: an .npy file, or .npz with x, is expected: {error}") from None
+    if x.shape[1:] != model.spec.input or not len(x) or x.dtype.kind not in "uif":
+        raise UserError(f"--calibration {path}: numbers [n, {model.spec.input}] expected, found {x.dtype} {x.shape}")
+    return x
+
+
 def _arguments(parser: argparse.ArgumentParser) -> None:
-    formats = "\n".join(f"  {name:<12}{made.what}" for name, made in FORMATS.items())
+    formats = "\n".join(f"  {name:<17}{made.what}" for name, made in FORMATS.items())
     parser.epilog = f"formats:\n{formats}\n\n{EPILOG}"
     parser.add_argument("model", type=Path, metavar="MODEL", help="the .smk file of a finished job")
     parser.add_argument("--to", required=True, choices=tuple(FORMATS), metavar="FORMAT", help=", ".join(FORMATS))
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="the file to write")
-    parser.add_argument("--batch", type=int, default=0, metavar="N", help="ONNX: examples at a time (0: any number)")
+    parser.add_argument("--batch", type=int, default=0, metavar="N", help="examples at a time (ONNX, 0: any; pte: 1)")
+    parser.add_argument("--calibration", type=Path, metavar="FILE", help="raw inputs, for executorch-int8")
     parser.add_argument("--force", action="store_true", help="overwrite FILE")
     parser.add_argument("--json", action="store_true", help="as JSON")
 
@@ -122,7 +163,11 @@ def _run(options: argparse.Namespace) -> int:
     output: Path = options.output
     made = FORMATS[options.to]
     if importlib.util.find_spec(made.needs) is None:
-        raise MissingPackageError(f"--to {options.to} needs {made.needs}: pip install 'seedmask[export]'")
+        extra = "executorch" if made.needs == "executorch" else "export"
+        raise MissingPackageError(f"--to {options.to} needs {made.needs}: pip install 'seedmask[{extra}]'")
+    if made.calibrated is not (options.calibration is not None):
+        verb = "needs" if made.calibrated else "takes no"
+        raise UserError(f"--to {options.to} {verb} --calibration")
     if not 0 <= options.batch <= 1 << 16:
         raise UserError(f"--batch is 0 (any) .. 65536, found {options.batch}")
     if not output.parent.is_dir() or output.is_dir():
@@ -130,7 +175,10 @@ def _run(options: argparse.Namespace) -> int:
     if output.exists() and not options.force:
         raise UserError(f"{output} exists; --force overwrites it")
     model = models.load(options.model)
-    data = made.write(model, options.batch)
+    shown = None if options.calibration is None else _calibration(options.calibration, model)
+    if shown is not None and len(shown) < options.batch:
+        raise UserError(f"--calibration has {len(shown)} inputs, --batch {options.batch} takes as many at least")
+    data = made.write(model, Wish(options.batch, shown))
     write_atomic(output, data)
     bits = 8 * len(data) / model.spec.d
     if options.json:
@@ -143,7 +191,7 @@ def _run(options: argparse.Namespace) -> int:
 
 COMMAND: Final = Command(
     name="export-model",
-    summary="turn a finished model into ONNX or a torch state_dict",
+    summary="turn a finished model into ONNX, ExecuTorch or a torch state_dict",
     needs=("onnx",),
     extra="export",
     add_arguments=_arguments,

@@ -8,6 +8,7 @@ while it loads (they are constants, and it folds constants). Exact tensors are f
 
 from __future__ import annotations
 
+import re
 from typing import Any, Final
 
 import numpy as np
@@ -19,6 +20,7 @@ from seedmask.model import FinishedModel
 from seedmask.seed import weights_key
 from seedmask.spec import MaxPool2d, Shape
 
+_OURS: Final = re.compile(r"(c\d+|v\d+_\d+|x|logits)\Z")  # a tensor may be called anything, a spec need not be torch's
 HOLDINGS: Final = ("float32", "ternary", "seed")
 
 
@@ -76,6 +78,7 @@ def _weights(g: Graph, ops: OnnxOps, model: FinishedModel, holding: str) -> dict
 
 
 def _constant(g: Graph, name: Name, value: np.ndarray[Any, Any]) -> Name:
-    """An initialiser under the name that torch knows it by."""
+    """An initialiser under the name that torch knows it by; where a graph's own names are like that, behind a #."""
+    name = f"#{name}" if _OURS.match(name) else name
     g.constants[(value.dtype.str, value.shape, name.encode())] = numpy_helper.from_array(value, name)
     return name

@@ -56,6 +56,7 @@ _BATCH_NORM: Final = (
     "it has trained scales and running means; take GroupNorm(affine=False), leave it out, or export with "
     "--replace-batchnorm group"
 )
+_COMPUTED: Final = "take weight_norm, spectral_norm or pruning off the layer first"
 _SOFTMAX: Final = "end with the logits, the loss applies softmax itself"
 _SCALING: Final = "raw inputs are brought to -1 .. 1 before the model, see the value range; layers do no arithmetic"
 _WEIGHTS: Final = "weights belong to a layer, nn."
@@ -113,11 +114,14 @@ class Builder:
         self.nodes: list[fx.Node] = []
         self.shapes: list[Shape] = [input_shape]
         self._replace, self._announce, self.kinds = replace_batchnorm, announce, kinds
-        self._order = {node: number for number, node in enumerate(graph.graph.nodes)}
-        self._values = {node: Value(0, input_shape) for node in self._order if node.op == "placeholder"}
+        self._values = {node: Value(0, input_shape) for node in graph.graph.nodes if node.op == "placeholder"}
         self._results: dict[fx.Node, Any] = {}
         self._tensors: dict[str, Shape] = {}
         self._forms: dict[tuple[int, Shape], int] = {}  # what has been brought into another shape already
+
+    def has(self, node: fx.Node) -> bool:
+        """Whether a node gives a value of the spec, and no size."""
+        return node in self._values
 
     def shape_of(self, node: fx.Node) -> Shape:
         """That of what a node gives."""
@@ -148,7 +152,6 @@ class Builder:
         if shape[:1] != (PROBE,):
             turn = f"{example((PROBE, *self._values[feeds[0]].shape))} becomes {example(shape)}"
             raise refusal(where, f"{turn}; examples stay apart")
-        self._refuse_changes(node, what, feeds[0])
         try:
             self._values[node] = lower(node, shape[1:])
         except SpecError as error:
@@ -211,6 +214,8 @@ class Builder:
         """How a node becomes layers; None for what is not supported."""
         if node.op == "call_module" and not type(self._module(node)).__module__.startswith("torch.nn.modules"):
             return None
+        if node.op == "call_function" and not _of_torch(node.target):
+            return None
         if what in ("Linear", "Conv1d", "Conv2d"):
             return (self._linear if what == "Linear" else self._conv) if node.op == "call_module" else None
         table: list[tuple[Iterable[str], Callable[[fx.Node, Shape], Value]]] = [
@@ -260,18 +265,6 @@ class Builder:
             return f"takes {module.in_features:,} numbers and gets {list(shape)}"
         return ""
 
-    def _refuse_changes(self, node: fx.Node, what: str, feed: fx.Node) -> None:
-        """A node that overwrites what it takes is one that gives a new value only if nobody reads the old one later."""
-        told = getattr(self._module(node), "inplace", node.kwargs.get("inplace"))
-        if told is not True and what != "iadd" and not (node.op == "call_method" and what.endswith("_")):
-            return
-        readers = (user for user in feed.users if not _is_plain(self._results.get(user, feed)))
-        later = [user for user in readers if self._order[user] > self._order[node]]
-        if later:
-            reader = place(self.graph, later[0])
-            why = f"it overwrites what {reader} reads after it; leave out `inplace`, or write x = x + y for x += y"
-            raise refusal(place(self.graph, node), why)
-
     # --------------------------------------------------------------------------------------------- what it becomes
 
     def _nothing(self, node: fx.Node, shape: Shape) -> Value:
@@ -299,6 +292,9 @@ class Builder:
     def _weights(self, node: fx.Node, dimensions: int) -> tuple[str, str | None]:
         """Names of a layer's parameters, whose shapes the spec's rules will ask for."""
         module, names = self._module(node), (f"{node.target}.weight", f"{node.target}.bias")
+        for part in ("weight", "bias"):
+            if getattr(module, part) is not None and getattr(module, part) is not module._parameters.get(part):
+                raise refusal(place(self.graph, node), f"its {part} is computed from other numbers; {_COMPUTED}")
         weight = tuple(module.weight.shape)
         self._tensors[names[0]] = weight if len(weight) == dimensions else (*weight[:2], 1, *weight[2:])
         if module.bias is None:
@@ -360,7 +356,7 @@ class Builder:
     def _mean(self, node: fx.Node, shape: Shape) -> Value:
         given, feed = self._given(node, "dim", "keepdim"), self._in(node)
         rank = len(self._values[feed].shape) + 1
-        dims = given["dim"]
+        dims: Any = given.get("dim", given.get("axis"))
         axes = sorted(_axis(dim, rank) for dim in ((dims,) if isinstance(dims, int) else dims))
         return Value(self._add(node, Mean(tuple(axes)), self._flat(feed)), shape)
 
@@ -502,6 +498,12 @@ def refusal(subject: str, why: str) -> UserError:
 def example(shape: Shape) -> str:
     """A batch's shape as that of one example, if it is PROBE of them."""
     return str(list(shape[1:])) if shape[:1] == (PROBE,) else f"{list(shape)} for {PROBE} examples"
+
+
+def _of_torch(function: Any) -> bool:
+    """Whether a function is torch's or an operator: fx.wrap() makes a node of anybody's, whatever it is called."""
+    module = getattr(function, "__module__", None)
+    return module is None or module.partition(".")[0] in ("torch", "_operator")
 
 
 def _is_plain(result: Any) -> bool:

@@ -28,6 +28,7 @@ SCALES: Final[dict[str, Callable[[int], float]]] = {
     "unit": lambda fan_in: math.sqrt(1 / fan_in),
 }
 REPLACEMENTS: Final = ("group",)
+_NO_OVERWRITING: Final = "leave out `inplace`, write y = relu(x) for x.relu_() and x = x + y for x += y"
 
 
 def trace(
@@ -63,10 +64,11 @@ def trace(
     # Whatever a model's own code raises under tracing (control flow, len(), numpy) has the same remedy.
     except Exception as error:
         raise UserError(f"cannot follow {type(model).__name__}.forward(): {error}\nsupported: {SUPPORTED}") from None
+    trial = _trial(graph, input_shape)
     _without_dead_ends(graph, announce)
     kinds = Kinds(exact, frozen)
     builder = Builder(graph, input_shape, replace_batchnorm is not None, announce, kinds)
-    _build(graph, builder, classes)
+    _build(graph, builder, classes, trial)
     tensors = _tensors(builder, SCALES[scale], gain)
     kinds.check()
     try:
@@ -86,50 +88,78 @@ def _without_dead_ends(graph: fx.GraphModule, announce: Callable[[str], None]) -
             announce(f"{where} is left out: nothing uses what it gives")
 
 
-def _build(graph: fx.GraphModule, builder: Builder, classes: int) -> None:
+def _trial(graph: fx.GraphModule, shape: Shape) -> _Trial:
+    """Run the graph on a batch of nothing, whole: what is not used may still overwrite what is."""
+    trial = _Trial(graph)
+    kind = next((p.dtype for p in graph.parameters()), torch.float32)
+    try:
+        with torch.no_grad():
+            trial.run(torch.zeros((PROBE, *shape), dtype=kind))
+    # torch reports a shape that does not fit as one of several kinds of error.
+    except Exception as error:
+        trial.failure = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return trial
+
+
+def _build(graph: fx.GraphModule, builder: Builder, classes: int, trial: _Trial) -> None:
     """Hand every node to `builder`, in order."""
     inputs = [node for node in graph.graph.nodes if node.op == "placeholder"]
     if len(inputs) != 1:
         raise UserError(f"forward() takes one tensor, found {len(inputs)}: {', '.join(n.name for n in inputs)}")
-    shapes, failure = _Results(graph), ""
-    kind = next((p.dtype for p in graph.parameters()), torch.float32)
-    try:
-        with torch.no_grad():
-            shapes.run(torch.zeros((PROBE, *builder.shapes[0]), dtype=kind))
-    # torch reports a shape that does not fit as one of several kinds of error.
-    except Exception as error:
-        failure = str(error).strip().splitlines()[0]
     for node in graph.graph.nodes:
-        if node.op == "output":
-            _end(graph, builder, node, classes)
-        elif node.op == "get_attr":
+        if node.op == "get_attr":
             if not all(what_of(graph, user) in ("linear", "conv1d", "conv2d") for user in node.users):
                 raise refusal(f"the tensor self.{node.target}", "only layers may hold numbers")  # else it says more
-        elif node.op != "placeholder":
-            builder.take(node, shapes.of, failure)
+        elif node.op not in ("placeholder", "output"):
+            builder.take(node, trial.of, trial.failure)
+        if node in trial.overwritten:
+            why = f"it overwrites what {place(graph, node)} reads after it; {_NO_OVERWRITING}"
+            raise refusal(place(graph, trial.overwritten[node]), why)
+        if node.op == "output":
+            _end(graph, builder, node, classes)
 
 
 def _end(graph: fx.GraphModule, builder: Builder, node: fx.Node, classes: int) -> None:
     result = node.args[0]
     if not isinstance(result, fx.Node):
         raise UserError("forward() returns several values; return the logits alone")
+    if not builder.has(result):
+        raise UserError(f"forward() returns {place(graph, result)}, which is no tensor; return the logits")
     shape = builder.shape_of(result)
     if shape != (classes,):
         raise UserError(f"an example gives {example((PROBE, *shape))}, not one number for each of {classes} classes")
     builder.end(result)
 
 
-class _Results(fx.Interpreter):
-    """Runs the graph and remembers what every node gives: a tensor's shape, or the value of what is no tensor."""
+class _Trial(fx.Interpreter):
+    """Runs the graph and remembers what every node gives: a tensor's shape, or the value of what is no tensor.
+
+    `overwritten`: the nodes that read what no longer is what it was, each with the node that changed it. torch counts
+    the changes of a tensor and of all its views together, so that no alias is missed. `failure`: why it ended early.
+    """
 
     def __init__(self, graph: fx.GraphModule) -> None:
         super().__init__(graph)
         self.of: dict[fx.Node, Any] = {}
+        self.overwritten: dict[fx.Node, fx.Node] = {}
+        self.failure = ""
+        self._changes: dict[fx.Node, int] = {}  # of what a node gave, when it gave it
+        self._changed_by: dict[fx.Node, fx.Node] = {}
 
     def run_node(self, node: fx.Node) -> Any:
         """Compute one node."""
+        for feed in node.all_input_nodes:
+            if feed in self._changed_by:
+                self.overwritten.setdefault(node, self._changed_by[feed])
         result = super().run_node(node)
-        self.of[node] = result.to("meta") if isinstance(result, torch.Tensor) else result
+        for other, count in self._changes.items():
+            if other in self.env and self.env[other]._version != count:
+                self._changed_by.setdefault(other, node)
+        if isinstance(result, torch.Tensor):
+            self._changes[node] = result._version
+            self.of[node] = result.to("meta")
+        else:
+            self.of[node] = result
         return result
 
 

@@ -37,7 +37,7 @@ class Bundle:
     def file(self, name: str) -> bytes:
         """One member. Raises BundleError and lists what there is."""
         if name not in self.files:
-            raise BundleError(f"the bundle has no {name}; it has {', '.join(sorted(self.files))}")
+            raise BundleError(f"the bundle has no {name}; it has {', '.join(sorted(self.files)) or 'no graphs'}")
         return self.files[name]
 
 

@@ -54,6 +54,8 @@ def assign(text: str, pythons: Sequence[str], virtual: bool) -> Assignment:
         name, equals, path = entry.partition("=")
         if not equals or name not in chosen:
             raise UserError(f"--python is NAME=PATH with NAME of --runtime ({', '.join(chosen)}), found {entry!r}")
+        if name in paths:
+            raise UserError(f"--python names two interpreters for {name}: {paths[name]} and {path}")
         found = shutil.which(path)
         if found is None:
             raise UserError(f"--python {entry}: {path} is no program")
@@ -75,10 +77,10 @@ def _ask(name: str, python: str) -> None:
     except (OSError, subprocess.TimeoutExpired) as error:
         raise UserError(f"--python {name}={python} does not answer: {error}") from None
     try:
-        rows = {row["runtime"]: row for row in json.loads(done.stdout)}
+        missing = {row["runtime"]: list(row["missing"]) for row in json.loads(done.stdout)}
     except (ValueError, KeyError, TypeError):
         said = (done.stderr.strip() or done.stdout.strip() or f"status {done.returncode}").splitlines()[-1]
         raise UserError(f"--python {name}={python} has no seedmask client of this version: {said}") from None
-    if name not in rows or rows[name]["missing"]:
-        lacks = ", ".join(rows[name]["missing"]) if name in rows else "such a runtime"
+    if missing.get(name, True):
+        lacks = ", ".join(missing[name]) if name in missing else "such a runtime"
         raise UserError(f"--python {name}={python} lacks {lacks}: {runtimes.how_to_get(name)}")

@@ -396,3 +396,33 @@ def test_the_guides_example_imports_what_there_is() -> None:
     code = "\n".join(f'import {names} from "{(web / file).as_uri()}";' for names, file in lines)
     done = subprocess.run(["node", "--input-type=module", "-e", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="needs Node.js, which is not installed")
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"model": bytes(32)}, "field: job web trains model 000000000000, our bundle is model "),
+        ({"theta": bytes(16)}, "theta-mismatch: round 3 begins from 000000000000, found "),
+        ({"selected": ("phone-2",)}, "field: round 3 does not ask phone-1"),
+        ({"work": Work(codec=77)}, "kind: codec 77 is unknown"),
+        ({}, "it trains"),
+    ],
+)
+def test_a_round_that_is_not_ours_is_refused_before_training(change: dict[str, Any], error: str) -> None:
+    announce = replace(announced(DENSE, Theta.even(DENSE.d), Work()), **change)
+    web = (chromium.ROOT / "edge_client" / "web").as_uri()
+    code = f"""
+        import {{ Theta, decode, readSpec }} from "{web}/seedmask.mjs";
+        import {{ trainRound }} from "{web}/training.mjs";
+        const bytes = (hex) => Uint8Array.from(Buffer.from(hex, "hex"));
+        const spec = readSpec(bytes("{DENSE.canonical().hex()}"));
+        const step = () => {{ throw new Error("it trains"); }};
+        const data = {{ x: new Uint8Array(spec.input.reduce((a, b) => a * b)), y: [0] }};
+        const theta = new Theta(new Uint16Array(spec.d).fill(1), 2);
+        const round = decode(bytes("{encode(announce).hex()}"));
+        await trainRound({{ spec, bundle: {{ batch: 8 }}, step }}, data, round, theta, "{DEVICE}")
+            .catch((error) => console.log(error.message));
+    """
+    done = subprocess.run(["node", "--input-type=module", "-e", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith(error)

@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -82,6 +83,18 @@ def test_inspect_describes_a_bundle_and_a_finished_model(tmp_path: Path, capsys:
     assert facts["kind"] == "finished model"
     assert facts["model"] == spec().digest.hex()
     assert facts["ones"] == 1.0
+
+
+def test_inspect_keeps_long_names_apart_from_what_follows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name, member = "features.12.shortcut.weight", f"{'long-' * 7}runtime/training_model.onnx"
+    tensors = (replace(spec().tensors[0], name=name),)
+    long = replace(spec(), layers=(Flatten(), Linear(name, None)), tensors=tensors)
+    path = tmp_path / "long.bundle"
+    path.write_bytes(to_bytes(Bundle(long, 16, {member: b"graph"})))
+    assert cli.main(["inspect", str(path)]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [name, "10x784", "7,840"] in [row[:3] for row in rows]
+    assert [member, "5", "bytes"] in rows
 
 
 def test_inspect_refuses_what_is_neither(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -170,6 +183,7 @@ def test_runtimes_says_whose_graphs_a_bundle_lacks(tmp_path: Path, capsys: pytes
         (["--python", "reference"], "--python is NAME=PATH"),
         (["--python", "reference=/nowhere/python"], "/nowhere/python is no program"),
         (["--python", "reference=true"], "has no seedmask client of this version: status 0"),
+        (["--python", "reference=true", "--python", "reference=cat"], "names two interpreters for reference: "),
         (["--model", "mlp"], "--model and --bundle exclude each other"),
         (["--json", "/nowhere/run.json"], "is not a file in a folder that exists"),
         (["--out", "/proc/nowhere"], "--out /proc/nowhere cannot be used"),
@@ -205,6 +219,9 @@ def test_an_interpreter_that_lacks_its_runtime_is_named_with_what_to_install(mon
         assign("ort_training", [python], False)
     answering(monkeypatch, [{"runtime": "reference", "missing": []}])
     with pytest.raises(UserError, match="lacks such a runtime"):
+        assign("ort_training", [python], False)
+    answering(monkeypatch, [{"runtime": "ort_training"}])
+    with pytest.raises(UserError, match="has no seedmask client of this version"):
         assign("ort_training", [python], False)
     answering(monkeypatch, [{"runtime": "ort_training", "missing": []}])
     found = assign("ort_training,reference", [python], False)

@@ -244,6 +244,29 @@ def ideal_bytes(mask: Mask, theta: Theta) -> float:
     return float(-np.log2(np.where(mask == 1, p, 1 - p)).sum() / 8)
 
 
+@pytest.mark.parametrize("lanes", [1, 2, 8])
+@given(data=st.data())
+def test_few_lanes_read_one_by_one_say_what_they_say_row_by_row(lanes: int, data: st.DataObject) -> None:
+    rng = np.random.default_rng(data.draw(st.integers(0, 1000)))
+    n = data.draw(st.integers(1, 400))
+    rows = np.stack([ans.normalise(rng.integers(0, 50, 7) ** 2 + 1) for _ in range(3)])
+    symbols, contexts = rng.integers(0, 7, n), rng.integers(0, 3, n)
+    payload = bytearray(ans.encode(symbols, contexts, rows, lanes))
+    for _ in range(data.draw(st.integers(0, 2))):
+        payload[data.draw(st.integers(0, len(payload) - 1))] ^= data.draw(st.integers(1, 255))
+    payload = payload[: len(payload) - data.draw(st.sampled_from([0, 0, 2, 4]))]
+    said: list[Any] = []
+    for few in (0, lanes):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(ans, "_FEW", few)
+            patch.setattr(ans, "_PIECE", 64)
+            try:
+                said.append(ans.decode(bytes(payload), contexts, rows, lanes).tolist())
+            except CodecError as error:
+                said.append(str(error))
+    assert said[0] == said[1]
+
+
 @pytest.mark.parametrize("top", [2, 10, 100, 300])
 def test_a_large_rans_mask_is_within_two_percent_of_the_ideal(top: int) -> None:
     theta = polarised(500_000, top)

@@ -110,6 +110,8 @@ def test_one_target_an_example_may_come_as_a_list(tmp_path: Path, tiny_spec: Mod
         (X, np.full(6, 2**63 + 5, np.uint64), "data: labels"),
         (np.where(X == 7, -np.inf, X), Y, "data: an input is not a finite number"),
         (np.where(X == 7, np.nan, X), Y, "data: an input is not a finite number"),
+        (np.where(X == 7, 1e39, X), Y, "or too large for float32"),
+        (np.where(X == 7, -1e39, X), Y, "or too large for float32"),
         (X.astype(str), Y, "x must be numbers"),
         (X.astype(bool), Y, "x must be numbers"),
         (X, Y.astype(float), r"tiny takes one class number each, found float64 \[6\]"),

@@ -280,3 +280,29 @@ def test_a_finished_networks_file_predicts_as_torch_does(net: str) -> None:
     for bad in (None, x[:, :, 1:], x[:0]):
         with pytest.raises(ValueError, match="int8 takes calibration"):
             target.finished_pte(model, int8=True, calibration=bad)
+
+
+@pytest.mark.slow
+def test_a_finished_networks_file_says_what_torch_says_about_ten_thousand_images() -> None:
+    """float32 every time; int8 of a network that has learnt something at least 98 times in a hundred."""
+    from sim.datasets import DEBIAN, load
+
+    if not DEBIAN.exists():
+        pytest.skip("Fashion-MNIST is not on this machine (Debian package dataset-fashion-mnist)")
+    found = load("fashion-mnist", None)
+    spec = trace(zoo.conv4n(), "conv4n", 1, (1, 28, 28))
+    torch.manual_seed(1)
+    trained = masked.Masked(spec, torch.zeros(spec.d), 0.1)
+    for at in range(0, 300 * 64, 64):
+        x = torch.from_numpy(spec.normalise(found.train.x[at : at + 64]))
+        trained.step(x, torch.from_numpy(found.train.y[at : at + 64]), torch.rand(spec.d))
+    model = FinishedModel(spec, (trained.scores.detach().numpy() >= 0).astype(np.uint8))
+    raw = found.test.x.astype(np.float32)
+    with torch.no_grad():
+        truth = masked.forward(spec, torch.from_numpy(spec.normalise(raw)), torch.from_numpy(model.weights()))
+    said = truth.numpy().argmax(1)
+    assert (said == found.test.y).mean() > 0.6
+    assert np.array_equal(predicted(target.finished_pte(model, batch=100), raw, 100).argmax(1), said)
+    shown = found.train.x[:200].astype(np.float32)
+    rounded = predicted(target.finished_pte(model, int8=True, calibration=shown, batch=100), raw, 100)
+    assert (rounded.argmax(1) == said).mean() >= 0.98

@@ -110,7 +110,7 @@ def test_a_gain_that_makes_no_weights_is_refused(gain: Any) -> None:
 class Forward(nn.Module):
     """A module whose forward() is the function it is given, with a few layers to call."""
 
-    def __init__(self, call: Callable[[Any, Any], Any]) -> None:
+    def __init__(self, call: Callable[[Any, Any], Any], normalised: bool = False) -> None:
         super().__init__()
         self.call = call
         self.conv = nn.Conv2d(1, 1, 3, padding=1)
@@ -121,6 +121,8 @@ class Forward(nn.Module):
         self.tied = nn.Conv2d(1, 1, 3, padding=1)
         self.tied.weight = self.conv.weight
         self.head = nn.Linear(64, 10)
+        if normalised:
+            torch.nn.utils.weight_norm(self.inner[0])
 
     def forward(self, x: Any) -> Any:
         return self.call(self, x)
@@ -347,6 +349,7 @@ def test_a_dead_end_is_left_out_and_said() -> None:
         (lambda m, x: x.mean([2, 3]), layers.Mean((1, 2))),
         (lambda m, x: x.mean((-1, -2), keepdim=True), layers.Mean((1, 2))),
         (lambda m, x: torch.mean(x, dim=1), layers.Mean((0,))),
+        (lambda m, x: x.mean(axis=1), layers.Mean((0,))),
         (lambda m, x: x.transpose(1, -1), layers.Permute((2, 1, 0))),
         (lambda m, x: torch.transpose(x, 2, 3), layers.Permute((0, 2, 1))),
         (lambda m, x: x.permute(0, 2, 3, 1), layers.Permute((1, 2, 0))),
@@ -410,6 +413,12 @@ class Overwritten(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.conv(x)
         return self.head((self.relu(y) + y).flatten(1))
+
+
+@torch.fx.wrap
+def relu(x: Any) -> Any:
+    """Not torch's."""
+    return 3 * x
 
 
 def seq(*modules: nn.Module) -> nn.Module:
@@ -506,6 +515,14 @@ REFUSALS: dict[str, tuple[Callable[[], nn.Module], str]] = {
         lambda: Overwritten(),
         "ReLU 'relu' is not supported: it overwrites what add in forward() of the model reads after it; leave out",
     ),
+    "somebody's function of a known name": (
+        lambda: Forward(lambda m, x: m.head(relu(m.conv(x)).flatten(1))),
+        "relu in forward() of the model is not supported",
+    ),
+    "weights made of others": (
+        lambda: Forward(lambda m, x: m.head(m.inner(x).flatten(1)), normalised=True),
+        "Conv2d 'inner.0' is not supported: its weight is computed from other numbers; take weight_norm, spectral_norm",
+    ),
     "scaling": (
         lambda: Forward(lambda m, x: m.head((x / 255).flatten(1))),
         "truediv in forward() of the model is not supported: raw inputs are brought to -1 .. 1 before the model",
@@ -525,6 +542,10 @@ REFUSALS: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "tied": (
         lambda: Forward(lambda m, x: m.head(m.tied(m.conv(x)).flatten(1))),
         "Conv2d 'tied' is not supported: tied.weight shares its numbers with conv.weight",
+    ),
+    "a size": (
+        lambda: Forward(lambda m, x: x.shape[0]),
+        "forward() returns getitem in forward() of the model, which is",
     ),
     "two outputs": (lambda: Forward(lambda m, x: (m.head(x.flatten(1)), x)), "forward() returns several values"),
     "control flow": (
@@ -555,6 +576,55 @@ def test_what_is_not_supported_is_refused_by_name(case: str) -> None:
     assert text in str(refusal.value)
     if "not supported" in text:
         assert "\nsupported: Linear, Conv1d and Conv2d (stride, " in str(refusal.value)
+
+
+def statement(overwrite: Callable[[Any, torch.Tensor], Any]) -> Callable[[Any, torch.Tensor], Any]:
+    """A forward() that calls `overwrite` for what it does to its argument."""
+
+    def forward(m: Any, x: torch.Tensor) -> Any:
+        y = m.conv(x)
+        overwrite(m, y)
+        return m.head(y.flatten(1))
+
+    return forward
+
+
+def beside(other: Callable[[Any, torch.Tensor], Any]) -> Callable[[Any, torch.Tensor], Any]:
+    """A forward() that adds what `other` makes of y to y."""
+
+    def forward(m: Any, x: torch.Tensor) -> Any:
+        y = m.conv(x)
+        return m.head((other(m, y) + y).flatten(1))
+
+    return forward
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        statement(lambda m, y: y.relu_()),
+        statement(lambda m, y: F.relu(y, inplace=True)),
+        statement(lambda m, y: m.over(y)),
+        statement(lambda m, y: y.add_(m.other(y))),
+        beside(lambda m, y: torch.relu_(y)),
+        beside(lambda m, y: F.silu(y, True)),
+        beside(lambda m, y: F.relu(y.view(-1, 1, 8, 8), inplace=True)),
+        beside(lambda m, y: F.relu(m.nothing(y), inplace=True)),
+        lambda m, x: m.head((m.nothing(x) + m.over(x)).flatten(1)),
+    ],
+)
+def test_a_value_that_is_overwritten_before_it_is_read_is_refused_whatever_name_it_is_read_by(
+    call: Callable[[Any, Any], Any],
+) -> None:
+    model = Forward(call)
+    model.over, model.nothing = nn.ReLU(inplace=True), nn.Identity()
+    with pytest.raises(UserError, match=r"it overwrites what .* reads after it"):
+        trace(model, "overwritten", 0, (1, 8, 8))
+
+
+def test_a_value_that_is_overwritten_after_it_was_read_is_what_it_was() -> None:
+    model = Forward(lambda m, x: m.head(F.relu(m.other(m.conv(x)), inplace=True).add_(x).flatten(1)))
+    assert [layer.op for layer in trace(model, "over", 0, (1, 8, 8)).layers][2:4] == ["relu", "add"]
 
 
 def test_two_inputs_are_refused() -> None:

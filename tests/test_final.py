@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 from collections.abc import Callable
@@ -93,6 +94,16 @@ def test_onnx_takes_raw_inputs_to_the_references_scores(model: FinishedModel, im
 
 
 @pytest.mark.parametrize("holding", HOLDINGS)
+def test_a_tensor_may_be_called_what_the_graph_calls_its_own(holding: str) -> None:
+    names = {"c0": (3, 4), "x": (3,), "v0_0": (2, 3), "logits": (2,)}
+    tensors = tuple(Tensor(name, shape, scale_bits(0.5)) for name, shape in names.items())
+    spec = ModelSpec("odd", 1, (4,), (0, 8), 2, (Linear("c0", "x"), ReLU(), Linear("v0_0", "logits")), tensors)
+    odd = FinishedModel(spec, np.ones(spec.d, np.uint8))
+    x = np.arange(12, dtype=np.float32).reshape(3, 4)
+    assert run(final_graph(odd, holding), x) == pytest.approx(truth(odd, x), abs=1e-5)
+
+
+@pytest.mark.parametrize("holding", HOLDINGS)
 def test_a_fixed_batch_is_stated_and_changes_nothing(model: FinishedModel, images: np.ndarray, holding: str) -> None:
     data = final_graph(model, holding, 11)
     shape = onnx.load_from_string(data).graph.input[0].type.tensor_type.shape.dim
@@ -158,7 +169,7 @@ def test_torchs_own_module_takes_the_state_dict() -> None:
     model = FinishedModel(spec, np.random.default_rng(1).integers(0, 2, spec.d).astype(np.uint8))
     x = np.random.default_rng(2).integers(0, 256, (5, 1, 28, 28)).astype(np.float32)
     module = ZOO["conv4n"].factory()
-    loaded = torch.load(io.BytesIO(final.FORMATS["torch"].write(model, 0)), weights_only=True)
+    loaded = torch.load(io.BytesIO(final.FORMATS["torch"].write(model, final.Wish())), weights_only=True)
     module.load_state_dict(loaded)
     with torch.no_grad():
         own = module(torch.from_numpy(spec.normalise(x))).numpy()
@@ -172,9 +183,14 @@ def test_the_command_writes_every_format(
 ) -> None:
     smk = tmp_path / "every.smk"
     smk.write_bytes(encode(model))
-    for name in final.FORMATS:
+    shown = tmp_path / "shown.npy"
+    np.save(shown, images)
+    for name, made in final.FORMATS.items():
+        if importlib.util.find_spec(made.needs) is None:
+            continue
         out = tmp_path / f"out.{name}"
-        assert cli.main(["export-model", str(smk), "--to", name, "-o", str(out), "--json"]) == 0
+        more = ["--calibration", str(shown)] if made.calibrated else []
+        assert cli.main(["export-model", str(smk), "--to", name, "-o", str(out), "--json", *more]) == 0
         facts = json.loads(capsys.readouterr().out)
         assert (facts["bytes"], facts["model"]) == (out.stat().st_size, model.spec.digest.hex())
         if name.startswith("onnx"):
@@ -186,6 +202,8 @@ def test_the_command_writes_every_format(
     assert "--force overwrites it" in capsys.readouterr().err
     assert cli.main(["export-model", str(smk), "--to", "onnx", *out, "--force", "--batch", "-1"]) == 2
     assert "--batch is 0 (any) .. 65536, found -1" in capsys.readouterr().err
+    assert cli.main(["export-model", str(smk), "--to", "onnx", *out, "--force", "--calibration", str(shown)]) == 2
+    assert "--to onnx takes no --calibration" in capsys.readouterr().err
     smk.write_bytes(smk.read_bytes()[:-1])
     assert cli.main(["export-model", str(smk), "--to", "onnx", *out, "--force"]) == 2
     assert "damaged" in capsys.readouterr().err

@@ -102,7 +102,8 @@ def test_what_cannot_be_says_why(
 
     assert "round 4 is not there; round 3 is the latest one that closed" in refused(str(state), "--round", "4")
     assert "there is no" in refused(str(tmp_path / "nowhere"))
-    assert "are at least 1, found 0" in refused(str(state), "--average-last", "0")
+    assert "--average-last is 1 .. 4294967295, found 0" in refused(str(state), "--average-last", "0")
+    assert f"--round is 0 .. 4294967295, found {1 << 70}" in refused(str(state), "--round", str(1 << 70))
     Store(tmp_path / "new" / "job.sqlite", "new", tiny_spec.digest, tiny_spec.canonical(), tiny_spec.d).close()
     assert "no model; none has closed yet" in refused(str(tmp_path / "new"))
     assert "holds several jobs" in refused(str(tmp_path))

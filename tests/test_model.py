@@ -61,6 +61,16 @@ def test_a_mask_is_coded_within_two_per_cent_of_its_entropy(share: float) -> Non
     assert np.array_equal(decode(encode(model)).mask, model.mask)
 
 
+@pytest.mark.parametrize("sizes_", [[5000] * 20, [10] * 14 + [16643] * 6, [500] * 10 + [9500] * 10])
+@pytest.mark.parametrize("share", [0.05, 0.1, 0.4, 0.95])
+def test_many_tensors_cost_two_per_cent_as_long_as_they_are_not_small(sizes_: list[int], share: float) -> None:
+    masks = [np.random.default_rng(n).permutation(np.arange(n) < max(1, n * share)) for n in sizes_]
+    p = [mask.mean() for mask in masks]
+    bound = -sum(n * (q * math.log2(q) + (1 - q) * math.log2(1 - q)) for n, q in zip(sizes_, p, strict=True) if q < 1)
+    coded = tensors.encode(np.concatenate(masks).astype(np.uint8), sizes_)
+    assert 8 * len(coded) <= 1.02 * bound
+
+
 def test_the_bound_takes_each_tensor_by_itself(tiny_spec: ModelSpec) -> None:
     mask = np.zeros(tiny_spec.d, np.uint8)
     mask[:256] = 1  # all of the first tensor, none of the others: there is nothing to tell

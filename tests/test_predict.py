@@ -17,8 +17,9 @@ from edge_client.data import Dataset
 from edge_client.runtimes import open_runtime
 from seedmask import cli
 from seedmask.bundle import Bundle, to_bytes
+from seedmask.layers import Conv2d, Linear, Mean
 from seedmask.model import FinishedModel, encode
-from seedmask.spec import ModelSpec
+from seedmask.spec import ModelSpec, Tensor, scale_bits
 
 
 def idx_bytes(array: np.ndarray) -> bytes:
@@ -169,10 +170,49 @@ def test_onnxruntime_needs_the_bundles_graph(
     assert "needs the bundle that the fleet trained with (--bundle)" in capsys.readouterr().err
 
 
+def test_memory_grows_neither_with_the_examples_nor_with_the_network() -> None:
+    def of(side: int) -> ModelSpec:
+        kernel, head = Tensor("c", (64, 1, 3, 3), scale_bits(0.1)), Tensor("h", (2, 64), scale_bits(0.1))
+        layers = (Conv2d("c", None, (1, 1), (1, 1)), Mean((1, 2)), Linear("h", None))
+        return ModelSpec("wide", 1, (1, side, side), (0, 255), 2, layers, (kernel, head))
+
+    class Counting:
+        """A runtime that only counts."""
+
+        def __init__(self) -> None:
+            self.most = self.calls = 0
+
+        def logits(self, x: np.ndarray, mask: np.ndarray) -> np.ndarray:
+            self.most, self.calls = max(self.most, len(x)), self.calls + 1
+            return np.zeros((len(x), 2), np.float32)
+
+    for side, most in ((8, 250), (64, 31), (512, 1)):
+        runtime, spec = Counting(), of(side)
+        model = FinishedModel(spec, np.ones(spec.d, np.uint8))
+        assert predict.logits_of(runtime, model, np.zeros((251, 1, side, side), np.uint8)).shape == (251, 2)
+        assert (runtime.most, runtime.calls) == (most, -(-251 // most))
+
+
 def test_auto_takes_what_is_here(model: FinishedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(predict.runtimes, "missing", lambda name: ["it"] if name == "torch" else [])
     name, _ = predict.open_for(model, tmp_path / "tiny.smk", None, "auto", 1)
     assert name == "reference"
+
+
+@pytest.mark.parametrize("files", [{}, {"onnx/init.onnx": b"one of four"}])
+def test_auto_does_without_a_bundle_that_lacks_the_graphs(
+    model: FinishedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, bytes]
+) -> None:
+    (tmp_path / "tiny.bundle").write_bytes(to_bytes(Bundle(model.spec, 8, files)))
+    monkeypatch.setattr(predict.runtimes, "missing", lambda name: ["it"] if name == "torch" else [])
+    name, _ = predict.open_for(model, tmp_path / "tiny.smk", None, "auto", 1)
+    assert name == "reference"
+
+
+@pytest.mark.parametrize("threads", ["-1", "1025"])
+def test_threads_that_no_machine_has_are_refused(smk: str, threads: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["predict", smk, "--data", "x.npy", "--threads", threads]) == 2
+    assert f"--threads is 0 (all cores) .. 1024, found {threads}" in capsys.readouterr().err
 
 
 def test_wrong_input_is_one_sentence(
@@ -196,6 +236,9 @@ def test_wrong_input_is_one_sentence(
     assert "labels 0 .. 4, model tiny has classes 0 .. 3" in refused(x, np.where(y == 3, 4, y))
     assert "model tiny takes one class number each, found float64 [96]" in refused(x, y / 2)
     assert "labels are [n] integers, found float64 [96, 1, 1]" in refused(x, y[:, None, None] / 2)
+    np.savez(tmp_path / "one.npz", x=x, y=np.array(3))
+    assert cli.main(["predict", smk, "--data", str(tmp_path / "one.npz")]) == 2
+    assert "96 inputs and a single label" in capsys.readouterr().err
     np.savez(tmp_path / "none.npz", z=x)
     assert cli.main(["predict", smk, "--data", str(tmp_path / "none.npz")]) == 2
     assert "it lacks x" in capsys.readouterr().err
@@ -206,6 +249,10 @@ def test_wrong_input_is_one_sentence(
     assert "is not an IDX file" in capsys.readouterr().err
     (tmp_path / "cut.npy").write_bytes((tmp_path / "x.npy").read_bytes()[:200])
     assert cli.main(["predict", smk, "--data", str(tmp_path / "cut.npy")]) == 2
+    assert "is not an array of numbers" in capsys.readouterr().err
+    claim = b"{'descr': '|u1', 'fortran_order': False, 'shape': (99999999999999, 28, 28), }".ljust(118)
+    (tmp_path / "claim.npy").write_bytes(b"\x93NUMPY\x01\x00\x76\x00" + claim + b"abc")
+    assert cli.main(["predict", smk, "--data", str(tmp_path / "claim.npy")]) == 2
     assert "is not an array of numbers" in capsys.readouterr().err
 
 

@@ -261,6 +261,14 @@ def test_reports_are_those_of_closed_rounds(store: Store, path: Path) -> None:
     assert reports(path) == [Report(1, "pi-1", 100, 0.5, 80), Report(1, "pi-2", 90, 0.25, 80)]
 
 
+def test_a_path_may_have_what_means_something_in_a_uri(tmp_path: Path) -> None:
+    path = tmp_path / "run #1 100%41?mode=rwc" / "job.sqlite"
+    Store(path, "fashion", bytes(32), b"spec", D).close()
+    assert list(results(path, D)) == []
+    assert reports(path) == []
+    assert sorted(tmp_path.iterdir()) == [path.parent]
+
+
 def test_no_store_has_no_results(tmp_path: Path) -> None:
     assert list(results(tmp_path / "none.sqlite", D)) == []
     sqlite3.connect(tmp_path / "empty.sqlite").close()

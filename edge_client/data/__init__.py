@@ -68,8 +68,8 @@ def check(data: Dataset, spec: ModelSpec) -> Dataset:
 
 def check_targets(y: npt.NDArray[Any], n: int, spec: ModelSpec) -> npt.NDArray[Any]:
     """`y` for `n` inputs as `spec` takes it: int64 [n], or float32 [n, outputs] for "mse". Raises UserError."""
-    if len(y) == 0 or len(y) != n:
-        raise UserError(f"data: {n} inputs and {len(y)} labels")
+    if y.ndim == 0 or len(y) == 0 or len(y) != n:
+        raise UserError(f"data: {n} inputs and {f'{len(y)} labels' if y.ndim else 'a single label'}")
     return _numbers(y, spec) if spec.loss == "mse" else _labels(y, spec)
 
 
@@ -87,6 +87,8 @@ def _numbers(y: npt.NDArray[Any], spec: ModelSpec) -> npt.NDArray[np.float32]:
     wanted = (len(y), spec.classes)
     if y.shape != wanted and not (spec.classes == 1 and y.ndim == 1):
         raise UserError(f"data: targets are {list(y.shape)}, model {spec.name} gives {list(wanted)}")
+    if y.dtype.kind not in "uif":
+        raise UserError(f"data: targets are numbers, found {y.dtype}")
     targets = y.reshape(wanted).astype(np.float32)
     if not np.isfinite(targets).all():
         raise UserError("data: a target is not a finite number")
@@ -99,6 +101,7 @@ def check_inputs(x: npt.NDArray[Any], spec: ModelSpec) -> npt.NDArray[Any]:
         raise UserError(f"data: inputs are numbers [n, ...], found {x.dtype} {list(x.shape)}")
     if int(np.prod(x.shape[1:])) != int(np.prod(spec.input)):
         raise UserError(f"data: inputs are {list(x.shape[1:])}, model {spec.name} takes {list(spec.input)}")
-    if x.dtype.kind == "f" and not np.isfinite(x).all():
-        raise UserError("data: an input is not a finite number")
+    largest = float(np.finfo(np.float32).max)  # what the network takes; NaN fails both comparisons
+    if x.dtype.kind == "f" and not (-largest <= float(x.min()) and float(x.max()) <= largest):
+        raise UserError("data: an input is not a finite number, or too large for float32")
     return x.reshape(len(x), *spec.input)

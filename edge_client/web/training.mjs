@@ -4,7 +4,9 @@
 // before it is sent, and sending it until a receipt comes (PROTOCOL 8).
 
 import { ruleOf, size, startState } from "./runtime.mjs";
-import { EXACT_ONE, Shared, basis, codecById, encode, exact, table } from "./seedmask.mjs";
+import {
+  EXACT_ONE, ProtocolError, Shared, basis, codecById, encode, exact, same, table, toHex,
+} from "./seedmask.mjs";
 
 /**
  * Private randomness: fill a Float32Array with uniforms in 0 .. 1 (24 bits each). Straight from the system's generator,
@@ -118,14 +120,30 @@ export function updateOf(announce, device, spec, theta, outcome, samples, { chan
   };
 }
 
+/** Throw a ProtocolError unless `device` can train this round at all: better now than when it has trained. */
+function checkRound(announce, spec, theta, device) {
+  const { job, model, round, selected, theta: wanted, work } = announce;
+  const fail = (code, text) => { throw new ProtocolError(code, text); };
+  const name = (digest) => toHex(digest).slice(0, 12);
+  if (!same(model, spec.digest)) {
+    fail("field", `job ${job} trains model ${name(model)}, our bundle is model ${name(spec.digest)}`);
+  }
+  const found = theta.digest();
+  if (!same(wanted, found)) fail("theta-mismatch", `round ${round} begins from ${name(wanted)}, found ${name(found)}`);
+  if (selected.length && !selected.includes(device)) fail("field", `round ${round} does not ask ${device}`);
+  codecById(work.codec);
+}
+
 /**
  * A whole round of `device`: train on `data` as `announce` (a decoded message) asks, from `theta`, and draw the masks
  * once. Resolves to {outcome, update, frame}: `frame` is to be stored, then sent; or to null if it was stopped.
+ * Rejects with a ProtocolError for a round that is not for this device, its model or this theta.
  * `options` are those of `train` and `updateOf`; `kept`, the outcome.state of the round before, is used if the job says
  * so.
  */
 export async function trainRound(runtime, data, announce, theta, device, options = {}) {
   const { work, round } = announce;
+  checkRound(announce, runtime.spec, theta, device);
   const kept = work.keep_optimizer ? options.kept : null;
   const outcome = await train(runtime, data, theta, work, { ...options, round, kept });
   if (outcome === null) return null;

@@ -20,6 +20,8 @@ from seedmask.errors import CodecError
 PRECISION: Final = 12
 TOTAL: Final = 1 << PRECISION
 _LOW: Final = 1 << 16  # every state rests in _LOW .. 2**32 - 1
+_FEW: Final = 8  # lanes
+_PIECE: Final = 1 << 16  # symbols
 
 Ints = npt.NDArray[Any]
 
@@ -89,10 +91,18 @@ def decode(payload: bytes, contexts: Ints, frequency: Ints, lanes: int = 0) -> n
     inside = np.tile(np.arange(TOTAL), rows) - np.repeat(cumulative, flat)
 
     slots = contexts.astype(np.int64) * TOTAL
-    at = 0
+    steps = _one_by_one if lanes <= _FEW else _row_by_row
+    if steps(state, words, slots, wide, inside) != words.size or np.any(state != _LOW):
+        raise CodecError("rANS payload does not end where its encoder began")
+    return owner[slots]
+
+
+def _row_by_row(state: Ints, words: Ints, slots: Ints, wide: Ints, inside: Ints) -> int:
+    """Step the lanes of one row together; `slots` become those of the symbols. How many words it took."""
+    n, lanes, at = slots.size, state.size, 0
     for start in range(0, n, lanes):
         x = state[: n - start]  # a view: the last row may be shorter than the rest
-        slot = slots[start : start + lanes]  # a view as well: filled in here, turned into symbols at the end
+        slot = slots[start : start + lanes]  # a view as well
         slot += x & (TOTAL - 1)
         x >>= PRECISION
         x *= wide.take(slot)
@@ -103,6 +113,26 @@ def decode(payload: bytes, contexts: Ints, frequency: Ints, lanes: int = 0) -> n
                 raise CodecError("rANS payload ends before its last symbol")
             x[short] = x[short] << 16 | words[at : at + short.size]
             at += short.size
-    if at != words.size or np.any(state != _LOW):
-        raise CodecError("rANS payload does not end where its encoder began")
-    return owner[slots]
+    return at
+
+
+def _one_by_one(state: Ints, words: Ints, slots: Ints, wide: Ints, inside: Ints) -> int:
+    """The same in plain integers: for a few lanes a row is not worth NumPy's calls, ten times as long."""
+    states, lanes, at = state.tolist(), state.size, 0
+    width, offset, word = wide.data, inside.data, words.data
+    for start in range(0, slots.size, _PIECE):  # a list of all would be eight times the array
+        piece = slots[start : start + _PIECE].tolist()
+        for i, base in enumerate(piece):
+            lane = i % lanes  # lanes divide a piece
+            x = states[lane]
+            slot = base + (x & (TOTAL - 1))
+            x = (x >> PRECISION) * width[slot] + offset[slot]
+            if x < _LOW:
+                if at == len(word):
+                    raise CodecError("rANS payload ends before its last symbol")
+                x = x << 16 | word[at]
+                at += 1
+            states[lane], piece[i] = x, slot
+        slots[start : start + _PIECE] = piece
+    state[:] = states
+    return at

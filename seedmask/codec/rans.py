@@ -8,6 +8,7 @@ under theta plus about one percent.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
@@ -39,9 +40,8 @@ def encode(mask: Mask, theta: Theta) -> bytes:
     check_mask(mask, theta.d)
     parts = [part for part in _buckets(theta).by_bucket(mask) if part.size]
     share = np.array([_share(part) for part in parts])
-    nibbles = np.concatenate([np.packbits(_padded(part).reshape(-1, 4), 1, "little")[:, 0] for part in parts])
     contexts = _contexts([part.size for part in parts])
-    return share.astype("<u2").tobytes() + ans.encode(nibbles, contexts, frequencies(share))
+    return share.astype("<u2").tobytes() + ans.encode(symbols_of(parts), contexts, frequencies(share))
 
 
 def decode(payload: bytes, theta: Theta, shared: Shared | None = None, max_blocks: int = 0) -> Mask:
@@ -55,15 +55,7 @@ def decode(payload: bytes, theta: Theta, shared: Shared | None = None, max_block
     if np.any(stated < 1) or np.any(stated >= ans.TOTAL):
         raise CodecError(f"rans mask: a bucket's share of ones is 1 .. {ans.TOTAL - 1}")
     share = stated.astype(np.int64)
-    nibbles = ans.decode(payload[2 * used :], _contexts(sizes), frequencies(share))
-    bits = np.unpackbits(nibbles[:, None], axis=1, count=4, bitorder="little").reshape(-1)
-    parts, at = [], 0
-    for size in sizes:
-        end = at + 4 * -(-size // 4)
-        if bits[at + size : end].any():
-            raise CodecError("rans mask: padding bits must be zero")
-        parts.append(bits[at : at + size])
-        at = end
+    parts = bits_of(ans.decode(payload[2 * used :], _contexts(sizes), frequencies(share)), sizes)
     if [_share(part) for part in parts if part.size] != share.tolist():
         raise CodecError("rans mask: a bucket's share of ones is not that of its bits")
     return buckets.by_weight(parts)
@@ -79,9 +71,23 @@ def _buckets(theta: Theta) -> Buckets:
     return Buckets.of(theta.d, _BUCKETS, lambda piece: bucket.take(theta.level[piece]))
 
 
-def _padded(bits: Mask) -> Mask:
-    """`bits` with zeros behind, to a multiple of four."""
-    return np.concatenate([bits, np.zeros(-bits.size % 4, np.uint8)])
+def symbols_of(parts: Sequence[Mask]) -> npt.NDArray[np.uint8]:
+    """Four bits each, the first one lowest; every part begins on a symbol and ends in zeros."""
+    padded = (np.concatenate([part, np.zeros(-part.size % 4, np.uint8)]) for part in parts)
+    return np.concatenate([np.packbits(bits.reshape(-1, 4), 1, "little")[:, 0] for bits in padded])
+
+
+def bits_of(symbols: npt.NDArray[np.uint8], sizes: Sequence[int]) -> list[Mask]:
+    """The parts, of `sizes`, that `symbols_of` made `symbols` of. Raises CodecError."""
+    bits = np.unpackbits(symbols[:, None], axis=1, count=4, bitorder="little").reshape(-1)
+    parts, at = [], 0
+    for size in sizes:
+        end = at + 4 * -(-size // 4)
+        if bits[at + size : end].any():
+            raise CodecError("mask: padding bits must be zero")
+        parts.append(bits[at : at + size])
+        at = end
+    return parts
 
 
 def _contexts(sizes: list[int]) -> npt.NDArray[np.intp]:

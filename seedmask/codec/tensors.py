@@ -26,17 +26,15 @@ Ints = npt.NDArray[np.int64]
 def encode(mask: Mask, sizes: Sequence[int]) -> bytes:
     """varint ones of each tensor | rANS payload of their bits, for tensors of `sizes`, the mask uint8 [sum] of 0/1."""
     check_mask(mask, sum(sizes))
-    size = np.array(sizes, np.int64)
-    ones = np.add.reduceat(mask, np.cumsum(size) - size, dtype=np.int64)
+    parts = np.split(mask, np.cumsum(sizes)[:-1])
+    size, ones = np.array(sizes, np.int64), np.array([part.sum(dtype=np.int64) for part in parts])
     head = b"".join(varint.put(int(k)) for k in ones)
     mixed = _mixed(size, ones)
     if not mixed.any():
         return head
-    padded = np.zeros(4 * int(_symbols(size[mixed]).sum()), np.uint8)
-    padded[_places(size[mixed])] = mask[np.repeat(mixed, size)]
-    nibbles = padded.reshape(-1, 4) @ np.array([1, 2, 4, 8], np.uint8)
     contexts, frequency = _model(size[mixed], ones[mixed])
-    return head + ans.encode(nibbles, contexts, frequency, lanes_of(size, ones))
+    symbols = rans.symbols_of([parts[i] for i in np.flatnonzero(mixed)])
+    return head + ans.encode(symbols, contexts, frequency, lanes_of(size, ones))
 
 
 def decode(payload: bytes, sizes: Sequence[int]) -> Mask:
@@ -53,16 +51,12 @@ def decode(payload: bytes, sizes: Sequence[int]) -> Mask:
             raise CodecError(f"tensors mask: nothing is left to tell, found {len(payload) - at} bytes more")
         return mask
     contexts, frequency = _model(size[mixed], ones[mixed])
-    nibbles = ans.decode(payload[at:], contexts, frequency, lanes_of(size, ones))
-    padded = np.unpackbits(nibbles[:, None], axis=1, count=4, bitorder="little").reshape(-1)
-    bits = padded[_places(size[mixed])]
-    if int(padded.sum()) != int(bits.sum()):
-        raise CodecError("tensors mask: padding bits must be zero")
-    mask[np.repeat(mixed, size)] = bits
-    found = np.add.reduceat(mask, np.cumsum(size) - size, dtype=np.int64)
-    if not np.array_equal(found, ones):
-        i = int(np.flatnonzero(found != ones)[0])
-        raise CodecError(f"tensors mask: tensor {i} has {found[i]} ones, the payload says {ones[i]}")
+    symbols = ans.decode(payload[at:], contexts, frequency, lanes_of(size, ones))
+    parts, begins = rans.bits_of(symbols, size[mixed].tolist()), np.cumsum(size) - size
+    for i, part in zip(np.flatnonzero(mixed).tolist(), parts, strict=True):
+        if (found := int(part.sum(dtype=np.int64))) != ones[i]:
+            raise CodecError(f"tensors mask: tensor {i} has {found} ones, the payload says {ones[i]}")
+        mask[begins[i] : begins[i] + part.size] = part
     return mask
 
 
@@ -77,19 +71,8 @@ def _mixed(size: Ints, ones: Ints) -> npt.NDArray[np.bool_]:
     return (ones > 0) & (ones < size)
 
 
-def _symbols(size: Ints) -> Ints:
-    """Four-bit symbols of each tensor."""
-    return (size + 3) // 4
-
-
-def _places(size: Ints) -> Ints:
-    """Where each weight stands among the bits, when every tensor begins on a symbol."""
-    padding = np.cumsum(-size % 4) - (-size % 4)
-    return np.arange(int(size.sum())) + np.repeat(padding, size)
-
-
 def _model(size: Ints, ones: Ints) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.uint32]]:
     """(row of each symbol, frequencies of each row); tensors of equal share have one row, so rows stay few."""
     share = np.clip((2 * ans.TOTAL * ones + size) // (2 * size), 1, ans.TOTAL - 1)
     distinct, row = np.unique(share, return_inverse=True)
-    return np.repeat(row, _symbols(size)), rans.frequencies(distinct)
+    return np.repeat(row, (size + 3) // 4), rans.frequencies(distinct)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -30,16 +31,17 @@ def _run(options: argparse.Namespace) -> int:
     print(f"{facts['kind']} {options.file}, {facts['bytes']:,} bytes, every digest right")
     print(f"model     {facts['name']}, {facts['model']}")
     print(f"seed      {facts['seed']}")
-    shape = "x".join(str(side) for side in facts["input"])
+    shape = _by(facts["input"])
     output = f"{facts['classes']} {facts['outputs']}, loss {facts['loss']}"
     print(f"input     {shape}, values {facts['range'][0]} .. {facts['range'][1]}; {output}")
     others = "".join(f", {facts[kind]:,} {kind}" for kind in ("frozen", "exact") if facts[kind])
     print(f"weights   {facts['parameters']:,}, none stored{others}")
-    for row in facts["tensors"]:
-        shape = "x".join(map(str, row["shape"]))
+    names, shapes = [row["name"] for row in facts["tensors"]], [_by(row["shape"]) for row in facts["tensors"]]
+    wide, across = (max(16, 2 + max(map(len, column))) for column in (names, shapes))
+    for name, shape, row in zip(names, shapes, facts["tensors"], strict=True):
         scale = f"from {row['start']}" if row["kind"] == "exact" else f"+-{row['constant']:.6g}"
         kind = "" if row["kind"] == "masked" else f"  {row['kind']}"
-        print(f"          {row['name']:<16}{shape:<16}{row['size']:>11,}  {scale}{kind}")
+        print(f"          {name:<{wide}}{shape:<{across}}{row['size']:>11,}  {scale}{kind}")
     if facts["chain"]:
         print(f"layers    {' -> '.join(facts['layers'])}")
     else:
@@ -48,8 +50,9 @@ def _run(options: argparse.Namespace) -> int:
             print(f"          {number:<4}{layer}")
     if "batch" in facts:
         print(f"batch     {facts['batch']} examples per training step")
+        wide = max(32, 2 + max(map(len, facts["files"]), default=0))
         for name, size in facts["files"].items():
-            print(f"          {name:<32}{size:>11,} bytes")
+            print(f"          {name:<{wide}}{size:>11,} bytes")
     else:
         print(f"kept      {facts['ones']:.1%} of the weights")
         print("\n".join(size_lines(models.Sizes(**facts["sizes"]))))
@@ -140,7 +143,7 @@ def label(spec: ModelSpec, number: int) -> str:
     return " ".join(words)
 
 
-def _by(sides: tuple[int, ...]) -> str:
+def _by(sides: Iterable[int]) -> str:
     return "x".join(map(str, sides))
 
 
