@@ -59,7 +59,8 @@ def _run(options: argparse.Namespace) -> int:
         raise UserError(f"-o {output} is not a file in a folder that exists")
     job = outcome(database, average, options.round)
     made = model.FinishedModel(job.spec, *finished(job.recent))
-    data, sizes = model.encode(made), model.sizes(made)
+    data = model.encode(made)
+    sizes = model.sizes(made, data)
     if output.exists() and output.read_bytes() != data and not options.force:
         raise UserError(f"{output} exists and holds something else; --force overwrites it")
     write_atomic(output, data)

@@ -184,7 +184,8 @@ def measure(name: str, images: Path, repeats: int, threads: int) -> dict[str, An
                 if done.returncode:
                     raise SystemExit(f"{name}, {form}:\n{done.stderr}")
                 runs[form].append(json.loads(done.stdout))
-        d, sizes = models.load(smk).spec.d, models.sizes(models.load(smk))
+        made = models.load(smk)
+        d, sizes = made.spec.d, models.sizes(made, smk.read_bytes())
         rows = []
         truth = runs["torch"][0]["predictions"]
         for form, several in runs.items():

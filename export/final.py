@@ -30,9 +30,10 @@ if TYPE_CHECKING:
 EPILOG: Final = """\
 The ONNX files take raw inputs x float32 [n, ...], as the devices' data holds them (0 .. 255 for images), and give
 logits float32 [n, classes]; any runtime for ONNX opens them. The state_dict has the parameter names of the module that
-was exported, for inputs scaled to -1 .. 1 (seedmask.spec.ModelSpec.normalise). ExecuTorch files have one method,
-forward, of raw inputs as ONNX files take them, and run on XNNPACK; int8 rounds what flows between layers over the
-ranges that --calibration shows, some hundred inputs like those to come: .npy, or .npz with x.
+was exported, for inputs scaled to -1 .. 1 (seedmask.spec.ModelSpec.normalise); a Conv1d's weight is [out, in, 1, k]
+there, as in the spec. ExecuTorch files have one method, forward, of raw inputs as ONNX files take them, and run on
+XNNPACK; int8 rounds what flows between layers over the ranges that --calibration shows, some hundred inputs like those
+to come: .npy, or .npz with x.
 
 examples:
   seedmask export-model model.smk --to onnx -o model.onnx

@@ -21,7 +21,6 @@ from seedmask.mask import I32, Mask, Theta
 from seedmask.spec import F32, ModelSpec, from_json
 
 MAGIC: Final = b"SMK1"
-_FRAME: Final = len(MAGIC) + 4 + 1 + 4 + 32  # bytes of a file that are neither spec nor mask
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,14 +82,12 @@ def entropy_bits(model: FinishedModel) -> float:
     return float(total)
 
 
-def sizes(model: FinishedModel) -> Sizes:
-    """What `encode` makes of `model`, in numbers."""
+def sizes(model: FinishedModel, data: bytes) -> Sizes:
+    """Of `data`, the file of `model`, in numbers."""
     spec = len(model.spec.canonical())
-    number, mask = _coded(model)
+    number, mask = struct.unpack_from("<BI", data, 8 + spec)
     name = {codec.ID: codec.NAME for codec in (packed, tensors)}[number]
-    values = len(_values(model))
-    whole = _FRAME + spec + len(mask) + values
-    return Sizes(whole, spec, len(mask), name, entropy_bits(model), model.spec.d, values)
+    return Sizes(len(data), spec, mask, name, entropy_bits(model), model.spec.d, len(data) - _FRAME - spec - mask)
 
 
 def encode(model: FinishedModel) -> bytes:

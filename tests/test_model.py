@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from seedmask.codec import tensors
 from seedmask.errors import BundleError, CodecError, ProtocolError
-from seedmask.model import FinishedModel, decode, encode, sizes
+from seedmask.model import FinishedModel, Sizes, decode, encode, sizes
 from seedmask.spec import Flatten, Linear, ModelSpec, Tensor, scale_bits
 
 
@@ -42,6 +42,10 @@ def test_its_weights_are_the_frozen_ones_where_the_mask_is_set(tiny_spec: ModelS
     assert np.array_equal(weights != 0, mask == 1)
 
 
+def sized(model: FinishedModel) -> Sizes:
+    return sizes(model, encode(model))
+
+
 def wide() -> ModelSpec:
     tensors = (Tensor("a.weight", (100, 1000), scale_bits(0.1)),)
     return ModelSpec("wide", 1, (1000,), (0, 1), 100, (Flatten(), Linear("a.weight", None)), tensors)
@@ -53,7 +57,7 @@ def test_a_mask_is_coded_within_two_per_cent_of_its_entropy(share: float) -> Non
     model = FinishedModel(spec, mask_of(spec.d, share))
     p = float(model.mask.mean())
     bound = -spec.d * (p * math.log2(p) + (1 - p) * math.log2(1 - p))
-    of = sizes(model)
+    of = sized(model)
     assert of.entropy_bits == pytest.approx(bound)
     assert 8 * of.mask <= 1.02 * bound
     assert 8 * of.mask <= spec.d + 7
@@ -71,19 +75,28 @@ def test_many_tensors_cost_two_per_cent_as_long_as_they_are_not_small(sizes_: li
     assert 8 * len(coded) <= 1.02 * bound
 
 
+def test_sizes_are_those_of_the_file_whichever_codec_it_took() -> None:
+    model = FinishedModel(wide(), mask_of(wide().d, 0.1))
+    spec, mask = model.spec.canonical(), np.packbits(model.mask, bitorder="little").tobytes()
+    body = b"SMK1" + struct.pack("<I", len(spec)) + spec + struct.pack("<BI", 1, len(mask)) + mask
+    data = body + hashlib.sha256(body).digest()  # packed, where tensors is half of it
+    of = sizes(decode(data), data)
+    assert (of.file, of.spec, of.mask, of.codec) == (len(data), len(spec), 12500, "packed")
+
+
 def test_the_bound_takes_each_tensor_by_itself(tiny_spec: ModelSpec) -> None:
     mask = np.zeros(tiny_spec.d, np.uint8)
     mask[:256] = 1  # all of the first tensor, none of the others: there is nothing to tell
-    of = sizes(FinishedModel(tiny_spec, mask))
+    of = sized(FinishedModel(tiny_spec, mask))
     assert (of.entropy_bits, of.codec, of.mask) == (0.0, "tensors", 4)  # 256 takes two bytes
     mask[0] = 0
-    assert sizes(FinishedModel(tiny_spec, mask)).entropy_bits == pytest.approx(
+    assert sized(FinishedModel(tiny_spec, mask)).entropy_bits == pytest.approx(
         -math.log2(1 / 256) - 255 * math.log2(255 / 256)
     )
 
 
 def test_a_mask_of_equal_odds_costs_a_bit_a_weight(tiny_spec: ModelSpec) -> None:
-    of = sizes(FinishedModel(tiny_spec, mask_of(tiny_spec.d, 0.5)))
+    of = sized(FinishedModel(tiny_spec, mask_of(tiny_spec.d, 0.5)))
     assert (of.codec, of.mask) == ("packed", (tiny_spec.d + 7) // 8)
 
 

@@ -100,7 +100,7 @@ def describe(path: Path) -> dict[str, Any]:
                 "kind": "finished model",
                 **_of_spec(model.spec, data),
                 "ones": round(float(model.mask.mean()), 6),
-                **size_facts(models.sizes(model)),
+                **size_facts(models.sizes(model, data)),
             }
         bundle = bundles.from_bytes(data)
     except ProtocolError as error:
