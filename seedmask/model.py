@@ -21,6 +21,7 @@ from seedmask.mask import I32, Mask, Theta
 from seedmask.spec import F32, ModelSpec, from_json
 
 MAGIC: Final = b"SMK1"
+_FRAME: Final = len(MAGIC) + 4 + 1 + 4 + 32  # bytes of a file that are neither spec nor mask nor exact values
 
 
 @dataclass(frozen=True, eq=False)
