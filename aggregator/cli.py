@@ -68,7 +68,7 @@ def _run(options: argparse.Namespace) -> int:
             config = replace(config, broker=replace(config.broker, host="127.0.0.1"))
             name = stack.enter_context(dev_broker("127.0.0.1", config.broker.port))
             print(f"{name} runs on 127.0.0.1:{config.broker.port} until this job ends", file=sys.stderr)
-        store = Store(config.state_dir / "job.sqlite", config.job, spec.digest, spec.canonical(), spec.d)
+        store = Store(config.state_dir / "job.sqlite", config.job, spec.digest, spec.canonical(), spec.d, spec.e)
         link = MqttLink(config.broker, f"{config.job}.aggregator", will(config.job, boot))
         server = Server(config, spec, link, store, time.monotonic, boot)
         try:

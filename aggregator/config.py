@@ -33,6 +33,7 @@ deadline_s = 600                # time for one round
 [work]                          # what a device does in a round; any key here overrides the preset:
 # epochs = 3                    # passes over each device's data
 # learning_rate = 0.1           # of Adam on the mask scores
+# exact_rate = 0.001            # of Adam on exact values, where the model has any
 # codec = "hmrc"                # or "crn", "rans", "packed"
 
 [learning]                      # what the aggregator makes of the masks:
@@ -98,10 +99,12 @@ class WorkSettings:
     stratified: bool = False
     mean_epochs: int = 0
     rate_decay: float = 0.0
+    exact_rate: float = 0.001
 
     def __post_init__(self) -> None:
         _within(self, "epochs", 1, 65535)
-        _within(self, "learning_rate", 1e-6, 1000)
+        for name in ("learning_rate", "exact_rate"):
+            _within(self, name, 1e-6, 1000)
         _listed(self, "codec", NAMES)
         _listed(self, "optimizer", OPTIMIZERS)
         _listed(self, "straight_through", ESTIMATORS)
@@ -137,6 +140,7 @@ class WorkSettings:
             stratified=int(self.stratified),
             mean_epochs=self.mean_epochs,
             rate_decay=_millionths(self.rate_decay),
+            exact_rate=_millionths(self.exact_rate),
         )
 
 

@@ -58,7 +58,7 @@ def _run(options: argparse.Namespace) -> int:
     if not output.parent.is_dir() or output.is_dir():
         raise UserError(f"-o {output} is not a file in a folder that exists")
     job = outcome(database, average, options.round)
-    made = model.FinishedModel(job.spec, finished(job.recent))
+    made = model.FinishedModel(job.spec, *finished(job.recent))
     data = model.encode(made)
     sizes = model.sizes(made, data)
     if output.exists() and output.read_bytes() != data and not options.force:

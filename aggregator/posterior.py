@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import math
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from statistics import NormalDist
 from typing import Final
 
@@ -24,10 +24,11 @@ import numpy as np
 import numpy.typing as npt
 
 from seedmask.codec.relay import FINE, MAX_WEIGHT, Pooling, pool
-from seedmask.mask import CLAMP, ONE, Mask, Theta
+from seedmask.mask import CLAMP, I32, ONE, Mask, Theta
 from seedmask.seed import fold, key_of, uniforms16
 
 I64 = npt.NDArray[np.int64]
+NO_EXACT: Final[I32] = np.zeros(0, np.int32)
 
 INITS: Final = ("half", "uniform", "normal")
 INIT_TOP: Final = 255
@@ -76,18 +77,21 @@ class Recipe:
 class Posterior:
     """Masks so far: `total` int64 [d] is the sum of weight times mask, or times what the mask adds to its control.
 
-    `weight`: sum of the `masks`' weights, each a multiple of `unit`.
+    `weight`: sum of the `masks`' weights, each a multiple of `unit`. `moved` int64 [e]: the sum of weight times how far
+    each device's exact values are from the round's, `movers` that of these weights, one for each device.
     """
 
     total: I64
     weight: int = 0
     masks: int = 0
     unit: int = 0
+    moved: I64 = field(default_factory=lambda: np.zeros(0, np.int64))
+    movers: int = 0
 
     @classmethod
-    def empty(cls, d: int) -> Posterior:
+    def empty(cls, d: int, e: int = 0) -> Posterior:
         """No mask yet."""
-        return cls(np.zeros(d, np.int64))
+        return cls(np.zeros(d, np.int64), moved=np.zeros(e, np.int64))
 
     def fold(self, mask: Mask, weight: int = 1, control: npt.NDArray[np.int32] | None = None) -> Posterior:
         """With one more mask, uint8 [d], that counts `weight` times, 1 .. MAX_WEIGHT.
@@ -100,7 +104,12 @@ class Posterior:
         if control is not None:
             part = (part << 16) - control
         unit = math.gcd(self.unit, weight)
-        return Posterior(self.total + weight * part, self.weight + weight, self.masks + 1, unit)
+        total, all_, masks = self.total + weight * part, self.weight + weight, self.masks + 1
+        return replace(self, total=total, weight=all_, masks=masks, unit=unit)
+
+    def move(self, moved: I64, weight: int = 1) -> Posterior:
+        """With one more device's exact values, `moved` [e] from the round's, each within `exact.REACH`."""
+        return replace(self, moved=self.moved + weight * moved, movers=self.movers + weight)
 
     @property
     def sums(self) -> tuple[I64, int, int, int]:
@@ -109,8 +118,9 @@ class Posterior:
 
     def digest(self) -> bytes:
         """16 bytes that name exactly this state; for tests and logs."""
-        head = f"{self.weight} {self.masks} {self.unit} ".encode()
-        return hashlib.sha256(head + self.total.astype("<i8").tobytes()).digest()[:16]
+        head = f"{self.weight} {self.masks} {self.unit} {self.movers} ".encode()
+        body = self.total.astype("<i8").tobytes() + self.moved.astype("<i8").tobytes()
+        return hashlib.sha256(head + body).digest()[:16]
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,20 +151,21 @@ class Memory:
         return cls(share, ones, masks)
 
 
-def start(init: str, seed: int, d: int, clamp: int = CLAMP) -> Theta:
-    """The probabilities that a job begins with: one half, or drawn once from the model's seed.
+def start(init: str, seed: int, d: int, clamp: int = CLAMP, exact: I32 = NO_EXACT) -> Theta:
+    """What a job begins with: probabilities of one half, or drawn once from the model's seed; `exact` values as given.
 
     "uniform": each equally likely; "normal": the sigmoid of a standard normal score, as in FedPM's published code.
     """
     if init == "half":
-        return Theta.even(d)  # one half whatever the clamp, and what every device holds before it hears anything
+        # One half whatever the clamp, and what every device holds before it hears anything.
+        return Theta.even(d, exact=exact)
     u = uniforms16(fold(key_of(seed), INIT_STREAM), d)
     if init == "uniform":
-        return Theta((u >> np.uint16(8)).astype(np.uint16), INIT_TOP, clamp)
+        return Theta((u >> np.uint16(8)).astype(np.uint16), INIT_TOP, clamp, exact)
     # A level is drawn where u lies between the distribution's values half a level below and half a level above it.
     edges = (clamp + (ONE - 2 * clamp) * (np.arange(INIT_TOP) + 0.5) / INIT_TOP) / ONE
     below = [NormalDist().cdf(math.log(p / (1 - p))) * ONE for p in edges.tolist()]
-    return Theta(np.searchsorted(below, u, "right").astype(np.uint16), INIT_TOP, clamp)
+    return Theta(np.searchsorted(below, u, "right").astype(np.uint16), INIT_TOP, clamp, exact)
 
 
 def conclude(
@@ -162,10 +173,20 @@ def conclude(
 ) -> tuple[Theta, Memory | None]:
     """The next theta and what the round after will need, from the masks drawn under `theta` and what is remembered.
 
-    Raises ValueError before the first mask.
+    Exact values move by their devices' mean, to the nearest unit, halves up. Raises ValueError before the first mask.
     """
     if not posterior.masks:
         raise ValueError("no mask gives no probabilities")
+    after, left = _probabilities(posterior, recipe, theta, memory)
+    if not theta.e:
+        return after, left
+    exact = theta.exact + _divided(posterior.moved, posterior.movers)
+    return replace(after, exact=exact.astype(np.int32)), left
+
+
+def _probabilities(
+    posterior: Posterior, recipe: Recipe, theta: Theta, memory: Memory | None
+) -> tuple[Theta, Memory | None]:
     if not (recipe.prior or recipe.remembers or recipe.hysteresis):
         return pool(*posterior.sums, recipe.top, recipe.clamp), None
     before = memory.share if memory is not None else _share(theta)
@@ -188,12 +209,13 @@ def conclude(
     return after, Memory(share, ones, masks) if recipe.remembers else None
 
 
-def finished(recent: tuple[Theta, ...]) -> Mask:
-    """The finished model's mask: 1 where the mean of these thetas is at least one half, uint8 [d]."""
-    total = np.zeros(recent[0].d, np.int64)
+def finished(recent: tuple[Theta, ...]) -> tuple[Mask, I32]:
+    """The finished model: these thetas' mean thresholded at one half, uint8 [d]; their mean exact values, int32 [e]."""
+    total, exact = np.zeros(recent[0].d, np.int64), np.zeros(recent[0].e, np.int64)
     for theta in recent:
         total += theta.q16()
-    return (2 * total >= len(recent) * ONE).astype(np.uint8)
+        exact += theta.exact
+    return (2 * total >= len(recent) * ONE).astype(np.uint8), _divided(exact, len(recent)).astype(np.int32)
 
 
 def _levels(share: I64, recipe: Recipe, before: Theta) -> Theta:

@@ -17,10 +17,10 @@ import numpy as np
 from aggregator.config import Rounds
 from aggregator.posterior import Memory, Posterior, Recipe, conclude, finished
 from seedmask.chunks import transfer_id
-from seedmask.codec import by_id, counts, crn, delta, packed, relay
+from seedmask.codec import by_id, counts, crn, delta, exact, packed, relay
 from seedmask.errors import ProtocolError
 from seedmask.io.link import Connected, Disconnected, Refused
-from seedmask.mask import MAX_TOP, ONE, Mask, Theta
+from seedmask.mask import I32, MAX_TOP, ONE, Mask, Theta
 from seedmask.shared import Shared
 from seedmask.wire import Announce, Phase, Presence, Receipt, Status, Update, Work, basis
 
@@ -104,13 +104,17 @@ class Reply:
 
 @dataclass(frozen=True)
 class Closed:
-    """Store that `round` ended, `theta`, which came of it, and `memory`; save the finished model of this `mask`."""
+    """Store that `round` ended, `theta`, which came of it, and `memory`; save the finished model.
+
+    That is the one of `mask` uint8 [d] and the `exact` values int32 [e].
+    """
 
     round: int
     theta: Theta
     updates: int
     memory: Memory | None
     mask: Mask
+    exact: I32
 
 
 @dataclass(frozen=True)
@@ -369,7 +373,7 @@ def _opened(job: Job, selected: tuple[str, ...], quorum: int, published: bytes |
         delta=_delta(job, len(blob)) if published is None else published,
         selected=selected,
         quorum=quorum,
-        posterior=Posterior.empty(job.d),
+        posterior=Posterior.empty(job.d, job.theta.e),
         parts=(),
         made=(),
         accepted={},
@@ -383,7 +387,7 @@ def _delta(job: Job, whole: int) -> bytes:
     ways = [delta.encode(job.theta, job.base)] if delta.possible(job.theta, job.base) else []
     masks, size = relay.size(job.made)
     if masks and size < whole and masks * job.d <= relay.MAX_WORK:
-        ways.append(relay.encode(job.base, job.round - 1, job.recipe.pooling, job.made))
+        ways.append(relay.encode(job.base, job.round - 1, job.recipe.pooling, job.made, job.theta.exact))
     best = min(ways, key=len, default=b"")
     return best if len(best) < whole else b""
 
@@ -441,7 +445,7 @@ def _judge(job: Job, device: str, transfer: bytes, update: Update) -> tuple[Stat
 
 
 def _folded(job: Job, device: str, update: Update) -> Posterior:
-    """What is known with the masks of one more update. Raises ProtocolError."""
+    """What is known with the masks and exact values of one more update. Raises ProtocolError."""
     codec, recipe, posterior = by_id(update.codec), job.recipe, job.posterior
     weight = relay.weight_of(update.samples, recipe.heaviest)
     stratum = (job.selected.index(device), len(job.selected)) if job.work.stratified else None
@@ -454,7 +458,8 @@ def _folded(job: Job, device: str, update: Update) -> Posterior:
             # What the mask is without training: under `crn` the shared uniforms say, else its expectation, theta.
             control = ((shared.uniforms(job.d) < q16) * ONE if update.codec == crn.ID else q16).astype(np.int32)
         posterior = posterior.fold(mask, weight, control)
-    return posterior
+    before = job.theta.exact
+    return posterior.move(exact.decode(update.exact, before, exact.REACH).astype(np.int64) - before, weight)
 
 
 def _counted(job: Job, device: str, transfer: bytes, update: Update, posterior: Posterior) -> Job:
@@ -471,7 +476,7 @@ def _close(job: Job, why: str) -> Step:
     theta, memory = conclude(job.posterior, job.recipe, job.theta, job.memory)
     recent = (*job.recent, theta)[-job.recipe.average :]
     effects: list[Effect] = [
-        Closed(job.round, theta, len(job.accepted), memory, finished(recent)),
+        Closed(job.round, theta, len(job.accepted), memory, *finished(recent)),
         Say(f"round {job.round} closed ({why}) with {job.posterior.masks} masks"),
     ]
     last = job.round >= job.rounds.total

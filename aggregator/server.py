@@ -40,6 +40,7 @@ from aggregator.round import (
 from aggregator.store import Store
 from seedmask import model, topics, wire
 from seedmask.chunks import split
+from seedmask.codec import exact
 from seedmask.errors import KindError, ProtocolError
 from seedmask.io.files import write_atomic
 from seedmask.io.link import Connected, Link, Received, Will
@@ -71,7 +72,8 @@ class Server:
         self.config, self.spec, self.link, self.store = config, spec, link, store
         self.clock, self.boot = clock, boot
         # Coded worse than four bits a weight, an update is no mask of this model.
-        self.inbox = Inbox(min(config.work.masks * (spec.d // 2 + (1 << 16)), wire.MAX_FRAME))
+        largest = config.work.masks * (spec.d // 2 + (1 << 16)) + exact.MAX_BYTES * spec.e
+        self.inbox = Inbox(min(largest, wire.MAX_FRAME))
         # (round, chunks, chunks of the delta) whose probabilities are retained
         self._published: tuple[int, int, int] | None = None
         self.job = self._resumed()
@@ -94,7 +96,7 @@ class Server:
             rounds=config.rounds,
             work=config.work.work(),
             recipe=recipe,
-            theta=start(recipe.init, spec.seed, spec.d, recipe.clamp),
+            theta=start(recipe.init, spec.seed, spec.d, recipe.clamp, spec.begin()),
             now=self.clock(),
             counted=self.store.last_transfers(),
         )
@@ -185,7 +187,7 @@ class Server:
 
     def _close(self, closed: Closed) -> None:
         round_ = closed.round
-        finished = model.encode(model.FinishedModel(self.spec, closed.mask))
+        finished = model.encode(model.FinishedModel(self.spec, closed.mask, closed.exact))
         record = {"round": round_, **self.store.figures(round_), "model_bytes": len(finished)}
         if record["updates"]:
             log.info(

@@ -77,9 +77,9 @@ class Report:
 class Store:
     """One job's database."""
 
-    def __init__(self, path: Path, job: str, model: bytes, spec: bytes, d: int) -> None:
+    def __init__(self, path: Path, job: str, model: bytes, spec: bytes, d: int, e: int = 0) -> None:
         """Open or create. Raises UserError if the file is another job's, another model's, or no database."""
-        self._d = d
+        self._sizes = d, e
         try:
             # One aggregator per job writes its history; readers (results, below) are welcome beside it.
             self._lock = hold(path.with_suffix(".lock"), "another aggregator")
@@ -205,7 +205,7 @@ class Store:
         memory = closed[0][1] if closed else None
         return Resumed(
             round=round_,
-            theta=counts.decode(theta if result is None else result, self._d),
+            theta=counts.decode(theta if result is None else result, *self._sizes),
             closed=result is not None,
             selected=tuple(json.loads(selected)),
             quorum=quorum,
@@ -213,9 +213,9 @@ class Store:
             blob=theta,
             delta=delta,
             work=Work(**json.loads(work)),
-            base=None if began is None else counts.decode(began[0], self._d),
-            memory=None if memory is None else Memory.from_bytes(memory, self._d),
-            recent=tuple(counts.decode(blob, self._d) for blob, _ in reversed(closed)),
+            base=None if began is None else counts.decode(began[0], *self._sizes),
+            memory=None if memory is None else Memory.from_bytes(memory, self._sizes[0]),
+            recent=tuple(counts.decode(blob, *self._sizes) for blob, _ in reversed(closed)),
         )
 
     def close(self) -> None:
@@ -257,7 +257,7 @@ def outcome(path: Path, last: int = 1, until: int = 0) -> Outcome:
             name, blob = db.execute("SELECT name, spec FROM job").fetchone()
             rows = db.execute(query, (until, until, last)).fetchall()
         spec = from_json(blob)
-        recent = tuple(counts.decode(result, spec.d) for _, result in reversed(rows))
+        recent = tuple(counts.decode(result, spec.d, spec.e) for _, result in reversed(rows))
     except (sqlite3.DatabaseError, ProtocolError, TypeError) as error:
         raise UserError(f"{path} is no job's database, or a damaged one: {error}") from None
     if not rows or (until and rows[0][0] != until):
@@ -266,8 +266,11 @@ def outcome(path: Path, last: int = 1, until: int = 0) -> Outcome:
     return Outcome(name, spec, rows[0][0], recent)
 
 
-def results(path: Path, d: int, after: int = 0) -> Iterator[tuple[dict[str, Any], Theta]]:
-    """(record, probabilities) of each closed round above `after`, read beside a running aggregator; for reports."""
+def results(path: Path, d: int, after: int = 0, e: int = 0) -> Iterator[tuple[dict[str, Any], Theta]]:
+    """(record, theta) of each closed round above `after`, read beside a running aggregator; for reports.
+
+    `d` and `e`: the model's masked weights and exact values.
+    """
     if not path.exists():
         return
     query = "SELECT record, result FROM rounds WHERE record IS NOT NULL AND round > ? ORDER BY round"
@@ -277,7 +280,7 @@ def results(path: Path, d: int, after: int = 0) -> Iterator[tuple[dict[str, Any]
         except sqlite3.OperationalError:  # the aggregator is about to make its tables; the caller asks again
             return
     for record, result in rows:
-        yield json.loads(record), counts.decode(result, d)
+        yield json.loads(record), counts.decode(result, d, e)
 
 
 def reports(path: Path) -> list[Report]:

@@ -40,7 +40,6 @@ from seedmask import __version__, topics
 from seedmask.chunks import split
 from seedmask.io.files import append_json
 from seedmask.io.link import Link, Will
-from seedmask.mask import Theta
 from seedmask.spec import ModelSpec
 from seedmask.wire import Presence, encode
 
@@ -106,7 +105,8 @@ class Client:
             who.spec.digest,
             who.spec.d,
             who.spec.seed,
-            held=Theta.even(who.spec.d),
+            e=who.spec.e,
+            held=who.spec.even(),
             now=clock(),
             pending=pending,
             work=(pending[-1].round, pending[-1].theta) if pending else finished,

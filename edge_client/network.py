@@ -26,6 +26,7 @@ from seedmask.layers import (
     Linear,
     MaxPool2d,
     Mean,
+    Norm,
     Permute,
     Pool2d,
     ReLU,
@@ -95,13 +96,15 @@ def _apply(layer: Layer, xs: Sequence[F64], tensors: dict[str, F64]) -> tuple[F6
         case Permute():
             return x.transpose(0, *(axis + 1 for axis in layer.order)), None
         case GroupNorm():
-            return _normalise(x, x.reshape(len(x), layer.groups, -1))
+            y, saved = _normalise(x, x.reshape(len(x), layer.groups, -1))
+            return _affine(layer, y, tensors), saved
         case LayerNorm():
-            return _normalise(x, x.reshape(*x.shape[: -layer.dims], -1))
+            y, saved = _normalise(x, x.reshape(*x.shape[: -layer.dims], -1))
+            return _affine(layer, y, tensors), saved
         case RMSNorm():
             runs = x.reshape(*x.shape[: -layer.dims], -1)
             root = np.sqrt((runs * runs).mean(axis=-1, keepdims=True) + EPSILON)
-            return (runs / root).reshape(x.shape), (runs / root, root)
+            return _affine(layer, (runs / root).reshape(x.shape), tensors), (runs / root, root)
         case Add():
             return sum(xs[1:], xs[0]), len(xs)
         case Concat():
@@ -142,7 +145,7 @@ def _back(layer: Layer, dy: F64, saved: Any, tensors: dict[str, F64], grads: dic
             return [dy.transpose(0, *(layer.order.index(axis) + 1 for axis in range(len(layer.order))))]
         case GroupNorm() | LayerNorm() | RMSNorm():
             normal, root = saved
-            by = dy.reshape(normal.shape)
+            by = _affine_back(layer, dy, normal.reshape(dy.shape), tensors, grads).reshape(normal.shape)
             along = normal * (normal * by).mean(axis=-1, keepdims=True)
             centre = 0 if isinstance(layer, RMSNorm) else by.mean(axis=-1, keepdims=True)
             return [((by - centre - along) / root).reshape(dy.shape)]
@@ -170,6 +173,28 @@ def _smooth(layer: GELU | SiLU | Tanh | Sigmoid, x: F64) -> tuple[F64, F64]:
     if isinstance(layer, Sigmoid):
         return gate, slope
     return x * gate, gate + x * slope
+
+
+def _affine(layer: Norm, y: F64, tensors: dict[str, F64]) -> F64:
+    """What scale and shift make of normalised values."""
+    if layer.scale:
+        y = y * _beside(layer, tensors[layer.scale], y)
+    return y + _beside(layer, tensors[layer.shift], y) if layer.shift else y
+
+
+def _affine_back(layer: Norm, dy: F64, normal: F64, tensors: dict[str, F64], grads: dict[str, F64]) -> F64:
+    """The gradient by the normalised values; those by scale and shift go into `grads`."""
+    for name, by in ((layer.scale, dy * normal), (layer.shift, dy)):
+        if name:
+            shape = tensors[name].shape
+            kept = (0, *range(2, dy.ndim)) if isinstance(layer, GroupNorm) else tuple(range(dy.ndim - len(shape)))
+            grads[name] = by.sum(axis=kept)
+    return dy * _beside(layer, tensors[layer.scale], dy) if layer.scale else dy
+
+
+def _beside(layer: Norm, values: F64, x: F64) -> F64:
+    """A scale or shift in a shape that goes with x [n, ...]: channels lead, all others trail."""
+    return values.reshape(-1, *(1,) * (x.ndim - 2)) if isinstance(layer, GroupNorm) else values
 
 
 def _normalise(x: F64, runs: F64) -> tuple[F64, tuple[F64, F64]]:

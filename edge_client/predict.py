@@ -137,9 +137,9 @@ def open_for(model: FinishedModel, path: Path, bundle: Path | None, runtime: str
 
 def logits_of(runtime: Runtime, model: FinishedModel, x: npt.NDArray[Any]) -> F32:
     """Class scores float32 [n, classes] of raw inputs x [n, *input]."""
-    mask, batch = model.mask.astype(np.float32), batch_of(model.spec)
-    parts = [runtime.logits(model.spec.normalise(x[at : at + batch]), mask) for at in range(0, len(x), batch)]
-    return np.concatenate(parts)
+    mask, exact, batch = model.mask.astype(np.float32), model.values(), batch_of(model.spec)
+    pieces = (model.spec.normalise(x[at : at + batch]) for at in range(0, len(x), batch))
+    return np.concatenate([runtime.logits(piece, mask, exact) for piece in pieces])
 
 
 def batch_of(spec: ModelSpec) -> int:

@@ -13,7 +13,7 @@ from typing import Final, TypeAlias
 
 from seedmask import topics
 from seedmask.chunks import Assembly, begin
-from seedmask.codec import CODECS, counts, delta, relay
+from seedmask.codec import CODECS, counts, delta, exact, relay
 from seedmask.errors import ProtocolError, ThetaMismatchError
 from seedmask.io.link import Connected, Disconnected, Received, Refused
 from seedmask.mask import Theta
@@ -146,13 +146,14 @@ class Pending:
 class Session:
     """All that a device knows of its job.
 
-    `model` is our spec's digest, `seed` and `d` its seed and weights. `work`: (round, theta digest) that we fetch,
-    train or have finished, so that no round is trained twice. `fetching` until the probabilities are complete; none of
-    their chunks before `fetch_due` means asking again. `held`: the last ones that came (to begin with, even odds),
-    which the next may be told against; `by_delta`: that is what we fetch now. `training` while Train is under way;
-    after `failures` in a row it is tried `again` at that time. `busy`: what we sent has not left this machine.
-    `finished_before`: the work whose receipt an earlier life of ours had. `aggregator`: the boot number of its latest
-    life that we heard of; `away` when it said, or the broker said for it, that it left.
+    `model` is our spec's digest, `seed`, `d` and `e` its seed, masked weights and exact values. `work`: (round,
+    theta digest) that we fetch, train or have finished, so that no round is trained twice. `fetching` until the
+    probabilities are complete; none of their chunks before `fetch_due` means asking again. `held`: the last ones
+    that came (to begin with, even odds), which the next may be told against; `by_delta`: that is what we fetch now.
+    `training` while Train is under way; after `failures` in a row it is tried `again` at that time. `busy`: what we
+    sent has not left this machine. `finished_before`: the work whose receipt an earlier life of ours had.
+    `aggregator`: the boot number of its latest life that we heard of; `away` when it said, or the broker said for
+    it, that it left.
     """
 
     job: str
@@ -178,6 +179,7 @@ class Session:
     aggregator: int | None = None
     away: bool = False
     finished: bool = False
+    e: int = 0
 
 
 Step: TypeAlias = tuple[Session, list[Effect]]
@@ -324,7 +326,7 @@ def _theta_chunk(session: Session, announce: Announce, chunk: Chunk) -> Step:
         assembly = session.assembly
         if assembly is None or not _fits(chunk, assembly.first):
             # Sixteen bits a weight is more than any levels need; a larger transfer is not probabilities.
-            assembly = begin(chunk, 2 * session.d + (1 << 16))
+            assembly = begin(chunk, 2 * session.d + exact.MAX_BYTES * session.e + (1 << 16))
         assembly = assembly.add(chunk)
     except ProtocolError as error:
         if not session.by_delta:
@@ -336,7 +338,7 @@ def _theta_chunk(session: Session, announce: Announce, chunk: Chunk) -> Step:
         if session.by_delta and session.held is not None:
             theta = _from_held(session, announce, session.held, assembly.blob())
         else:
-            theta = counts.decode(assembly.blob(), session.d)
+            theta = counts.decode(assembly.blob(), session.d, session.e)
         if theta.digest() != announce.theta:
             raise ThetaMismatchError("the probabilities that came are not the announced ones")
     except ProtocolError as error:

@@ -8,13 +8,13 @@ Randomness here is private to the device, but for the uniforms that the codecs s
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from edge_client.data import Dataset
-from edge_client.runtimes import F32, DivergedError, Rule, Runtime, State
-from seedmask.codec import by_id
+from edge_client.runtimes import F32, NOTHING, DivergedError, Rule, Runtime, State
+from seedmask.codec import by_id, exact
 from seedmask.mask import Theta
 from seedmask.shared import Shared
 from seedmask.spec import ModelSpec
@@ -29,13 +29,15 @@ class Outcome:
     """What training gives.
 
     `scores` float32 [d], the logits of the probabilities that were learnt; the last epoch's mean `loss` (nats) and
-    `correct` predictions; `state`, to go on from where the optimiser stood (None: nothing to go on from).
+    `correct` predictions; `state`, to go on from where the optimiser stood (None: nothing to go on from); `exact`
+    float32 [e], the exact values that were learnt.
     """
 
     scores: F32
     loss: float
     correct: int
     state: State | None = None
+    exact: F32 = field(default_factory=NOTHING.copy)
 
 
 def rule_of(work: Work, round_: int) -> Rule:
@@ -48,6 +50,7 @@ def rule_of(work: Work, round_: int) -> Rule:
         kl=work.kl / 1e6,
         sparsity=work.sparsity / 1e6,
         entropy=work.entropy / 1e6,
+        exact_rate=work.rate_of_exact(round_),
     )
 
 
@@ -71,8 +74,11 @@ def train(
     n = len(data.y)
     per_epoch = -(-n // batch)
     rule = rule_of(work, round_)
-    # Held by the state alone: a vector less from the first step on.
-    state = State.start(theta.logit(), rule) if kept is None else kept.again(theta.logit(), rule)
+    # Scores are held by the state alone: a vector less from the first step on.
+    if kept is None:
+        state = State.start(theta.logit(), rule, theta.values())
+    else:
+        state = kept.again(theta.logit(), rule, theta.values())
     noise = np.zeros(spec.d, np.float32)
     losses, correct = 0.0, 0
     for epoch in range(work.epochs):
@@ -89,10 +95,10 @@ def train(
             state = result.state
             losses += result.loss * len(pick)
             correct += result.correct
-    scores = state.scores
-    if not np.isfinite(scores).all():
-        raise DivergedError("mask scores are no longer finite numbers; is the learning rate too high?")
-    return Outcome(scores, losses / n, correct, state)
+    scores, values = state.scores, state.exact.values
+    if not (np.isfinite(scores).all() and np.isfinite(values).all()):
+        raise DivergedError("mask scores or exact values are no longer finite; is the learning rate too high?")
+    return Outcome(scores, losses / n, correct, state, values)
 
 
 def update_of(
@@ -106,6 +112,8 @@ def update_of(
     thrift: float | None = None,
 ) -> Update:
     """The message that reports `outcome`: `work.masks` masks, each drawn and coded as the announcement asks.
+
+    And how far the exact values have come.
 
     `rng` is private; `thrift` is the device's own wish for bits of KL per block index, within what the job allows.
     """
@@ -123,4 +131,5 @@ def update_of(
         correct=outcome.correct,
         codec=work.codec,
         payloads=tuple(payloads),
+        exact=exact.encode(exact.quantised(outcome.exact, theta.exact), theta.exact),
     )

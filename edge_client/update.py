@@ -46,7 +46,8 @@ class Update:
     def apply(self, gradient: F32, state: State, rule: Rule) -> State:
         """The state after a step from `state`, whose scores were the last ones drawn from, in new arrays.
 
-        gradient float32 [d] is the loss's by the masked weights. See `edge_client.runtimes.Runtime.step`.
+        gradient float32 [d] is the loss's by the masked weights; exact values stay as they are.
+        See `edge_client.runtimes.Runtime.step`.
         """
         d, t, adam = len(self.w), state.t + 1, rule.optimizer == "adam"
         rate, epsilon = corrected(rule.rate, t) if adam else (rule.rate, 0.0)
@@ -83,7 +84,7 @@ class Update:
                 g = new["m"]
             np.multiply(g, np.float32(rate), out=other)
             np.subtract(scores, other, out=new["scores"])
-        return State(after["scores"], after.get("m", state.m), after.get("v", state.v), t, state.anchor)
+        return State(after["scores"], after.get("m", state.m), after.get("v", state.v), t, state.anchor, state.exact)
 
     def vector(self) -> F32:
         """Float32 [d] of anything, in the memory of one that nobody holds any more, nor any view of it.

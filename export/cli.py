@@ -28,8 +28,8 @@ EPILOG: Final = """\
 The model is a name from the zoo, or module:factory, where calling the factory without arguments gives a
 torch.nn.Module (the current directory is searched first). Its forward() may add and join branches of Linear, Conv1d
 and Conv2d, the usual activations, pooling and means, reshapes, GroupNorm, LayerNorm and RMSNorm. Only the architecture
-is taken: the frozen weights are random signs, which every device makes again from the seed. What is left out (trained
-scales of a norm, dropout) is said.
+is taken: weights are random signs, which every device makes again from the seed, and each has a mask unless --frozen or
+--exact says otherwise. What is left out (a norm's scales and shifts without --exact, dropout) is said.
 
 the zoo:
   mlp      784-256-128-10, no biases         1x28x28   10 classes      234,752 weights
@@ -45,12 +45,15 @@ the zoo:
   mobile   a small MobileNetV2               3x32x32   10 classes      102,394 weights
   sensor1d  a CNN for sequences              9x128      6 classes       32,550 weights
   mixer    a small MLP-Mixer                 1x28x28   10 classes      107,046 weights
+  mlpa     mlpn, more to train, for --exact  1x28x28   10 classes      234,762 weights
+  conv4a   conv4n, the same                  1x28x28   10 classes      102,314 weights
 
 examples:
   seedmask export mlp -o mlp.bundle
   seedmask export conv4 --batch 32 --seed 7 -o conv4.bundle
   seedmask export nets:Small --input 1,28,28 --classes 10 -o small.bundle      # class Small in ./nets.py
   seedmask export sensors.nets:make --input 6,1,128 --classes 5 --range=-8,8 -o gait.bundle
+  seedmask export nets:Small --input 1,28,28 --classes 10 --exact norm --exact head.bias -o small.bundle
 
 A device that runs out of memory wants memory_mb in its edge.toml: it then takes a batch a few examples at a time.
 --runtimes onnx,onnx-lean has graphs that need less for that; onnx-gpu has steps for CUDA's and WebGPU's operators.
@@ -112,6 +115,21 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="group",
         help="put GroupNorm, which has nothing to learn and needs no other examples, where the model has BatchNorm",
     )
+    parser.add_argument(
+        "--exact",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="parameters, by torch's names, that are trained and sent as numbers, 65,536 in all at most: 'norm' "
+        "(scales and shifts of normalisations), 'bias' (of all other layers), or a pattern like 'head.*'; repeatable",
+    )
+    parser.add_argument(
+        "--frozen",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="parameters that are random signs without a mask, never trained; patterns as for --exact",
+    )
     parser.add_argument("--force", action="store_true", help="overwrite FILE")
     parser.add_argument("--json", action="store_true", help="print what was made as one JSON object")
 
@@ -132,6 +150,8 @@ def _run(options: argparse.Namespace) -> int:
         loss=options.loss,
         replace_batchnorm=options.replace_batchnorm,
         announce=notes.append,
+        exact=options.exact,
+        frozen=options.frozen,
     )
     if output.exists() and not options.force:  # last: what --force cannot mend is said first
         raise UserError(f"{output} exists; --force overwrites it")
@@ -244,9 +264,10 @@ def _description(spec: ModelSpec, batch: int, output: Path, size: int) -> dict[s
                 "op": layer.op,
                 "takes": list(layer.takes(number)),
                 "tensors": {tensor.name: list(tensor.shape) for tensor in tensors},
+                "kinds": {tensor.name: tensor.kind for tensor in tensors},
                 "weights": sum(tensor.size for tensor in tensors),
                 "output": list(shape),
-                "constant": tensors[0].constant if tensors else None,
+                "constant": next((tensor.constant for tensor in tensors if tensor.kind != "exact"), None),
             }
         )
     return {
@@ -256,6 +277,8 @@ def _description(spec: ModelSpec, batch: int, output: Path, size: int) -> dict[s
         "model": spec.digest.hex(),
         "seed": f"{spec.seed:#018x}",
         "d": spec.d,
+        "frozen": spec.count("frozen"),
+        "exact": spec.e,
         "input": list(spec.input),
         "range": list(spec.range),
         "classes": spec.classes,
@@ -271,7 +294,10 @@ def _table(spec: ModelSpec, made: dict[str, Any]) -> str:
         what = label(spec, number)
         if isinstance(layer, Weighted):
             what = f"{layer.weight.rpartition('.')[0]}: {what}" + (" + bias" if layer.bias else "")
-        rows.append((what, row["output"], f"{row['weights']:>12,}   {row['constant']:.6f}" if row["weights"] else ""))
+        size = "" if row["constant"] is None else f"   {row['constant']:.6f}"
+        other = [f"{name.rpartition('.')[2]} {kind}" for name, kind in row["kinds"].items() if kind != "masked"]
+        size += f"   {', '.join(other)}" if other else ""
+        rows.append((what, row["output"], f"{row['weights']:>12,}{size}" if row["weights"] else ""))
     if not is_chain(spec):  # then layers are called by their numbers
         rows = [(f"{value:>3}  {what}", shape, numbers) for value, (what, shape, numbers) in enumerate(rows)]
     width = max(34, *(len(what) + 2 for what, *_ in rows))
@@ -285,6 +311,8 @@ def _table(spec: ModelSpec, made: dict[str, Any]) -> str:
             f"model   {made['name']}, {made['model'][:16]}",
             f"seed    {made['seed']}",
             f"masked  {made['d']:,} weights; an uncoded mask is {(made['d'] + 7) // 8:,} bytes",
+            *([f"frozen  {made['frozen']:,} weights, without a mask"] if made["frozen"] else []),
+            *([f"exact   {made['exact']:,} values, sent as numbers of 1 to 5 bytes"] if made["exact"] else []),
             f"batch   {made['batch']}",
             f"wrote   {made['bundle']}, {made['bytes']:,} bytes, no weight among them",
         ]

@@ -86,7 +86,7 @@ def state_dict(model: FinishedModel) -> dict[str, Tensor]:
     """
     import torch
 
-    return {name: torch.from_numpy(signs).float() * c for name, (signs, c) in model.ternary().items()}
+    return {name: torch.from_numpy(values.copy()) for name, values in model.parameters().items()}
 
 
 def network(model: FinishedModel) -> nn.Module:
@@ -96,18 +96,23 @@ def network(model: FinishedModel) -> nn.Module:
     from export.masked import forward
 
     class Network(torch.nn.Module):
-        """Reads the layers from the spec; its weights are one flat buffer."""
+        """Reads the layers from the spec; a flat buffer for each kind of tensor."""
 
         weights: torch.Tensor
+        exact: torch.Tensor
+        frozen: torch.Tensor
 
         def __init__(self) -> None:
             super().__init__()
             self.register_buffer("weights", torch.from_numpy(model.weights()))
+            self.register_buffer("exact", torch.from_numpy(model.values()))
+            self.register_buffer("frozen", torch.from_numpy(model.spec.frozen()))
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             """Logits of raw x."""
             low, high = model.spec.range
-            return forward(model.spec, (x.float() - low) * (2.0 / (high - low)) - 1, self.weights)
+            scaled = (x.float() - low) * (2.0 / (high - low)) - 1
+            return forward(model.spec, scaled, self.weights, self.exact, self.frozen)
 
     return Network()
 

@@ -1,8 +1,9 @@
 """The finished network as one plain ONNX file for inference: raw inputs in, class scores out, its weights inside.
 
-Three ways to hold the weights, all exact: `float32`; `ternary`, -1, 0 and 1 in int8 times one constant a tensor, a
+Three ways to hold the weights, all to the bit: `float32`; `ternary`, -1, 0 and 1 in int8 times one constant a tensor, a
 quarter of that; `seed`, the mask's bits and the seed, a thirty-second, from which onnxruntime makes the weights once,
-while it loads (they are constants, and it folds constants). The layers are `export.graph.forward`'s.
+while it loads (they are constants, and it folds constants). Exact tensors are float32 in all three. The layers are
+`export.graph.forward`'s.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from typing import Any, Final
 import numpy as np
 from onnx import numpy_helper
 
-from export.graph import forward, pool_first, unpack
-from export.targets.onnx import Graph, InferenceOps, Name, OnnxOps, frozen
+from export.graph import forward, pool_first, shapes_beside, unpack
+from export.targets.onnx import Graph, InferenceOps, Name, OnnxOps, drawn
 from seedmask.model import FinishedModel
 from seedmask.seed import weights_key
 
@@ -52,8 +53,12 @@ def _weights(g: Graph, ops: OnnxOps, model: FinishedModel, holding: str) -> dict
             g.const([1 << b for b in range(8)], np.uint32),
         )
         flat = g.slice(g("Reshape", g.cast(bits, np.bool_), g.ints(-1)), 0, 0, spec.d)
-        return unpack(ops, spec, ops.mul(frozen(g, spec, key), g.cast(flat, np.float32)))
-    out = {}
+        masked, always = drawn(g, spec, key)
+        values = _constant(g, "exact", model.values()) if spec.e else None
+        return unpack(ops, spec, ops.mul(masked, g.cast(flat, np.float32)), always, values)
+    parameters, shapes = model.parameters(), shapes_beside(spec)
+    exact = [tensor.name for tensor in spec.tensors if tensor.kind == "exact"]
+    out = {name: _constant(g, name, parameters[name].reshape(shapes[name])) for name in exact}
     for name, (signs, c) in model.ternary().items():
         if holding == "ternary":
             out[name] = g("DequantizeLinear", _constant(g, name, signs), g.const(c, np.float32))

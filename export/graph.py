@@ -15,7 +15,7 @@ from typing import Final, Generic, Protocol, TypeVar
 
 from export import rules
 from seedmask.layers import Conv2d, GroupNorm, MaxPool2d, ReLU, ReLU6, Shape, Weighted
-from seedmask.spec import ModelSpec
+from seedmask.spec import KINDS, ModelSpec
 
 BETA1: Final = 0.9
 BETA2: Final = 0.999
@@ -153,13 +153,17 @@ class Ops(Protocol[V]):
 
 @dataclass(frozen=True)
 class Step(Generic[V]):
-    """Scores and the optimiser's moments after a step, [d] each; `loss` [] and `correct`, int64 [], before it."""
+    """Scores and the optimiser's moments after a step, [d] each; `loss` [] and `correct`, int64 [], before it.
+
+    `exact`: the loss's gradient by the exact values [e], None where there are none; their optimiser is the caller's.
+    """
 
     scores: V
     m: V
     v: V | None
     loss: V
     correct: V
+    exact: V | None = None
 
 
 @dataclass(frozen=True)
@@ -213,10 +217,26 @@ def pool_first(spec: ModelSpec) -> ModelSpec:
     return replace(spec, layers=tuple(layers))
 
 
-def unpack(ops: Ops[V], spec: ModelSpec, flat: V) -> dict[str, V]:
-    """The tensors of a flat vector [d] by name."""
-    parts = ops.split(flat, [tensor.shape for tensor in spec.tensors])
-    return {tensor.name: part for tensor, part in zip(spec.tensors, parts, strict=True)}
+def shapes_beside(spec: ModelSpec) -> dict[str, Shape]:
+    """Every tensor's shape as its layer takes it: as it is, but for what goes with channels, which lead.
+
+    A group norm's scale [c] is multiplied by [batch, c, h, w] as [c, 1, 1].
+    """
+    shapes = {tensor.name: tensor.shape for tensor in spec.tensors}
+    for layer, after in zip(spec.layers, spec.shapes()[1:], strict=True):
+        if isinstance(layer, GroupNorm):
+            shapes |= {name: (after[0], *(1,) * (len(after) - 1)) for name in layer.tensors}
+    return shapes
+
+
+def unpack(ops: Ops[V], spec: ModelSpec, masked: V, frozen: V | None = None, exact: V | None = None) -> dict[str, V]:
+    """Every tensor by name, from the flat vector of its kind; None where the spec has no tensor of it."""
+    out, shapes = dict[str, V](), shapes_beside(spec)
+    for kind, flat in zip(KINDS, (masked, frozen, exact), strict=True):
+        names = [tensor.name for tensor in spec.tensors if tensor.kind == kind]
+        if names and flat is not None:
+            out |= dict(zip(names, ops.split(flat, [shapes[name] for name in names]), strict=True))
+    return out
 
 
 def forward(ops: Ops[V], spec: ModelSpec, x: V, weights: dict[str, V]) -> tuple[V, list[tuple[V, ...]]]:
@@ -232,12 +252,13 @@ def forward(ops: Ops[V], spec: ModelSpec, x: V, weights: dict[str, V]) -> tuple[
 
 
 def backward(ops: Ops[V], spec: ModelSpec, weights: dict[str, V], tape: list[tuple[V, ...]], dy: V) -> dict[str, V]:
-    """The loss's gradient by every tensor in `weights`, given that by the logits."""
+    """The loss's gradient by every tensor in `weights` that is trained, given that by the logits."""
     shapes = spec.shapes()
     # What has no weights before it is not worth a gradient.
     trained = [False]
     for i, layer in enumerate(spec.layers):
-        trained.append(isinstance(layer, Weighted) or any(trained[value] for value in layer.takes(i)))
+        own = any(spec.offsets[name][0].kind != "frozen" for name in layer.tensors)
+        trained.append(own or any(trained[value] for value in layer.takes(i)))
     by_value, grads = {len(spec.layers): dy}, dict[str, V]()
     for i in range(len(spec.layers) - 1, -1, -1):
         if not trained[i + 1]:
@@ -246,8 +267,9 @@ def backward(ops: Ops[V], spec: ModelSpec, weights: dict[str, V], tape: list[tup
         takes = layer.takes(i)
         kernel = spec.offsets[layer.weight][0].shape if isinstance(layer, Weighted) else ()
         before, wanted = [shapes[value] for value in takes], [trained[value] for value in takes]
+        learnt = {name for name in layer.tensors if spec.offsets[name][0].kind != "frozen"}
         dxs, found = rules.backward(
-            ops, layer, by_value.pop(i + 1), tape[i], before, shapes[i + 1], weights, kernel, wanted
+            ops, layer, by_value.pop(i + 1), tape[i], before, shapes[i + 1], weights, kernel, wanted, learnt
         )
         grads |= found
         for value, want, dx in zip(takes, wanted, dxs, strict=True):
@@ -279,8 +301,12 @@ def train_step(
     u: V,
     knobs: Knobs[V],
     optimizer: Adam[V] | Sgd[V],
+    frozen: V | None = None,
+    exact: V | None = None,
 ) -> Step[V]:
     """One step on the scores of the mask u < sigmoid(scores).
+
+    `frozen` and `exact` are the flat vectors of these tensors, None where there are none.
 
     The gradient is slope * (by_mask * (1 + times_theta (theta - 1)) + by_score s + by_anchor anchor + constant), with
     slope = theta (1 - theta): straight through, d loss / d theta := d loss / d mask = d loss / d weight * w.
@@ -288,10 +314,11 @@ def train_step(
     one = ops.number(1.0)
     theta = ops.sigmoid(scores)
     masked = ops.choose(knobs.mean, lambda: ops.mul(w, theta), lambda: ops.mul(w, ops.less(u, theta)))
-    weights = unpack(ops, spec, masked)
+    weights = unpack(ops, spec, masked, frozen, exact)
     loss, correct, grads = gradient_of(ops, spec, x=x, y=y, weight=weight, weights=weights)
 
-    by_mask = ops.mul(ops.join([grads[tensor.name] for tensor in spec.tensors]), w)
+    by_mask = ops.mul(ops.join([grads[tensor.name] for tensor in spec.masked]), w)
+    by_exact = ops.join([grads[t.name] for t in spec.tensors if t.kind == "exact"]) if spec.e else None
     slope = ops.mul(theta, ops.sub(one, theta))
 
     def regularised() -> V:
@@ -303,8 +330,8 @@ def train_step(
     g = ops.choose(knobs.plain, lambda: ops.mul(by_mask, slope), regularised)
     if isinstance(optimizer, Sgd):
         m = ops.add(ops.mul(optimizer.momentum, optimizer.m), g)
-        return Step(ops.sub(scores, ops.mul(knobs.rate, m)), m, None, loss, correct)
+        return Step(ops.sub(scores, ops.mul(knobs.rate, m)), m, None, loss, correct, by_exact)
     m = ops.add(ops.mul(ops.number(BETA1), optimizer.m), ops.mul(ops.number(1 - BETA1), g))
     v = ops.add(ops.mul(ops.number(BETA2), optimizer.v), ops.mul(ops.number(1 - BETA2), ops.mul(g, g)))
     move = ops.div(ops.mul(knobs.rate, m), ops.add(ops.sqrt(v), optimizer.epsilon))
-    return Step(ops.sub(scores, move), m, v, loss, correct)
+    return Step(ops.sub(scores, move), m, v, loss, correct, by_exact)

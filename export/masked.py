@@ -25,6 +25,7 @@ from seedmask.layers import (
     Linear,
     MaxPool2d,
     Mean,
+    Norm,
     Permute,
     ReLU,
     ReLU6,
@@ -34,18 +35,18 @@ from seedmask.layers import (
     SiLU,
     Tanh,
 )
+from seedmask.mask import EXACT_ONE
 from seedmask.spec import ModelSpec
 
 
-def forward(spec: ModelSpec, x: Tensor, flat: Tensor) -> Tensor:
-    """Logits [n, classes] of x [n, *input] under effective weights `flat` [d]."""
-    return network(spec, x, parts(spec, flat))
+def forward(
+    spec: ModelSpec, x: Tensor, flat: Tensor, exact: Tensor | None = None, frozen: Tensor | None = None
+) -> Tensor:
+    """Logits [n, classes] of x [n, *input] under effective weights `flat` [d].
 
-
-def parts(spec: ModelSpec, flat: Tensor) -> dict[str, Tensor]:
-    """The tensors of a flat vector [d] by name."""
-    pieces = torch.split(flat, [tensor.size for tensor in spec.tensors])
-    return {t.name: piece.view(t.shape) for t, piece in zip(spec.tensors, pieces, strict=True)}
+    `exact` and `frozen`: the flat vectors of these tensors, None where the spec has none.
+    """
+    return network(spec, x, spec.parts(flat, frozen, exact))
 
 
 def network(spec: ModelSpec, x: Tensor, weights: dict[str, Tensor]) -> Tensor:
@@ -85,11 +86,11 @@ def network(spec: ModelSpec, x: Tensor, weights: dict[str, Tensor]) -> Tensor:
             case Permute():
                 x = x.permute(0, *(axis + 1 for axis in layer.order))
             case GroupNorm():
-                x = F.group_norm(x, layer.groups, eps=EPSILON)
+                x = F.group_norm(x, layer.groups, *_affine(layer, weights), eps=EPSILON)
             case LayerNorm():
-                x = F.layer_norm(x, x.shape[-layer.dims :], eps=EPSILON)
+                x = F.layer_norm(x, x.shape[-layer.dims :], *_affine(layer, weights), eps=EPSILON)
             case RMSNorm():
-                x = F.rms_norm(x, x.shape[-layer.dims :], eps=EPSILON)
+                x = F.rms_norm(x, x.shape[-layer.dims :], _affine(layer, weights)[0], eps=EPSILON)
             case Add():
                 x = sum(taken[1:], x)
             case Concat():
@@ -98,24 +99,34 @@ def network(spec: ModelSpec, x: Tensor, weights: dict[str, Tensor]) -> Tensor:
     return x
 
 
+def _affine(layer: Norm, weights: dict[str, Tensor]) -> tuple[Tensor | None, Tensor | None]:
+    scale, shift = (weights[name] if name else None for name in (layer.scale, layer.shift))
+    if scale is None and shift is not None:
+        scale = torch.ones_like(shift)  # without, group_norm's backward fails in torch 2.13
+    return scale, shift
+
+
 class Masked:
     """Scores [d] in training: `step` is one Adam step, `scores.grad` the gradient it followed.
 
-    In the scores' precision: float64 makes it the judge between two programs in float32.
+    The `exact` values are trained by the same Adam at a rate of their own. In the scores' precision: float64 makes it
+    the judge between two programs in float32.
     """
 
-    def __init__(self, spec: ModelSpec, scores: Tensor, rate: float) -> None:
+    def __init__(self, spec: ModelSpec, scores: Tensor, rate: float, exact_rate: float = 1e-3) -> None:
         self.spec = spec
-        self.w = torch.from_numpy(spec.weights()).to(scores.dtype)
+        self.w, self.frozen = (torch.from_numpy(made).to(scores.dtype) for made in (spec.weights(), spec.frozen()))
         self.scores = scores.detach().clone().requires_grad_()
-        self.adam = torch.optim.Adam([self.scores], lr=rate)
+        self.exact = (torch.from_numpy(spec.begin()) / EXACT_ONE).to(scores.dtype).requires_grad_()
+        groups = [{"params": [self.scores], "lr": rate}, {"params": [self.exact], "lr": exact_rate}]
+        self.adam = torch.optim.Adam(groups)
 
     def step(self, x: Tensor, y: Tensor, noise: Tensor) -> tuple[float, int]:
         """Mean loss (nats, or squares) and correct predictions, both before the step; the mask is noise < theta."""
         theta = self.scores.sigmoid()
         # The value of the mask, the derivative of theta.
         mask = (noise < theta).to(theta.dtype) + (theta - theta.detach())
-        logits = forward(self.spec, x, self.w * mask)
+        logits = forward(self.spec, x, self.w * mask, self.exact, self.frozen)
         mse = self.spec.loss == "mse"
         loss = F.mse_loss(logits, y) if mse else F.cross_entropy(logits, y)
         self.adam.zero_grad()

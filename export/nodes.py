@@ -15,6 +15,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
+from export.kinds import NORM, Kinds
 from seedmask.errors import SpecError, UserError
 from seedmask.layers import (
     EPSILON,
@@ -47,7 +48,8 @@ PROBE: Final = 3  # examples in the batch that shapes are found with
 SUPPORTED: Final = (
     "Linear, Conv1d and Conv2d (stride, zero padding, groups, dilation), ReLU, ReLU6, GELU, SiLU, Tanh, Sigmoid, "
     "MaxPool and AvgPool (kernel = stride), AdaptiveAvgPool, mean, Flatten, view, reshape, permute, transpose, + and "
-    "cat of branches, GroupNorm, LayerNorm and RMSNorm (what they train is left out), Dropout (left out), Identity"
+    "cat of branches, GroupNorm, LayerNorm and RMSNorm (what they train is exact or left out), Dropout (left out), "
+    "Identity"
 )
 
 _BATCH_NORM: Final = (
@@ -94,16 +96,24 @@ class Value:
 
 
 class Builder:
-    """Layers in the making. `nodes` says which node each is from; `shapes` that of every value, the input's first."""
+    """Layers in the making. `nodes` says which node each is from; `shapes` that of every value, the input's first.
+
+    `kinds` says which parameters of normalisations are kept.
+    """
 
     def __init__(
-        self, graph: fx.GraphModule, input_shape: Shape, replace_batchnorm: bool, announce: Callable[[str], None]
+        self,
+        graph: fx.GraphModule,
+        input_shape: Shape,
+        replace_batchnorm: bool,
+        announce: Callable[[str], None],
+        kinds: Kinds,
     ) -> None:
         self.graph = graph
         self.layers: list[Layer] = []
         self.nodes: list[fx.Node] = []
         self.shapes: list[Shape] = [input_shape]
-        self._replace, self._announce = replace_batchnorm, announce
+        self._replace, self._announce, self.kinds = replace_batchnorm, announce, kinds
         self._values = {node: Value(0, input_shape) for node in graph.graph.nodes if node.op == "placeholder"}
         self._results: dict[fx.Node, Any] = {}
         self._tensors: dict[str, Shape] = {}
@@ -396,47 +406,66 @@ class Builder:
 
     def _group_norm(self, node: fx.Node, shape: Shape) -> Value:
         given = self._given(node, "num_groups", "weight", "bias", "eps")
-        self._leave_out(node, given, EPSILON)
-        return self._grouped(node, int(given["num_groups"]), shape)
+        scale, shift = self._kept(node, given, EPSILON)
+        return self._grouped(node, GroupNorm(int(given["num_groups"]), scale, shift), shape)
 
-    def _grouped(self, node: fx.Node, groups: int, shape: Shape) -> Value:
+    def _grouped(self, node: fx.Node, layer: GroupNorm, shape: Shape) -> Value:
         source = self._values[self._in(node)].number
         if self.shapes[source][0] != shape[0]:
             source = self._flat(self._in(node))
-        return Value(self._add(node, GroupNorm(groups), source), shape)
+        return Value(self._add(node, layer, source), shape)
 
     def _batch_norm(self, node: fx.Node, shape: Shape) -> Value:
         """Groups of at least 8 channels, at most 32 of them; all of a vector's numbers together."""
         channels = shape[0]
         most = 1 if len(shape) == 1 else max(1, min(32, channels // 8))
         groups = max(n for n in range(1, most + 1) if channels % n == 0)
+        scale, shift = self._exact(node, self._given(node, "weight", "bias"))
+        lost = [word for word, name in (("scales", scale), ("shifts", shift)) if name is None]
+        without = f"{', '.join(lost)} and running means" if lost else "running means"
         self._announce(
             f"{place(self.graph, node)} is replaced by GroupNorm of {groups} group{'s' if groups > 1 else ''} "
-            f"({channels} channels), without scales, shifts and running means"
+            f"({channels} channels), without {without}"
         )
-        return self._grouped(node, groups, shape)
+        return self._grouped(node, GroupNorm(groups, scale, shift), shape)
 
     def _trailing_norm(self, node: fx.Node, shape: Shape) -> Value:
         layer = LayerNorm if what_of(self.graph, node) in ("LayerNorm", "layer_norm") else RMSNorm
         given = self._given(node, "normalized_shape", "weight", *(("bias",) if layer is LayerNorm else ()), "eps")
-        self._leave_out(node, given, EPSILON if layer is LayerNorm else None)
+        scale, shift = self._kept(node, given, EPSILON if layer is LayerNorm else None)
         over = given["normalized_shape"]
         dims = 1 if isinstance(over, int) else len(over)
-        if layer is LayerNorm and dims == len(shape):
-            return self._grouped(node, 1, shape)
-        return Value(self._add(node, layer(dims), self._flat(self._in(node))), shape)
+        whole = dims == len(shape)
+        if layer is LayerNorm and whole and (len(shape) == 1 or not (scale or shift)):
+            return self._grouped(node, GroupNorm(1, scale, shift), shape)
+        made = LayerNorm(dims, scale, shift) if layer is LayerNorm else RMSNorm(dims, scale)
+        return Value(self._add(node, made, self._flat(self._in(node))), shape)
 
-    def _leave_out(self, node: fx.Node, given: dict[str, Any], default: float | None) -> None:
-        """What a normalisation trains goes; another epsilon goes if it is one that only guards the division."""
+    def _kept(self, node: fx.Node, given: dict[str, Any], default: float | None) -> tuple[str | None, str | None]:
+        """Names of scale and shift where they are exact; else they go, as an epsilon does that only guards."""
         where, eps = place(self.graph, node), given.get("eps", default)
         if eps is not None and eps > EPSILON:
             raise refusal(where, f"eps={eps}; only {EPSILON} is")
-        trained = [name for name in ("weight", "bias") if given.get(name) is not None]
-        if trained:
-            parts = " and ".join({"weight": "scales", "bias": "shifts"}[name] for name in trained)
-            self._announce(f"{where}: its trained {parts} are left out")
+        kept = self._exact(node, given)
+        names = zip(("weight", "bias"), ("scales", "shifts"), kept, strict=True)
+        lost = [word for name, word, taken in names if given.get(name) is not None and taken is None]
+        if lost:
+            self._announce(f"{where}: its trained {' and '.join(lost)} are left out; --exact {NORM} keeps them")
         if eps != EPSILON:
             self._announce(f"{where}: its epsilon is {EPSILON}, not {eps or 'that of its type'}")
+        return kept
+
+    def _exact(self, node: fx.Node, given: dict[str, Any]) -> tuple[str | None, str | None]:
+        """Names of a normalisation's scale and shift, of those that are kept, which is as exact tensors."""
+        names: list[str | None] = []
+        for attribute in ("weight", "bias"):
+            name = f"{node.target}.{attribute}"
+            there = node.op == "call_module" and given.get(attribute) is not None
+            exact = there and self.kinds.of(name, norm=True) == "exact"
+            if exact:
+                self._tensors[name] = tuple(given[attribute].shape)
+            names.append(name if exact else None)
+        return names[0], names[1]
 
 
 def what_of(graph: fx.GraphModule, node: fx.Node) -> str:

@@ -7,7 +7,7 @@ all others are put together here, so that a new target writes none of them.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from seedmask.layers import (
@@ -24,6 +24,7 @@ from seedmask.layers import (
     Linear,
     MaxPool2d,
     Mean,
+    Norm,
     Permute,
     ReLU,
     ReLU6,
@@ -33,6 +34,7 @@ from seedmask.layers import (
     Sigmoid,
     SiLU,
     Tanh,
+    TrailingNorm,
 )
 
 if TYPE_CHECKING:
@@ -91,16 +93,16 @@ def forward(
             return ops.transpose(x, layer.order), ()
         case GroupNorm():
             y, deviation = ops.normalise(x, layer, shape)
-            return y, (y, deviation)
+            return _affine(ops, layer, y, weights), (y, deviation)
         case LayerNorm():
             groups, runs = _runs(layer, shape)
             y, deviation = ops.normalise(ops.reshape(x, runs), groups, runs)
-            return ops.reshape(y, shape), (y, deviation)
+            return _affine(ops, layer, ops.reshape(y, shape), weights), (y, deviation)
         case RMSNorm():
             squares = ops.mean(ops.mul(x, x), _trailing(layer, shape))
             deviation = ops.sqrt(ops.add(squares, ops.number(EPSILON)))
             y = ops.div(x, deviation)
-            return y, (y, deviation)
+            return _affine(ops, layer, y, weights), (y, deviation)
         case Add():
             for other in xs[1:]:
                 x = ops.add(x, other)
@@ -119,8 +121,9 @@ def backward(
     weights: dict[str, V],
     kernel: Shape,
     wanted: Sequence[bool],
+    learnt: Collection[str],
 ) -> tuple[list[V | None], dict[str, V]]:
-    """The loss's gradients by what `layer` takes, None where not `wanted`, and by its tensors, by name.
+    """The loss's gradients by what `layer` takes, None where not `wanted`, and by those of its tensors in `learnt`.
 
     `kernel` is the shape of its weight, if it has one.
     """
@@ -130,16 +133,18 @@ def backward(
     match layer:
         case Linear():
             dy = dy if len(shape) == 1 else ops.rows(dy, after[-1])
-            if layer.bias:
+            if layer.bias and layer.bias in learnt:
                 grads[layer.bias] = ops.bias_grad(dy, after[-1:])
-            grads[layer.weight] = ops.linear_dw(dy, saved[0])
+            if layer.weight in learnt:
+                grads[layer.weight] = ops.linear_dw(dy, saved[0])
             if wanted[0]:
                 dx = ops.linear_dx(dy, weights[layer.weight])
                 dx = dx if len(shape) == 1 else ops.unrows(dx, shape)
         case Conv2d():
-            if layer.bias:
+            if layer.bias and layer.bias in learnt:
                 grads[layer.bias] = ops.bias_grad(dy, after)
-            grads[layer.weight] = ops.conv_dw(dy, saved[0], layer, kernel, shape, after)
+            if layer.weight in learnt:
+                grads[layer.weight] = ops.conv_dw(dy, saved[0], layer, kernel, shape, after)
             if wanted[0]:
                 dx = ops.conv_dx(dy, weights[layer.weight], layer, kernel, shape, after)
         case ReLU():
@@ -168,14 +173,21 @@ def backward(
         case Permute():
             dx = ops.transpose(dy, tuple(layer.order.index(axis) for axis in range(len(shape))))
         case GroupNorm():
-            dx = ops.normalise_dx(dy, saved[0], saved[1], layer, shape)
+            dy = _affine_back(ops, layer, dy, saved[0], shape, weights, grads)
+            if wanted[0]:
+                dx = ops.normalise_dx(dy, saved[0], saved[1], layer, shape)
         case LayerNorm():
             groups, runs = _runs(layer, shape)
-            dx = ops.reshape(ops.normalise_dx(ops.reshape(dy, runs), saved[0], saved[1], groups, runs), shape)
+            y = ops.reshape(saved[0], shape) if layer.scale else saved[0]
+            dy = _affine_back(ops, layer, dy, y, shape, weights, grads)
+            if wanted[0]:
+                dx = ops.reshape(ops.normalise_dx(ops.reshape(dy, runs), saved[0], saved[1], groups, runs), shape)
         case RMSNorm():
             y, deviation = saved
-            along = ops.mul(y, ops.mean(ops.mul(y, dy), _trailing(layer, shape)))
-            dx = ops.div(ops.sub(dy, along), deviation)
+            dy = _affine_back(ops, layer, dy, y, shape, weights, grads)
+            if wanted[0]:
+                along = ops.mul(y, ops.mean(ops.mul(y, dy), _trailing(layer, shape)))
+                dx = ops.div(ops.sub(dy, along), deviation)
         case Add():
             return [dy if want else None for want in wanted], grads
         case Concat():
@@ -184,6 +196,37 @@ def backward(
             parts = [ops.slice(dy, layer.axis, *cut) if want else None for cut, want in zip(cuts, wanted, strict=True)]
             return parts, grads
     return [dx], grads
+
+
+def _affine(ops: Ops[V], layer: Norm, y: V, weights: dict[str, V]) -> V:
+    """What scale and shift make of normalised values; `export.graph.unpack` gives them a shape that goes with these."""
+    y = ops.mul(y, weights[layer.scale]) if layer.scale else y
+    return ops.add(y, weights[layer.shift]) if layer.shift else y
+
+
+def _affine_back(
+    ops: Ops[V],
+    layer: GroupNorm | LayerNorm | RMSNorm,
+    dy: V,
+    y: V,
+    shape: Shape,
+    weights: dict[str, V],
+    grads: dict[str, V],
+) -> V:
+    """The gradient by the normalised values `y`; those by scale and shift, flat, go into `grads`."""
+
+    def summed(by: V) -> V:
+        if isinstance(layer, GroupNorm):
+            return ops.bias_grad(by, shape)
+        width = math.prod(shape[axis] for axis in _trailing(layer, shape))
+        return ops.bias_grad(ops.rows(by, width), (width,))
+
+    if layer.shift:
+        grads[layer.shift] = summed(dy)
+    if not layer.scale:
+        return dy
+    grads[layer.scale] = summed(ops.mul(dy, y))
+    return ops.mul(dy, weights[layer.scale])
 
 
 def _phi(ops: Ops[V], x: V, layer: GELU) -> V:
@@ -229,5 +272,5 @@ def _runs(layer: LayerNorm, shape: Shape) -> tuple[GroupNorm, Shape]:
     return GroupNorm(lead), (lead, math.prod(shape) // lead)
 
 
-def _trailing(layer: RMSNorm, shape: Shape) -> tuple[int, ...]:
+def _trailing(layer: TrailingNorm, shape: Shape) -> tuple[int, ...]:
     return tuple(range(len(shape) - layer.dims, len(shape)))

@@ -3,7 +3,8 @@
 torch.fx records what forward() does; the weights inside the module are thrown away, for a Seedmask model has
 random signs instead (FedPM: Isik et al., arXiv 2209.15328). Their size is c = sqrt(2 / fan_in), 'kaiming',
 unless the 'paper's c = e * sqrt(1 / fan_in) or 'unit', c = sqrt(1 / fan_in), is asked for, times a gain, one for all
-layers or one for each; a bias has its layer's c. What a node becomes stands in `export.nodes`.
+layers or one for each; a bias has its layer's c. What a node becomes stands in `export.nodes`, which parameters have
+no mask in `export.kinds`.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ from typing import Any, Final
 import torch
 from torch import fx, nn
 
+from export.kinds import Kinds
 from export.nodes import PROBE, SUPPORTED, Builder, example, place, refusal, what_of
 from seedmask.errors import SpecError, UserError
-from seedmask.layers import Shape, Weighted
+from seedmask.layers import Norm, Shape, Weighted
 from seedmask.spec import ModelSpec, Tensor, scale_bits
 
 SCALES: Final[dict[str, Callable[[int], float]]] = {
@@ -42,13 +44,16 @@ def trace(
     loss: str = "cross-entropy",
     replace_batchnorm: str | None = None,
     announce: Callable[[str], None] = lambda text: None,
+    exact: Sequence[str] = (),
+    frozen: Sequence[str] = (),
 ) -> ModelSpec:
     """The ModelSpec of `model` for inputs [n, *input_shape] with raw values in `value_range`.
 
     `gain` > 0 multiplies the size of the weights: one number, or one for each layer that has any. `replace_batchnorm`
     "group" puts GroupNorm where a BatchNorm was. `announce` is told whatever the spec does otherwise than the module: a
-    sentence each. Tensor names are torch's parameter names, in the order of use. Raises UserError: which layer is not
-    supported, where it is, and what is.
+    sentence each. `exact` and `frozen` are patterns over torch's parameter names, as in `export.kinds`; all others are
+    masked. An exact tensor begins at 0, the scales of a normalisation at 1. Tensor names are torch's parameter names,
+    in the order of use. Raises UserError: which layer is not supported, where it is, and what is.
     """
     if scale not in SCALES:
         raise UserError(f"scale is one of {', '.join(SCALES)}; found {scale!r}")
@@ -61,9 +66,11 @@ def trace(
         raise UserError(f"cannot follow {type(model).__name__}.forward(): {error}\nsupported: {SUPPORTED}") from None
     trial = _trial(graph, input_shape)
     _without_dead_ends(graph, announce)
-    builder = Builder(graph, input_shape, replace_batchnorm is not None, announce)
+    kinds = Kinds(exact, frozen)
+    builder = Builder(graph, input_shape, replace_batchnorm is not None, announce, kinds)
     _build(graph, builder, classes, trial)
     tensors = _tensors(builder, SCALES[scale], gain)
+    kinds.check()
     try:
         return ModelSpec(name, seed, input_shape, value_range, classes, tuple(builder.layers), tuple(tensors), loss)
     except SpecError as error:
@@ -157,15 +164,18 @@ class _Trial(fx.Interpreter):
 
 
 def _tensors(builder: Builder, constant: Callable[[int], float], gain: float | Sequence[float]) -> list[Tensor]:
-    weighted = [(layer, node) for layer, node in zip(builder.layers, builder.nodes, strict=True) if layer.tensors]
-    gains = [gain] * len(weighted) if isinstance(gain, int | float) else list(gain)
-    if len(gains) != len(weighted) or not all(0 < value < math.inf for value in gains):
-        raise UserError(f"gain is a number above 0, or {len(weighted)} of them, one for each layer; found {gain}")
+    holding = [(layer, node) for layer, node in zip(builder.layers, builder.nodes, strict=True) if layer.tensors]
+    weighted = sum(isinstance(layer, Weighted) for layer, _ in holding)
+    gains = [gain] * weighted if isinstance(gain, int | float) else list(gain)
+    if len(gains) != weighted or not all(0 < value < math.inf for value in gains):
+        raise UserError(f"gain is a number above 0, or {weighted} of them, one for each layer; found {gain}")
     tensors: list[Tensor] = []
     used: dict[int, str] = {}
-    for (layer, node), factor in zip(weighted, gains, strict=True):
-        assert isinstance(layer, Weighted)
-        fan_in = math.prod(builder.graph.get_parameter(layer.weight).shape[1:])
+    for layer, node in holding:
+        size = 0
+        if isinstance(layer, Weighted):
+            fan_in = math.prod(builder.graph.get_parameter(layer.weight).shape[1:])
+            size = scale_bits(constant(fan_in) * gains.pop(0))
         for name in layer.tensors:
             parameter = builder.graph.get_parameter(name)
             if id(parameter) in used:
@@ -174,7 +184,9 @@ def _tensors(builder: Builder, constant: Callable[[int], float], gain: float | S
                 raise refusal(place(builder.graph, node), f"{name} {again}; every layer has its own")
             used[id(parameter)] = name
             shape = tuple(parameter.shape)
-            if len(shape) == 3:  # a Conv1d is a Conv2d of height one
+            if len(shape) == 3 and isinstance(layer, Weighted):  # a Conv1d is a Conv2d of height one
                 shape = (*shape[:2], 1, shape[2])
-            tensors.append(Tensor(name, shape, scale_bits(constant(fan_in) * factor)))
+            kind = "exact" if name in layer.exact else builder.kinds.of(name)
+            start = int(isinstance(layer, Norm) and name == layer.scale)
+            tensors.append(Tensor(name, shape, 0 if kind == "exact" else size, kind, start))
     return tensors

@@ -2,7 +2,8 @@
 each kind that people bring: LeNet-5, a residual net, depthwise-separable blocks, a sensor's sequences, an MLP-Mixer.
 
 Each is an ordinary torch module without batch norm, which is what masking random weights wants; `ZOO` says
-what each takes. All biases that exist are masked along with the weights, as in the paper.
+what each takes. All biases that exist are masked along with the weights, as in the paper, unless an export says
+otherwise (`export.kinds`).
 """
 
 from __future__ import annotations
@@ -24,16 +25,21 @@ def mlpn() -> nn.Module:
     return _perceptron(normalised=True)
 
 
-def _perceptron(normalised: bool) -> nn.Module:
+def mlpa() -> nn.Module:
+    """`mlpn` with scales, shifts and a last bias: 778 parameters for `--exact`; masked otherwise, or left out."""
+    return _perceptron(normalised=True, more=True)
+
+
+def _perceptron(normalised: bool, more: bool = False) -> nn.Module:
     layers: list[nn.Module] = [nn.Flatten()]
     for before, after in ((784, 256), (256, 128)):
-        layers += [nn.Linear(before, after, bias=False), *_norm(after, normalised), nn.ReLU()]
-    return nn.Sequential(*layers, nn.Linear(128, 10, bias=False))
+        layers += [nn.Linear(before, after, bias=False), *_norm(after, normalised, more), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(128, 10, bias=more))
 
 
-def _norm(channels: int, normalised: bool) -> list[nn.Module]:
-    """All channels as one group and nothing to learn, so that there is nothing to send."""
-    return [nn.GroupNorm(1, channels, affine=False)] if normalised else []
+def _norm(channels: int, normalised: bool, more: bool) -> list[nn.Module]:
+    """All channels as one group, and unless `more` nothing to learn, so that there is nothing to send."""
+    return [nn.GroupNorm(1, channels, affine=more)] if normalised else []
 
 
 def conv4() -> nn.Module:
@@ -61,13 +67,18 @@ def conv4n() -> nn.Module:
     return _strided(normalised=True)
 
 
-def _strided(normalised: bool) -> nn.Module:
+def conv4a() -> nn.Module:
+    """`conv4n` with scales, shifts and a last bias: 522 parameters for `--exact`."""
+    return _strided(normalised=True, more=True)
+
+
+def _strided(normalised: bool, more: bool = False) -> nn.Module:
     """3x3 without padding, 28 -> 13 -> 11 -> 5 -> 3: every second one strides."""
     layers: list[nn.Module] = []
     for before, after, stride in ((1, 32, 2), (32, 32, 1), (32, 64, 2), (64, 64, 1)):
-        layers += [nn.Conv2d(before, after, 3, stride=stride, bias=False), *_norm(after, normalised), nn.ReLU()]
-    layers += [nn.Flatten(), nn.Linear(576, 64, bias=False), *_norm(64, normalised), nn.ReLU()]
-    return nn.Sequential(*layers, nn.Linear(64, 10, bias=False))
+        layers += [nn.Conv2d(before, after, 3, stride=stride, bias=False), *_norm(after, normalised, more), nn.ReLU()]
+    layers += [nn.Flatten(), nn.Linear(576, 64, bias=False), *_norm(64, normalised, more), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(64, 10, bias=more))
 
 
 def _pairs(channels: int, widths: tuple[int, ...], flat: int, classes: int) -> nn.Module:
@@ -227,4 +238,6 @@ ZOO: dict[str, Entry] = {
     "mobile": Entry(mobile, (3, 32, 32), 10, 102_394),
     "sensor1d": Entry(sensor1d, (9, 128), 6, 32_550),
     "mixer": Entry(mixer, (1, 28, 28), 10, 107_046),
+    "mlpa": Entry(mlpa, (1, 28, 28), 10, 234_762),
+    "conv4a": Entry(conv4a, (1, 28, 28), 10, 102_314),
 }

@@ -2,7 +2,7 @@
 
 Values are numbered: 0 is the model's input, i + 1 what layer i gives. A layer takes the value before it unless its
 `source` says another; Add and Concat take several. Shapes are those of one example, and axes count its dimensions from
-0. No layer has anything to learn but the masked tensors of Linear and Conv2d.
+0. Only the tensors of Linear and Conv2d can be masked; scales and shifts of a normalisation are exact (`spec.Tensor`).
 """
 
 from __future__ import annotations
@@ -42,7 +42,12 @@ class Unary:
 
     @property
     def tensors(self) -> tuple[str, ...]:
-        """The masked tensors it uses, by name, in their order."""
+        """The tensors it uses, by name, in their order."""
+        return ()
+
+    @property
+    def exact(self) -> tuple[str, ...]:
+        """Those of them that cannot be masked or frozen."""
         return ()
 
     def takes(self, number: int) -> tuple[int, ...]:
@@ -63,7 +68,7 @@ class Unary:
 
 @dataclass(frozen=True)
 class Weighted(Unary):
-    """What multiplies by a masked tensor `weight` and may add a second one, `bias` [out]."""
+    """What multiplies by a tensor `weight` and may add a second one, `bias` [out]."""
 
     weight: str
     bias: str | None
@@ -259,16 +264,41 @@ class Permute(Unary):
         return tuple(shapes[0][axis] for axis in self.order)
 
 
+class Norm(Unary):
+    """What may multiply its result by an exact tensor `scale` and add one, `shift`; None for neither."""
+
+    scale: str | None
+    shift: str | None
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """Scale before shift."""
+        return tuple(name for name in (self.scale, self.shift) if name is not None)
+
+    @property
+    def exact(self) -> tuple[str, ...]:
+        """All of them: a normalisation that multiplies by +-c or 0 is none."""
+        return self.tensors
+
+    def fit(self, expected: Shape, tensors: Mapping[str, Shape]) -> None:
+        """Raise SpecError unless its tensors have the shape `expected`."""
+        for name in self.tensors:
+            if tensors[name] != expected:
+                raise SpecError(f"{name} is {list(tensors[name])}, expected {list(expected)}")
+
+
 @dataclass(frozen=True)
-class GroupNorm(Unary):
+class GroupNorm(Norm):
     """(x - mean) / sqrt(variance + 1e-5) over each of `groups` runs of consecutive channels, of one example.
 
-    Wu and He, arXiv 1803.08494, without scale and shift, so nothing is learnt and nothing kept; one group is LayerNorm.
-    The variance is the mean of squares (n, not n - 1, below the line). The channels are the first dimension.
+    Wu and He, arXiv 1803.08494; one group is LayerNorm. The variance is the mean of squares (n, not n - 1, below the
+    line). The channels are the first dimension; each has its own entry of `scale` and `shift`, [channels].
     """
 
     op: ClassVar[str] = "groupnorm"
     groups: int
+    scale: str | None = None
+    shift: str | None = None
 
     def after(self, shapes: Sequence[Shape], tensors: Mapping[str, Shape]) -> Shape:
         """The same shape."""
@@ -276,14 +306,16 @@ class GroupNorm(Unary):
         integers("groups", (self.groups,), 1, 1 << 20)
         if shape[0] % self.groups or math.prod(shape) == self.groups:
             raise SpecError(f"{list(shape)} does not make {self.groups} equal groups of more than one value")
+        self.fit(shape[:1], tensors)
         return shape
 
 
 @dataclass(frozen=True)
-class TrailingNorm(Unary):
-    """Each run of the last `dims` dimensions by itself."""
+class TrailingNorm(Norm):
+    """Each run of the last `dims` dimensions by itself; `scale` has their shape."""
 
     dims: int
+    scale: str | None = None
 
     def after(self, shapes: Sequence[Shape], tensors: Mapping[str, Shape]) -> Shape:
         """The same shape."""
@@ -291,21 +323,24 @@ class TrailingNorm(Unary):
         integers("dims", (self.dims,), 1, len(shape))
         if math.prod(shape[-self.dims :]) == 1:
             raise SpecError(f"the last {self.dims} of {list(shape)} hold a single value")
+        self.fit(shape[-self.dims :], tensors)
         return shape
 
 
 @dataclass(frozen=True)
 class LayerNorm(TrailingNorm):
-    """(x - mean) / sqrt(variance + 1e-5) over the last `dims` dimensions (Ba et al., arXiv 1607.06450), no affine."""
+    """(x - mean) / sqrt(variance + 1e-5) over the last `dims` dimensions (Ba et al., arXiv 1607.06450)."""
 
     op: ClassVar[str] = "layernorm"
+    shift: str | None = None
 
 
 @dataclass(frozen=True)
 class RMSNorm(TrailingNorm):
-    """x / sqrt(mean(x^2) + 1e-5) over the last `dims` dimensions (Zhang and Sennrich, arXiv 1910.07467), no scale."""
+    """x / sqrt(mean(x^2) + 1e-5) over the last `dims` dimensions (Zhang and Sennrich, arXiv 1910.07467)."""
 
     op: ClassVar[str] = "rmsnorm"
+    shift: ClassVar[None] = None  # type: ignore[misc]  # of all norms it alone never has one
 
 
 @dataclass(frozen=True)
@@ -314,6 +349,7 @@ class Several:
 
     op: ClassVar[str]
     tensors: ClassVar[tuple[str, ...]] = ()
+    exact: ClassVar[tuple[str, ...]] = ()
     sources: tuple[int, ...]
 
     def takes(self, number: int) -> tuple[int, ...]:

@@ -3,14 +3,15 @@
 A mask is uint8 [d] of 0/1, one entry per weight of the flat vector. Theta, the global probability per weight, is
 never a float between two parties: it is a level 0..top per weight (with top = K accepted masks it is the number of
 ones), and PROTOCOL 3 gives the integer table from level to probability in units of 2**-16. FedPM: Isik et al.,
-arXiv 2209.15328; the clamp away from 0 and 1 sits on the server, as its authors intended.
+arXiv 2209.15328; the clamp away from 0 and 1 sits on the server, as its authors intended. A model's exact values, where
+it has any, are part of theta and of its digest: what is trained under the one is trained under the other.
 """
 
 from __future__ import annotations
 
 import hashlib
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Final
 
@@ -19,12 +20,19 @@ import numpy.typing as npt
 
 Mask = npt.NDArray[np.uint8]
 F32 = npt.NDArray[np.float32]
+I32 = npt.NDArray[np.int32]
 
 ONE: Final = 1 << 16
 CLAMP: Final = 655
 """Default distance of theta from 0 and 1, in units of 2**-16 (about 0.01)."""
 MAX_TOP: Final = 65535
 MAX_D: Final = 1 << 28
+EXACT_ONE: Final = 1 << 12
+"""An exact value of 1: they are integers, in units of 2**-12: a step of Adam at .001 is four of them."""
+MAX_EXACT: Final = 1 << 16
+EXACT_LIMIT: Final = (1 << 30) - 1
+"""The largest magnitude of an exact value, 262144: a difference of two of them fits 32 bits with its sign."""
+_NONE: Final[I32] = np.zeros(0, np.int32)
 
 
 def table(top: int, clamp: int = CLAMP) -> npt.NDArray[np.uint16]:
@@ -36,11 +44,15 @@ def table(top: int, clamp: int = CLAMP) -> npt.NDArray[np.uint16]:
 
 @dataclass(frozen=True, eq=False)
 class Theta:
-    """The global probabilities: `level` uint16 [d] of 0..top, `top` levels above zero, `clamp` in units of 2**-16."""
+    """The global probabilities: `level` uint16 [d] of 0..top, `top` levels above zero, `clamp` in units of 2**-16.
+
+    `exact` int32 [e]: the global values of the exact tensors, units of 2**-12, within EXACT_LIMIT either way.
+    """
 
     level: npt.NDArray[np.uint16]
     top: int
     clamp: int = CLAMP
+    exact: I32 = field(default_factory=_NONE.copy)
 
     def __post_init__(self) -> None:
         if not 1 <= self.top <= MAX_TOP:
@@ -51,16 +63,30 @@ class Theta:
             raise ValueError(f"level is uint16 [d], found {self.level.dtype} {self.level.shape}")
         if int(self.level.max()) > self.top:
             raise ValueError(f"a level is 0 .. {self.top}, found {int(self.level.max())}")
+        if self.exact.dtype != np.int32 or self.exact.ndim != 1 or self.exact.size > MAX_EXACT:
+            raise ValueError(f"exact values are int32 [e], found {self.exact.dtype} {self.exact.shape}")
+        if self.e and not -EXACT_LIMIT <= int(self.exact.min()) <= int(self.exact.max()) <= EXACT_LIMIT:
+            raise ValueError(f"exact values are within {EXACT_LIMIT} either way, found {self.exact.tolist()}")
 
     @classmethod
-    def even(cls, d: int, clamp: int = CLAMP) -> Theta:
+    def even(cls, d: int, clamp: int = CLAMP, exact: I32 = _NONE) -> Theta:
         """Where every job starts: probability one half for each of `d` weights."""
-        return cls(np.ones(d, np.uint16), 2, clamp)
+        return cls(np.ones(d, np.uint16), 2, clamp, exact)
 
     @property
     def d(self) -> int:
         """Number of weights."""
         return self.level.size
+
+    @property
+    def e(self) -> int:
+        """Number of exact values."""
+        return self.exact.size
+
+    def values(self) -> F32:
+        """The exact values, float32 [e]; where a device starts its round."""
+        out: F32 = self.exact.astype(np.float32) / np.float32(EXACT_ONE)
+        return out
 
     def q16(self) -> npt.NDArray[np.uint16]:
         """Probabilities in units of 2**-16, uint16 [d]."""
@@ -93,7 +119,8 @@ class Theta:
     def _digest(self) -> bytes:
         # An aggregator asks once per update, for levels that never change.
         head = struct.pack("<IHH", self.d, self.top, self.clamp)
-        return hashlib.sha256(head + self.level.astype("<u2").tobytes()).digest()[:16]
+        body = self.level.astype("<u2").tobytes() + self.exact.astype("<i4").tobytes()
+        return hashlib.sha256(head + body).digest()[:16]
 
 
 def sample(probability: F32, rng: np.random.Generator) -> Mask:

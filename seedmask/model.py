@@ -1,48 +1,62 @@
-"""The finished model: a spec (with its seed) and one coded mask, what a job leaves behind.  PROTOCOL 9.2.
+"""The finished model: a spec (with its seed), one coded mask and exact values, what a job leaves behind.  PROTOCOL 9.2.
 
-"SMK1" | u32 length, canonical spec | u8 mask codec | u32 length, mask | SHA-256 of all before. The mask is coded by
-`packed`, one bit a weight, or by `tensors`, whichever is shorter. The weights are made again from the spec's seed.
+"SMK1" | u32 length, canonical spec | u8 mask codec | u32 length, mask | exact values | SHA-256 of all before. The mask
+is coded by `packed`, one bit a weight, or by `tensors`, whichever is shorter. The weights are made again from the
+spec's seed.
 """
 
 from __future__ import annotations
 
 import hashlib
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 
-from seedmask.codec import packed, tensors
+from seedmask.codec import exact, packed, tensors
 from seedmask.errors import BundleError, KindError, ProtocolError, UserError
-from seedmask.mask import Mask, Theta
+from seedmask.mask import I32, Mask, Theta
 from seedmask.spec import F32, ModelSpec, from_json
 
 MAGIC: Final = b"SMK1"
+_FRAME: Final = len(MAGIC) + 4 + 1 + 4 + 32  # bytes of a file that are neither spec nor mask nor exact values
 
 
 @dataclass(frozen=True, eq=False)
 class FinishedModel:
-    """`mask` uint8 [d] over the frozen weights of `spec`."""
+    """`mask` uint8 [d] over the masked weights of `spec`; `exact` int32 [e], its exact values in units of 2**-12."""
 
     spec: ModelSpec
     mask: Mask
+    exact: I32 = field(default_factory=lambda: np.zeros(0, np.int32))
 
     def weights(self) -> F32:
-        """The network's weights, float32 [d] of 0 and +-c."""
+        """The masked weights, float32 [d] of 0 and +-c."""
         return self.spec.weights() * self.mask
 
+    def values(self) -> F32:
+        """The exact values, float32 [e]."""
+        return Theta.even(1, exact=self.exact).values()
+
+    def parameters(self) -> dict[str, F32]:
+        """Every tensor by name, float32 in its shape."""
+        return self.spec.parts(self.weights(), self.spec.frozen(), self.values())
+
     def ternary(self) -> dict[str, tuple[np.ndarray[tuple[int, ...], np.dtype[np.int8]], float]]:
-        """Each tensor by name as (int8 of -1, 0 and 1 in its shape, c): weights are the product of the two."""
-        signs = np.sign(self.weights()).astype(np.int8)
-        places = self.spec.offsets.items()
-        return {name: (signs[at : at + t.size].reshape(t.shape), t.constant) for name, (t, at) in places}
+        """Each tensor but exact ones as (int8 of -1, 0 and 1 in its shape, c): weights are the product of the two."""
+        kinds = {name: tensor for name, (tensor, _) in self.spec.offsets.items() if tensor.kind != "exact"}
+        parts = self.parameters()
+        return {name: (np.sign(parts[name]).astype(np.int8), tensor.constant) for name, tensor in kinds.items()}
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of one model's file: bytes in all, of the spec and of the coded mask; `entropy_bits` is the mask's bound."""
+    """Of one model's file: bytes in all, of the spec, the coded mask and the `exact` values.
+
+    `entropy_bits` is the mask's bound.
+    """
 
     file: int
     spec: int
@@ -50,6 +64,7 @@ class Sizes:
     codec: str
     entropy_bits: float
     d: int
+    exact: int = 0
 
     @property
     def over_entropy(self) -> float:
@@ -60,7 +75,8 @@ class Sizes:
 def entropy_bits(model: FinishedModel) -> float:
     """The bound of PROTOCOL 9.2: over all tensors, n H2(ones / n) bits, H2 the binary entropy."""
     total = 0.0
-    for tensor, at in model.spec.offsets.values():
+    for tensor in model.spec.masked:
+        at = model.spec.offsets[tensor.name][1]
         p = float(model.mask[at : at + tensor.size].mean())
         if 0 < p < 1:
             total -= tensor.size * (p * np.log2(p) + (1 - p) * np.log2(1 - p))
@@ -72,21 +88,30 @@ def sizes(model: FinishedModel, data: bytes) -> Sizes:
     spec = len(model.spec.canonical())
     number, mask = struct.unpack_from("<BI", data, 8 + spec)
     name = {codec.ID: codec.NAME for codec in (packed, tensors)}[number]
-    return Sizes(len(data), spec, mask, name, entropy_bits(model), model.spec.d)
+    return Sizes(len(data), spec, mask, name, entropy_bits(model), model.spec.d, len(data) - _FRAME - spec - mask)
 
 
 def encode(model: FinishedModel) -> bytes:
     """The file's bytes."""
     number, mask = _coded(model)
     spec = model.spec.canonical()
-    body = b"".join([MAGIC, struct.pack("<I", len(spec)), spec, struct.pack("<BI", number, len(mask)), mask])
+    head = [MAGIC, struct.pack("<I", len(spec)), spec]
+    body = b"".join([*head, struct.pack("<BI", number, len(mask)), mask, _values(model)])
     return body + hashlib.sha256(body).digest()
+
+
+def _values(model: FinishedModel) -> bytes:
+    return exact.encode(model.exact, np.zeros(model.spec.e, np.int32))
+
+
+def _sizes(spec: ModelSpec) -> list[int]:
+    return [tensor.size for tensor in spec.masked]
 
 
 def _coded(model: FinishedModel) -> tuple[int, bytes]:
     """(codec, mask) with the fewest bytes; the lower id if equal."""
     plain = packed.encode(model.mask, Theta.even(model.spec.d))
-    coded = tensors.encode(model.mask, [tensor.size for tensor in model.spec.tensors])
+    coded = tensors.encode(model.mask, _sizes(model.spec))
     return (tensors.ID, coded) if len(coded) < len(plain) else (packed.ID, plain)
 
 
@@ -102,13 +127,15 @@ def decode(data: bytes) -> FinishedModel:
         number, size = struct.unpack_from("<BI", data, 8 + length)
     except struct.error:
         raise BundleError("the model file ends too early") from None
-    payload = data[13 + length : -32]
-    if len(payload) != size:
-        raise BundleError(f"the model file's mask has {len(payload)} bytes, its header says {size}")
+    rest = data[13 + length : -32]
+    payload, behind = rest[:size], rest[size:]
+    if len(payload) != size or (behind and not spec.e):
+        raise BundleError(f"the model file's mask has {len(rest)} bytes, its header says {size}")
+    values = exact.decode(behind, np.zeros(spec.e, np.int32))
     if number == packed.ID:
-        return FinishedModel(spec, packed.decode(payload, Theta.even(spec.d)))
+        return FinishedModel(spec, packed.decode(payload, Theta.even(spec.d)), values)
     if number == tensors.ID:
-        return FinishedModel(spec, tensors.decode(payload, [tensor.size for tensor in spec.tensors]))
+        return FinishedModel(spec, tensors.decode(payload, _sizes(spec)), values)
     raise KindError(f"a finished model's mask is coded by {packed.ID} or {tensors.ID}, found codec {number}")
 
 

@@ -1,7 +1,8 @@
-"""ModelSpec: what a seed and a mask mean. Layers, masked tensors in order, and the seed; its SHA-256 is its identity.
+"""ModelSpec: what a seed and a mask mean. Layers, their tensors in order, and the seed; its SHA-256 is its identity.
 
 The canonical JSON (PROTOCOL 4) holds integers and ASCII strings only, so that every language writes the same bytes.
-A tensor's weights are +c or -c; c travels as the bit pattern of its binary32 value, never as a decimal.
+A tensor's weights are +c or -c; c travels as the bit pattern of its binary32 value, never as a decimal. Which tensors
+have a mask is the spec's choice: `Tensor.kind`.
 """
 
 from __future__ import annotations
@@ -33,13 +34,14 @@ from seedmask.layers import (
     integers,
     shapes_of,
 )
-from seedmask.mask import MAX_D
+from seedmask.mask import EXACT_ONE, I32, MAX_D, MAX_EXACT, Theta
 from seedmask.seed import sign_bits
 
 SPEC_VERSION = 1
 MAX_SPEC_BYTES = 1 << 20
 GROUPNORM_EPSILON = EPSILON
 LOSSES = ("cross-entropy", "mse")
+KINDS = ("masked", "frozen", "exact")
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}\Z")
 _PATH = re.compile(r"[A-Za-z0-9_.]{1,128}\Z")
@@ -51,6 +53,7 @@ F32 = npt.NDArray[np.float32]
 __all__ = [
     "F32",
     "GROUPNORM_EPSILON",
+    "KINDS",
     "LOSSES",
     "MAX_ACTIVATION",
     "Conv2d",
@@ -71,11 +74,18 @@ _LAYERS: dict[str, type[Layer]] = {kind.op: kind for kind in get_args(Layer)}
 
 @dataclass(frozen=True)
 class Tensor:
-    """One masked tensor: `shape`, and `scale`, the binary32 bit pattern of the constant c > 0 in w = +-c."""
+    """One tensor of `shape`. Its `kind` says what becomes of it, one of KINDS.
+
+    "masked": entries +c or -c by the seed, each on or off by the mask; `scale` is the binary32 bit pattern of c > 0.
+    "frozen": the same, always on. "exact": numbers that are trained and sent as they are, all beginning at `start`, 0
+    or 1; its `scale` is 0.
+    """
 
     name: str
     shape: Shape
-    scale: int
+    scale: int = 0
+    kind: str = KINDS[0]
+    start: int = 0
 
     @property
     def size(self) -> int:
@@ -84,7 +94,7 @@ class Tensor:
 
     @property
     def constant(self) -> float:
-        """c as a number."""
+        """c as a number; 0 if it is exact."""
         return float(struct.unpack("<f", struct.pack("<I", self.scale))[0])
 
 
@@ -99,9 +109,9 @@ class ModelSpec:
 
     `name` [a-z0-9-]; `seed` 64 bits; `input` shape of one example; `range` (low, high): raw inputs are mapped from it
     to -1 .. 1; `classes`, how many numbers the last layer gives; `layers`, each after those whose values it takes
-    (`seedmask.layers`); `tensors` in the order of the flat vector; `loss` "cross-entropy", with class numbers as
-    targets, or "mse", the mean of squares over all `classes` numbers, with as many numbers as targets. Raises SpecError
-    when the parts do not fit together.
+    (`seedmask.layers`); `tensors` in the order of use, which is that of the flat vectors, one for each kind; `loss`
+    "cross-entropy", with class numbers as targets, or "mse", the mean of squares over all `classes` numbers, with as
+    many numbers as targets. Raises SpecError when the parts do not fit together.
     """
 
     name: str
@@ -124,16 +134,35 @@ class ModelSpec:
     @cached_property
     def d(self) -> int:
         """Number of masked weights."""
-        return sum(tensor.size for tensor in self.tensors)
+        return self.count("masked")
+
+    @cached_property
+    def e(self) -> int:
+        """Number of exact values."""
+        return self.count("exact")
+
+    def count(self, kind: str) -> int:
+        """Number of entries of all tensors of one kind."""
+        return sum(tensor.size for tensor in self.tensors if tensor.kind == kind)
+
+    @cached_property
+    def masked(self) -> tuple[Tensor, ...]:
+        """The tensors that the mask is of, in its order."""
+        return tuple(tensor for tensor in self.tensors if tensor.kind == "masked")
 
     @cached_property
     def offsets(self) -> dict[str, tuple[Tensor, int]]:
-        """Each tensor with its place in the flat vector."""
-        out, at = {}, 0
+        """Each tensor with its place in the flat vector of its kind."""
+        out, at = {}, dict.fromkeys(KINDS, 0)
         for tensor in self.tensors:
-            out[tensor.name] = (tensor, at)
-            at += tensor.size
+            out[tensor.name] = (tensor, at[tensor.kind])
+            at[tensor.kind] += tensor.size
         return out
+
+    def parts(self, masked: Any, frozen: Any, exact: Any) -> dict[str, Any]:
+        """Every tensor by name, cut out of the flat vector of its kind: NumPy's, torch's or whatever slices alike."""
+        flat = dict(zip(KINDS, (masked, frozen, exact), strict=True))
+        return {name: flat[t.kind][at : at + t.size].reshape(t.shape) for name, (t, at) in self.offsets.items()}
 
     def canonical(self) -> bytes:
         """PROTOCOL 4's JSON: sorted keys, no spaces, ASCII, integers and strings only; nothing that is a default."""
@@ -145,7 +174,7 @@ class ModelSpec:
             "range": list(self.range),
             "classes": self.classes,
             "layers": [{"op": layer.op, **_given(layer)} for layer in self.layers],
-            "tensors": [{"name": t.name, "shape": list(t.shape), "scale": t.scale} for t in self.tensors],
+            "tensors": [{"name": t.name, "shape": list(t.shape), **_kind_of(t)} for t in self.tensors],
             **({} if self.loss == LOSSES[0] else {"loss": self.loss}),
         }
         return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()
@@ -156,10 +185,36 @@ class ModelSpec:
         return hashlib.sha256(self.canonical()).digest()
 
     def weights(self) -> F32:
-        """The frozen weights regenerated from the seed, float32 [d], each tensor's entries +c or -c."""
-        scale: F32 = np.concatenate([np.full(t.size, t.constant, np.float32) for t in self.tensors])
-        scale[sign_bits(self.seed, self.d) == 1] *= np.float32(-1)
-        return scale
+        """The weights under the mask, regenerated from the seed, float32 [d], each tensor's entries +c or -c."""
+        return self._random("masked")
+
+    def frozen(self) -> F32:
+        """Those without a mask, float32 [number of frozen entries]."""
+        return self._random("frozen")
+
+    def _random(self, kind: str) -> F32:
+        if not self.count(kind):
+            return np.zeros(0, np.float32)
+        # One stream of signs for both kinds, in the order of the tensors.
+        drawn = [tensor for tensor in self.tensors if tensor.kind != "exact"]
+        negative = sign_bits(self.seed, sum(tensor.size for tensor in drawn)).astype(np.bool_)
+        parts, at = [], 0
+        for tensor in drawn:
+            if tensor.kind == kind:
+                part = np.full(tensor.size, tensor.constant, np.float32)
+                part[negative[at : at + tensor.size]] *= np.float32(-1)
+                parts.append(part)
+            at += tensor.size
+        return np.concatenate(parts)
+
+    def begin(self) -> I32:
+        """What the exact values begin with, int32 [e], in units of 2**-12."""
+        starts = [np.full(t.size, t.start * EXACT_ONE, np.int32) for t in self.tensors if t.kind == "exact"]
+        return np.concatenate([np.zeros(0, np.int32), *starts])
+
+    def even(self) -> Theta:
+        """Where jobs begin, unless they say otherwise: probability one half, exact values at their starts."""
+        return Theta.even(self.d, exact=self.begin())
 
     def normalise(self, raw: npt.NDArray[Any]) -> F32:
         """Raw inputs [n, *input] (uint8 or float) as the network takes them, float32 in -1 .. 1."""
@@ -179,6 +234,13 @@ class ModelSpec:
             for source in layer.takes(number):
                 out[source].append(number)
         return out
+
+
+def _kind_of(tensor: Tensor) -> dict[str, Any]:
+    """The keys of a tensor's JSON that its kind asks for."""
+    if tensor.kind == "exact":
+        return {"kind": tensor.kind, **({"start": tensor.start} if tensor.start else {})}
+    return {"scale": tensor.scale, **({} if tensor.kind == KINDS[0] else {"kind": tensor.kind})}
 
 
 def _given(layer: Layer) -> dict[str, Any]:
@@ -221,7 +283,7 @@ def _build(value: dict[str, Any]) -> ModelSpec:
         range=(low, high),
         classes=value["classes"],
         layers=tuple(layers),
-        tensors=tuple(Tensor(t["name"], tuple(t["shape"]), t["scale"]) for t in value["tensors"]),
+        tensors=tuple(Tensor(**{**t, "shape": tuple(t["shape"])}) for t in value["tensors"]),
         loss=value.get("loss", LOSSES[0]),
     )
 
@@ -250,12 +312,26 @@ def _check(spec: ModelSpec) -> None:
         if not 1 <= len(tensor.shape) <= 4:
             raise SpecError(f"{tensor.name} has {len(tensor.shape)} dimensions; 1 to 4 are possible")
         integers(f"shape of {tensor.name}", tensor.shape, 1, MAX_D)
-        integers(f"scale of {tensor.name}", (tensor.scale,), 1, 0x7F7FFFFF)  # finite, above zero
-    if spec.d > MAX_D:
-        raise SpecError(f"at most {MAX_D} masked weights, found {spec.d}")
+        if tensor.kind not in KINDS:
+            raise SpecError(f"{tensor.name} is of kind {tensor.kind!r}; there are {', '.join(KINDS)}")
+        exact = tensor.kind == "exact"
+        integers(f"scale of {tensor.name}", (tensor.scale,), *((0, 0) if exact else (1, 0x7F7FFFFF)))  # finite, above 0
+        integers(f"start of {tensor.name}", (tensor.start,), 0, 1 if exact else 0)
+    if not 1 <= spec.d <= MAX_D - spec.count("frozen"):
+        raise SpecError(
+            f"1 masked weight at least, {MAX_D} with the frozen ones at most; found {spec.d} and {spec.count('frozen')}"
+        )
+    if spec.e > MAX_EXACT:
+        raise SpecError(
+            f"at most {MAX_EXACT} exact values in all, found {spec.e}; they cost 32 bits where a mask has 1"
+        )
     used = [name for layer in spec.layers for name in layer.tensors]
     if used != [tensor.name for tensor in spec.tensors] or len(set(used)) != len(used):
         raise SpecError("tensors must be listed once each, in the order in which the layers use them")
+    for layer in spec.layers:
+        for name in layer.exact:
+            if spec.offsets[name][0].kind != "exact":
+                raise SpecError(f"{name} of a {layer.op} is exact or left out, found {spec.offsets[name][0].kind}")
     last = spec.shapes()[-1]
     if last != (spec.classes,):
         raise SpecError(f"the last layer gives {list(last)}, the model has {spec.classes} {spec.outputs}")

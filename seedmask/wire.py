@@ -31,6 +31,7 @@ from seedmask.errors import (
 
 MAGIC: Final = b"SM"
 MAX_FRAME: Final = 1 << 28
+_EXACT: Final = 128  # added to the codec's id where exact values stand behind the masks
 _OVERHEAD: Final = 8  # magic 2, version 1, kind 1, CRC-32 4
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,62}\Z")
 
@@ -70,7 +71,8 @@ class Work:
     mean(theta) and `entropy` mean H(theta), in nats. `masks` per update. `kappa` .. `kappa_max`, thousandths of a bit:
     what a device may choose for a block index of `hmrc`, the least being the default; `max_blocks` caps their number
     (0: d div 8). `stratified` 1: shared uniforms are stratified over the selected devices. `mean_epochs`: that many
-    first epochs of a round run the mean network instead of sampled masks.
+    first epochs of a round run the mean network instead of sampled masks. `exact_rate`, millionths, is the learning
+    rate of exact values, which shrinks alike.
     """
 
     epochs: int = 3
@@ -90,6 +92,7 @@ class Work:
     stratified: int = 0
     mean_epochs: int = 0
     rate_decay: int = 0
+    exact_rate: int = 1_000
 
     def plan(self, thrift: float | None = None) -> Plan:
         """What the sender of a mask may choose; `thrift` is the device's wish for kappa, bits of KL per block."""
@@ -98,7 +101,14 @@ class Work:
 
     def rate(self, round_: int) -> float:
         """The learning rate of round `round_`, from 1; never zero, however long the job."""
-        return max(self.learning_rate / 1e6 * (1 - self.rate_decay / 1e6) ** (round_ - 1), 1e-12)
+        return self._decayed(self.learning_rate, round_)
+
+    def rate_of_exact(self, round_: int) -> float:
+        """The same for exact values."""
+        return self._decayed(self.exact_rate, round_)
+
+    def _decayed(self, rate: int, round_: int) -> float:
+        return max(rate / 1e6 * (1 - self.rate_decay / 1e6) ** (round_ - 1), 1e-12)
 
 
 @dataclass(frozen=True)
@@ -138,7 +148,8 @@ class Update:
     """Device to aggregator: the masks of one round, drawn once. Who sends it is known from the topic.
 
     `basis` (see `basis`) binds them to job, model and probabilities. `loss` (mean, millionths of a nat) and `correct`
-    (of `samples`) are those of the last epoch while it trained; `payloads` are coded masks.
+    (of `samples`) are those of the last epoch while it trained; `payloads` are coded masks. `exact`: coded exact values
+    (`seedmask.codec.exact`), empty where the model has none.
     """
 
     KIND: ClassVar[int] = 2
@@ -149,6 +160,7 @@ class Update:
     correct: int
     codec: int
     payloads: tuple[bytes, ...]
+    exact: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -296,6 +308,7 @@ _OPTIONS: Final[dict[int, tuple[str, int, int]]] = {
     15: ("stratified", 0, 1),
     16: ("mean_epochs", 0, 65535),
     17: ("rate_decay", 0, 999_999),
+    18: ("exact_rate", 1, _U32),
 }
 _DEFAULTS: Final[dict[str, int]] = {field.name: getattr(Work(), field.name) for field in fields(Work)}
 
@@ -369,8 +382,10 @@ def _put_update(m: Update) -> bytes:
     return b"".join(
         [
             struct.pack("<I", m.round) + _digest(m.basis, 16),
-            struct.pack("<IIIBB", m.samples, m.loss, m.correct, m.codec, len(m.payloads)),
+            struct.pack("<III", m.samples, m.loss, m.correct),
+            bytes([m.codec | (_EXACT if m.exact else 0), len(m.payloads)]),
             *[struct.pack("<I", len(payload)) + payload for payload in m.payloads],
+            struct.pack("<I", len(m.exact)) + m.exact if m.exact else b"",
         ]
     )
 
@@ -383,7 +398,11 @@ def _get_update(r: _Reader) -> Update:
     masks = r.uint(1)
     if not masks:
         raise FieldError("an update has at least one mask")
-    return Update(round_, made_for, samples, loss, correct, codec, tuple(r.take(r.uint(4)) for _ in range(masks)))
+    payloads = tuple(r.take(r.uint(4)) for _ in range(masks))
+    exact = r.take(r.uint(4)) if codec & _EXACT else b""
+    if codec & _EXACT and not exact:
+        raise FieldError("exact values that are announced and empty")
+    return Update(round_, made_for, samples, loss, correct, codec & ~_EXACT, payloads, exact)
 
 
 def _put_receipt(m: Receipt) -> bytes:

@@ -49,6 +49,8 @@ MODELS = (
     "lenet5",
     "resnet20g",
     "mixer",
+    "mlpa",
+    "conv4a",
 )  # of the zoo, those that take the images there are
 MARKER = ".seedmask-simulation"
 
@@ -102,6 +104,14 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     )
     data = parser.add_argument_group("model and data")
     data.add_argument("--model", metavar="NAME", help=f"{', '.join(MODELS)} ({MODELS[0]}); for your own see --bundle")
+    for name, what in (("exact", "trained and sent as numbers"), ("frozen", "random signs without a mask")):
+        data.add_argument(
+            f"--{name}",
+            action="append",
+            default=[],
+            metavar="PATTERN",
+            help=f"parameters of --model that are {what}; patterns as for `seedmask export`",
+        )
     data.add_argument("--bundle", type=Path, metavar="FILE", help="a bundle of `seedmask export` instead of --model")
     data.add_argument("--dataset", default="auto", choices=datasets.NAMES, help="auto: Fashion-MNIST, else digits")
     data.add_argument("--data", type=Path, metavar="DIR", help="folder with the data set's files")
@@ -179,7 +189,8 @@ def _run(options: argparse.Namespace) -> int:
     thetas: list[Theta] = []
     sizes = sorted(len(part.y) for part in setup.parts)
     each = f"{sizes[0]:,} images each" if sizes[0] == sizes[-1] else f"{sizes[0]:,} to {sizes[-1]:,} images each"
-    print(f"{spec.name}: {spec.d:,} weights from seed {spec.seed:#018x}")
+    others = "".join(f", {n:,} {kind}" for kind, n in (("frozen", spec.count("frozen")), ("exact", spec.e)) if n)
+    print(f"{spec.name}: {spec.d:,} weights from seed {spec.seed:#018x}{others}")
     print(f"{setup.images.name} ({setup.images.origin}); {len(sizes)} devices, {each}, {options.split}")
     total = len(setup.images.train.y)
     if options.images > total // options.devices:
@@ -231,7 +242,7 @@ def _setup(options: argparse.Namespace) -> _Setup:
     _check_files(options)
     seed = options.seed if options.seed is not None else secrets.randbits(32)
     images = datasets.load(options.dataset, options.data)
-    bundle = bundles.load(options.bundle) if options.bundle else _export(options.model or MODELS[0], seed, runtimes)
+    bundle = bundles.load(options.bundle) if options.bundle else _export(options, seed, runtimes)
     require_graphs(runtimes.all, bundle)
     spec, shape = bundle.spec, images.test.x.shape[1:]
     if spec.loss != LOSSES[0]:
@@ -312,8 +323,9 @@ def _knobs(options: argparse.Namespace) -> dict[str, Any]:
 def _check_files(options: argparse.Namespace) -> None:
     """Refuse to empty what is not ours or what is needed, and to write where nobody can. Raises UserError."""
     out: Path = options.out.resolve()
-    if options.model and options.bundle:
-        raise UserError("--model and --bundle exclude each other")
+    for name in ("model", "exact", "frozen"):
+        if getattr(options, name) and options.bundle:
+            raise UserError(f"--{name} and --bundle exclude each other")
     for name in ("bundle", "data"):
         path: Path | None = getattr(options, name)
         if path is not None and path.resolve().is_relative_to(out):
@@ -345,8 +357,9 @@ def _clear(out: Path) -> None:
         raise UserError(f"--out {out} cannot be used: {error.strerror}") from None
 
 
-def _export(model: str, seed: int, runtimes: Assignment) -> Bundle:
+def _export(options: argparse.Namespace, seed: int, runtimes: Assignment) -> Bundle:
     """The bundle of a network by name, made here and now, with the graphs of all `runtimes`."""
+    model = options.model or MODELS[0]
     try:
         from export.make import make_bundle
         from export.trace import trace
@@ -360,7 +373,11 @@ def _export(model: str, seed: int, runtimes: Assignment) -> Bundle:
             f"no network called {model!r}; there are {', '.join(ZOO)}; for your own, export it and pass --bundle"
         )
     entry = ZOO[model]
-    spec = trace(entry.factory(), model, seed, entry.input, (0, 255), entry.classes, "kaiming")
+    spec = trace(
+        *(entry.factory(), model, seed, entry.input, (0, 255), entry.classes, "kaiming"),
+        exact=options.exact,
+        frozen=options.frozen,
+    )
     return make_bundle(spec, BATCH, targets(["onnxruntime", *runtimes.all]))
 
 

@@ -30,14 +30,14 @@ class Accuracy:
 def accuracy(runtime: Runtime, spec: ModelSpec, test: Dataset, theta: Theta, rng: np.random.Generator) -> Accuracy:
     """Measure `theta` on all of `test`."""
     probability = theta.probability()
-    thresholded = theta.threshold().astype(np.float32)
+    thresholded, exact = theta.threshold().astype(np.float32), theta.values()
 
     def fraction(mask: F32 | None) -> float:
         correct = 0
         for start in range(0, len(test.y), _BATCH):
             x = spec.normalise(test.x[start : start + _BATCH])
             drawn = sample(probability, rng).astype(np.float32) if mask is None else mask
-            correct += int((runtime.logits(x, drawn).argmax(1) == test.y[start : start + _BATCH]).sum())
+            correct += int((runtime.logits(x, drawn, exact).argmax(1) == test.y[start : start + _BATCH]).sum())
         return round(correct / len(test.y), 6)
 
     return Accuracy(fraction(None), fraction(thresholded), fraction(probability))

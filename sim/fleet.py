@@ -167,7 +167,7 @@ class Fleet:
         self.broker = MemoryBroker(self.agenda)
         spec = bundle.spec
         self.database = config.state_dir / "job.sqlite"
-        store = Store(self.database, config.job, spec.digest, spec.canonical(), spec.d)
+        store = Store(self.database, config.job, spec.digest, spec.canonical(), spec.d, spec.e)
         # The server's link needs somebody to deliver to, and the server needs its link.
         link = MemoryLink(self.broker, Wire(), self._to_server, will(config.job, seed))
         self.server = Server(config, spec, link, store, lambda: self.agenda.now, seed)
@@ -204,7 +204,7 @@ class Fleet:
         self.server.feed(RoundTicked(self.agenda.now))
         ended = self.server.job.round - (self.server.job.phase is Phase.OPEN)
         if ended > self._reported:
-            for record, theta in results(self.database, self.bundle.spec.d, self._reported):
+            for record, theta in results(self.database, self.bundle.spec.d, self._reported, self.bundle.spec.e):
                 closed(record, theta, self.agenda.now)
                 self._reported = int(str(record["round"]))
         if not self.server.finished:

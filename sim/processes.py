@@ -105,7 +105,7 @@ class ProcessFleet:
             database = self.folder / "aggregator" / "job.sqlite"
             while any(process.running is not None for process in self._all):
                 self._watch()
-                for record, theta in results(database, self.spec.d, reported):
+                for record, theta in results(database, self.spec.d, reported, self.spec.e):
                     closed(record, theta, time.monotonic() - began)
                     reported = int(str(record["round"]))
                 idle((self._said() or ["starting"])[-1])

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from edge_client.runtimes import F32, DivergedError, Rule, State, StepResult, Targets
+from edge_client.runtimes import F32, NOTHING, DivergedError, Exact, Rule, State, StepResult, Targets
 from seedmask.bundle import Bundle, to_bytes
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -118,14 +118,16 @@ class PageRuntime:
     def step(self, x: F32, y: Targets, state: State, noise: F32, rule: Rule) -> StepResult:
         """One step on the scores."""
         vectors = {name: getattr(state, name) for name in ("scores", "m", "v", "anchor")}
+        vectors |= {f"exact_{name}": getattr(state.exact, name) for name in ("values", "m", "v")}
         head = {"name": self.name, "t": state.t, "rule": rule_in_js(rule)}
         found = self.page.call("step", head, {"x": x, "y": targets(y), "noise": noise, **vectors})
-        after = State(found["scores"], found["m"], found["v"], found["t"], found["anchor"])
+        exact = Exact(found["exact_values"], found["exact_m"], found["exact_v"])
+        after = State(found["scores"], found["m"], found["v"], found["t"], found["anchor"], exact)
         return StepResult(after, found["loss"], found["correct"])
 
-    def logits(self, x: F32, mask: F32) -> F32:
+    def logits(self, x: F32, mask: F32, exact: F32 = NOTHING) -> F32:
         """Class scores [n, classes]."""
-        found: F32 = self.page.call("logits", {"name": self.name}, {"x": x, "mask": mask})["logits"]
+        found: F32 = self.page.call("logits", {"name": self.name}, {"x": x, "mask": mask, "exact": exact})["logits"]
         return found.reshape(len(x), -1)
 
 
@@ -139,7 +141,7 @@ def rule_in_js(rule: Rule) -> dict[str, Any]:
     values = {
         name: getattr(rule, name) for name in ("rate", "optimizer", "momentum", "kl", "sparsity", "entropy", "mean")
     }
-    return {**values, "timesTheta": rule.times_theta}
+    return {**values, "timesTheta": rule.times_theta, "exactRate": rule.exact_rate}
 
 
 def _pack(head: Mapping[str, Any], arrays: Arrays) -> bytes:

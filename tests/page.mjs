@@ -45,7 +45,8 @@ function sharedChance(seed) {
   };
 }
 
-const stateOf = ({ scores, m, v, t, anchor }) => ({ scores, m, v, t, anchor });
+const stateOf = ({ scores, m, v, t, anchor, ...job }) =>
+  ({ scores, m, v, t, anchor, exact: { values: job.exact_values, m: job.exact_m, v: job.exact_v } });
 
 const JOBS = {
   async open({ name, bundle }) {
@@ -57,8 +58,9 @@ const JOBS = {
   async step(job) {
     const { name, x, y, noise, rule } = job;
     const { state, loss, correct } = await runtimes.get(name).step(x, y, stateOf(job), noise, rule);
-    const { scores, m, v, t, anchor } = state;
-    return [{ loss, correct, t }, { scores, m, v, anchor }];
+    const { scores, m, v, t, anchor, exact } = state;
+    const more = { exact_values: exact.values, exact_m: exact.m, exact_v: exact.v };
+    return [{ loss, correct, t }, { scores, m, v, anchor, ...more }];
   },
 
   /** `count` steps, one batch of x and y behind the other, all with one noise, from where the last call ended. */
@@ -78,15 +80,15 @@ const JOBS = {
     return [{ ms, losses }, {}];
   },
 
-  async logits({ name, x, mask }) {
-    return [{}, { logits: await runtimes.get(name).logits(x, mask) }];
+  async logits({ name, x, mask, exact }) {
+    return [{}, { logits: await runtimes.get(name).logits(x, mask, exact) }];
   },
 
   /** A round as a device has it; `seed` in place of the system's randomness where the test wants to follow. */
-  async round({ name, device, frame, level, top, clamp, x, y, seed, stop, again }) {
+  async round({ name, device, frame, level, top, clamp, values, x, y, seed, stop, again }) {
     const runtime = runtimes.get(name);
     const announce = decode(frame);
-    const theta = new Theta(level, top, clamp);
+    const theta = new Theta(level, top, clamp, values);
     const chance = seed === undefined ? systemChance : sharedChance(seed);
     let seen = 0;
     const progress = (step) => ((seen = step + 1), step !== stop);

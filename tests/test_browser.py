@@ -33,6 +33,7 @@ from edge_client.training import train  # noqa: E402
 from export.make import make_bundle  # noqa: E402
 from export.trace import trace  # noqa: E402
 from export.zoo import ZOO  # noqa: E402
+from seedmask import codec  # noqa: E402
 from seedmask.bundle import Bundle  # noqa: E402
 from seedmask.chunks import transfer_id  # noqa: E402
 from seedmask.codec import by_id  # noqa: E402
@@ -67,10 +68,11 @@ def regression() -> ModelSpec:
     return trace(net, "squares", 5, (6,), (0, 16), 3, loss="mse")
 
 
-def smooth() -> ModelSpec:
+def smooth(exact: bool = False) -> ModelSpec:
     """Without a kink: bytes and weights of one size make ties in ReLU, and in a round a difference lives on."""
-    layers = [nn.Linear(64, 48), nn.GELU(), nn.GroupNorm(4, 48, affine=False), nn.Linear(48, 10)]
-    return trace(nn.Sequential(nn.Flatten(), *layers), "smooth", 3, (1, 8, 8), (0, 16), 10)
+    layers = [nn.Linear(64, 48), nn.GELU(), nn.GroupNorm(4, 48, affine=exact), nn.Linear(48, 10)]
+    kinds = {"exact": ("norm", "4.bias"), "frozen": ("1.bias",)} if exact else {}
+    return trace(nn.Sequential(nn.Flatten(), *layers), "smooth", 3, (1, 8, 8), (0, 16), 10, **kinds)
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -82,8 +84,9 @@ def test_every_rule_is_that_of_the_reference(page: chromium.Page, spec: ModelSpe
         found = runtime.step(x, y, state, noise, RULES[rule])
         assert_same(found, truth.step(x, y, state, noise, RULES[rule]))
         assert np.array_equal(found.state.anchor, state.anchor)
-        lean = runtime.step(x, y, State.start(state.scores, RULES[rule]), noise, RULES[rule]).state
-        full = runtime.step(x, y, State.start(state.scores), noise, RULES[rule]).state
+        values = state.exact.values
+        lean = runtime.step(x, y, State.start(state.scores, RULES[rule], values), noise, RULES[rule]).state
+        full = runtime.step(x, y, State.start(state.scores, exact=values), noise, RULES[rule]).state
         assert np.array_equal(lean.scores, full.scores)
         assert all(lean.shape_of(name) == ((spec.d,) if name in RULES[rule].needs else (0,)) for name in ("m", "v"))
 
@@ -105,8 +108,8 @@ def test_logits_are_those_of_the_reference_for_any_number_of_examples(page: chro
     runtime, truth = PageRuntime(page, make_bundle(spec, BATCH)), open_runtime("reference", Bundle(spec, BATCH, {}))
     x, _, state, _ = example(spec, 2 * BATCH + 3)
     for mask in ((state.scores > 0).astype(np.float32), np.full(spec.d, 0.25, np.float32)):
-        expected = truth.logits(x, mask)
-        np.testing.assert_allclose(runtime.logits(x, mask), expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+        expected, found = (each.logits(x, mask, state.exact.values) for each in (truth, runtime))
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
 def test_wrong_arguments_are_refused_in_words(page: chromium.Page) -> None:
@@ -209,6 +212,7 @@ def round_in(
     arrays = {
         "frame": np.frombuffer(encode(announce), np.uint8),
         "level": theta.level,
+        "values": theta.exact,
         "x": data.x,
         "y": chromium.targets(data.y),
     }
@@ -247,13 +251,16 @@ class Followed:
         Work(epochs=2, learning_rate=50_000, mean_epochs=65535, kl=3_000_000),
     ],
 )
-def test_a_rounds_training_is_that_of_the_python_client(page: chromium.Page, work: Work) -> None:
+@pytest.mark.parametrize("exact", [False, True])
+def test_a_rounds_training_is_that_of_the_python_client(page: chromium.Page, work: Work, exact: bool) -> None:
     rng = np.random.default_rng(4)
-    spec = smooth()
+    spec = smooth(exact)
     bundle = make_bundle(spec, BATCH)
     PageRuntime(page, bundle)
     data = Dataset(rng.integers(0, 17, (41, *spec.input)).astype(np.uint8), rng.integers(0, 10, 41))
-    theta = Theta(rng.integers(1, 10, spec.d).astype(np.uint16), 10)
+    values = spec.begin() + rng.integers(-999, 999, spec.e).astype(np.int32)
+    theta = Theta(rng.integers(1, 10, spec.d).astype(np.uint16), 10, exact=values)
+    work = replace(work, exact_rate=20_000)
     found = round_in(page, spec, announced(spec, theta, work), theta, data, DEVICE, seed=12)
     native = open_runtime("onnxruntime", bundle, 1)
     same: Any = Followed(12)
@@ -264,6 +271,14 @@ def test_a_rounds_training_is_that_of_the_python_client(page: chromium.Page, wor
     assert found["loss"] == pytest.approx(truth.loss, rel=1e-4)
     assert np.abs(truth.scores - theta.logit()).max() > 0.05
     assert np.abs(found["scores"] - truth.scores).max() <= 1e-4 * np.abs(truth.scores).max()
+    update = decode(found["frame"].tobytes())
+    assert isinstance(update, Update)
+    if not exact:
+        assert update.exact == b""
+        return
+    sent = codec.exact.decode(update.exact, values, codec.exact.REACH) / 4096
+    assert np.abs(truth.exact - theta.values()).max() > 0.01
+    assert np.abs(sent - truth.exact).max() <= 2e-4
 
 
 def test_the_optimiser_goes_on_from_round_to_round_if_the_job_says_so(page: chromium.Page) -> None:

@@ -286,7 +286,7 @@ def test_the_baselines_meter_and_the_fleets_broker_count_alike() -> None:
 
     meter = Meter(bytes(32), 5)
     payload = bytes(range(256)) * 500
-    update = Update(1, bytes(16), 3, 0, 0, 255, (payload,))
+    update = Update(1, bytes(16), 3, 0, 0, 127, (payload,))
     topic = topics.update(JOB, "device-001")
     published = sum(packet_bytes(topic, encode(chunk)) for chunk in split(encode(update)))
     assert meter.up(1, "device-001", 3, payload) == published

@@ -11,12 +11,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from export.cli import COMMAND
 from seedmask import bundle, layers
 from seedmask.errors import MissingPackageError, UserError
 from seedmask.io import inspect
+from seedmask.model import FinishedModel
 from seedmask.spec import Conv2d, Flatten, GroupNorm, Linear, MaxPool2d, ReLU
 
 pytestmark = pytest.mark.export
@@ -234,14 +236,92 @@ def test_what_is_left_out_is_said() -> None:
     spec = trace(model, "said", 0, (1, 8, 8), announce=said.append)
     assert spec.layers[1:4] == (GroupNorm(2), layers.LayerNorm(1), layers.RMSNorm(1))
     assert said == [
-        "GroupNorm '1': its trained scales and shifts are left out",
-        "LayerNorm '2': its trained scales are left out",
+        "GroupNorm '1': its trained scales and shifts are left out; --exact norm keeps them",
+        "LayerNorm '2': its trained scales are left out; --exact norm keeps them",
         "LayerNorm '2': its epsilon is 1e-05, not 1e-06",
         "Dropout2d '3' is left out: every step already draws a random mask",
-        "RMSNorm '4': its trained scales are left out",
+        "RMSNorm '4': its trained scales are left out; --exact norm keeps them",
         "RMSNorm '4': its epsilon is 1e-05, not that of its type",
         "Dropout '6' is left out: every step already draws a random mask",
     ]
+
+
+def affine() -> nn.Module:
+    """Every normalisation with all it trains, over channels, rows, whole images and vectors."""
+    return nn.Sequential(
+        *(nn.Conv2d(1, 4, 1), nn.GroupNorm(2, 4), nn.ReLU(), nn.LayerNorm(8), nn.LayerNorm((4, 8, 8), bias=False)),
+        *(nn.RMSNorm((8, 8), eps=1e-5), nn.Flatten(), nn.Linear(256, 16), nn.LayerNorm(16), nn.Linear(16, 10)),
+    )
+
+
+def test_scales_and_shifts_stay_where_they_are_exact() -> None:
+    said: list[str] = []
+    spec = trace(affine(), "affine", 0, (1, 8, 8), announce=said.append, exact=("norm", "9.bias"), frozen=("7.*",))
+    assert said == []
+    assert [layer for layer in spec.layers if layer.exact] == [
+        GroupNorm(2, "1.weight", "1.bias"),
+        layers.LayerNorm(1, "3.weight", "3.bias"),
+        layers.LayerNorm(3, "4.weight"),
+        layers.RMSNorm(2, "5.weight"),
+        GroupNorm(1, "8.weight", "8.bias"),
+    ]
+    kinds = {tensor.name: (tensor.kind, tensor.start) for tensor in spec.tensors}
+    scales = dict.fromkeys(("1.weight", "3.weight", "4.weight", "5.weight", "8.weight"), ("exact", 1))
+    zeros = dict.fromkeys(("1.bias", "3.bias", "8.bias", "9.bias"), ("exact", 0))
+    rest = dict.fromkeys(("0.weight", "0.bias", "9.weight"), ("masked", 0))
+    assert kinds == scales | zeros | rest | dict.fromkeys(("7.weight", "7.bias"), ("frozen", 0))
+
+
+def test_a_module_with_exact_and_frozen_tensors_is_the_spec_traced_from_it() -> None:
+    from export import final
+
+    spec = trace(affine(), "affine", 0, (1, 8, 8), exact=("norm", "bias"), frozen=("7.weight",))
+    rng = np.random.default_rng(1)
+    values = spec.begin() + rng.integers(-2500, 2500, spec.e).astype(np.int32)
+    made = FinishedModel(spec, rng.integers(0, 2, spec.d).astype(np.uint8), values)
+    module = affine().eval()
+    module.load_state_dict(final.state_dict(made))
+    raw = torch.randint(0, 256, (3, 1, 8, 8)).float()
+    with torch.no_grad():
+        found, wanted = final.network(made)(raw), module(raw * (2 / 255) - 1)
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "says"),
+    [
+        ({"exact": ("head.*",)}, r"--exact 'head\.\*' names no parameter; there are 1\.weight, 1\.bias, .*9\.bias"),
+        ({"frozen": ("norm",)}, "1.weight belongs to a normalisation: it is exact or left out, not frozen"),
+        ({"exact": ("0.*",), "frozen": ("0.bias",)}, "0.bias cannot be both exact and frozen"),
+        ({"frozen": ("[079].*",)}, "1 masked weight at least"),
+    ],
+)
+def test_a_choice_that_cannot_be_made_is_refused(kinds: dict[str, Any], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        trace(affine(), "affine", 0, (1, 8, 8), **kinds)
+
+
+def test_exact_parameters_are_few() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 2000), nn.ReLU(), nn.Linear(2000, 10))
+    with pytest.raises(UserError, match="at most 65536 exact values in all, found 130000"):
+        trace(model, "many", 0, (1, 8, 8), exact=("1.*",))
+
+
+def test_a_norm_that_is_used_twice_has_no_scales_to_keep() -> None:
+    norm = nn.LayerNorm(8)
+    model = nn.Sequential(norm, nn.ReLU(), norm, nn.Flatten(), nn.Linear(64, 10))
+    assert trace(model, "twice", 0, (1, 8, 8)).e == 0
+    with pytest.raises(UserError, match=r"LayerNorm '.' is not supported: .*weight .*; every layer has its own"):
+        trace(model, "twice", 0, (1, 8, 8), exact=("norm",))
+
+
+def test_a_replaced_batchnorms_scales_can_be_kept() -> None:
+    said: list[str] = []
+    model = Bottleneck(nn.BatchNorm2d)
+    spec = trace(model, "b", 0, (1, 8, 8), replace_batchnorm="group", announce=said.append, exact=("bn1.weight",))
+    assert GroupNorm(1, "bn1.weight") in spec.layers
+    assert said[0].endswith("(8 channels), without shifts and running means")
+    assert said[1].endswith("(8 channels), without scales, shifts and running means")
 
 
 def test_a_dead_end_is_left_out_and_said() -> None:

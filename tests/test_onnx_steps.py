@@ -77,11 +77,14 @@ def run(folder: str, spec: ModelSpec, x: Any, y: Any, state: State, noise: Any, 
         if rule.optimizer == "adam"
         else {"momentum": np.array(rule.momentum, np.float32)}
     )
+    unmasked = {"frozen": spec.frozen(), "exact": state.exact.values}
+    feeds |= {name: values for name, values in unmasked.items() if values.size}
     names = ["scores_out", "loss", "correct", *(f"{name}_out" for name in ("m", "v") if name in rule.needs)]
+    names += ["exact_grad"] if spec.e else []
     found = dict(zip(names, session(spec, folder, rule.optimizer).run(names, feeds), strict=True))
-    after = State(
-        found["scores_out"], found.get("m_out", state.m), found.get("v_out", state.v), state.t + 1, state.anchor
-    )
+    m, v = found.get("m_out", state.m), found.get("v_out", state.v)
+    exact = state.exact.stepped(found["exact_grad"], rule, state.t + 1) if spec.e else state.exact
+    after = State(found["scores_out"], m, v, state.t + 1, state.anchor, exact)
     return StepResult(after, float(found["loss"]), int(found["correct"]))
 
 

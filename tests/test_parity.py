@@ -279,3 +279,27 @@ def test_the_init_graph_makes_the_weights_bit_for_bit(seed: int) -> None:
         (found,) = session.run(["w"], {"key": np.array(weights_key(seed), np.int64)})
         assert found.dtype == np.float32
         assert found.tobytes() == spec.weights().tobytes()
+
+
+@pytest.mark.parametrize("name", ["mlpa", "conv4a"])
+@pytest.mark.parametrize("runtime", ["onnxruntime", "torch", "ort_training"])
+def test_exact_values_have_torchs_gradient(name: str, runtime: str) -> None:
+    if lacking := missing(runtime):
+        pytest.skip(f"{runtime} needs {', '.join(lacking)}")
+    entry = zoo.ZOO[name]
+    spec = trace(entry.factory(), name, 9, entry.input, exact=("norm", "bias"))
+    rng = np.random.default_rng(3)
+    x, y = rng.normal(size=(8, *spec.input)).astype(np.float32), rng.integers(0, 10, 8)
+    scores = rng.normal(size=spec.d).astype(np.float32)
+    noise = noise_for(scores, rng)
+    state = State.start(scores, Rule(0.1), spec.even().values())
+    found = open_runtime(runtime, make_bundle(spec, 8, targets([runtime])), 1).step(x, y, state, noise, Rule(0.1))
+    truth = masked.Masked(spec, torch.from_numpy(scores).double(), 0.1)
+    loss, _ = truth.step(torch.from_numpy(x).double(), torch.from_numpy(y), torch.from_numpy(noise))
+    assert found.loss == pytest.approx(loss, rel=1e-5)
+    assert truth.exact.grad is not None
+    gradient = truth.exact.grad.numpy()
+    assert np.abs(10 * found.state.exact.m - gradient).max() <= 1e-5 * np.abs(gradient).max()
+    moved = truth.exact.detach().numpy() - state.exact.values
+    large = np.abs(gradient) > 1e-3 * np.abs(gradient).max()  # where it is near 0, Adam's first step is its sign
+    assert np.abs(found.state.exact.values - state.exact.values - moved)[large].max() <= 1e-6

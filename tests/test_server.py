@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,11 @@ from edge_client.outbox import Outbox
 from edge_client.session import Ticked, Trained
 from seedmask import model, topics, wire
 from seedmask.chunks import split, transfer_id
-from seedmask.codec import by_id, packed
+from seedmask.codec import by_id, exact, packed
 from seedmask.io.link import Connected, Event, Received, Traffic
 from seedmask.mask import Mask, Theta
 from seedmask.shared import Shared
-from seedmask.spec import ModelSpec
+from seedmask.spec import ModelSpec, Tensor
 from seedmask.wire import Announce, Heartbeat, Phase, Presence, Receipt, Status, Update
 from sim.broker import Agenda, MemoryBroker, MemoryLink, Wire
 
@@ -115,7 +116,8 @@ class Pretended:
             scores = theta.logit() + mask.astype(np.float32) - np.float32(0.4)
             payloads = [by_id(codec).draw(scores, theta, shared, np.random.default_rng(0), announce.work.plan())]
         basis = wire.basis(JOB, announce.model, announce.theta)
-        made = Update(announce.round, basis, samples, 1, 5, codec, tuple(payloads))
+        moved = exact.encode(theta.exact + np.int32(3 * self.index + announce.round), theta.exact)
+        made = Update(announce.round, basis, samples, 1, 5, codec, tuple(payloads), moved)
         frame = wire.encode(made)
         trained = Trained(announce.round, announce.theta, transfer_id(frame), frame)
 
@@ -184,7 +186,7 @@ class World:
         fuse = self.fuses.pop(0) if self.fuses else Fuse()
         spec, config = self.spec, self.config
         shell.write_atomic = burnt(fuse)
-        self.store = FusedStore(config.state_dir / "job.sqlite", JOB, spec.digest, spec.canonical(), spec.d)
+        self.store = FusedStore(config.state_dir / "job.sqlite", JOB, spec.digest, spec.canonical(), spec.d, spec.e)
         self.link = FusedLink(self.broker, Wire(latency=0.01), self._deliver, will(JOB, self.lives))
         self.store.fuse = self.link.fuse = fuse
         self.link.seen = self.seen
@@ -222,7 +224,7 @@ class World:
         return self
 
     def outcome(self) -> list[tuple[object, object, bytes]]:
-        found = results(self.config.state_dir / "job.sqlite", self.spec.d)
+        found = results(self.config.state_dir / "job.sqlite", self.spec.d, e=self.spec.e)
         return [(record["updates"], record["samples"], theta.digest()) for record, theta in found]
 
 
@@ -241,10 +243,10 @@ def world(
     monkeypatch.setattr(shell, "write_atomic", shell.write_atomic)  # put back in the end
     number = 0
 
-    def make(*fuses: Fuse, rounds: int = 2, **tables: Any) -> World:
+    def make(*fuses: Fuse, rounds: int = 2, spec: ModelSpec = tiny_spec, **tables: Any) -> World:
         nonlocal number
         number += 1
-        return World(tmp_path / str(number), tiny_spec, list(fuses), rounds, **tables).run()
+        return World(tmp_path / str(number), spec, list(fuses), rounds, **tables).run()
 
     yield make
     gc.collect()
@@ -255,7 +257,9 @@ Made = Callable[..., World]
 
 def expected(spec: ModelSpec, round_: int) -> bytes:
     masks = [pretended(i, round_, spec.d) for i in range(DEVICES)]
-    return Theta(np.sum(masks, axis=0).astype(np.uint16), DEVICES).digest()
+    moved = 3 * round_ + sum(range(1, round_ + 1))  # a device moves them by 3 times its number plus the round's
+    values = (spec.begin() + moved).astype(np.int32)
+    return Theta(np.sum(masks, axis=0).astype(np.uint16), DEVICES, exact=values).digest()
 
 
 def sound(world: World, spec: ModelSpec) -> None:
@@ -271,11 +275,12 @@ def sound(world: World, spec: ModelSpec) -> None:
         assert client.trainer.begun == 2  # no round is trained twice
     accepted = [(device, r.round) for device, r in world.receipts if r.status is Status.ACCEPTED]
     assert len(set(accepted)) == len(accepted)
-    theta = list(results(world.config.state_dir / "job.sqlite", spec.d))[-1][1]
+    theta = list(results(world.config.state_dir / "job.sqlite", spec.d, e=spec.e))[-1][1]
     assert np.array_equal(finished_mask(world), theta.threshold())
+    assert model.load(world.config.state_dir / "model.smk").exact.tolist() == theta.exact.tolist()
     job = outcome(world.config.state_dir / "job.sqlite")  # what `seedmask finalize` reads
     assert (job.name, job.round, job.spec) == (JOB, 2, spec)
-    assert np.array_equal(finished(job.recent), finished_mask(world))
+    assert np.array_equal(finished(job.recent)[0], finished_mask(world))
     assert leftovers(world) == []
 
 
@@ -293,6 +298,25 @@ def test_a_job_counts_every_device_once_in_every_round(world: Made, tiny_spec: M
     sound(done, tiny_spec)
     assert [r.status for _, r in done.receipts] == [Status.ACCEPTED] * 6
     assert done.agenda.now < 30
+
+
+@pytest.fixture
+def exact_spec(tiny_spec: ModelSpec) -> ModelSpec:
+    """With an exact bias, and a tensor that is frozen."""
+    first, second, bias = tiny_spec.tensors
+    kinds = (replace(first, kind="frozen"), second, Tensor(bias.name, bias.shape, kind="exact"))
+    return replace(tiny_spec, name="exact", tensors=kinds)
+
+
+@pytest.mark.parametrize("relay", [True, False])
+def test_killed_before_any_deed_it_loses_no_exact_value(world: Made, exact_spec: ModelSpec, relay: bool) -> None:
+    learning = AggregateSettings(relay=relay)
+    fuse = Fuse()
+    sound(world(fuse, spec=exact_spec, learning=learning), exact_spec)
+    for deed in range(0, fuse.deeds, 2):
+        done = world(Fuse(deed), spec=exact_spec, learning=learning)
+        assert done.lives == 2
+        sound(done, exact_spec)
 
 
 def test_killed_before_any_deed_it_continues_the_same_round_with_the_same_counts(

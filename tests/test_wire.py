@@ -69,8 +69,9 @@ def some_announce(draw: Any) -> Announce:
 KINDS: dict[type[Message], st.SearchStrategy[Any]] = {
     Announce: some_announce(),
     Update: st.builds(
-        *(Update, U32, B16, positive(U32), U32, U32, U8),
+        *(Update, U32, B16, positive(U32), U32, U32, st.integers(0, 127)),
         st.lists(st.binary(max_size=60), min_size=1, max_size=4).map(tuple),
+        st.binary(max_size=20),
     ),
     Receipt: st.builds(Receipt, NAMES, U32, B16, st.sampled_from(Status), TEXT),
     Presence: st.builds(Presence, NAMES, st.booleans(), U64, B32, U32, TEXT, TEXT),
@@ -168,6 +169,7 @@ def test_random_bytes_are_no_message(frame: bytes) -> None:
         Update(1, bytes(16), 1, 0, 0, 1, ()),
         Update(1, bytes(16), 1, 0, 0, 1, (b"",) * 256),
         Update(1, bytes(15), 1, 0, 0, 1, (b"",)),
+        Update(1, bytes(16), 1, 0, 0, 128, (b"",)),
         Chunk(bytes(16), 10, 4, 2, 3, b"ijk"),
         Chunk(bytes(16), 10, 4, 2, 3, b"i"),
     ],
@@ -239,8 +241,8 @@ def test_each_option_travels_alone_and_only_within_its_range(number: int) -> Non
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (b"\1" + option(0, 1), "option 0 of the work is unknown; known: 1 .. 17"),
-        (b"\1" + option(18, 1), "option 18 of the work is unknown"),
+        (b"\1" + option(0, 1), "option 0 of the work is unknown; known: 1 .. 18"),
+        (b"\1" + option(19, 1), "option 19 of the work is unknown"),
         (b"\1" + option(255, 1), "option 255 of the work is unknown"),
         (b"\2" + option(2, 1) + option(1, 1), "ascending order, found 1 after 2"),
         (b"\2" + option(1, 1) + option(1, 2), "ascending order, found 1 after 1"),

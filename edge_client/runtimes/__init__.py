@@ -35,7 +35,7 @@ Targets = npt.NDArray[Any]
 BETA1: Final = 0.9
 BETA2: Final = 0.999
 EPSILON: Final = 1e-8
-_NOTHING: Final[F32] = np.zeros(0, np.float32)
+NOTHING: Final[F32] = np.zeros(0, np.float32)
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ class Rule:
     (Isik et al., arXiv 2209.15328), which multiplies the gradient by theta once more than the identity. The local loss
     gains `kl` * KL(theta || sigmoid(anchor)) / d, `sparsity` * sum(theta) / d (Mestoukirdi et al., arXiv 2309.10834)
     and `entropy` * H(theta) / d, all in nats. `mean`: forward and backward run w * theta, no mask is drawn.
+    `exact_rate` > 0: that of exact values, by the same optimiser.
     """
 
     rate: float
@@ -57,6 +58,7 @@ class Rule:
     sparsity: float = 0.0
     entropy: float = 0.0
     mean: bool = False
+    exact_rate: float = 1e-3
 
     @property
     def needs(self) -> frozenset[str]:
@@ -72,11 +74,46 @@ class Rule:
 
 
 @dataclass(frozen=True, eq=False)
+class Exact:
+    """A model's exact `values` and their optimiser's moments, float32 [e] each; few enough to hold whatever the rule.
+
+    Their optimiser is here, once for all runtimes: a step of these few hundred numbers is no work for a graph.
+    """
+
+    values: F32
+    m: F32
+    v: F32
+
+    @classmethod
+    def start(cls, values: F32) -> Exact:
+        """A new optimiser."""
+        return cls(values, np.zeros_like(values), np.zeros_like(values))
+
+    def stepped(self, gradient: npt.NDArray[Any], rule: Rule, t: int) -> Exact:
+        """After step `t`, from 1, along `gradient` float [e], by the rule's optimiser at `exact_rate`."""
+        if not self.values.size:
+            return self
+        g, m, v = gradient.astype(np.float64), self.m.astype(np.float64), self.v.astype(np.float64)
+        if rule.optimizer == "adam":
+            rate, epsilon = corrected(rule.exact_rate, t)
+            m, v = BETA1 * m + (1 - BETA1) * g, BETA2 * v + (1 - BETA2) * g * g
+            move = rate * m / (np.sqrt(v) + epsilon)
+        else:
+            m = rule.momentum * m + g
+            move = rule.exact_rate * m
+        values, m32, v32 = (array.astype(np.float32) for array in (self.values - move, m, v))
+        return Exact(values, m32, v32)
+
+
+NO_EXACT: Final = Exact(NOTHING, NOTHING, NOTHING)
+
+
+@dataclass(frozen=True, eq=False)
 class State:
     """What training carries from step to step, float32 [d], or [0] where the rule has no use for it.
 
     `scores`; the optimiser's first moment `m` and second moment `v`; `t`, the steps behind it; `anchor`, the scores of
-    the global probabilities, which the KL term pulls towards.
+    the global probabilities, which the KL term pulls towards. `exact`: the same for the model's exact values.
     """
 
     scores: F32
@@ -84,19 +121,25 @@ class State:
     v: F32
     t: int
     anchor: F32
+    exact: Exact = NO_EXACT
 
     @classmethod
-    def start(cls, scores: F32, rule: Rule | None = None) -> State:
-        """A new optimiser at `scores`, anchored there, with only the vectors that `rule` needs (None: with all)."""
-        needs = frozenset({"m", "v", "anchor"}) if rule is None else rule.needs
-        m, v = (np.zeros_like(scores) if name in needs else _NOTHING for name in ("m", "v"))
-        return cls(scores, m, v, 0, scores if "anchor" in needs else _NOTHING)
+    def start(cls, scores: F32, rule: Rule | None = None, exact: F32 = NOTHING) -> State:
+        """A new optimiser at `scores`, anchored there, and at the `exact` values.
 
-    def again(self, scores: F32, rule: Rule) -> State:
+        With only the vectors that `rule` needs (None: with all).
+        """
+        needs = frozenset({"m", "v", "anchor"}) if rule is None else rule.needs
+        m, v = (np.zeros_like(scores) if name in needs else NOTHING for name in ("m", "v"))
+        return cls(scores, m, v, 0, scores if "anchor" in needs else NOTHING, Exact.start(exact))
+
+    def again(self, scores: F32, rule: Rule, exact: F32 = NOTHING) -> State:
         """A new round at `scores` with the optimiser of the last one; a new one if that has not what `rule` needs."""
-        if any(self.shape_of(name) != scores.shape for name in rule.needs - {"anchor"}):
-            return State.start(scores, rule)
-        return State(scores, self.m, self.v, self.t, scores if rule.kl else _NOTHING)
+        lacks = any(self.shape_of(name) != scores.shape for name in rule.needs - {"anchor"})
+        if lacks or self.exact.m.shape != exact.shape:
+            return State.start(scores, rule, exact)
+        anchor = scores if rule.kl else NOTHING
+        return State(scores, self.m, self.v, self.t, anchor, Exact(exact, self.exact.m, self.exact.v))
 
     def shape_of(self, name: str) -> tuple[int, ...]:
         """Shape of one vector, by name."""
@@ -146,14 +189,14 @@ class Runtime(Protocol):
 
             theta (1 - theta) (dL/dmask (theta if times_theta else 1) + (kl (s - anchor) + sparsity - entropy s) / d)
 
-        and goes to the optimiser. The state that came in is left as it was. Raises DivergedError, and ValueError for
-        arguments of another shape.
+        and goes to the optimiser; that by the exact values goes to theirs, `Exact.stepped`. The state that came in is
+        left as it was. Raises DivergedError, and ValueError for arguments of another shape.
         """
 
-    def logits(self, x: F32, mask: F32) -> F32:
+    def logits(self, x: F32, mask: F32, exact: F32 = NOTHING) -> F32:
         """What the last layer gives, [n, classes], for x [n, *input], any n, under weights w * mask.
 
-        mask float32 [d], 0/1 or probabilities.
+        mask float32 [d], 0/1 or probabilities; exact float32 [e], the exact tensors' values.
         """
 
 
@@ -190,8 +233,11 @@ def check_step(bundle: Bundle, x: F32, y: Targets, state: State, noise: F32, rul
         if name in rule.needs:
             check_vector(name, state.shape_of(name), spec.d)
     check_vector("noise", noise.shape, spec.d)
-    if not rule.rate > 0:
-        raise ValueError(f"rate is above 0, found {rule.rate}")
+    for name in ("values", "m", "v"):
+        check_vector(f"exact {name}", getattr(state.exact, name).shape, spec.e)
+    for name in ("rate", "exact_rate"):
+        if not getattr(rule, name) > 0:
+            raise ValueError(f"{name} is above 0, found {getattr(rule, name)}")
     if not 0 <= rule.momentum < 1:
         raise ValueError(f"momentum is 0 .. 1, found {rule.momentum}")
 
@@ -202,17 +248,19 @@ def check_vector(name: str, shape: tuple[int, ...], d: int) -> None:
         raise ValueError(f"{name} is [{d}], found {list(shape)}")
 
 
-def check_logits(bundle: Bundle, x: F32, mask: F32) -> None:
+def check_logits(bundle: Bundle, x: F32, mask: F32, exact: F32) -> None:
     """Raise ValueError unless `Runtime.logits` takes these arguments."""
     if x.shape[1:] != bundle.spec.input:
         raise ValueError(f"x is [n, {', '.join(map(str, bundle.spec.input))}], found {list(x.shape)}")
     check_vector("mask", mask.shape, bundle.spec.d)
+    check_vector("exact", exact.shape, bundle.spec.e)
 
 
 def finite(result: StepResult, total: float | None = None) -> StepResult:
     """`result`, or DivergedError; every runtime's last act. `total`: the sum of the new scores, if it is known."""
     # A sum is finite only if every score is, and one pass without a temporary is all it costs.
-    if not (math.isfinite(result.loss) and math.isfinite(float(result.state.scores.sum()) if total is None else total)):
+    total = float(result.state.scores.sum()) if total is None else total
+    if not all(map(math.isfinite, (result.loss, total, float(result.state.exact.values.sum())))):
         raise DivergedError(
             f"step {result.state.t}: loss {result.loss}, scores or loss not finite; "
             "are the inputs numbers, and is the rate sane?"

@@ -8,12 +8,24 @@ mask, and sums their gradients: memory is that of a few examples, the step is th
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
 
 from edge_client.memory import MB, Footprint, activations
-from edge_client.runtimes import F32, Fit, Rule, State, StepResult, Targets, check_logits, check_step, finite
+from edge_client.runtimes import (
+    F32,
+    NOTHING,
+    Fit,
+    Rule,
+    State,
+    StepResult,
+    Targets,
+    check_logits,
+    check_step,
+    finite,
+)
 from edge_client.update import Update
 from seedmask.bundle import Bundle
 from seedmask.seed import weights_key
@@ -36,7 +48,12 @@ class OnnxRuntime:
         self.bundle, self.fit = bundle, fit
         init = session(bundle.file("onnx/init.onnx"), threads)
         key = np.array(weights_key(bundle.spec.seed), np.int64)
-        self.w: F32 = init.run(["w"], {"key": key})[0]
+        self.w: F32
+        self._frozen: dict[str, F32] = {}
+        if bundle.spec.count("frozen"):
+            self.w, self._frozen["frozen"] = init.run(["w", "frozen"], {"key": key})
+        else:
+            self.w = init.run(["w"], {"key": key})[0]
         self._grads = session(bundle.file(VARIANTS[fit.variant]), threads)
         self._eval = session(bundle.file("onnx/eval.onnx"), threads)
         self._update = Update(self.w)
@@ -45,22 +62,35 @@ class OnnxRuntime:
         """One step on the scores; see `edge_client.runtimes.Runtime`."""
         check_step(self.bundle, x, y, state, noise, rule)
         # The masked weights and all parts' gradients are gone, and their memory free, when the optimiser's turn comes.
-        gradient, loss, correct = self._summed(x, y, self._update.draw(state.scores, noise, rule.mean))
-        return finite(StepResult(self._update.apply(gradient, state, rule), loss, correct))
+        weights = {"masked": self._update.draw(state.scores, noise, rule.mean), **self._unmasked(state.exact.values)}
+        gradient, by_exact, loss, correct = self._summed(x, y, weights)
+        weights.clear()
+        exact = state.exact.stepped(by_exact, rule, state.t + 1)
+        return finite(StepResult(replace(self._update.apply(gradient, state, rule), exact=exact), loss, correct))
 
-    def _summed(self, x: F32, y: Targets, weights: F32) -> tuple[F32, float, int]:
-        """Gradient by the masked weights [d], mean loss, correct predictions."""
-        total, (first, *others) = self._update.vector(), self.fit.parts(len(y))
+    def _unmasked(self, exact: F32) -> dict[str, F32]:
+        """What graphs take beside masked weights, where the spec has any."""
+        return {**self._frozen, **({"exact": _vector(exact)} if self.bundle.spec.e else {})}
+
+    def _summed(self, x: F32, y: Targets, weights: dict[str, F32]) -> tuple[F32, F32, float, int]:
+        """Gradients by the masked weights [d] and by exact values [e], mean loss, correct predictions.
+
+        `weights`: the flat vector of each kind of tensor.
+        """
+        first, *others = self.fit.parts(len(y))
+        total = {"masked": self._update.vector(), "exact": np.zeros(self.bundle.spec.e, np.float32)}
         loss, correct = self._gradient(x[first], y[first], len(y), weights, total)
-        gradient = self._update.vector() if others else total
+        if others:
+            gradient = {"masked": self._update.vector(), "exact": np.zeros_like(total["exact"])}
         for part in others:
             lost, right = self._gradient(x[part], y[part], len(y), weights, gradient)
-            total += gradient
+            for kind, vector in total.items():
+                vector += gradient[kind]
             loss, correct = loss + lost, correct + right
-        return total, loss, correct
+        return total["masked"], total["exact"], loss, correct
 
-    def _gradient(self, x: F32, y: Targets, n: int, weights: F32, out: F32) -> tuple[float, int]:
-        """Some of n examples: their part of the gradient into `out`; of the loss, and their correct predictions."""
+    def _gradient(self, x: F32, y: Targets, n: int, weights: dict[str, F32], out: dict[str, F32]) -> tuple[float, int]:
+        """Some of n examples: their part of the gradients into `out`; of the loss, and their correct predictions."""
         kind = np.float32 if self.bundle.spec.loss == "mse" else np.int64
         binding = self._grads.io_binding()
         binding.bind_cpu_input("x", np.ascontiguousarray(x, np.float32))
@@ -71,21 +101,23 @@ class OnnxRuntime:
         # Windows on the flat vectors, so that the graph neither splits nor joins them.
         for name, (tensor, at) in self.bundle.spec.offsets.items():
             part = slice(at, at + tensor.size)
-            binding.bind_cpu_input(f"w.{name}", weights[part].reshape(tensor.shape))
-            binding.bind_output(f"g.{name}", "cpu", 0, np.float32, tensor.shape, out[part].ctypes.data)
+            binding.bind_cpu_input(f"w.{name}", weights[tensor.kind][part].reshape(tensor.shape))
+            if tensor.kind != "frozen":
+                place = out[tensor.kind][part].ctypes.data
+                binding.bind_output(f"g.{name}", "cpu", 0, np.float32, tensor.shape, place)
         self._grads.run_with_iobinding(binding)
         loss, correct = binding.get_outputs()[:2]
         return float(loss.numpy()), int(correct.numpy())
 
-    def logits(self, x: F32, mask: F32) -> F32:
+    def logits(self, x: F32, mask: F32, exact: F32 = NOTHING) -> F32:
         """Class scores [n, classes]; see `edge_client.runtimes.Runtime`."""
-        check_logits(self.bundle, x, mask)
+        check_logits(self.bundle, x, mask, exact)
         out = np.empty((len(x), self.bundle.spec.classes), np.float32)
-        mask = _vector(mask)
+        feeds = {"w": self.w, "mask": _vector(mask), **self._unmasked(exact)}
         # A batch at a time, so that memory does not grow with the test set.
         for at in range(0, len(x), self.bundle.batch):
             part = np.ascontiguousarray(x[at : at + self.bundle.batch], np.float32)
-            out[at : at + len(part)] = self._eval.run(["logits"], {"x": part, "w": self.w, "mask": mask})[0]
+            out[at : at + len(part)] = self._eval.run(["logits"], {"x": part, **feeds})[0]
         return out
 
 

@@ -13,7 +13,19 @@ from typing import Final
 import numpy as np
 
 from edge_client.memory import MB, Footprint
-from edge_client.runtimes import F32, Fit, Rule, State, StepResult, Targets, check_logits, check_step, finite, pulls
+from edge_client.runtimes import (
+    F32,
+    NOTHING,
+    Fit,
+    Rule,
+    State,
+    StepResult,
+    Targets,
+    check_logits,
+    check_step,
+    finite,
+    pulls,
+)
 from edge_client.runtimes.onnxruntime import session
 from seedmask.bundle import Bundle
 
@@ -35,13 +47,18 @@ class OrtTraining:
     def __init__(self, bundle: Bundle, threads: int, fit: Fit) -> None:
         self.bundle, self.fit = bundle, fit
         self.w: F32 = bundle.spec.weights()
+        self._frozen = {"frozen": bundle.spec.frozen()} if bundle.spec.count("frozen") else {}
         self._training, self._optimizer, self._logits = (session(bundle.file(name), threads) for name in GRAPHS)
         self._gradient: F32 = np.zeros(bundle.spec.d, np.float32)
+        self._by_exact: F32 = np.zeros(bundle.spec.e, np.float32)
 
     def step(self, x: F32, y: Targets, state: State, noise: F32, rule: Rule) -> StepResult:
         """One step on the scores; see `edge_client.runtimes.Runtime`."""
         check_step(self.bundle, x, y, state, noise, rule)
         scores, n, t, g = _vector(state.scores), len(y), state.t + 1, self._gradient
+        unmasked = dict(self._frozen)
+        if self.bundle.spec.e:
+            unmasked |= {"exact": _vector(state.exact.values), "exact_grad.accumulation.buffer": self._by_exact}
         loss, correct = 0.0, 0
         for part in self.fit.parts(n):
             lost, right = self._training.run(
@@ -57,6 +74,7 @@ class OrtTraining:
                     # The gradient's place: it is written into this array, or added to what the first part left there.
                     "scores_grad.accumulation.buffer": g,
                     "lazy_reset_grad": np.array([part.start == 0]),
+                    **unmasked,
                 },
             )
             loss, correct = loss + float(lost), correct + int(right)
@@ -90,17 +108,20 @@ class OrtTraining:
             scores = scores - np.float32(rule.rate) * m
         else:
             scores = scores - np.float32(rule.rate) * g
-        return finite(StepResult(State(scores, m, v, t, state.anchor), loss, correct))
+        exact = state.exact.stepped(self._by_exact, rule, t)
+        return finite(StepResult(State(scores, m, v, t, state.anchor, exact), loss, correct))
 
-    def logits(self, x: F32, mask: F32) -> F32:
+    def logits(self, x: F32, mask: F32, exact: F32 = NOTHING) -> F32:
         """Class scores [n, classes]; see `edge_client.runtimes.Runtime`."""
-        check_logits(self.bundle, x, mask)
+        check_logits(self.bundle, x, mask, exact)
         out = np.empty((len(x), self.bundle.spec.classes), np.float32)
-        mask = _vector(mask)
+        feeds = {"w": self.w, "mask": _vector(mask), **self._frozen}
+        if self.bundle.spec.e:
+            feeds["exact"] = _vector(exact)
         # A batch at a time, so that memory does not grow with the test set.
         for at in range(0, len(x), self.bundle.batch):
             part = np.ascontiguousarray(x[at : at + self.bundle.batch], np.float32)
-            out[at : at + len(part)] = self._logits.run(["logits"], {"x": part, "w": self.w, "mask": mask})[0]
+            out[at : at + len(part)] = self._logits.run(["logits"], {"x": part, **feeds})[0]
         return out
 
 

@@ -18,6 +18,7 @@ from edge_client.runtimes import (
     BETA2,
     EPSILON,
     F32,
+    NOTHING,
     Fit,
     Rule,
     State,
@@ -43,19 +44,21 @@ class Reference:
         self.bundle, self.fit = bundle, fit
         self.spec = bundle.spec
         self.w = bundle.spec.weights().astype(np.float64)
+        self.frozen = bundle.spec.frozen().astype(np.float64)
 
     def step(self, x: F32, y: Targets, state: State, noise: F32, rule: Rule) -> StepResult:
         """One step on the scores; see `edge_client.runtimes.Runtime`."""
         check_step(self.bundle, x, y, state, noise, rule)
         s = state.scores.astype(np.float64)
         theta = 1 / (1 + np.exp(-s))
-        tensors = self._tensors(self.w * (theta if rule.mean else noise < theta))
-        loss, correct, by_mask = 0.0, 0, np.zeros(self.spec.d)
+        tensors = self._tensors(self.w * (theta if rule.mean else noise < theta), state.exact.values)
+        loss, correct, by_mask, by_exact = 0.0, 0, np.zeros(self.spec.d), np.zeros(self.spec.e)
         for part in self.fit.parts(len(y)):
             logits, tape = forward(self.spec, x[part].astype(np.float64), tensors)
             lost, right, dy = _scored(self.spec, logits, y[part], len(y))
             grads = backward(self.spec, tensors, tape, dy)
-            by_mask += np.concatenate([grads[tensor.name].ravel() for tensor in self.spec.tensors])
+            by_mask += self._joined(grads, "masked")
+            by_exact += self._joined(grads, "exact")
             loss, correct = loss + lost, correct + right
         by_mask *= self.w
         by_theta = by_mask * theta if rule.times_theta else by_mask  # straight through
@@ -74,18 +77,22 @@ class Reference:
             s = s - rule.rate * m
         else:
             s = s - rule.rate * g
-        after = State(s.astype(np.float32), m.astype(np.float32), v.astype(np.float32), t, state.anchor)
+        exact = state.exact.stepped(by_exact, rule, t)
+        after = State(s.astype(np.float32), m.astype(np.float32), v.astype(np.float32), t, state.anchor, exact)
         return finite(StepResult(after, loss, correct))
 
-    def logits(self, x: F32, mask: F32) -> F32:
+    def logits(self, x: F32, mask: F32, exact: F32 = NOTHING) -> F32:
         """Class scores [n, classes]; see `edge_client.runtimes.Runtime`."""
-        check_logits(self.bundle, x, mask)
-        tensors = self._tensors(self.w * mask)
+        check_logits(self.bundle, x, mask, exact)
+        tensors = self._tensors(self.w * mask, exact)
         return forward(self.spec, x.astype(np.float64), tensors)[0].astype(np.float32)
 
-    def _tensors(self, flat: F64) -> dict[str, F64]:
-        places = self.spec.offsets.items()
-        return {name: flat[at : at + t.size].reshape(t.shape) for name, (t, at) in places}
+    def _tensors(self, masked: F64, exact: F32) -> dict[str, F64]:
+        return self.spec.parts(masked, self.frozen, exact.astype(np.float64))
+
+    def _joined(self, grads: dict[str, F64], kind: str) -> F64:
+        parts = [grads[tensor.name].ravel() for tensor in self.spec.tensors if tensor.kind == kind]
+        return np.concatenate([np.zeros(0), *parts])
 
 
 def open_runtime(bundle: Bundle, threads: int, fit: Fit | None = None) -> Reference:

@@ -20,6 +20,8 @@ from edge_client.runtimes import (
     BETA1,
     BETA2,
     F32,
+    NOTHING,
+    Exact,
     Fit,
     Rule,
     State,
@@ -45,6 +47,7 @@ from seedmask.layers import (
     Linear,
     MaxPool2d,
     Mean,
+    Norm,
     Permute,
     ReLU,
     ReLU6,
@@ -74,6 +77,8 @@ class Torch:
         self.bundle, self.spec, self.device, self.fit = bundle, bundle.spec, torch.device(device), fit
         d = self.spec.d
         self.w = torch.from_numpy(bundle.spec.weights()).to(self.device)
+        self._frozen = torch.from_numpy(bundle.spec.frozen()).to(self.device)
+        self._exact = torch.zeros(self.spec.e, device=self.device)
         # Named for what they hold when the step is over; each is also room for something before that.
         self._theta, self._mask, self._effective, self._gradient, self._room = (
             torch.empty(d, device=self.device) for _ in range(5)
@@ -81,12 +86,14 @@ class Torch:
         self._free: list[torch.Tensor] = []
         self._lazy = self.device.type != "cpu"
         # Leaves for autograd, each a window on the flat vector; what is written there, the network runs.
-        self._leaves = {name: part.detach().requires_grad_() for name, part in self._parts(self._effective).items()}
-        self._windows = [part.view(-1) for part in self._parts(self._gradient).values()]
-        self._w_windows = [part.view(-1) for part in self._parts(self.w).values()]
+        self._weights = {name: part.detach() for name, part in self._parts(self._effective, self._exact).items()}
+        masked, exact = ([t.name for t in self.spec.tensors if t.kind == kind] for kind in ("masked", "exact"))
+        self._leaves = [self._weights[name].requires_grad_() for name in (*masked, *exact)]
+        sizes = [tensor.size for tensor in self.spec.masked]
+        self._windows, self._w_windows = torch.split(self._gradient, sizes), torch.split(self.w, sizes)
 
-    def _parts(self, flat: torch.Tensor) -> dict[str, torch.Tensor]:
-        return {name: flat[at : at + t.size].view(t.shape) for name, (t, at) in self.spec.offsets.items()}
+    def _parts(self, masked: torch.Tensor, exact: torch.Tensor) -> dict[str, torch.Tensor]:
+        return self.spec.parts(masked, self._frozen, exact)
 
     def step(self, x: F32, y: Targets, state: State, noise: F32, rule: Rule) -> StepResult:
         """One step on the scores; see `edge_client.runtimes.Runtime`."""
@@ -104,18 +111,22 @@ class Torch:
             torch.lt(self._moved(noise), theta, out=self._mask)
             torch.mul(self.w, self._mask, out=self._effective)
 
+        self._exact.copy_(self._moved(state.exact.values))
         mse = self.spec.loss == "mse"
         lost, right = theta.new_zeros(()), theta.new_zeros(())
         size = len(y) * self.spec.classes if mse else len(y)
+        by_exact: list[torch.Tensor] = []
         for part in self.fit.parts(len(y)):
-            logits, truth = forward(self.spec, self._moved(x[part]), self._leaves), self._moved(y[part])
+            logits, truth = forward(self.spec, self._moved(x[part]), self._weights), self._moved(y[part])
             loss = (F.mse_loss if mse else F.cross_entropy)(logits, truth, reduction="sum") / size
-            grads = torch.autograd.grad(loss, list(self._leaves.values()))
-            for grad, w, out in zip(grads, self._w_windows, self._windows, strict=True):
+            grads = [grad.reshape(-1) for grad in torch.autograd.grad(loss, self._leaves)]
+            for grad, w, out in zip(grads, self._w_windows, self._windows, strict=False):
                 if part.start:
-                    out.addcmul_(grad.reshape(-1), w)
+                    out.addcmul_(grad, w)
                 else:
-                    torch.mul(grad.reshape(-1), w, out=out)
+                    torch.mul(grad, w, out=out)
+            others = grads[len(self._windows) :]
+            by_exact = [a + b for a, b in zip(by_exact, others, strict=True)] if part.start else others
             lost += loss.detach()
             right += 0 if mse else (logits.argmax(1) == truth).sum()
 
@@ -146,17 +157,21 @@ class Torch:
         if self._lazy and "anchor" in old:
             new["anchor"] = old["anchor"]  # it stays there: moving it costs as much as a step's noise
         # One transfer where there is a device to wait for.
-        loss, correct, total = torch.stack([lost, right, new["scores"].sum()]).tolist()
-        return finite(StepResult(self._state(state, new, t), loss, int(correct)), total)
+        figures = torch.stack([lost, right, new["scores"].sum()])
+        news = torch.cat([figures, *by_exact]).cpu().numpy()
+        seen, hits, total = news[:3].tolist()
+        after = self._state(state, new, t, state.exact.stepped(news[3:], rule, t))
+        return finite(StepResult(after, seen, int(hits)), total)
 
-    def logits(self, x: F32, mask: F32) -> F32:
+    def logits(self, x: F32, mask: F32, exact: F32 = NOTHING) -> F32:
         """Class scores [n, classes]; see `edge_client.runtimes.Runtime`."""
         import torch
 
-        check_logits(self.bundle, x, mask)
+        check_logits(self.bundle, x, mask, exact)
         out = np.empty((len(x), self.spec.classes), np.float32)
         with torch.no_grad():
-            parts = self._parts(self.w * self._moved(np.asarray(mask, np.float32)))
+            values = self._moved(np.asarray(exact, np.float32))
+            parts = self._parts(self.w * self._moved(np.asarray(mask, np.float32)), values)
             for at in range(0, len(x), self.bundle.batch):
                 part = np.asarray(x[at : at + self.bundle.batch], np.float32)
                 out[at : at + len(part)] = forward(self.spec, self._moved(part), parts).cpu().numpy()
@@ -180,16 +195,16 @@ class Torch:
 
         return self._free.pop() if self._free else torch.empty_like(self.w)
 
-    def _state(self, before: State, new: dict[str, torch.Tensor], t: int) -> State:
+    def _state(self, before: State, new: dict[str, torch.Tensor], t: int, exact: Exact) -> State:
         if self._lazy:
-            return OnDevice(before, new, t)
+            return OnDevice(before, new, t, exact)
         arrays = {name: tensor.numpy() for name, tensor in new.items()}
         # Memory that the system has to clear costs as much as the arithmetic, so that of a state which nobody holds any
         # more, and no view of it either, is used again. (A GPU's memory is torch's to recycle.)
         for name, tensor in new.items():
             weakref.finalize(arrays[name], self._free.append, tensor).atexit = False
         m, v = (arrays.get(name, getattr(before, name)) for name in ("m", "v"))
-        return State(arrays["scores"], m, v, t, before.anchor)
+        return State(arrays["scores"], m, v, t, before.anchor, exact)
 
 
 class OnDevice(State):
@@ -197,10 +212,11 @@ class OnDevice(State):
 
     tensors: dict[str, Any]
 
-    def __init__(self, before: State, new: dict[str, Any], t: int) -> None:
+    def __init__(self, before: State, new: dict[str, Any], t: int, exact: Exact) -> None:
         kept = before.tensors if isinstance(before, OnDevice) else {}
         object.__setattr__(self, "tensors", {**kept, **new})
         object.__setattr__(self, "t", t)
+        object.__setattr__(self, "exact", exact)
         for name in ("m", "v", "anchor"):
             if name not in self.tensors:
                 object.__setattr__(self, name, getattr(before, name))
@@ -274,14 +290,24 @@ def forward(spec: ModelSpec, x: torch.Tensor, weights: dict[str, torch.Tensor]) 
             case Permute():
                 x = x.permute(0, *(axis + 1 for axis in layer.order))
             case GroupNorm():
-                x = F.group_norm(x, layer.groups, eps=EPSILON)
+                x = F.group_norm(x, layer.groups, *_affine(layer, weights), eps=EPSILON)
             case LayerNorm():
-                x = F.layer_norm(x, x.shape[-layer.dims :], eps=EPSILON)
+                x = F.layer_norm(x, x.shape[-layer.dims :], *_affine(layer, weights), eps=EPSILON)
             case RMSNorm():
-                x = F.rms_norm(x, x.shape[-layer.dims :], eps=EPSILON)
+                x = F.rms_norm(x, x.shape[-layer.dims :], _affine(layer, weights)[0], eps=EPSILON)
             case Add():
                 x = sum(taken[1:], x)
             case Concat():
                 x = torch.cat(taken, layer.axis + 1)
         values.append(x)
     return x
+
+
+def _affine(layer: Norm, weights: dict[str, torch.Tensor]) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Scale and shift, as torch takes them."""
+    import torch
+
+    scale, shift = (weights[name] if name else None for name in (layer.scale, layer.shift))
+    if scale is None and shift is not None:
+        scale = torch.ones_like(shift)  # without, group_norm's backward fails in torch 2.13
+    return scale, shift

@@ -7,7 +7,7 @@
 //
 // Wrong arguments are a RangeError, training that left the numbers a DivergedError, a bundle without graphs `bundle`.
 
-import { weights } from "./seedmask.mjs";
+import { entries, weights } from "./seedmask.mjs";
 
 const BETA1 = 0.9;
 const BETA2 = 0.999;
@@ -26,10 +26,13 @@ export class DivergedError extends Error {
 /**
  * What one step does with the gradient, defaults filled in: `rate` > 0 of `optimizer` "adam" or "sgd" (then `momentum`
  * 0 .. 1); `timesTheta`, the estimator of FedPM's code; weights `kl`, `sparsity`, `entropy` of the regularisers;
- * `mean`: run w * theta, draw no mask.
+ * `mean`: run w * theta, draw no mask; `exactRate` > 0, that of exact values, by the same optimiser.
  */
 export function ruleOf(given) {
-  const standard = { optimizer: "adam", momentum: 0, timesTheta: false, kl: 0, sparsity: 0, entropy: 0, mean: false };
+  const standard = {
+    ...{ optimizer: "adam", momentum: 0, timesTheta: false, kl: 0, sparsity: 0, entropy: 0, mean: false },
+    exactRate: 1e-3,
+  };
   const odd = Object.keys(given).filter((key) => key !== "rate" && !(key in standard));
   if (odd.length) throw new RangeError(`a rule has rate, ${Object.keys(standard).join(", ")}; found ${odd.join(", ")}`);
   return { ...standard, ...given };
@@ -45,17 +48,34 @@ export function needs(rule) {
 }
 
 /**
- * A new optimiser at `scores`, Float32Array [d], anchored there: {scores, m, v, t, anchor}. With `kept`, the state that
- * a round before ended with, its moments go on, if it has what `rule` needs.
+ * A new optimiser at `scores`, Float32Array [d], anchored there: {scores, m, v, t, anchor, exact}; exact is {values, m,
+ * v}, of the model's exact values, Float32Array [e]. With `kept`, the state that a round before ended with, its moments
+ * go on, if it has what `rule` needs.
  */
-export function startState(scores, rule, kept = null) {
+export function startState(scores, rule, kept = null, values = NOTHING) {
   const used = needs(rule);
   const anchor = used.includes("anchor") ? scores : NOTHING;
-  if (kept && used.every((name) => name === "anchor" || kept[name].length === scores.length)) {
-    return { scores, m: kept.m, v: kept.v, t: kept.t, anchor };
+  const goesOn = kept && used.every((name) => name === "anchor" || kept[name].length === scores.length);
+  if (goesOn && kept.exact.values.length === values.length) {
+    return { scores, m: kept.m, v: kept.v, t: kept.t, anchor, exact: { ...kept.exact, values } };
   }
   const zeros = (name) => (used.includes(name) ? new Float32Array(scores.length) : NOTHING);
-  return { scores, m: zeros("m"), v: zeros("v"), t: 0, anchor };
+  const exact = { values, m: new Float32Array(values.length), v: new Float32Array(values.length) };
+  return { scores, m: zeros("m"), v: zeros("v"), t: 0, anchor, exact };
+}
+
+/** Exact values and their moments after step `t`, from 1, along `gradient`; in doubles, as few as they are. */
+function stepped({ values, m, v }, gradient, rule, t) {
+  const adam = rule.optimizer === "adam";
+  const { rate, epsilon } = adam ? corrected(rule.exactRate, t) : { rate: rule.exactRate };
+  const out = { values: values.slice(), m: m.slice(), v: v.slice() };
+  gradient.forEach((g, i) => {
+    const first = adam ? BETA1 * m[i] + (1 - BETA1) * g : rule.momentum * m[i] + g;
+    const second = adam ? BETA2 * v[i] + (1 - BETA2) * g * g : v[i];
+    out.values[i] = values[i] - (adam ? (rate * first) / (Math.sqrt(second) + epsilon) : rate * first);
+    [out.m[i], out.v[i]] = [first, second];
+  });
+  return out;
 }
 
 /** Make `bundle` (bundle.mjs) ready on `ort`. Rejects with a ProtocolError or with what `ort` says of a graph. */
@@ -74,7 +94,15 @@ class Runtime {
     this.bundle = bundle;
     this.spec = bundle.spec;
     this.w = new ort.Tensor("float32", weights(bundle.spec), [bundle.spec.d]);
+    const frozen = entries(bundle.spec, "frozen");
+    this.frozen = frozen ? { frozen: new ort.Tensor("float32", weights(bundle.spec, "frozen"), [frozen]) } : {};
     this.sessions = new Map();
+  }
+
+  /** What graphs take beside masked weights, where the spec has any. */
+  _unmasked(exact) {
+    const { e } = this.spec;
+    return e ? { ...this.frozen, exact: new this.ort.Tensor("float32", Float32Array.from(exact), [e]) } : this.frozen;
   }
 
   async _session(name) {
@@ -119,6 +147,7 @@ class Runtime {
       mean: yes(rule.mean),
       plain: yes(!(rule.timesTheta || rule.kl || rule.sparsity || rule.entropy)),
       terms: new Tensor("float32", Float32Array.of(rule.timesTheta ? 1 : 0, ...pulls(rule, spec.d)), [4]),
+      ...this._unmasked(state.exact.values),
     };
     if (rule.optimizer === "adam") {
       const { rate, epsilon } = corrected(rule.rate, t);
@@ -128,27 +157,34 @@ class Runtime {
     }
     const moments = ["m", "v"].filter((name) => used.includes(name));
     const wanted = ["scores_out", "loss", "correct", ...moments.map((name) => `${name}_out`)];
+    if (spec.e) wanted.push("exact_grad");
     const session = await this._session(GRAPHS[rule.optimizer]);
     const out = await session.run(feeds, wanted);
     const after = { ...state, scores: out.scores_out.data, t };
     for (const name of moments) after[name] = out[`${name}_out`].data;
+    if (spec.e) after.exact = stepped(state.exact, out.exact_grad.data, rule, t);
     return finite({ state: after, loss: Number(out.loss.data[0]), correct: Number(out.correct.data[0]) });
   }
 
-  /** What the last layer gives, Float32Array [n * classes], any n, under weights w * mask; `mask` [d] of 0 .. 1. */
-  async logits(x, mask) {
+  /**
+   * What the last layer gives, Float32Array [n * classes], any n, under weights w * mask; `mask` [d] of 0 .. 1, `exact`
+   * [e] the exact values.
+   */
+  async logits(x, mask, exact = NOTHING) {
     const { spec, bundle: { batch } } = this;
     const [each, n] = [size(spec), x.length / size(spec)];
     if (!Number.isInteger(n)) throw new RangeError(`x is [n * ${each}], found [${x.length}]`);
     checkVector("mask", mask, spec.d);
+    checkVector("exact", exact, spec.e);
     const session = await this._session("onnx/eval.onnx");
     const shared = new this.ort.Tensor("float32", Float32Array.from(mask), [spec.d]);
+    const feeds = { w: this.w, mask: shared, ...this._unmasked(exact) };
     const out = new Float32Array(n * spec.classes);
     // A batch at a time, so that memory does not grow with the test set.
     for (let at = 0; at < n; at += batch) {
       const part = Float32Array.from(x.subarray(at * each, (at + batch) * each));
       const tensor = new this.ort.Tensor("float32", part, [part.length / each, ...spec.input]);
-      const { logits } = await session.run({ x: tensor, w: this.w, mask: shared }, ["logits"]);
+      const { logits } = await session.run({ x: tensor, ...feeds }, ["logits"]);
       out.set(logits.data, at * spec.classes);
     }
     return out;
@@ -202,7 +238,10 @@ function checkStep(spec, batch, x, y, state, noise, rule) {
   }
   for (const name of needs(rule)) checkVector(name, state[name], spec.d);
   checkVector("noise", noise, spec.d);
-  if (!(rule.rate > 0)) throw new RangeError(`rate is above 0, found ${rule.rate}`);
+  for (const name of ["values", "m", "v"]) checkVector(`exact ${name}`, state.exact?.[name], spec.e);
+  for (const name of ["rate", "exactRate"]) {
+    if (!(rule[name] > 0)) throw new RangeError(`${name} is above 0, found ${rule[name]}`);
+  }
   if (!(rule.momentum >= 0 && rule.momentum < 1)) throw new RangeError(`momentum is 0 .. 1, found ${rule.momentum}`);
   return n;
 }
@@ -217,6 +256,7 @@ function finite(result) {
   const { state, loss } = result;
   let sum = 0; // finite only if every score is
   for (let i = 0; i < state.scores.length; i++) sum += state.scores[i];
+  for (const value of state.exact.values) sum += value;
   if (!(Number.isFinite(loss) && Number.isFinite(sum))) {
     throw new DivergedError(
       `step ${state.t}: loss ${loss}, scores or loss not finite; are the inputs numbers, and is the rate sane?`,

@@ -218,9 +218,16 @@ export function table(top, clamp = CLAMP) {
   return Uint16Array.from({ length: top + 1 }, (_, l) => clamp + Math.floor((2 * span * l + top) / (2 * top)));
 }
 
-/** The global probabilities: `level` Uint16Array [d] of 0..top. A mask is a Uint8Array [d] of 0/1. */
+export const EXACT_ONE = 4096;
+export const EXACT_LIMIT = 2 ** 30 - 1;
+export const MAX_EXACT = 65536;
+
+/**
+ * The global probabilities: `level` Uint16Array [d] of 0..top, and the model's `exact` values, Int32Array [e] in units
+ * of 2**-12. A mask is a Uint8Array [d] of 0/1.
+ */
 export class Theta {
-  constructor(level, top, clamp = CLAMP) {
+  constructor(level, top, clamp = CLAMP, exact = new Int32Array(0)) {
     if (!(top >= 1 && top <= 65535 && clamp >= 1 && clamp < ONE / 2 && level.length >= 1 && level.length <= MAX_D)) {
       throw new RangeError(`no theta has top ${top}, clamp ${clamp}, d ${level.length}`);
     }
@@ -228,6 +235,10 @@ export class Theta {
     this.level = level;
     this.top = top;
     this.clamp = clamp;
+    if (exact.length > MAX_EXACT || exact.some((value) => Math.abs(value) > EXACT_LIMIT)) {
+      throw new RangeError(`at most ${MAX_EXACT} exact values of ${EXACT_LIMIT} either way`);
+    }
+    this.exact = exact;
   }
 
   get d() {
@@ -242,10 +253,11 @@ export class Theta {
 
   /** 16 bytes that name exactly these probabilities. */
   digest() {
-    const layout = new Uint8Array(8 + 2 * this.d);
+    const layout = new Uint8Array(8 + 2 * this.d + 4 * this.exact.length);
     putHead(viewOf(layout), this);
     const view = viewOf(layout);
     for (let i = 0; i < this.d; i++) view.setUint16(8 + 2 * i, this.level[i], true);
+    this.exact.forEach((value, i) => view.setInt32(8 + 2 * this.d + 4 * i, value, true));
     return sha256(layout).slice(0, 16);
   }
 }
@@ -278,9 +290,9 @@ const OPS = {
   flatten: [[]],
   reshape: [["shape"]],
   permute: [["order"]],
-  groupnorm: [["groups"]],
-  layernorm: [["dims"]],
-  rmsnorm: [["dims"]],
+  groupnorm: [["groups"], { scale: null, shift: null }],
+  layernorm: [["dims"], { scale: null, shift: null }],
+  rmsnorm: [["dims"], { scale: null }],
   add: [["sources"]],
   concat: [["sources", "axis"]],
 };
@@ -294,7 +306,10 @@ export function canonical(value) {
   return `{${Object.keys(value).sort().map((key) => `${JSON.stringify(key)}:${canonical(value[key])}`).join(",")}}`;
 }
 
-/** The spec in its canonical JSON, a plain object with `d` and `digest` (32 bytes) added. Throws `spec`. */
+/**
+ * The spec in its canonical JSON, a plain object with `d` and `e`, its masked weights and exact values, and `digest` (32
+ * bytes) added. Throws `spec`.
+ */
 export function readSpec(bytes) {
   let spec;
   try {
@@ -306,28 +321,44 @@ export function readSpec(bytes) {
       const [must, may = {}] = OPS[layer.op];
       return listed(layer, ["op", ...must], must.includes("sources") ? may : { ...may, source: null });
     });
-    spec.tensors = spec.tensors.map((tensor) => listed(tensor, ["name", "shape", "scale"]));
+    spec.tensors = spec.tensors.map((tensor) =>
+      tensor.kind === "exact"
+        ? listed(tensor, ["name", "shape", "kind"], { start: 0 })
+        : listed(tensor, ["name", "shape", "scale"], { kind: "masked" }));
     if (canonical(spec) !== text) fail("spec", "the JSON is not in canonical form");
     checkSpec(spec);
   } catch (error) {
     if (error instanceof ProtocolError) throw error;
     fail("spec", `not a model spec: ${error.message}`);
   }
-  return { ...spec, d: spec.tensors.reduce((sum, t) => sum + product(t.shape), 0), digest: sha256(bytes) };
+  return { ...spec, d: entries(spec, "masked"), e: entries(spec, "exact"), digest: sha256(bytes) };
 }
 
-/** The frozen weights of a read spec, Float32Array [d]: each tensor's entries +c or -c. */
-export function weights(spec) {
-  const signs = signBits(spec.seed, spec.d);
-  const out = new Float32Array(spec.d);
+const kindOf = (tensor) => tensor.kind ?? "masked";
+const sizesOf = (spec, kind) => spec.tensors.filter((t) => kindOf(t) === kind).map((t) => product(t.shape));
+/** How many entries tensors of `kind` have: masked, frozen or exact. */
+export const entries = (spec, kind) => sizesOf(spec, kind).reduce((a, b) => a + b, 0);
+
+/** The weights of a read spec that are under its mask, Float32Array [d]; or those of kind "frozen". */
+export function weights(spec, kind = "masked") {
+  const signs = signBits(spec.seed, entries(spec, "masked") + entries(spec, "frozen"));
+  const out = new Float32Array(entries(spec, kind));
   const cell = new DataView(new ArrayBuffer(4));
-  let at = 0;
-  for (const tensor of spec.tensors) {
+  let [from, to] = [0, 0];
+  for (const tensor of spec.tensors.filter((t) => kindOf(t) !== "exact")) {
     cell.setUint32(0, tensor.scale);
     const c = cell.getFloat32(0);
-    for (const end = at + product(tensor.shape); at < end; at++) out[at] = signs[at] ? -c : c;
+    const size = product(tensor.shape);
+    if (kindOf(tensor) === kind) for (let i = 0; i < size; i++) out[to++] = signs[from + i] ? -c : c;
+    from += size;
   }
   return out;
+}
+
+/** What a read spec's exact values begin with, Int32Array [e] in units of 2**-12. */
+export function begin(spec) {
+  const starts = spec.tensors.filter((t) => kindOf(t) === "exact");
+  return Int32Array.from(starts.flatMap((t) => new Array(product(t.shape)).fill((t.start ?? 0) * EXACT_ONE)));
 }
 
 const product = (numbers) => numbers.reduce((a, b) => a * b, 1);
@@ -359,18 +390,28 @@ function checkSpec(spec) {
   rule(spec.range[0] < spec.range[1], "range is (low, high) with low < high");
   rule(spec.tensors.length > 0, "a model without a masked tensor has nothing to learn");
   const shapes = new Map();
-  for (const { name, shape, scale } of spec.tensors) {
+  const kinds = new Map();
+  for (const { name, shape, scale, kind = "masked", start = 0 } of spec.tensors) {
     rule(typeof name === "string" && /^[A-Za-z0-9_.]{1,128}$/.test(name), "a tensor's name is [A-Za-z0-9_.]");
     integers(name, shape, 1, MAX_D, 1, 4);
-    integers(`scale of ${name}`, [scale], 1, 0x7f7fffff, 1, 1);
+    rule(["masked", "frozen", "exact"].includes(kind), `${name} is masked, frozen or exact, found ${kind}`);
+    if (kind === "exact") integers(`start of ${name}`, [start], 0, 1, 1, 1);
+    else integers(`scale of ${name}`, [scale], 1, 0x7f7fffff, 1, 1);
     shapes.set(name, shape);
+    kinds.set(name, kind);
   }
-  rule(spec.tensors.reduce((sum, t) => sum + product(t.shape), 0) <= MAX_D, `at most ${MAX_D} masked weights`);
-  const used = spec.layers.flatMap(({ weight = null, bias = null }) => [weight, bias].filter((n) => n !== null));
+  const d = entries(spec, "masked");
+  rule(d >= 1 && d + entries(spec, "frozen") <= MAX_D, `1 masked weight at least, ${MAX_D} with frozen ones at most`);
+  rule(entries(spec, "exact") <= MAX_EXACT, `at most ${MAX_EXACT} exact values`);
+  const used = spec.layers.flatMap(({ weight = null, bias = null, scale = null, shift = null }) =>
+    [weight, bias, scale, shift].filter((n) => n !== null));
   rule(
     same(used, spec.tensors.map((t) => t.name)) && shapes.size === used.length,
     "tensors must be listed once each, in the order in which the layers use them",
   );
+  for (const { scale = null, shift = null } of spec.layers) {
+    for (const name of [scale, shift]) rule(name === null || kinds.get(name) === "exact", `${name} is not exact`);
+  }
   const values = [spec.input];
   const taken = new Set([spec.layers.length]);
   spec.layers.forEach((layer, number) => {
@@ -400,6 +441,11 @@ function shapeAfter(layer, xs, shapes, rule, integers, number) {
   if (layer.bias !== undefined && layer.bias !== null) {
     rule(same(shapes.get(layer.bias), [w[0]]), `layer ${number}: ${layer.bias} has the wrong shape`);
   }
+  const affine = (shape) => {
+    for (const name of [layer.scale, layer.shift]) {
+      rule(!name || same(shapes.get(name), shape), `layer ${number}: ${name} has the wrong shape`);
+    }
+  };
   switch (layer.op) {
     case "linear":
       fits(w.length === 2 && w[1] === x[rank - 1]);
@@ -440,11 +486,13 @@ function shapeAfter(layer, xs, shapes, rule, integers, number) {
     case "groupnorm":
       integers("groups", [layer.groups], 1, 1 << 20, 1, 1);
       fits(x[0] % layer.groups === 0 && product(x) > layer.groups);
+      affine(x.slice(0, 1));
       return x;
     case "layernorm":
     case "rmsnorm":
       integers("dims", [layer.dims], 1, rank, 1, 1);
       fits(product(x.slice(rank - layer.dims)) > 1);
+      affine(x.slice(rank - layer.dims));
       return x;
     case "add":
       fits(xs.every((other) => same(other, x)));
@@ -482,6 +530,63 @@ function getVarint(bytes, at) {
   }
   return fail("codec", `the number at byte ${at} is longer than 5 bytes`);
 }
+
+/** 5.10: how far exact values have come, from `before` to `after`, both Int32Array [e]. */
+export const exact = {
+  ID: 20,
+  NAME: "exact",
+  REACH: 2 ** 14,
+
+  encode(after, before) {
+    const out = [];
+    after.forEach((value, i) => {
+      const moved = value - before[i];
+      putVarint(out, moved >= 0 ? 2 * moved : -2 * moved - 1);
+    });
+    return Uint8Array.from(out);
+  },
+
+  /** `after` again; no value may have moved by more than `reach`. */
+  decode(payload, before, reach = 2 * EXACT_LIMIT) {
+    let at = 0;
+    const after = before.map((value) => {
+      let number;
+      [number, at] = getVarint(payload, at);
+      const moved = number % 2 ? -(number + 1) / 2 : number / 2;
+      if (Math.abs(moved) > reach || Math.abs(value + moved) > EXACT_LIMIT) {
+        fail("codec", `exact: a value moves ${reach} at most, to ${EXACT_LIMIT} at most, either way`);
+      }
+      return value + moved;
+    });
+    if (at !== payload.length) fail("codec", `exact: ${payload.length - at} bytes after ${before.length} values`);
+    return after;
+  },
+
+  /** `values` (numbers) as a device reports them: the nearest integers, no further from `before` than REACH. */
+  quantised(values, before) {
+    return before.map((was, i) => {
+      const [low, high] = [Math.max(was - exact.REACH, -EXACT_LIMIT), Math.min(was + exact.REACH, EXACT_LIMIT)];
+      return Math.min(Math.max(Math.round(values[i] * EXACT_ONE), low), high);
+    });
+  },
+
+  /** As `encode` with its length in front; nothing where there are no values. */
+  put(after, before) {
+    if (!before.length) return new Uint8Array(0);
+    const coded = exact.encode(after, before);
+    const size = [];
+    putVarint(size, coded.length);
+    return concat([Uint8Array.from(size), coded]);
+  },
+
+  /** [values, place after them] of what `put` wrote at `at`. */
+  take(payload, at, before) {
+    if (!before.length) return [before, at];
+    const [size, start] = getVarint(payload, at);
+    if (start + size > payload.length) fail("codec", `exact: ${size} bytes expected at ${start}`);
+    return [exact.decode(payload.subarray(start, start + size), before), start + size];
+  },
+};
 
 /** 5.1: one bit per weight, least significant bit first. */
 export const packed = {
@@ -707,10 +812,10 @@ export const counts = {
     view.setUint32(head.length - 4, coded.length, true);
     const low = new Uint8Array(theta.d * shift);
     for (let i = 0; i < low.length; i++) low[i] = (theta.level[Math.floor(i / shift)] >>> i % shift) & 1;
-    return concat([head, coded, packBits(low)]);
+    return concat([head, coded, packBits(low), exact.encode(theta.exact, new Int32Array(theta.exact.length))]);
   },
 
-  decode(payload, d) {
+  decode(payload, d, e = 0) {
     if (payload.length < 8) fail("codec", `counts: a header of 8 bytes expected, found ${payload.length}`);
     const view = viewOf(payload);
     const [size, top, clamp] = [view.getUint32(0, true), view.getUint16(4, true), view.getUint16(6, true)];
@@ -722,19 +827,20 @@ export const counts = {
     const frequency = Array.from({ length: (top >>> shift) + 1 }, (_, s) => view.getUint16(8 + 2 * s, true));
     if (frequency.reduce((a, b) => a + b) !== 4096) fail("codec", "counts: frequencies do not sum to 4096");
     const end = at + view.getUint32(at - 4, true);
-    if (payload.length !== end + Math.ceil((d * shift) / 8)) fail("codec", "counts: the lengths do not fit");
+    const behind = end + Math.ceil((d * shift) / 8);
+    if (payload.length < behind || (payload.length > behind && !e)) fail("codec", "counts: the lengths do not fit");
     const high = ansDecode(payload.subarray(at, end), new Uint8Array(d), [frequency]);
     if (!same(frequency, highFrequencies(high, frequency.length))) {
       fail("codec", "counts: the frequencies are not those of the levels");
     }
-    const low = unpackBits(payload.subarray(end), d * shift, "counts");
+    const low = unpackBits(payload.subarray(end, behind), d * shift, "counts");
     const level = Uint16Array.from(high, (symbol, i) => {
       let bits = 0;
       for (let b = 0; b < shift; b++) bits |= low[i * shift + b] << b;
       return (symbol << shift) | bits;
     });
     if (level.some((l) => l > top)) fail("codec", `counts: a level above the top ${top}`);
-    return new Theta(level, top, clamp);
+    return new Theta(level, top, clamp, exact.decode(payload.subarray(behind), new Int32Array(e)));
   },
 };
 
@@ -982,14 +1088,16 @@ export const delta = {
   encode(theta, base) {
     const { contexts, rows } = deltaContexts(base);
     const frequency = deltaRows(theta.level, theta.top, contexts, rows);
-    const head = new Uint8Array(21 + 2 * rows * (theta.top + 1));
+    const head = new Uint8Array(21);
     const view = viewOf(head);
     head[0] = delta.ID;
     head.set(base.digest(), 1);
     view.setUint16(17, theta.top, true);
     view.setUint16(19, theta.clamp, true);
-    frequency.flat().forEach((f, i) => view.setUint16(21 + 2 * i, f, true));
-    return concat([head, ansEncode(theta.level, contexts, frequency)]);
+    const stated = new Uint8Array(2 * rows * (theta.top + 1));
+    frequency.flat().forEach((f, i) => viewOf(stated).setUint16(2 * i, f, true));
+    const values = exact.put(theta.exact, base.exact);
+    return concat([head, values, stated, ansEncode(theta.level, contexts, frequency)]);
   },
 
   decode(payload, base) {
@@ -1001,10 +1109,11 @@ export const delta = {
       fail("codec", `delta: top ${top}, clamp ${clamp} out of range`);
     }
     const { contexts, rows } = deltaContexts(base);
-    const at = 21 + 2 * rows * (top + 1);
+    const [values, start] = exact.take(payload, 21, base.exact);
+    const at = start + 2 * rows * (top + 1);
     if (payload.length < at) fail("codec", "delta: the frequencies end too early");
     const frequency = Array.from({ length: rows }, (_, row) =>
-      Array.from({ length: top + 1 }, (_, s) => view.getUint16(21 + 2 * (row * (top + 1) + s), true)));
+      Array.from({ length: top + 1 }, (_, s) => view.getUint16(start + 2 * (row * (top + 1) + s), true)));
     if (frequency.some((row) => row.reduce((a, b) => a + b) !== 4096)) {
       fail("codec", "delta: the frequencies of a row do not sum to 4096");
     }
@@ -1012,7 +1121,7 @@ export const delta = {
     if (!deltaRows(level, top, contexts, rows).every((row, i) => same(row, frequency[i]))) {
       fail("codec", "delta: the frequencies are not those of the levels");
     }
-    return new Theta(level, top, clamp);
+    return new Theta(level, top, clamp, values);
   },
 };
 
@@ -1128,8 +1237,8 @@ export const relay = {
   MAX_WEIGHT: 2 ** 22,
   MAX_WORK: 2 ** 30,
 
-  /** `parts`: {device, samples, codec, payloads}; `pooling`: {top, clamp, heaviest}. */
-  encode(base, round, { top, clamp, heaviest }, parts) {
+  /** `parts`: {device, samples, codec, payloads}; `pooling`: {top, clamp, heaviest}; `values`: theta's exact ones. */
+  encode(base, round, { top, clamp, heaviest }, parts, values = base.exact) {
     const head = new Uint8Array(31);
     const view = viewOf(head);
     head[0] = relay.ID;
@@ -1139,7 +1248,7 @@ export const relay = {
     view.setUint16(23, clamp, true);
     view.setUint32(25, heaviest, true);
     view.setUint16(29, parts.length, true);
-    const out = [head];
+    const out = [head, exact.put(values, base.exact)];
     for (const part of [...parts].sort((a, b) => (a.device < b.device ? -1 : 1))) {
       const name = new TextEncoder().encode(part.device);
       const facts = new Uint8Array(6);
@@ -1165,7 +1274,7 @@ export const relay = {
     if (clamp < 1 || clamp >= ONE / 2 || heaviest > relay.MAX_WEIGHT || !devices) {
       fail("codec", "relay: a header out of range");
     }
-    let at = 31;
+    let [values, at] = exact.take(payload, 31, base.exact);
     let masks = 0;
     const take = (n) => {
       if (at + n > payload.length) fail("codec", `relay: ${n} bytes expected at ${at}`);
@@ -1191,11 +1300,11 @@ export const relay = {
       parts.push({ device, samples, codec: facts[4], payloads });
     }
     if (at !== payload.length) fail("codec", "relay: bytes after the last mask");
-    return { round, pooling: { top, clamp, heaviest }, parts };
+    return { round, pooling: { top, clamp, heaviest }, parts, values };
   },
 
   decode(payload, base, seed, job, maxBlocks = 0) {
-    const { round, pooling, parts } = relay.read(payload, base);
+    const { round, pooling, parts, values } = relay.read(payload, base);
     const total = new Float64Array(base.d);
     let [weight, unit, masks] = [0, 0, 0];
     for (const { device, samples, codec, payloads } of parts) {
@@ -1209,7 +1318,8 @@ export const relay = {
         masks++;
       });
     }
-    return pool(total, weight, unit, masks, pooling.top, pooling.clamp);
+    const theta = pool(total, weight, unit, masks, pooling.top, pooling.clamp);
+    return new Theta(theta.level, theta.top, theta.clamp, values);
   },
 };
 
@@ -1337,6 +1447,7 @@ const OPTIONS = new Map([
   [15, ["stratified", 0, 1, 0]],
   [16, ["mean_epochs", 0, 65535, 0]],
   [17, ["rate_decay", 0, 999999, 0]],
+  [18, ["exact_rate", 1, U32, 1000]],
 ]);
 
 function putWork(w, work) {
@@ -1409,17 +1520,22 @@ const MESSAGES = {
   update: {
     kind: 2,
     put(w, m) {
-      w.uint(4, m.round).bytes(m.basis, 16).uint(4, m.samples).uint(4, m.loss).uint(4, m.correct).uint(1, m.codec);
-      w.uint(1, m.payloads.length);
+      // A message without exact values has no such field, as one of a model without them.
+      w.uint(4, m.round).bytes(m.basis, 16).uint(4, m.samples).uint(4, m.loss).uint(4, m.correct);
+      w.uint(1, m.codec + (m.exact ? 128 : 0)).uint(1, m.payloads.length);
       m.payloads.forEach((payload) => w.uint(4, payload.length).bytes(payload));
+      if (m.exact) w.uint(4, m.exact.length).bytes(m.exact);
     },
     get(r) {
       const m = { round: r.uint(4), basis: r.take(16), samples: r.uint(4), loss: r.uint(4), correct: r.uint(4) };
-      m.codec = r.uint(1);
+      const codec = r.uint(1);
+      m.codec = codec % 128;
       if (!m.samples) fail("field", "an update without samples says nothing");
       const masks = r.uint(1);
       if (!masks) fail("field", "an update has at least one mask");
       m.payloads = Array.from({ length: masks }, () => r.take(r.uint(4)));
+      if (codec > 127) m.exact = r.take(r.uint(4));
+      if (m.exact?.length === 0) fail("field", "exact values that are announced and empty");
       return m;
     },
   },
@@ -1560,9 +1676,11 @@ export class Assembly {
 
 const MODEL_MAGIC = "SMK1";
 
-/** The file of a finished model: `spec` the bytes of its canonical form, `mask` Uint8Array [d]. */
-export function writeModel(spec, mask) {
-  const { sizes, even } = modelParts(readSpec(spec));
+/**
+ * The file of a finished model: `spec` the bytes of its canonical form, `mask` Uint8Array [d], `values` Int32Array [e].
+ */
+export function writeModel(spec, mask, values = new Int32Array(0)) {
+  const { sizes, even, zeros } = modelParts(readSpec(spec));
   const [plain, coded] = [packed.encode(mask, even), tensors.encode(mask, sizes)];
   const [codec, payload] = coded.length < plain.length ? [tensors.ID, coded] : [packed.ID, plain];
   const head = new Uint8Array(8);
@@ -1571,11 +1689,12 @@ export function writeModel(spec, mask) {
   const middle = new Uint8Array(5);
   middle[0] = codec;
   viewOf(middle).setUint32(1, payload.length, true);
-  const body = concat([head, spec, middle, payload]);
+  if (values.length !== zeros.length) throw new RangeError(`${zeros.length} exact values expected`);
+  const body = concat([head, spec, middle, payload, exact.encode(values, zeros)]);
   return concat([body, sha256(body)]);
 }
 
-/** `{spec, mask}` of a finished model's file; weights(spec) times mask is the network. */
+/** `{spec, mask, values}` of a finished model's file: weights(spec) times mask, and exact values in units of 2**-12. */
 export function readModel(bytes) {
   if (new TextDecoder("latin1").decode(bytes.subarray(0, 4)) !== MODEL_MAGIC) {
     fail("bundle", `a model file begins with ${MODEL_MAGIC}`);
@@ -1586,16 +1705,19 @@ export function readModel(bytes) {
   const length = view.getUint32(4, true);
   const at = 13 + length;
   const spec = readSpec(bytes.subarray(8, Math.min(8 + length, end)));
-  if (at > end || view.getUint32(at - 4, true) !== end - at) fail("bundle", "the mask has not the length it says");
-  const payload = bytes.subarray(at, end);
-  const { sizes, even } = modelParts(spec);
+  const behind = at > end ? at : at + view.getUint32(at - 4, true);
+  if (at > end || behind > end || (behind < end && !spec.e)) fail("bundle", "the mask has not the length it says");
+  const payload = bytes.subarray(at, behind);
+  const { sizes, even, zeros } = modelParts(spec);
+  const values = exact.decode(bytes.subarray(behind, end), zeros);
   const codec = bytes[at - 5];
-  if (codec === packed.ID) return { spec, mask: packed.decode(payload, even) };
-  if (codec === tensors.ID) return { spec, mask: tensors.decode(payload, sizes) };
+  if (codec === packed.ID) return { spec, mask: packed.decode(payload, even), values };
+  if (codec === tensors.ID) return { spec, mask: tensors.decode(payload, sizes), values };
   return fail("kind", `a finished model's mask is coded by ${packed.ID} or ${tensors.ID}, found codec ${codec}`);
 }
 
 const modelParts = (spec) => ({
-  sizes: spec.tensors.map((tensor) => product(tensor.shape)),
+  sizes: sizesOf(spec, "masked"),
   even: new Theta(new Uint16Array(spec.d).fill(1), 2),
+  zeros: new Int32Array(spec.e),
 });

@@ -4,7 +4,9 @@
 // before it is sent, and sending it until a receipt comes (PROTOCOL 8).
 
 import { ruleOf, size, startState } from "./runtime.mjs";
-import { ProtocolError, Shared, basis, codecById, encode, same, table, toHex } from "./seedmask.mjs";
+import {
+  EXACT_ONE, ProtocolError, Shared, basis, codecById, encode, exact, same, table, toHex,
+} from "./seedmask.mjs";
 
 /**
  * Private randomness: fill a Float32Array with uniforms in 0 .. 1 (24 bits each). Straight from the system's generator,
@@ -20,8 +22,10 @@ export function systemChance(out) {
 
 /** What a job's `work` asks of every step in round `round`; the mean network's epochs are `train`'s affair. */
 export function ruleOfWork(work, round) {
+  const decayed = (rate) => Math.max((rate / 1e6) * (1 - work.rate_decay / 1e6) ** (round - 1), 1e-12);
   return ruleOf({
-    rate: Math.max((work.learning_rate / 1e6) * (1 - work.rate_decay / 1e6) ** (round - 1), 1e-12),
+    rate: decayed(work.learning_rate),
+    exactRate: decayed(work.exact_rate),
     optimizer: ["adam", "sgd"][work.optimizer],
     momentum: work.momentum / 1e6,
     timesTheta: work.straight_through === 1,
@@ -42,8 +46,8 @@ export function normalise(spec, raw) {
 
 /**
  * Train `work.epochs` passes over `data`: {x, typed array [n * input] as stored; y, class numbers [n] or Float32Array
- * [n * classes]}. Resolves to {scores, loss, correct, state}: the logits that were learnt, the last epoch's mean loss
- * and correct predictions, and where the optimiser stands; or to null if `progress(step, steps)` gave false.
+ * [n * classes]}. Resolves to {scores, exact, loss, correct, state}: the logits and the exact values that were learnt,
+ * the last epoch's mean loss and correct predictions, and where the optimiser stands; or to null if `progress(step, steps)` gave false.
  *
  * `kept` is the state of the round before where the optimiser goes on; `chance` is the device's own randomness.
  */
@@ -56,9 +60,11 @@ export async function train(runtime, data, theta, work, options = {}) {
     throw new RangeError(`data: ${data.x.length / each} inputs of ${each} values and ${n} targets`);
   }
   if (theta.d !== spec.d) throw new RangeError(`theta has ${theta.d} weights, model ${spec.name} has ${spec.d}`);
+  if (theta.exact.length !== spec.e) throw new RangeError(`theta has ${theta.exact.length} exact values of ${spec.e}`);
   const rule = ruleOfWork(work, round);
   const logit = Float32Array.from(table(theta.top, theta.clamp), (q) => Math.log(q / (65536 - q)));
-  let state = startState(Float32Array.from(theta.level, (level) => logit[level]), rule, kept);
+  const values = Float32Array.from(theta.exact, (value) => value / EXACT_ONE);
+  let state = startState(Float32Array.from(theta.level, (level) => logit[level]), rule, kept, values);
   const noise = new Float32Array(spec.d);
   const perEpoch = Math.ceil(n / batch);
   let [losses, correct] = [0, 0];
@@ -77,7 +83,7 @@ export async function train(runtime, data, theta, work, options = {}) {
       correct += result.correct;
     }
   }
-  return { scores: state.scores, loss: losses / n, correct, state };
+  return { scores: state.scores, exact: state.exact.values, loss: losses / n, correct, state };
 }
 
 /** The update message that reports `outcome` of `samples` examples: `work.masks` masks, coded as the job asks. */
@@ -110,6 +116,7 @@ export function updateOf(announce, device, spec, theta, outcome, samples, { chan
     correct: outcome.correct,
     codec: work.codec,
     payloads,
+    ...(spec.e ? { exact: exact.encode(exact.quantised(outcome.exact, theta.exact), theta.exact) } : {}),
   };
 }
 

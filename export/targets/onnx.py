@@ -17,7 +17,7 @@ import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
-from export.graph import Adam, Knobs, Ops, Sgd, forward, gradient_of, train_step, unpack
+from export.graph import Adam, Knobs, Ops, Sgd, forward, gradient_of, shapes_beside, train_step, unpack
 from seedmask.layers import EPSILON, Conv2d, GroupNorm, MaxPool2d, Shape
 from seedmask.spec import ModelSpec
 
@@ -509,7 +509,8 @@ def sgd_graph(spec: ModelSpec, batch: int, ops: type[OnnxOps] = OnnxOps) -> byte
     [batch], 1/n for a real example and 0 for padding; scores, w (weights), u (noise) float32 [d]; anchor float32 [d] or
     [1]; m float32 [d] or, without momentum, [1]; rate, momentum float32 []; mean, plain bool []; terms float32 [4] as
     in `export.graph.Knobs`, times_theta first -> scores_out, m_out float32 [d]; loss float32 []; correct int64 [].
-    Where it says int64, it is the type of labels in `ops`.
+    A spec with frozen tensors has frozen float32 [all their entries] as an input, too; one with exact tensors exact
+    float32 [e] and, as an output, exact_grad float32 [e]. Where it says int64, it is the type of labels in `ops`.
     """
     return _step_graph(spec, batch, ops, adam=False)
 
@@ -533,61 +534,88 @@ def _step_graph(spec: ModelSpec, batch: int, ops: type[OnnxOps], adam: bool) -> 
     else:
         optimizer = Sgd(g.input("m", np.float32, ["moments"]), g.input("momentum", np.float32, []))
     knobs = Knobs(rate, mean, plain, anchor, *terms)
-    after = train_step(ops(g, batch), spec, **inputs, knobs=knobs, optimizer=optimizer)
+    after = train_step(ops(g, batch), spec, **inputs, knobs=knobs, optimizer=optimizer, **_unmasked(g, spec))
     g.output("scores_out", after.scores, np.float32, [d])
     g.output("m_out", after.m, np.float32, [d])
     if after.v is not None:
         g.output("v_out", after.v, np.float32, [d])
     g.output("loss", after.loss, np.float32, [])
     g.output("correct", after.correct, ops.LABELS, [])
+    if after.exact is not None:
+        g.output("exact_grad", after.exact, np.float32, [spec.e])
     return g.model("step")
 
 
 def grads_graph(spec: ModelSpec, ops: type[OnnxOps] = OnnxOps) -> bytes:
-    """The loss's gradient by the masked weights, for any number of examples: the middle of a step.
+    """The loss's gradient by the network's weights, for any number of examples: the middle of a step.
 
     What comes before it (weights = w * mask) and after it (estimator, optimiser) is per weight and the host's; so that
     a step may take its examples a few at a time, under one mask, and sum. x float32 [n, *input]; y int64 [n], or
     float32 [n, outputs] if the loss is "mse"; weight float32 [n], one over the examples of the whole step; for every
-    tensor its masked weights, float32 of its shape, named `w.` and the tensor's name -> loss float32 [], the part of
-    these examples; correct int64 []; and for every tensor `g.` and its name. Apart, because a caller's vector is cut
-    without copying it, and a graph's is not.
+    tensor its values, masked, frozen or exact, float32 of its shape, named `w.` and the tensor's name -> loss float32
+    [], the part of these examples; correct int64 []; and for every tensor but frozen ones `g.` and its name. Apart,
+    because a caller's vector is cut without copying it, and a graph's is not.
     """
     g = Graph()
     mse = spec.loss == "mse"
     x = g.input("x", np.float32, ["n", *spec.input])
     y = g.input("y", np.float32, ["n", spec.classes]) if mse else g.input("y", np.int64, ["n"])
     weight = g.input("weight", np.float32, ["n"])
-    weights = {tensor.name: g.input(f"w.{tensor.name}", np.float32, tensor.shape) for tensor in spec.tensors}
+    weights, beside = dict[str, Name](), shapes_beside(spec)
+    for tensor in spec.tensors:
+        values = g.input(f"w.{tensor.name}", np.float32, tensor.shape)
+        taken = beside[tensor.name]
+        weights[tensor.name] = values if taken == tensor.shape else g("Reshape", values, g.ints(*taken))
     loss, correct, grads = gradient_of(ops(g, -1), spec, x=x, y=y, weight=weight, weights=weights)
     g.output("loss", loss, np.float32, [])
     g.output("correct", correct, np.int64, [])
     for tensor in spec.tensors:
-        g.output(f"g.{tensor.name}", grads[tensor.name], np.float32, tensor.shape)
+        if tensor.kind != "frozen":
+            gradient = grads[tensor.name]
+            if tensor.kind == "exact":  # as its layer found it, maybe with dimensions of 1
+                gradient = g("Reshape", gradient, g.ints(*tensor.shape))
+            g.output(f"g.{tensor.name}", gradient, np.float32, tensor.shape)
     return g.model("grads")
 
 
+def _unmasked(g: Graph, spec: ModelSpec) -> dict[str, Name]:
+    """The inputs frozen and exact, of these tensors' flat vectors, where `spec` has any."""
+    sizes = {"frozen": spec.count("frozen"), "exact": spec.e}
+    return {name: g.input(name, np.float32, [size]) for name, size in sizes.items() if size}
+
+
 def eval_graph(spec: ModelSpec) -> bytes:
-    """x float32 [n, *input], w and mask float32 [d] -> logits float32 [n, classes], for any n."""
+    """x float32 [n, *input], w and mask float32 [d] -> logits float32 [n, classes], for any n.
+
+    And frozen and exact, as in the step.
+    """
     g, d = Graph(), spec.d
     x = g.input("x", np.float32, ["n", *spec.input])
     w, mask = g.input("w", np.float32, [d]), g.input("mask", np.float32, [d])
     ops = InferenceOps(g, -1)
-    logits, _ = forward(ops, spec, x, unpack(ops, spec, ops.mul(w, mask)))
+    logits, _ = forward(ops, spec, x, unpack(ops, spec, ops.mul(w, mask), **_unmasked(g, spec)))
     g.output("logits", logits, np.float32, ["n", spec.classes])
     return g.model("eval")
 
 
 def init_graph(spec: ModelSpec) -> bytes:
-    """key int64 [2], from `seedmask.seed.weights_key` -> w float32 [d], bit for bit spec.weights()."""
+    """key int64 [2], from `seedmask.seed.weights_key` -> w float32 [d], bit for bit spec.weights().
+
+    And frozen, bit for bit spec.frozen(), where there are any.
+    """
     g = Graph()
-    g.output("w", frozen(g, spec, g.input("key", np.int64, [2])), np.float32, [spec.d])
+    masked, always = drawn(g, spec, g.input("key", np.int64, [2]))
+    g.output("w", masked, np.float32, [spec.d])
+    if always is not None:
+        g.output("frozen", always, np.float32, [spec.count("frozen")])
     return g.model("init")
 
 
-def frozen(g: Graph, spec: ModelSpec, key: Name) -> Name:
-    """The frozen weights float32 [d] from their key, int64 [2]."""
-    count = (spec.d + 31) // 32
+def drawn(g: Graph, spec: ModelSpec, key: Name) -> tuple[Name, Name | None]:
+    """The random weights from their key, int64 [2]: those of masked tensors, float32 [d], of frozen ones if any."""
+    tensors = [tensor for tensor in spec.tensors if tensor.kind != "exact"]
+    total = sum(tensor.size for tensor in tensors)
+    count = (total + 31) // 32
     stream = _threefry_words(g, key, (count + 1) // 2)
     bits = g("BitwiseAnd", g("Reshape", stream, g.ints(-1, 1)), g.const([1 << b for b in range(32)], np.uint32))
     flat = g(
@@ -596,9 +624,10 @@ def frozen(g: Graph, spec: ModelSpec, key: Name) -> Name:
         g.ints(-1),
     )
     ops = OnnxOps(g, 0)
-    signs = ops.split(g.slice(flat, 0, 0, spec.d), [(tensor.size,) for tensor in spec.tensors])
-    scaled = [ops.mul(sign, ops.number(t.constant)) for sign, t in zip(signs, spec.tensors, strict=True)]
-    return ops.join(scaled)
+    signs = ops.split(g.slice(flat, 0, 0, total), [(tensor.size,) for tensor in tensors])
+    scaled = {t: ops.mul(sign, ops.number(t.constant)) for sign, t in zip(signs, tensors, strict=True)}
+    always = [part for tensor, part in scaled.items() if tensor.kind == "frozen"]
+    return ops.join([scaled[tensor] for tensor in spec.masked]), ops.join(always) if always else None
 
 
 def _threefry_words(g: Graph, key: Name, blocks: int) -> Name:

@@ -43,10 +43,10 @@ class DifferentiableOps(OnnxOps):
 def files(spec: ModelSpec, batch: int) -> dict[str, bytes]:
     """The bundle's members; any number of examples, so `batch` is not in them. Raises MissingPackageError.
 
-    The checkpoint is a nominal one: it names `scores`, the only parameter, and leaves their values to
-    `copy_buffer_to_parameters(scores, trainable_only=False)`, because a round begins with the fleet's.
+    The checkpoint is a nominal one: it names `scores`, and `exact` if the spec has exact tensors, and leaves their
+    values to `copy_buffer_to_parameters(scores, trainable_only=False)`, because a round begins with the fleet's.
     """
-    made = _generate(forward_graph(spec))
+    made = _generate(forward_graph(spec), ["scores", "exact"] if spec.e else ["scores"])
     optimizer = onnx.load_from_string(made["optimizer_model.onnx"])
     return {
         "ort-training/training_model.onnx": made["training_model.onnx"],
@@ -58,10 +58,11 @@ def files(spec: ModelSpec, batch: int) -> dict[str, bytes]:
 
 
 def forward_graph(spec: ModelSpec) -> bytes:
-    """The model that is differentiated by its initialiser `scores` float32 [d].
+    """The model that is differentiated by its initialiser `scores` float32 [d], and by `exact` [e] if there are any.
 
     x float32 [n, *input]; y int64 [n], or float32 [n, outputs] if the loss is "mse"; weight float32 [n], 1/n each;
     w (weights), u (noise) float32 [d]; mean bool [] -> loss float32 [], correct int64 [], logits float32 [n, classes].
+    And frozen, as the ONNX target's step has it.
     """
     g, d = Graph(), spec.d
     ops = DifferentiableOps(g, -1)
@@ -71,7 +72,9 @@ def forward_graph(spec: ModelSpec) -> bytes:
     weight = g.input("weight", np.float32, ["n"])
     w, u, mean = g.input("w", np.float32, [d]), g.input("u", np.float32, [d]), g.input("mean", np.bool_, [])
     mask = _straight_through(g, ops, g.parameter("scores", np.zeros(d, np.float32)), u, mean)
-    logits, _ = forward(ops, pool_first(spec), x, unpack(ops, spec, ops.mul(w, mask)))
+    frozen = g.input("frozen", np.float32, [spec.count("frozen")]) if spec.count("frozen") else None
+    exact = g.parameter("exact", spec.even().values()) if spec.e else None
+    logits, _ = forward(ops, pool_first(spec), x, unpack(ops, spec, ops.mul(w, mask), frozen, exact))
     loss, correct, _ = (ops.squared_error if mse else ops.cross_entropy)(logits, y, weight)
     g.output("loss", loss, np.float32, [])
     g.output("correct", correct, np.int64, [])
@@ -91,8 +94,8 @@ def _straight_through(g: Graph, ops: OnnxOps, scores: Name, u: Name, mean: Name)
     return ops.add(g("Where", mean, still, ops.less(u, still)), ops.sub(theta, still))
 
 
-def _generate(model: bytes) -> dict[str, bytes]:
-    """What the package makes of a forward model, by file name."""
+def _generate(model: bytes, trained: list[str]) -> dict[str, bytes]:
+    """What the package makes of a forward model, by file name; `trained`: its parameters."""
     try:
         from onnxruntime.training import artifacts
     except ImportError as error:
@@ -103,7 +106,7 @@ def _generate(model: bytes) -> dict[str, bytes]:
     with tempfile.TemporaryDirectory() as folder, _quiet():
         artifacts.generate_artifacts(
             onnx.load_from_string(model),
-            requires_grad=["scores"],
+            requires_grad=trained,
             frozen_params=[],
             optimizer=artifacts.OptimType.AdamW,
             artifact_directory=folder,

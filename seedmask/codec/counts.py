@@ -1,7 +1,7 @@
 """Codec 16, `counts`: the global probabilities as integer levels, the downlink.  PROTOCOL 5.4.
 
 Levels above eight bits are split: the high part is entropy coded under its own frequencies, the low bits follow raw,
-since nothing is left to gain in them.
+since nothing is left to gain in them. Exact values, where a model has any, come last.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from seedmask.codec import ans
+from seedmask.codec import ans, exact
 from seedmask.errors import CodecError, LimitError
 from seedmask.mask import MAX_D, ONE, Theta
 
@@ -23,7 +23,7 @@ _HEAD: Final = struct.Struct("<IHH")  # d, top, clamp
 
 
 def encode(theta: Theta) -> bytes:
-    """u32 d | u16 top | u16 clamp | u16 frequency per symbol | u32 length, rANS payload | raw low bits."""
+    """u32 d | u16 top | u16 clamp | u16 frequency per symbol | u32 length, rANS payload | low bits | exact values."""
     shift = _shift(theta.top)
     high = theta.level >> shift
     frequency = _frequencies(high, (theta.top >> shift) + 1)
@@ -36,12 +36,13 @@ def encode(theta: Theta) -> bytes:
             struct.pack("<I", len(coded)),
             coded,
             np.packbits(low.astype(np.uint8).reshape(-1), bitorder="little").tobytes(),
+            exact.encode(theta.exact, np.zeros(theta.e, np.int32)),
         ]
     )
 
 
-def decode(payload: bytes, d: int) -> Theta:
-    """The probabilities of a model of `d` weights. Raises CodecError, or LimitError if they are of another size."""
+def decode(payload: bytes, d: int, e: int = 0) -> Theta:
+    """The theta of a model of `d` weights and `e` exact values. Raises CodecError; LimitError for another size."""
     if len(payload) < _HEAD.size:
         raise CodecError(f"counts: a header of {_HEAD.size} bytes expected, found {len(payload)}")
     size, top, clamp = _HEAD.unpack_from(payload)
@@ -58,20 +59,21 @@ def decode(payload: bytes, d: int) -> Theta:
     if int(frequency.sum()) != ans.TOTAL:
         raise CodecError(f"counts: frequencies sum to {int(frequency.sum())}, not {ans.TOTAL}")
     (length,) = struct.unpack_from("<I", payload, at - 4)
-    if len(payload) != at + length + (d * shift + 7) // 8:
+    end = at + length + (d * shift + 7) // 8
+    if len(payload) < end or (len(payload) > end and not e):
         raise CodecError(f"counts: {len(payload)} bytes do not fit a coded part of {length}")
     high = ans.decode(payload[at : at + length], np.zeros(d, np.intp), frequency[None, :])
     if not np.array_equal(frequency, _frequencies(high, symbols)):
         raise CodecError("counts: the frequencies are not those of the levels")
     level: npt.NDArray[np.uint16] = high.astype(np.uint16) << np.uint16(shift)
-    bits = np.unpackbits(np.frombuffer(payload, np.uint8, -1, at + length), bitorder="little")
+    bits = np.unpackbits(np.frombuffer(payload, np.uint8, end - at - length, at + length), bitorder="little")
     if bits[d * shift :].any():
         raise CodecError("counts: padding bits must be zero")
     low = bits[: d * shift].reshape(d, shift).astype(np.uint16) << np.arange(shift, dtype=np.uint16)
     level += low.sum(axis=1, dtype=np.uint16)
     if int(level.max()) > top:
         raise CodecError(f"counts: a level above the top, {int(level.max())} > {top}")
-    return Theta(level, top, clamp)
+    return Theta(level, top, clamp, exact.decode(payload[end:], np.zeros(e, np.int32)))
 
 
 def _frequencies(high: npt.NDArray[Any], symbols: int) -> npt.NDArray[np.uint32]:

@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from seedmask.codec import ans
+from seedmask.codec import ans, exact
 from seedmask.errors import CodecError, ThetaMismatchError
 from seedmask.mask import ONE, Theta
 
@@ -24,19 +24,23 @@ _HEAD: Final = struct.Struct("<B16sHH")  # id, digest of the base, top, clamp
 
 
 def possible(theta: Theta, base: Theta) -> bool:
-    """Whether `encode` can: as many weights, and few enough levels."""
+    """Whether `encode` can: as many weights and exact values, and few enough levels."""
     few = max(theta.top, base.top) < 256 and (theta.top + 1) * (base.top + 1) <= MAX_CELLS
-    return theta.d == base.d and few
+    return (theta.d, theta.e) == (base.d, base.e) and few
 
 
 def encode(theta: Theta, base: Theta) -> bytes:
-    """u8 17 | base digest | u16 top | u16 clamp | u16 frequencies per level of the base that occurs | rANS payload."""
+    """u8 17 | base digest | u16 top | u16 clamp | u16 frequencies per level of the base that occurs | rANS payload.
+
+    Exact values' differences, where there are any, stand behind the clamp, with their length.
+    """
     if not possible(theta, base):
         raise ValueError(f"no delta of {theta.top + 1} levels on {base.top + 1}, {theta.d} weights on {base.d}")
     contexts = _contexts(base)
     frequency = _rows(theta.level, theta.top, contexts)
     coded = ans.encode(theta.level, contexts, frequency)
-    return _HEAD.pack(ID, base.digest(), theta.top, theta.clamp) + frequency.astype("<u2").tobytes() + coded
+    head = _HEAD.pack(ID, base.digest(), theta.top, theta.clamp) + exact.put(theta.exact, base.exact)
+    return head + frequency.astype("<u2").tobytes() + coded
 
 
 def decode(payload: bytes, base: Theta) -> Theta:
@@ -48,18 +52,19 @@ def decode(payload: bytes, base: Theta) -> Theta:
         raise ThetaMismatchError("delta: coded under other probabilities than those held here")
     if not 1 <= top < 256 or base.top > 255 or (top + 1) * (base.top + 1) > MAX_CELLS or not 1 <= clamp < ONE // 2:
         raise CodecError(f"delta: top {top}, clamp {clamp} out of range")
+    values, start = exact.take(payload, _HEAD.size, base.exact)
     contexts = _contexts(base)
     rows, columns = int(contexts.max()) + 1, top + 1
-    at = _HEAD.size + 2 * rows * columns
+    at = start + 2 * rows * columns
     if len(payload) < at:
         raise CodecError(f"delta: {rows} rows of {columns} frequencies expected, found {len(payload)} bytes in all")
-    frequency = np.frombuffer(payload, "<u2", rows * columns, _HEAD.size).reshape(rows, columns).astype(np.uint32)
+    frequency = np.frombuffer(payload, "<u2", rows * columns, start).reshape(rows, columns).astype(np.uint32)
     if np.any(frequency.sum(axis=1) != ans.TOTAL):
         raise CodecError(f"delta: frequencies of a row do not sum to {ans.TOTAL}")
     level = ans.decode(payload[at:], contexts, frequency).astype(np.uint16)
     if not np.array_equal(frequency, _rows(level, top, contexts)):
         raise CodecError("delta: the frequencies are not those of the levels")
-    return Theta(level, top, clamp)
+    return Theta(level, top, clamp, values)
 
 
 def _contexts(base: Theta) -> npt.NDArray[np.intp]:

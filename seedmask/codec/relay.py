@@ -4,6 +4,7 @@ Who holds the probabilities of the round before can do what the aggregator did: 
 up. With `hmrc` that is a few hundredths of a bit per weight and device, less than theta itself by any coding, and theta
 need not be rounded for it. The idea is BiCompFL's (arXiv 2502.00206). Cost: a device decodes the masks of all others,
 and can read them; in a fleet whose devices must not see each other's masks it is switched off ([learning] relay).
+Exact values come as their mean alone, which is as long as one device's.
 """
 
 from __future__ import annotations
@@ -11,15 +12,15 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
-from seedmask.codec import by_id, varint
+from seedmask.codec import by_id, exact, varint
 from seedmask.errors import CodecError, LimitError, ThetaMismatchError
-from seedmask.mask import MAX_TOP, ONE, Mask, Theta
+from seedmask.mask import I32, MAX_TOP, ONE, Mask, Theta
 from seedmask.shared import Shared
 
 ID = 18
@@ -79,10 +80,13 @@ def size(parts: Sequence[Part]) -> tuple[int, int]:
     return sum(len(part.payloads) for part in parts), sum(len(p) for part in parts for p in part.payloads)
 
 
-def encode(base: Theta, round_: int, pooling: Pooling, parts: Sequence[Part]) -> bytes:
-    """The parts of `round_` (bytes), whose masks were coded under `base`, in ascending order of the devices' names."""
+def encode(base: Theta, round_: int, pooling: Pooling, parts: Sequence[Part], values: I32 | None = None) -> bytes:
+    """The parts of `round_` (bytes), whose masks were coded under `base`, in ascending order of the devices' names.
+
+    `values` int32 [e]: the exact values of the theta that they made; None where the model has none.
+    """
     head = _HEAD.pack(ID, base.digest(), round_, pooling.top, pooling.clamp, pooling.heaviest, len(parts))
-    out = [head]
+    out = [head, exact.put(base.exact if values is None else values, base.exact)]
     for part in sorted(parts, key=lambda part: part.device):
         out.append(bytes([len(part.device)]) + part.device.encode("ascii"))
         out.append(struct.pack("<IBB", part.samples, part.codec, len(part.payloads)))
@@ -97,7 +101,7 @@ def decode(payload: bytes, base: Theta, seed: int, job: str, max_blocks: int = 0
     Raises a ProtocolError for anything else than a relay under `base`; whether the theta is the announced one is for
     the caller to compare.
     """
-    round_, pooling, parts = _read(payload, base)
+    round_, pooling, parts, values = _read(payload, base)
     total, weight, unit, masks = np.zeros(base.d, np.int64), 0, 0, 0
     for part in parts:
         each = weight_of(part.samples, pooling.heaviest)
@@ -107,11 +111,11 @@ def decode(payload: bytes, base: Theta, seed: int, job: str, max_blocks: int = 0
             )
             total += each * mask.astype(np.int64)
             weight, unit, masks = weight + each, math.gcd(unit, each), masks + 1
-    return pool(total, weight, unit, masks, pooling.top, pooling.clamp)
+    return replace(pool(total, weight, unit, masks, pooling.top, pooling.clamp), exact=values)
 
 
-def _read(payload: bytes, base: Theta) -> tuple[int, Pooling, list[Part]]:
-    """(round, pooling, parts); no mask is decoded yet, and none will be if there are too many."""
+def _read(payload: bytes, base: Theta) -> tuple[int, Pooling, list[Part], I32]:
+    """(round, pooling, parts, exact values); no mask is decoded yet, and none will be if there are too many."""
     if len(payload) < _HEAD.size or payload[0] != ID:
         raise CodecError(f"relay: a header of {_HEAD.size} bytes that begins with {ID} expected")
     _, digest, round_, top, clamp, heaviest, n = _HEAD.unpack_from(payload)
@@ -120,7 +124,8 @@ def _read(payload: bytes, base: Theta) -> tuple[int, Pooling, list[Part]]:
     if not 1 <= clamp < ONE // 2 or heaviest > MAX_WEIGHT or not n:
         raise CodecError(f"relay: clamp {clamp}, heaviest {heaviest}, {n} devices out of range")
     parts: list[Part] = []
-    at, all_masks = _HEAD.size, 0
+    values, at = exact.take(payload, _HEAD.size, base.exact)
+    all_masks = 0
     for _ in range(n):
         name, at = _take(payload, at + 1, payload[at] if at < len(payload) else 1)
         head, at = _take(payload, at, 6)
@@ -138,7 +143,7 @@ def _read(payload: bytes, base: Theta) -> tuple[int, Pooling, list[Part]]:
         parts.append(Part(name.decode("ascii"), samples, codec, tuple(payloads)))
     if at != len(payload):
         raise CodecError(f"relay: {len(payload) - at} bytes after the last mask")
-    return round_, Pooling(top, clamp, heaviest), parts
+    return round_, Pooling(top, clamp, heaviest), parts, values
 
 
 def _take(payload: bytes, at: int, n: int) -> tuple[bytes, int]:

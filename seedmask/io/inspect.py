@@ -14,7 +14,7 @@ from seedmask import bundle as bundles
 from seedmask import model as models
 from seedmask.errors import ProtocolError, UserError
 from seedmask.io.commands import Command
-from seedmask.layers import GELU, Concat, Conv2d, GroupNorm, Mean, Permute, Pool2d, TrailingNorm
+from seedmask.layers import GELU, Concat, Conv2d, GroupNorm, LayerNorm, Mean, Permute, Pool2d, RMSNorm
 from seedmask.spec import ModelSpec
 
 
@@ -34,11 +34,14 @@ def _run(options: argparse.Namespace) -> int:
     shape = _by(facts["input"])
     output = f"{facts['classes']} {facts['outputs']}, loss {facts['loss']}"
     print(f"input     {shape}, values {facts['range'][0]} .. {facts['range'][1]}; {output}")
-    print(f"weights   {facts['parameters']:,}, none stored")
+    others = "".join(f", {facts[kind]:,} {kind}" for kind in ("frozen", "exact") if facts[kind])
+    print(f"weights   {facts['parameters']:,}, none stored{others}")
     names, shapes = [row["name"] for row in facts["tensors"]], [_by(row["shape"]) for row in facts["tensors"]]
     wide, across = (max(16, 2 + max(map(len, column))) for column in (names, shapes))
     for name, shape, row in zip(names, shapes, facts["tensors"], strict=True):
-        print(f"          {name:<{wide}}{shape:<{across}}{row['size']:>11,}  +-{row['constant']:.6g}")
+        scale = f"from {row['start']}" if row["kind"] == "exact" else f"+-{row['constant']:.6g}"
+        kind = "" if row["kind"] == "masked" else f"  {row['kind']}"
+        print(f"          {name:<{wide}}{shape:<{across}}{row['size']:>11,}  {scale}{kind}")
     if facts["chain"]:
         print(f"layers    {' -> '.join(facts['layers'])}")
     else:
@@ -64,10 +67,11 @@ def size_lines(sizes: models.Sizes) -> list[str]:
 
     over = f", {sizes.over_entropy:.2%} above" if sizes.entropy_bits else ""
     bound = f"; bound {sizes.entropy_bits / 8:,.0f} bytes ({sizes.entropy_bits / sizes.d:.4f}){over}"
-    rest = sizes.file - sizes.mask - sizes.spec
+    rest = sizes.file - sizes.mask - sizes.spec - sizes.exact
     return [
         line("file", sizes.file, ""),
         line("  mask", sizes.mask, f", {sizes.codec}{bound}"),
+        *([line("  exact", sizes.exact, ": values that are no mask")] if sizes.exact else []),
         line("  spec", sizes.spec, ": layers, shapes, seed"),
         line("  frame", rest, ": header and SHA-256"),
     ]
@@ -125,10 +129,9 @@ def label(spec: ModelSpec, number: int) -> str:
         words += [f"groups {layer.groups}"] * (layer.groups > 1)
     elif isinstance(layer, Pool2d):
         words.append(_by(layer.size))
-    elif isinstance(layer, GroupNorm):
-        words.append(str(layer.groups))
-    elif isinstance(layer, TrailingNorm):
-        words.append(f"last {layer.dims}")
+    elif isinstance(layer, GroupNorm | LayerNorm | RMSNorm):
+        words.append(str(layer.groups) if isinstance(layer, GroupNorm) else f"last {layer.dims}")
+        words += [word for word, name in (("scale", layer.scale), ("shift", layer.shift)) if name]
     elif isinstance(layer, Mean | Permute):
         words.append(",".join(map(str, layer.axes if isinstance(layer, Mean) else layer.order)))
     elif isinstance(layer, GELU) and layer.approximate != "none":
@@ -155,12 +158,16 @@ def _of_spec(spec: ModelSpec, data: bytes) -> dict[str, Any]:
         "range": list(spec.range),
         "classes": spec.classes,
         "parameters": spec.d,
+        "frozen": spec.count("frozen"),
+        "exact": spec.e,
         "outputs": spec.outputs,
         "loss": spec.loss,
         "chain": is_chain(spec),
         "layers": [label(spec, number) for number in range(len(spec.layers))],
         "tensors": [
-            {"name": t.name, "shape": list(t.shape), "size": t.size, "constant": t.constant} for t in spec.tensors
+            {"name": t.name, "shape": list(t.shape), "size": t.size, "constant": t.constant, "kind": t.kind}
+            | ({"start": t.start} if t.kind == "exact" else {})
+            for t in spec.tensors
         ],
     }
 

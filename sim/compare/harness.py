@@ -283,7 +283,7 @@ class Meter:
     def up(self, number: int, device: str, samples: int, payload: bytes) -> int:
         """One device's update, in chunks."""
         theta = chunks.transfer_id(number.to_bytes(4, "little"))
-        update = Update(number, basis(JOB, self.model, theta), samples, 0, 0, 255, (payload,))
+        update = Update(number, basis(JOB, self.model, theta), samples, 0, 0, 127, (payload,))
         return self.frame_up(device, encode(update))
 
     def frame_up(self, device: str, frame: bytes) -> int:

@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 
 from seedmask import PROTOCOL_VERSION, bundle, chunks, codec, layers, mask, model, seed, spec, wire
-from seedmask.codec import Plan, ans, counts, crn, delta, hmrc, packed, rans, relay, tensors, varint
+from seedmask.codec import Plan, ans, counts, crn, delta, exact, hmrc, packed, rans, relay, tensors, varint
 from seedmask.errors import ProtocolError
 from seedmask.shared import Shared
 
@@ -63,7 +63,11 @@ def vectors() -> dict[str, Any]:
         "hmrc": [drawn_blocks(*arguments) for arguments in BLOCKS],
         "delta": [delta_vector(*arguments) for arguments in DELTAS],
         "relay": [relay_vector(*arguments) for arguments in RELAYS],
-        "models": [model_vector(*arguments) for arguments in MODELS],
+        "exact": [exact_vector(*arguments) for arguments in EXACTS],
+        "models": [
+            *(model_vector(finished(*each), each[1]) for each in MODELS),
+            model_vector(of_kinds(SPECS["kinds"]), [32768] * 3),
+        ],
         "specs": [spec_vector(s) for s in SPECS.values()],
         "bases": bases(),
         "frames": [{"name": n, "message": plain(m), "frame": wire.encode(m).hex()} for n, m in MESSAGES.items()],
@@ -397,6 +401,68 @@ def relay_rejects() -> list[dict[str, Any]]:
     ]
 
 
+# d, top and levels of the base and of theta, then exact values before and after; the relay's masks are relay_parts'.
+_far = mask.EXACT_LIMIT
+EXACTS: list[tuple[int, int, str, int, str, list[int], list[int]]] = [
+    (7, 2, "spread", 3, "spread", [0, 65536, -1, 64], [0, 65535, 63, -64]),
+    (300, 10, "spread", 15, "polarised", [65536] * 20, [65536 + n**3 - 12 * n * n for n in range(20)]),
+    (40, 3, "spread", 2, "spread", [_far, -_far, 0, 0], [-_far, _far, _far, -_far]),  # 5 bytes each
+]
+
+
+def exact_vector(
+    d: int, base_top: int, base_levels: str, top: int, levels: str, before: list[int], after: list[int]
+) -> dict[str, Any]:
+    one, other = np.array(before, np.int32), np.array(after, np.int32)
+    base = replace(make_theta(d, base_top, 655, base_levels), exact=one)
+    theta = replace(make_theta(d, top, 655, levels), exact=other)
+    parts = relay_parts(base, [(5, (1,)), (6, (2,))])
+    relayed = relay.encode(base, 9, relay.Pooling(0, 655, 0), parts, other)
+    return {
+        "d": d,
+        "seed": f"{SEED + d:016x}",
+        "base_top": base_top,
+        "base_levels": base_levels,
+        "top": top,
+        "levels": levels,
+        "clamp": 655,
+        "before": before,
+        "after": after,
+        "payload": exact.encode(other, one).hex(),
+        "base": base.digest().hex(),
+        "theta": theta.digest().hex(),
+        "counts": blob(counts.encode(theta)),
+        "delta": blob(delta.encode(theta, base)),
+        "relay": relayed.hex(),
+        "relayed": relay.decode(relayed, base, SEED + d, "job").digest().hex(),
+    }
+
+
+def exact_rejects() -> list[dict[str, Any]]:
+    tries: list[tuple[str, list[int], int, bytes]] = [
+        ("no bytes for a value", [0], 100, b""),
+        ("a value less", [0, 0], 100, b"\2"),
+        ("a value more", [0], 100, b"\2\2"),
+        ("bytes for no value", [], 100, b"\0"),
+        ("a number not in its shortest form", [0], 100, b"\x82\0"),
+        ("a number above 32 bits", [0], 100, b"\xff" * 4 + b"\x1f"),
+        ("further than allowed", [0], 100, varint.put(202)),
+        ("further than allowed, downwards", [0], 100, varint.put(201)),
+        ("above the limit", [_far], 100, b"\2"),
+        ("below the limit", [-_far], 100, b"\1"),
+    ]
+    return [
+        {
+            "why": why,
+            "before": before,
+            "reach": reach,
+            "payload": data.hex(),
+            "error": code_of(exact.decode, data, np.array(before, np.int32), reach),
+        }
+        for why, before, reach, data in tries
+    ]
+
+
 def make_theta(d: int, top: int, clamp: int, levels: str) -> mask.Theta:
     u = seed.uniforms16(seed.uniforms_key(SEED + d, 0, 0), d).astype(np.int64)
     level = {
@@ -522,17 +588,63 @@ SPECS = {
         ),
         loss="mse",
     ),
+    # Every kind of tensor: frozen ones amid masked ones, scales and shifts of each normalisation, exact biases.
+    "kinds": spec.ModelSpec(
+        name="kinds",
+        seed=SEED,
+        input=(2, 3, 4),
+        range=(0, 255),
+        classes=3,
+        layers=(
+            layers.GroupNorm(2, "a", "b"),
+            layers.Conv2d("c", "d", (1, 1), (0, 0)),
+            layers.LayerNorm(1, "e", "f"),
+            layers.Conv2d("g", "h", (1, 1), (0, 0)),
+            layers.RMSNorm(2, "i"),
+            layers.Flatten(),
+            layers.Linear("j", "k"),
+            layers.GroupNorm(1, None, "l"),
+        ),
+        tensors=(
+            spec.Tensor("a", (2,), kind="exact", start=1),
+            spec.Tensor("b", (2,), kind="exact"),
+            spec.Tensor("c", (4, 2, 1, 1), _half),
+            spec.Tensor("d", (4,), kind="exact"),
+            spec.Tensor("e", (4,), kind="exact", start=1),
+            spec.Tensor("f", (4,), kind="exact"),
+            spec.Tensor("g", (2, 4, 1, 1), _third, "frozen"),
+            spec.Tensor("h", (2,), _third, "frozen"),
+            spec.Tensor("i", (3, 4), kind="exact", start=1),
+            spec.Tensor("j", (3, 24), _half),
+            spec.Tensor("k", (3,), _half),
+            spec.Tensor("l", (3,), kind="exact", start=1),
+        ),
+    ),
 }
+
+# The smallest with all three kinds, for the rejects.
+FEW = spec.ModelSpec(
+    *("few", 1, (2,), (0, 1), 2),
+    (layers.GroupNorm(1, "a", "b"), layers.Linear("c", None), layers.Linear("d", None)),
+    (
+        spec.Tensor("a", (2,), kind="exact", start=1),
+        spec.Tensor("b", (2,), kind="exact"),
+        spec.Tensor("c", (2, 2), _third, "frozen"),
+        spec.Tensor("d", (2, 2), _half),
+    ),
+)
 
 
 def spec_vector(s: spec.ModelSpec) -> dict[str, Any]:
     weights = s.weights().astype("<f4").tobytes()
+    kinds = {"begin": s.begin().tolist(), "frozen": blob(s.frozen().astype("<f4").tobytes())}
     return {
         "json": s.canonical().decode(),
         "digest": s.digest.hex(),
         "d": s.d,
         "first_weights": weights[:64].hex(),
         "weights": blob(weights),
+        **(kinds if s.e else {}),
     }
 
 
@@ -563,8 +675,13 @@ def finished(widths: list[int], shares: list[int]) -> model.FinishedModel:
     return model.FinishedModel(s, (v < np.repeat(shares, [t.size for t in s.tensors])).astype(np.uint8))
 
 
-def model_vector(widths: list[int], shares: list[int]) -> dict[str, Any]:
-    m = finished(widths, shares)
+def of_kinds(s: spec.ModelSpec) -> model.FinishedModel:
+    """A model with exact values, which its file holds behind the mask, and frozen weights, of which it holds none."""
+    v = seed.uniforms16(seed.uniforms_key(SEED + s.d, 0, 1), s.d)
+    return model.FinishedModel(s, (v < 32768).astype(np.uint8), s.begin() - np.arange(s.e, dtype=np.int32))
+
+
+def model_vector(m: model.FinishedModel, shares: list[int]) -> dict[str, Any]:
     data = model.encode(m)
     assert np.array_equal(model.decode(data).mask, m.mask)
     return {
@@ -572,8 +689,9 @@ def model_vector(widths: list[int], shares: list[int]) -> dict[str, Any]:
         "shares": shares,
         "seed": f"{SEED + m.spec.d:016x}",
         "mask": blob(packed.encode(m.mask, mask.Theta.even(m.spec.d))),
-        "tensors": blob(tensors.encode(m.mask, [t.size for t in m.spec.tensors])),
+        "tensors": blob(tensors.encode(m.mask, [t.size for t in m.spec.masked])),
         "file": blob(data),
+        **({"exact": m.exact.tolist()} if m.spec.e else {}),
     }
 
 
@@ -604,8 +722,25 @@ def model_rejects() -> list[dict[str, Any]]:
         "tensors, a word more": file(tensors.ID, coded + b"\0\0"),
         "tensors, a word more where nothing is to be told": file(tensors.ID, b"\0\0" + b"\0\0"),
         "tensors, a padding bit": file(tensors.ID, tensors_padded(sizes)),
+        **exact_model_rejects(),
     }
     return [{"why": why, "bytes": b.hex(), "error": code_of(model.decode, b)} for why, b in tries.items()]
+
+
+def exact_model_rejects() -> dict[str, bytes]:
+    """The file of a model with exact values, their bytes other than they must be."""
+
+    def sealed_(body: bytes) -> bytes:
+        return body + hashlib.sha256(body).digest()
+
+    m = of_kinds(FEW)
+    good, values = model.encode(m)[:-32], exact.encode(m.exact, np.zeros(m.spec.e, np.int32))
+    return {
+        "an exact value less": sealed_(good[:-1]),
+        "an exact value more": sealed_(good + b"\0"),
+        "no exact values": sealed_(good[: -len(values)]),
+        "exact values of a model that has none": sealed_(model.encode(finished([5, 3], [32768, 0]))[:-32] + b"\0"),
+    }
 
 
 def tensors_padded(sizes: list[int]) -> bytes:
@@ -634,6 +769,7 @@ _strata = wire.Announce(
 )
 _basis = wire.basis("digits", _A, _B)
 _update = wire.Update(1, _basis, 2000, 693_147, 1234, 2, (b"payload",))
+_exact = replace(_update, exact=exact.encode(np.array([9, -70], np.int32), np.zeros(2, np.int32)))
 _chunk = wire.Chunk(_C, 10, 4, 2, 3, b"ij")
 _seven = make_theta(7, 10, 655, "spread")
 MESSAGES: dict[str, wire.Message] = {
@@ -646,6 +782,7 @@ MESSAGES: dict[str, wire.Message] = {
         *(b"\xff" * 16, b"\xff" * 16, 65535, 0xFFFFFFFF, _every, ("0" * 63,), "\u00e9\u4e2d\U0001f331\ufeff"),
     ),
     "announce, a delta and strata": _strata,
+    "announce, a rate of exact values": replace(_announce, work=wire.Work(exact_rate=0xFFFFFFFF)),
     "update": _update,
     "update, empty payload": replace(_update, payloads=(b"",), samples=1, loss=0, correct=0, codec=1),
     "update, a mask": replace(
@@ -655,6 +792,8 @@ MESSAGES: dict[str, wire.Message] = {
     ),
     "update, three masks": replace(_update, codec=1, payloads=(b"\x01", b"", b"\x7f\x80")),
     "update, 255 masks": replace(_update, payloads=(b"",) * 255),
+    "update, exact values": _exact,
+    "update, exact values and two masks": replace(_exact, codec=127, payloads=(b"", b"\xff"), exact=b"\0"),
     **{
         f"receipt, {status.name.lower()}": wire.Receipt("digits", 1, _C, status, "codec" if status == 5 else "")
         for status in wire.Status
@@ -680,6 +819,8 @@ def plain(value: Any) -> Any:
     """A message as JSON: bytes in hexadecimal, `boot` as 16 digits, its type by name."""
     if is_dataclass(value):
         made = {f.name: plain(getattr(value, f.name)) for f in fields(value)}
+        if made.get("exact") == "":  # no such field on the wire either
+            del made["exact"]
         if "boot" in made:
             made["boot"] = f"{made['boot']:016x}"
         return made if isinstance(value, wire.Work) else {"type": type(value).__name__.lower(), **made}
@@ -731,6 +872,7 @@ def rejects() -> dict[str, Any]:
         "counts": counts_rejects(),
         "delta": delta_rejects(),
         "relay": relay_rejects(),
+        "exact": exact_rejects(),
         "specs": spec_rejects(),
         "chunks": chunk_rejects(),
         "bundles": bundle_rejects(),
@@ -828,6 +970,10 @@ def frame_rejects() -> list[tuple[str, bytes]]:
         ("an update of more masks than there are", sealed(2, body_of(_update, 33, b"\1", b"\2"))),
         ("an update whose payload is longer", sealed(2, body_of(_update, 34, u32(7), u32(8)))),
         ("an update whose payload is shorter", sealed(2, body_of(_update, 34, u32(7), u32(6)))),
+        ("an update that says exact values and has none", sealed(2, body_of(_update, 32, b"\2", b"\x82"))),
+        ("an update of no exact values", sealed(2, body_of(_update, 32, b"\2", b"\x82") + u32(0))),
+        ("an update whose exact values are longer", sealed(2, body_of(_exact) + b"\0")),
+        ("an update with exact values that it does not say", sealed(2, body_of(_exact, 32, b"\x82", b"\2"))),
         ("an update of 4 GiB", sealed(2, body_of(_update, 34, u32(7), b"\xff" * 4))),
         ("chunk: total 0", sealed(6, body_of(_chunk, 16, u32(10), u32(0)))),
         ("chunk: total above the limit", sealed(6, body_of(_chunk, 16, u32(10), u32((1 << 28) + 1)))),
@@ -856,13 +1002,13 @@ def work_rejects() -> list[tuple[str, bytes]]:
     over |= dict.fromkeys((4, 6, 7, 15), 2) | dict.fromkeys((5, 17), 1_000_000)
     return [
         ("an option 0", with_options((0, 1))),
-        ("an unknown option", with_options((18, 1))),
+        ("an unknown option", with_options((19, 1))),
         ("an unknown option among others", with_options((1, 2), (200, 1))),
         ("options in another order", with_options((3, 2), (1, 2))),
         ("an option twice", with_options((1, 2), (1, 2))),
         ("fewer options than said", with_options((1, 2), count=255)),
         *[(f"option {n} at its default", with_options((n, value))) for n, value in enumerate(defaults, 1)],
-        *[(f"option {n} of 0", with_options((n, 0))) for n in (1, 2, 11, 12, 13)],
+        *[(f"option {n} of 0", with_options((n, 0))) for n in (1, 2, 11, 12, 13, 18)],
         *[(f"option {n} above its range", with_options((n, value))) for n, value in sorted(over.items())],
         ("least kappa above the largest", with_options((12, 24_001))),
         ("largest kappa below the least", with_options((13, 4_999))),
@@ -1076,7 +1222,31 @@ def spec_rejects() -> list[dict[str, Any]]:
         "groups that the channels do not make": good.replace('"op":"conv2d"', '"groups":2,"op":"conv2d"'),
         **graph_rejects(),
     }
-    stay = [why for why, json_text in tries.items() if json_text in (good, normalised)]
+    few = FEW.canonical().decode()
+    shift, frozen = '{"kind":"exact","name":"b","shape":[2]}', f'"name":"c","scale":{_third}'
+    tries |= {
+        "an unknown kind": few.replace(shift, shift.replace("exact", "dense")),
+        "a kind that is null": few.replace(shift, shift.replace('"exact"', "null")),
+        "masked, spelled out": few.replace('{"name":"d"', '{"kind":"masked","name":"d"'),
+        "an exact tensor with a scale": few.replace(shift, shift.replace('"shape"', f'"scale":{_half},"shape"')),
+        "an exact tensor with a scale of 0": few.replace(shift, shift.replace('"shape"', '"scale":0,"shape"')),
+        "a start of 2": few.replace(shift, shift.replace("[2]", '[2],"start":2')),
+        "a start of 0, spelled out": few.replace(shift, shift.replace("[2]", '[2],"start":0')),
+        "a start of true": few.replace(shift, shift.replace("[2]", '[2],"start":true')),
+        "a frozen tensor with a start": few.replace(frozen, f'{frozen},"start":1'),
+        "a frozen tensor without a scale": few.replace(frozen, '"name":"c"'),
+        "a shift that is masked": few.replace(shift, f'{{"name":"b","scale":{_half},"shape":[2]}}'),
+        "a shift that is frozen": few.replace(shift, f'{{"kind":"frozen","name":"b","scale":{_half},"shape":[2]}}'),
+        "a shift of another shape": few.replace(shift, shift.replace("[2]", "[1]")),
+        "a shift of null": few.replace('"shift":"b"', '"shift":null').replace(f"{shift},", ""),
+        "a shift of rmsnorm": few.replace('"groups":1,"op":"groupnorm"', '"dims":1,"op":"rmsnorm"'),
+        "nothing masked": few.replace('{"name":"d"', '{"kind":"frozen","name":"d"'),
+        "more exact values than the limit": few.replace("[2,2]", "[2,40000]").replace(
+            f'"frozen","name":"c","scale":{_third}', '"exact","name":"c"'
+        ),
+    }
+    good_ones = (good, normalised, few)
+    stay = [why for why, json_text in tries.items() if json_text in good_ones]
     if stay:
         raise SystemExit(f"these rejects change nothing: {stay}")
     return [{"why": why, "json": j, "error": code_of(spec.from_json, j.encode())} for why, j in tries.items()]

@@ -146,6 +146,27 @@ section("delta", vectors.delta, (v) => {
   equal(sm.delta.decode(payload, base), theta, "decoded");
 });
 
+section("exact values", vectors.exact, (v) => {
+  const values = (list) => Int32Array.from(list);
+  const [before, after] = [values(v.before), values(v.after)];
+  const payload = sm.exact.encode(after, before);
+  equalBytes(payload, v.payload, "payload");
+  equal(sm.exact.decode(payload, before), after, "decoded");
+  const plain = [thetaOf(v, v.base_levels, v.base_top), thetaOf(v)];
+  const [base, theta] = plain.map((t, i) => new sm.Theta(t.level, t.top, t.clamp, [before, after][i]));
+  equalBytes(base.digest(), v.base, "base digest");
+  equalBytes(theta.digest(), v.theta, "theta digest");
+  const whole = sm.counts.encode(theta);
+  equalBytes(whole, v.counts, "counts");
+  equal(sm.counts.decode(whole, v.d, after.length), theta, "counts, decoded");
+  const changed = sm.delta.encode(theta, base);
+  equalBytes(changed, v.delta, "delta");
+  equal(sm.delta.decode(changed, base), theta, "delta, decoded");
+  const { round, pooling, parts, values: told } = sm.relay.read(sm.fromHex(v.relay), base);
+  equal(sm.relay.encode(base, round, pooling, parts, told), sm.fromHex(v.relay), "relay, encoded again");
+  equalBytes(sm.relay.decode(sm.fromHex(v.relay), base, v.seed, "job").digest(), v.relayed, "relay's theta");
+});
+
 section("relay", vectors.relay, (v) => {
   const base = thetaOf({ ...v, clamp: 655 }, "spread", 10);
   const payload = sm.fromHex(v.payload);
@@ -163,6 +184,10 @@ section("specs", vectors.specs, (v) => {
   const spec = sm.readSpec(ascii(v.json));
   equalBytes(spec.digest, v.digest, "digest");
   equal(spec.d, v.d, "d");
+  if (v.begin) {
+    equal([...sm.begin(spec)], v.begin, "begin");
+    equalBytes(new Uint8Array(sm.weights(spec, "frozen").buffer), v.frozen, "frozen weights");
+  }
   const weights = new Uint8Array(sm.weights(spec).buffer);
   equalBytes(weights.subarray(0, 64), v.first_weights, "first weights");
   equalBytes(weights, v.weights, "weights");
@@ -172,16 +197,19 @@ section("specs", vectors.specs, (v) => {
 
 section("finished models", vectors.models, (v) => {
   const spec = sm.readSpec(ascii(v.spec));
-  const sizes = spec.tensors.map((tensor) => tensor.shape.reduce((a, b) => a * b));
+  const masked = spec.tensors.filter((tensor) => !tensor.kind);
+  const sizes = masked.map((tensor) => tensor.shape.reduce((a, b) => a * b));
+  const values = Int32Array.from(v.exact ?? []);
   const share = sizes.flatMap((n, t) => new Array(n).fill(v.shares[t]));
   const mask = Uint8Array.from(uniforms(v.seed, 1, spec.d), (u, i) => (u < share[i] ? 1 : 0));
   equalBytes(sm.packed.encode(mask, new sm.Theta(new Uint16Array(spec.d).fill(1), 2)), v.mask, "mask");
   const coded = sm.tensors.encode(mask, sizes);
   equalBytes(coded, v.tensors, "tensors");
   equal(sm.tensors.decode(coded, sizes), mask, "tensors, decoded");
-  const file = sm.writeModel(ascii(v.spec), mask);
+  const file = sm.writeModel(ascii(v.spec), mask, values);
   equalBytes(file, v.file, "file");
   equal(sm.readModel(file).mask, mask, "file, read");
+  equal(sm.readModel(file).values, values, "exact values, read");
   if (file.length < 1000) {
     for (let n = 0; n < file.length; n++) refuses(() => sm.readModel(file.subarray(0, n)), "bundle");
   }
@@ -189,7 +217,7 @@ section("finished models", vectors.models, (v) => {
 
 // --- 6 messages ---
 
-const BYTES = ["model", "theta", "transfer", "base", "delta", "basis", "data"];
+const BYTES = ["model", "theta", "transfer", "base", "delta", "basis", "data", "exact"];
 
 function fromJson(stored) {
   const message = { ...stored };
@@ -264,6 +292,9 @@ section("rejects: masks", rejects.masks, (v) => {
 section("rejects: relay", rejects.relay, (v) => {
   const base = new sm.Theta(Uint16Array.from(v.level), v.top, v.clamp);
   refuses(() => sm.relay.decode(sm.fromHex(v.payload), base, SEED + BigInt(v.level.length), "job"), v.error);
+});
+section("rejects: exact", rejects.exact, (v) => {
+  refuses(() => sm.exact.decode(sm.fromHex(v.payload), Int32Array.from(v.before), v.reach), v.error);
 });
 section("rejects: delta", rejects.delta, (v) => {
   const base = new sm.Theta(Uint16Array.from(v.level), v.top, v.clamp);

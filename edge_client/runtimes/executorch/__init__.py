@@ -16,6 +16,7 @@ from edge_client.runtimes import (
     BETA1,
     BETA2,
     F32,
+    NOTHING,
     Rule,
     State,
     StepResult,
@@ -131,9 +132,9 @@ class ExecuTorch:
             g = np.float32(rule.momentum) * state.m + g
         return State(s - np.float32(rule.rate) * g, g if rule.momentum else state.m, state.v, t, state.anchor)
 
-    def logits(self, x: F32, mask: F32) -> F32:
-        """Class scores [n, classes]; see `edge_client.runtimes.Runtime`."""
-        check_logits(self.bundle, x, mask)
+    def logits(self, x: F32, mask: F32, exact: F32 = NOTHING) -> F32:
+        """Class scores [n, classes]; see `edge_client.runtimes.Runtime`. There are no exact values here."""
+        check_logits(self.bundle, x, mask, exact)
         classes, mask = self.bundle.spec.classes, _vector(mask)
         out, part = np.empty((len(x), classes), np.float32), aligned(self._micro * classes, np.float32)
         for at in range(0, len(x), self._micro):

@@ -27,7 +27,7 @@ from seedmask.errors import BundleError, UserError
 VERSION: Final = "1.5"
 SOURCE: Final = Path(__file__).with_name("shim.cpp")
 # In the order in which they need one another: once loaded, a library is found by its name.
-_LIBRARIES: Final = (
+LIBRARIES: Final = (
     "executorch",
     "executorch_threadpool",
     "executorch_kernels_optimized",
@@ -101,9 +101,13 @@ def aligned(size: int, kind: Any) -> Array:
 def load() -> ctypes.CDLL:
     """The shim with everything that it needs. Raises UserError: what is missing, and how to get it."""
     home, version = _home()
-    for name in _LIBRARIES:
-        ctypes.CDLL(str(home / "lib" / f"lib{name}.so"), ctypes.RTLD_GLOBAL)
-    library = ctypes.CDLL(str(built(home, version, cache())))
+    shim = built(home, version, cache())
+    try:
+        for name in LIBRARIES:
+            ctypes.CDLL(str(home / "lib" / f"lib{name}.so"), ctypes.RTLD_GLOBAL)
+        library = ctypes.CDLL(str(shim))
+    except OSError as error:  # another libc or processor than the wheel's
+        raise UserError(f"runtime executorch cannot be loaded: {error}") from None
     pointer, text, size, number = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_size_t, ctypes.c_int
     library.seedmask_open.argtypes = [pointer, size, text, size]
     library.seedmask_open.restype = pointer

@@ -16,6 +16,7 @@ from export.graph import Adam, Knobs, Sgd, Step, forward, train_step, unpack
 from export.targets.executorch.final import finished_pte
 from export.targets.executorch.lowering import lower, require, training_partitioner
 from export.targets.executorch.ops import TorchOps
+from seedmask.errors import UserError
 from seedmask.layers import Conv2d
 from seedmask.spec import ModelSpec
 
@@ -115,8 +116,16 @@ class Logits(_Network):
 
 
 def files(spec: ModelSpec, batch: int) -> dict[str, bytes]:
-    """The bundle's member; a step of `batch` examples is a few of the program's. Raises MissingPackageError."""
+    """The bundle's member; a step of `batch` examples is a few of the program's. Raises MissingPackageError.
+
+    UserError for a spec with other tensors than masked ones.
+    """
     require()
+    if others := [f"{tensor.name} ({tensor.kind})" for tensor in spec.tensors if tensor.kind != "masked"]:
+        raise UserError(
+            f"executorch trains masked tensors alone, {spec.name} has {', '.join(others)}; leave executorch out of "
+            "--runtimes, or --exact and --frozen"
+        )
     return {"executorch/model.pte": program(spec, micro_batch(spec, batch))}
 
 

@@ -45,8 +45,8 @@ class _Finished(torch.nn.Module):
         super().__init__()
         self.spec = model.spec
         # One buffer a tensor: XNNPACK packs what is constant by itself, not what is cut out of something constant.
-        for number, part in enumerate(masked.parts(model.spec, torch.from_numpy(model.weights())).values()):
-            self.register_buffer(f"w{number}", part.clone())
+        for number, part in enumerate(model.parameters().values()):
+            self.register_buffer(f"w{number}", torch.from_numpy(part.copy()))
 
     def forward(self, x: V) -> V:
         """Logits."""
