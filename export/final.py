@@ -21,7 +21,7 @@ import numpy.typing as npt
 from seedmask import model as models
 from seedmask.errors import MissingPackageError, UserError
 from seedmask.io.commands import Command
-from seedmask.io.files import write_atomic
+from seedmask.io.files import check_output, write_atomic
 from seedmask.model import FinishedModel
 
 if TYPE_CHECKING:
@@ -171,8 +171,7 @@ def _run(options: argparse.Namespace) -> int:
         raise UserError(f"--to {options.to} {verb} --calibration")
     if not 0 <= options.batch <= 1 << 16:
         raise UserError(f"--batch is 0 (any) .. 65536, found {options.batch}")
-    if not output.parent.is_dir() or output.is_dir():
-        raise UserError(f"-o {output} is not a file in a folder that exists")
+    check_output(output)
     if output.exists() and not options.force:
         raise UserError(f"{output} exists; --force overwrites it")
     model = models.load(options.model)

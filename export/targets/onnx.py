@@ -87,7 +87,7 @@ class Graph:
         return name
 
     def parameter(self, name: Name, value: npt.NDArray[Any]) -> Name:
-        """An initialiser with a name of its own: what a training runtime may change."""
+        """An initialiser with a name of its own: what a training runtime may change, or people look for."""
         self.constants[name, value.shape, b""] = numpy_helper.from_array(value, name)
         return name
 
