@@ -93,26 +93,23 @@ def network(model: FinishedModel) -> nn.Module:
     """The network as a torch module for whoever has no other: raw inputs [n, *input] in, logits [n, classes] out."""
     import torch
 
-    from export.masked import forward
+    from export import masked
+
+    spec = model.spec
 
     class Network(torch.nn.Module):
-        """Reads the layers from the spec; a flat buffer for each kind of tensor."""
-
-        weights: torch.Tensor
-        exact: torch.Tensor
-        frozen: torch.Tensor
+        """Reads the layers from the spec; a buffer for each tensor, as XNNPACK wants what is constant."""
 
         def __init__(self) -> None:
             super().__init__()
-            self.register_buffer("weights", torch.from_numpy(model.weights()))
-            self.register_buffer("exact", torch.from_numpy(model.values()))
-            self.register_buffer("frozen", torch.from_numpy(model.spec.frozen()))
+            for number, part in enumerate(model.parameters().values()):
+                self.register_buffer(f"w{number}", torch.from_numpy(part.copy()))
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             """Logits of raw x."""
-            low, high = model.spec.range
-            scaled = (x.float() - low) * (2.0 / (high - low)) - 1
-            return forward(model.spec, scaled, self.weights, self.exact, self.frozen)
+            low, high = spec.range
+            weights = {tensor.name: self.get_buffer(f"w{i}") for i, tensor in enumerate(spec.tensors)}
+            return masked.network(spec, (x.float() - low) * (2.0 / (high - low)) - 1, weights)
 
     return Network()
 
