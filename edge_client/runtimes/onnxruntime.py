@@ -57,10 +57,10 @@ class OnnxRuntime:
         check_step(self.bundle, x, y, state, noise, rule)
         n, batch, d = len(y), self.bundle.batch, self.bundle.spec.d
         t, needs = state.t + 1, rule.needs
-        rate, feeds = rule.rate, {"m": _vector(state.m) if "m" in needs else _ZERO}
+        rate, feeds = rule.rate, {"m": vector(state.m) if "m" in needs else _ZERO}
         if rule.optimizer == "adam":
             rate, epsilon = corrected(rule.rate, t)
-            feeds |= {"v": _vector(state.v), "epsilon": np.array(epsilon, np.float32)}
+            feeds |= {"v": vector(state.v), "epsilon": np.array(epsilon, np.float32)}
         else:
             feeds["momentum"] = np.array(rule.momentum, np.float32)
         moments = [name for name in ("m", "v") if name in needs]
@@ -71,10 +71,10 @@ class OnnxRuntime:
                 "x": _padded(x, batch, np.float32),
                 "y": _padded(y, batch, np.float32 if self.bundle.spec.loss == "mse" else np.int64),
                 "weight": _padded(np.full(n, 1 / n), batch, np.float32),
-                "scores": _vector(state.scores),
+                "scores": vector(state.scores),
                 "w": self.w,
-                "u": _vector(noise),
-                "anchor": _vector(state.anchor) if "anchor" in needs else _ZERO,
+                "u": vector(noise),
+                "anchor": vector(state.anchor) if "anchor" in needs else _ZERO,
                 "rate": np.array(rate, np.float32),
                 "mean": np.array(rule.mean),
                 "plain": np.array(rule.plain),
@@ -89,7 +89,7 @@ class OnnxRuntime:
 
     def _unmasked(self, exact: F32) -> dict[str, F32]:
         """What graphs take beside masked weights, where the spec has any."""
-        return {**self._frozen, **({"exact": _vector(exact)} if self.bundle.spec.e else {})}
+        return {**self._frozen, **({"exact": vector(exact)} if self.bundle.spec.e else {})}
 
     def _session_of(self, optimizer: str) -> Any:
         """The session of one optimiser's step; a job has one, so the other is never loaded."""
@@ -100,13 +100,7 @@ class OnnxRuntime:
     def logits(self, x: F32, mask: F32, exact: F32 = NOTHING) -> F32:
         """Class scores [n, classes]; see `edge_client.runtimes.Runtime`."""
         check_logits(self.bundle, x, mask, exact)
-        out = np.empty((len(x), self.bundle.spec.classes), np.float32)
-        feeds = {"w": self.w, "mask": _vector(mask), **self._unmasked(exact)}
-        # A batch at a time, so that memory does not grow with the test set.
-        for at in range(0, len(x), self.bundle.batch):
-            part = np.ascontiguousarray(x[at : at + self.bundle.batch], np.float32)
-            out[at : at + len(part)] = self._eval.run(["logits"], {"x": part, **feeds})[0]
-        return out
+        return predicted(self._eval, self.bundle, x, {"w": self.w, "mask": vector(mask), **self._unmasked(exact)})
 
 
 def open_runtime(bundle: Bundle, threads: int) -> OnnxRuntime:
@@ -130,7 +124,18 @@ def session(model: bytes, threads: int) -> Any:
     return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
-def _vector(values: F32) -> F32:
+def predicted(evaluation: Any, bundle: Bundle, x: F32, feeds: dict[str, F32]) -> F32:
+    """What a session of an evaluation graph gives for x [n, *input] beside `feeds`, float32 [n, classes]."""
+    out = np.empty((len(x), bundle.spec.classes), np.float32)
+    # A batch at a time, so that memory does not grow with the test set.
+    for at in range(0, len(x), bundle.batch):
+        part = np.ascontiguousarray(x[at : at + bundle.batch], np.float32)
+        out[at : at + len(part)] = evaluation.run(["logits"], {"x": part, **feeds})[0]
+    return out
+
+
+def vector(values: F32) -> F32:
+    """`values` as a graph takes them: float32, contiguous."""
     return np.ascontiguousarray(values, np.float32)
 
 
