@@ -13,7 +13,7 @@ from seedmask import model
 from seedmask.errors import UserError
 from seedmask.io import settings
 from seedmask.io.commands import Command
-from seedmask.io.files import write_atomic
+from seedmask.io.files import check_output, write_atomic
 from seedmask.io.inspect import size_facts, size_lines
 
 EPILOG = """\
@@ -55,8 +55,7 @@ def _run(options: argparse.Namespace) -> int:
     for name, number, least in (("--average-last", average, 1), ("--round", options.round, 0)):
         if not least <= number < 1 << 32:
             raise UserError(f"{name} is {least} .. {(1 << 32) - 1}, found {number}")
-    if not output.parent.is_dir() or output.is_dir():
-        raise UserError(f"-o {output} is not a file in a folder that exists")
+    check_output(output)
     job = outcome(database, average, options.round)
     made = model.FinishedModel(job.spec, *finished(job.recent))
     data = model.encode(made)

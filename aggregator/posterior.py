@@ -24,11 +24,10 @@ import numpy as np
 import numpy.typing as npt
 
 from seedmask.codec.relay import FINE, MAX_WEIGHT, Pooling, pool
-from seedmask.mask import CLAMP, I32, ONE, Mask, Theta
+from seedmask.mask import CLAMP, I32, NO_EXACT, ONE, Mask, Theta
 from seedmask.seed import fold, key_of, uniforms16
 
 I64 = npt.NDArray[np.int64]
-NO_EXACT: Final[I32] = np.zeros(0, np.int32)
 
 INITS: Final = ("half", "uniform", "normal")
 INIT_TOP: Final = 255

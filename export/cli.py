@@ -15,7 +15,7 @@ from export.make import make_bundle, names
 from seedmask.bundle import MAX_BYTES, to_bytes
 from seedmask.errors import UserError
 from seedmask.io.commands import Command
-from seedmask.io.files import write_atomic
+from seedmask.io.files import check_output, write_atomic
 from seedmask.io.inspect import is_chain, label
 from seedmask.layers import Weighted
 from seedmask.spec import LOSSES, ModelSpec
@@ -170,9 +170,7 @@ def _run(options: argparse.Namespace) -> int:
 
 def _check(options: argparse.Namespace) -> None:
     """Hold every option against what is possible before torch is loaded. Raises UserError."""
-    output: Path = options.output
-    if not output.parent.is_dir() or output.is_dir():
-        raise UserError(f"-o {output} is not a file in a folder that exists")
+    check_output(options.output)
     if not 1 <= options.batch <= 1 << 16:
         raise UserError(f"--batch is 1 .. 65536, found {options.batch}")
     if len(options.range) != 2 or not -(1 << 31) <= options.range[0] < options.range[1] < 1 << 31:

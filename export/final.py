@@ -21,7 +21,7 @@ import numpy.typing as npt
 from seedmask import model as models
 from seedmask.errors import MissingPackageError, UserError
 from seedmask.io.commands import Command
-from seedmask.io.files import write_atomic
+from seedmask.io.files import check_output, write_atomic
 from seedmask.model import FinishedModel
 
 if TYPE_CHECKING:
@@ -93,26 +93,23 @@ def network(model: FinishedModel) -> nn.Module:
     """The network as a torch module for whoever has no other: raw inputs [n, *input] in, logits [n, classes] out."""
     import torch
 
-    from export.masked import forward
+    from export import masked
+
+    spec = model.spec
 
     class Network(torch.nn.Module):
-        """Reads the layers from the spec; a flat buffer for each kind of tensor."""
-
-        weights: torch.Tensor
-        exact: torch.Tensor
-        frozen: torch.Tensor
+        """Reads the layers from the spec; a buffer for each tensor, as XNNPACK wants what is constant."""
 
         def __init__(self) -> None:
             super().__init__()
-            self.register_buffer("weights", torch.from_numpy(model.weights()))
-            self.register_buffer("exact", torch.from_numpy(model.values()))
-            self.register_buffer("frozen", torch.from_numpy(model.spec.frozen()))
+            for number, part in enumerate(model.parameters().values()):
+                self.register_buffer(f"w{number}", torch.from_numpy(part.copy()))
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             """Logits of raw x."""
-            low, high = model.spec.range
-            scaled = (x.float() - low) * (2.0 / (high - low)) - 1
-            return forward(model.spec, scaled, self.weights, self.exact, self.frozen)
+            low, high = spec.range
+            weights = {tensor.name: self.get_buffer(f"w{i}") for i, tensor in enumerate(spec.tensors)}
+            return masked.network(spec, (x.float() - low) * (2.0 / (high - low)) - 1, weights)
 
     return Network()
 
@@ -171,8 +168,7 @@ def _run(options: argparse.Namespace) -> int:
         raise UserError(f"--to {options.to} {verb} --calibration")
     if not 0 <= options.batch <= 1 << 16:
         raise UserError(f"--batch is 0 (any) .. 65536, found {options.batch}")
-    if not output.parent.is_dir() or output.is_dir():
-        raise UserError(f"-o {output} is not a file in a folder that exists")
+    check_output(output)
     if output.exists() and not options.force:
         raise UserError(f"{output} exists; --force overwrites it")
     model = models.load(options.model)

@@ -12,7 +12,6 @@ import re
 from typing import Any, Final
 
 import numpy as np
-from onnx import numpy_helper
 
 from export.graph import forward, pool_first, shapes_beside, unpack
 from export.targets.onnx import Graph, InferenceOps, Name, OnnxOps, drawn
@@ -70,5 +69,4 @@ def _weights(g: Graph, ops: OnnxOps, model: FinishedModel, holding: str) -> dict
 def _constant(g: Graph, name: Name, value: np.ndarray[Any, Any]) -> Name:
     """An initialiser under the name that torch knows it by; where a graph's own names are like that, behind a #."""
     name = f"#{name}" if _OURS.match(name) else name
-    g.constants[(value.dtype.str, value.shape, name.encode())] = numpy_helper.from_array(value, name)
-    return name
+    return g.parameter(name, value)

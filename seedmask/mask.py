@@ -32,7 +32,13 @@ EXACT_ONE: Final = 1 << 12
 MAX_EXACT: Final = 1 << 16
 EXACT_LIMIT: Final = (1 << 30) - 1
 """The largest magnitude of an exact value, 262144: a difference of two of them fits 32 bits with its sign."""
-_NONE: Final[I32] = np.zeros(0, np.int32)
+NO_EXACT: Final[I32] = np.zeros(0, np.int32)
+
+
+def as_numbers(exact: I32) -> F32:
+    """Exact values, int32 [e] in units of 2**-12, as the numbers that they are."""
+    numbers: F32 = exact.astype(np.float32) / np.float32(EXACT_ONE)
+    return numbers
 
 
 def table(top: int, clamp: int = CLAMP) -> npt.NDArray[np.uint16]:
@@ -52,7 +58,7 @@ class Theta:
     level: npt.NDArray[np.uint16]
     top: int
     clamp: int = CLAMP
-    exact: I32 = field(default_factory=_NONE.copy)
+    exact: I32 = field(default_factory=NO_EXACT.copy)
 
     def __post_init__(self) -> None:
         if not 1 <= self.top <= MAX_TOP:
@@ -69,7 +75,7 @@ class Theta:
             raise ValueError(f"exact values are within {EXACT_LIMIT} either way, found {self.exact.tolist()}")
 
     @classmethod
-    def even(cls, d: int, clamp: int = CLAMP, exact: I32 = _NONE) -> Theta:
+    def even(cls, d: int, clamp: int = CLAMP, exact: I32 = NO_EXACT) -> Theta:
         """Where every job starts: probability one half for each of `d` weights."""
         return cls(np.ones(d, np.uint16), 2, clamp, exact)
 
@@ -85,8 +91,7 @@ class Theta:
 
     def values(self) -> F32:
         """The exact values, float32 [e]; where a device starts its round."""
-        out: F32 = self.exact.astype(np.float32) / np.float32(EXACT_ONE)
-        return out
+        return as_numbers(self.exact)
 
     def q16(self) -> npt.NDArray[np.uint16]:
         """Probabilities in units of 2**-16, uint16 [d]."""

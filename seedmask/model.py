@@ -17,7 +17,7 @@ import numpy as np
 
 from seedmask.codec import exact, packed, tensors
 from seedmask.errors import BundleError, KindError, ProtocolError, UserError
-from seedmask.mask import I32, Mask, Theta
+from seedmask.mask import I32, NO_EXACT, Mask, Theta, as_numbers
 from seedmask.spec import F32, ModelSpec, from_json
 
 MAGIC: Final = b"SMK1"
@@ -30,7 +30,7 @@ class FinishedModel:
 
     spec: ModelSpec
     mask: Mask
-    exact: I32 = field(default_factory=lambda: np.zeros(0, np.int32))
+    exact: I32 = field(default_factory=NO_EXACT.copy)
 
     def weights(self) -> F32:
         """The masked weights, float32 [d] of 0 and +-c."""
@@ -38,7 +38,7 @@ class FinishedModel:
 
     def values(self) -> F32:
         """The exact values, float32 [e]."""
-        return Theta.even(1, exact=self.exact).values()
+        return as_numbers(self.exact)
 
     def parameters(self) -> dict[str, F32]:
         """Every tensor by name, float32 in its shape."""

@@ -22,20 +22,21 @@ U32 = npt.NDArray[np.uint32]
 WEIGHTS: Final = 1
 UNIFORMS: Final = 2
 
-_ROTATIONS: Final = ((13, 15, 26, 6), (17, 29, 16, 24))
-_PARITY: Final = 0x1BD11BDA
+# Threefry's own constants; the graphs that `export` makes take them from here.
+ROTATIONS: Final = (13, 15, 26, 6, 17, 29, 16, 24)
+PARITY: Final = 0x1BD11BDA
 _MASK: Final = 0xFFFFFFFF
 _PIECE: Final = 1 << 14
 
 
 def threefry2x32(key: Key, c0: U32, c1: U32) -> tuple[U32, U32]:
     """Encrypt the counters (c0, c1), uint32 [n] each, under `key`; 20 rounds. Returns two uint32 [n]."""
-    k = (key[0], key[1], key[0] ^ key[1] ^ _PARITY)
+    k = (key[0], key[1], key[0] ^ key[1] ^ PARITY)
     x0 = c0 + np.uint32(k[0])
     x1 = c1 + np.uint32(k[1])
     high = np.empty_like(x1)
     for group in range(5):
-        for rotation in _ROTATIONS[group % 2]:
+        for rotation in ROTATIONS[4 * (group % 2) :][:4]:
             np.add(x0, x1, out=x0)
             np.right_shift(x1, np.uint32(32 - rotation), out=high)
             np.left_shift(x1, np.uint32(rotation), out=x1)

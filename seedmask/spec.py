@@ -21,7 +21,6 @@ import numpy.typing as npt
 
 from seedmask.errors import SpecError
 from seedmask.layers import (
-    EPSILON,
     MAX_ACTIVATION,
     Conv2d,
     Flatten,
@@ -39,7 +38,6 @@ from seedmask.seed import sign_bits
 
 SPEC_VERSION = 1
 MAX_SPEC_BYTES = 1 << 20
-GROUPNORM_EPSILON = EPSILON
 LOSSES = ("cross-entropy", "mse")
 KINDS = ("masked", "frozen", "exact")
 
@@ -52,7 +50,6 @@ F32 = npt.NDArray[np.float32]
 # The layers that were here first; the others are imported from seedmask.layers.
 __all__ = [
     "F32",
-    "GROUPNORM_EPSILON",
     "KINDS",
     "LOSSES",
     "MAX_ACTIVATION",

@@ -214,6 +214,33 @@ def pulls(rule: Rule, d: int) -> tuple[float, float, float]:
     return (rule.kl - rule.entropy) / d, -rule.kl / d, rule.sparsity / d
 
 
+def regularised(g: F32, state: State, rule: Rule, d: int) -> F32:
+    """What `rule` makes of `g` float32 [d], the loss's gradient by the scores of `state`; `g` is used up.
+
+    For runtimes that get it from elsewhere.
+    """
+    if rule.plain:
+        return g
+    scores = np.asarray(state.scores, np.float32)
+    with np.errstate(over="ignore"):  # exp of a large score: theta is 0
+        theta = 1 / (1 + np.exp(-scores))
+    if rule.times_theta:
+        g *= theta
+    by_score, by_anchor, constant = (np.float32(pull) for pull in pulls(rule, d))
+    pull = by_score * scores + constant
+    if by_anchor:
+        pull += by_anchor * np.asarray(state.anchor, np.float32)
+    g += pull * (theta * (1 - theta))
+    return g
+
+
+def descended(g: F32, state: State, rule: Rule) -> State:
+    """After a step of SGD, with `rule`'s momentum if it has any, along `g` float32 [d], the regularised gradient."""
+    m = np.float32(rule.momentum) * np.asarray(state.m, np.float32) + g if rule.momentum else state.m
+    scores = np.asarray(state.scores, np.float32) - np.float32(rule.rate) * (m if rule.momentum else g)
+    return State(scores, m, state.v, state.t + 1, state.anchor, state.exact)
+
+
 def check_step(bundle: Bundle, x: F32, y: Targets, state: State, noise: F32, rule: Rule) -> None:
     """Raise ValueError unless `Runtime.step` takes these arguments; every runtime calls it first."""
     spec = bundle.spec

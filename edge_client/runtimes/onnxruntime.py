@@ -70,7 +70,7 @@ class OnnxRuntime:
 
     def _unmasked(self, exact: F32) -> dict[str, F32]:
         """What graphs take beside masked weights, where the spec has any."""
-        return {**self._frozen, **({"exact": _vector(exact)} if self.bundle.spec.e else {})}
+        return {**self._frozen, **({"exact": vector(exact)} if self.bundle.spec.e else {})}
 
     def _summed(self, x: F32, y: Targets, weights: dict[str, F32]) -> tuple[F32, F32, float, int]:
         """Gradients by the masked weights [d] and by exact values [e], mean loss, correct predictions.
@@ -84,8 +84,8 @@ class OnnxRuntime:
             gradient = {"masked": self._update.vector(), "exact": np.zeros_like(total["exact"])}
         for part in others:
             lost, right = self._gradient(x[part], y[part], len(y), weights, gradient)
-            for kind, vector in total.items():
-                vector += gradient[kind]
+            for kind, whole in total.items():
+                whole += gradient[kind]
             loss, correct = loss + lost, correct + right
         return total["masked"], total["exact"], loss, correct
 
@@ -112,13 +112,7 @@ class OnnxRuntime:
     def logits(self, x: F32, mask: F32, exact: F32 = NOTHING) -> F32:
         """Class scores [n, classes]; see `edge_client.runtimes.Runtime`."""
         check_logits(self.bundle, x, mask, exact)
-        out = np.empty((len(x), self.bundle.spec.classes), np.float32)
-        feeds = {"w": self.w, "mask": _vector(mask), **self._unmasked(exact)}
-        # A batch at a time, so that memory does not grow with the test set.
-        for at in range(0, len(x), self.bundle.batch):
-            part = np.ascontiguousarray(x[at : at + self.bundle.batch], np.float32)
-            out[at : at + len(part)] = self._eval.run(["logits"], {"x": part, **feeds})[0]
-        return out
+        return predicted(self._eval, self.bundle, x, {"w": self.w, "mask": vector(mask), **self._unmasked(exact)})
 
 
 def usual(bundle: Bundle) -> Fit:
@@ -159,5 +153,16 @@ def _share_memory() -> None:
     ort.create_and_register_allocator(place, ort.OrtArenaCfg({"arena_extend_strategy": 1}))
 
 
-def _vector(values: F32) -> F32:
+def predicted(evaluation: Any, bundle: Bundle, x: F32, feeds: dict[str, F32]) -> F32:
+    """What a session of an evaluation graph gives for x [n, *input] beside `feeds`, float32 [n, classes]."""
+    out = np.empty((len(x), bundle.spec.classes), np.float32)
+    # A batch at a time, so that memory does not grow with the test set.
+    for at in range(0, len(x), bundle.batch):
+        part = np.ascontiguousarray(x[at : at + bundle.batch], np.float32)
+        out[at : at + len(part)] = evaluation.run(["logits"], {"x": part, **feeds})[0]
+    return out
+
+
+def vector(values: F32) -> F32:
+    """`values` as a graph takes them: float32, contiguous."""
     return np.ascontiguousarray(values, np.float32)

@@ -8,6 +8,7 @@ the optimiser's model is Adam, and SGD is a line of NumPy.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -23,10 +24,11 @@ from edge_client.runtimes import (
     Targets,
     check_logits,
     check_step,
+    descended,
     finite,
-    pulls,
+    regularised,
 )
-from edge_client.runtimes.onnxruntime import session
+from edge_client.runtimes.onnxruntime import predicted, session, vector
 from seedmask.bundle import Bundle
 
 NAME: Final = "ort_training"
@@ -55,10 +57,11 @@ class OrtTraining:
     def step(self, x: F32, y: Targets, state: State, noise: F32, rule: Rule) -> StepResult:
         """One step on the scores; see `edge_client.runtimes.Runtime`."""
         check_step(self.bundle, x, y, state, noise, rule)
-        scores, n, t, g = _vector(state.scores), len(y), state.t + 1, self._gradient
-        unmasked = dict(self._frozen)
+        n, g = len(y), self._gradient
+        feeds = {"w": self.w, "u": vector(noise), "mean": np.array(rule.mean), "scores": vector(state.scores)}
+        feeds |= self._frozen
         if self.bundle.spec.e:
-            unmasked |= {"exact": _vector(state.exact.values), "exact_grad.accumulation.buffer": self._by_exact}
+            feeds |= {"exact": vector(state.exact.values), "exact_grad.accumulation.buffer": self._by_exact}
         loss, correct = 0.0, 0
         for part in self.fit.parts(n):
             lost, right = self._training.run(
@@ -67,68 +70,43 @@ class OrtTraining:
                     "x": np.ascontiguousarray(x[part], np.float32),
                     "y": np.ascontiguousarray(y[part], np.float32 if self.bundle.spec.loss == "mse" else np.int64),
                     "weight": np.full(part.stop - part.start, 1 / n, np.float32),
-                    "w": self.w,
-                    "u": _vector(noise),
-                    "mean": np.array(rule.mean),
-                    "scores": scores,
                     # The gradient's place: it is written into this array, or added to what the first part left there.
                     "scores_grad.accumulation.buffer": g,
                     "lazy_reset_grad": np.array([part.start == 0]),
-                    **unmasked,
+                    **feeds,
                 },
             )
             loss, correct = loss + float(lost), correct + int(right)
-        if not rule.plain:
-            theta = 1 / (1 + np.exp(-scores))
-            if rule.times_theta:
-                g *= theta
-            by_score, by_anchor, constant = pulls(rule, self.bundle.spec.d)
-            pull = by_score * scores + constant
-            if by_anchor:
-                pull += by_anchor * _vector(state.anchor)
-            g += pull * theta * (1 - theta)
+        g = regularised(g, state, rule, self.bundle.spec.d)
+        after = self._adam(g, state, rule) if rule.optimizer == "adam" else descended(g, state, rule)
+        exact = state.exact.stepped(self._by_exact, rule, after.t)
+        return finite(StepResult(replace(after, exact=exact), loss, correct))
 
-        m, v = state.m, state.v
-        if rule.optimizer == "adam":
-            # In place, as is the way of this operator; hence the copies.
-            scores, m, v = (np.array(vector, np.float32) for vector in (scores, m, v))
-            self._optimizer.run(
-                None,
-                {
-                    "learning_rate": np.array([rule.rate], np.float32),
-                    "step": np.array([t], np.int64),
-                    "params": [scores],
-                    "gradients": [g],
-                    "first_order_moments": [m],
-                    "second_order_moments": [v],
-                },
-            )
-        elif rule.momentum:
-            m = np.float32(rule.momentum) * m + g
-            scores = scores - np.float32(rule.rate) * m
-        else:
-            scores = scores - np.float32(rule.rate) * g
-        exact = state.exact.stepped(self._by_exact, rule, t)
-        return finite(StepResult(State(scores, m, v, t, state.anchor, exact), loss, correct))
+    def _adam(self, g: F32, state: State, rule: Rule) -> State:
+        # In place, as is the way of this operator; hence the copies.
+        scores, m, v = (np.array(each, np.float32) for each in (state.scores, state.m, state.v))
+        self._optimizer.run(
+            None,
+            {
+                "learning_rate": np.array([rule.rate], np.float32),
+                "step": np.array([state.t + 1], np.int64),
+                "params": [scores],
+                "gradients": [g],
+                "first_order_moments": [m],
+                "second_order_moments": [v],
+            },
+        )
+        return State(scores, m, v, state.t + 1, state.anchor, state.exact)
 
     def logits(self, x: F32, mask: F32, exact: F32 = NOTHING) -> F32:
         """Class scores [n, classes]; see `edge_client.runtimes.Runtime`."""
         check_logits(self.bundle, x, mask, exact)
-        out = np.empty((len(x), self.bundle.spec.classes), np.float32)
-        feeds = {"w": self.w, "mask": _vector(mask), **self._frozen}
+        feeds = {"w": self.w, "mask": vector(mask), **self._frozen}
         if self.bundle.spec.e:
-            feeds["exact"] = _vector(exact)
-        # A batch at a time, so that memory does not grow with the test set.
-        for at in range(0, len(x), self.bundle.batch):
-            part = np.ascontiguousarray(x[at : at + self.bundle.batch], np.float32)
-            out[at : at + len(part)] = self._logits.run(["logits"], {"x": part, **feeds})[0]
-        return out
+            feeds["exact"] = vector(exact)
+        return predicted(self._logits, self.bundle, x, feeds)
 
 
 def open_runtime(bundle: Bundle, threads: int, fit: Fit | None = None) -> OrtTraining:
     """Load the models and make the weights; `threads` 0 is one per core."""
     return OrtTraining(bundle, threads, fit or Fit(bundle.batch))
-
-
-def _vector(values: F32) -> F32:
-    return np.ascontiguousarray(values, np.float32)

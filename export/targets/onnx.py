@@ -19,14 +19,11 @@ from onnx import helper, numpy_helper
 
 from export.graph import Adam, Knobs, Ops, Sgd, forward, gradient_of, shapes_beside, train_step, unpack
 from seedmask.layers import EPSILON, Conv2d, GroupNorm, MaxPool2d, Shape
+from seedmask.seed import PARITY, ROTATIONS
 from seedmask.spec import ModelSpec
 
 OPSET: Final = 18
 IR_VERSION: Final = 8
-
-# Those of seedmask.seed.
-_THREEFRY_ROTATIONS: Final = (13, 15, 26, 6, 17, 29, 16, 24)
-_THREEFRY_PARITY: Final = 0x1BD11BDA
 
 # The batch is folded into the inner dimension of a convolution's weight gradient where images are small and there are
 # many channels: below that height, and from that many pairs of channels on (measured, see DECISIONS).
@@ -91,7 +88,7 @@ class Graph:
         return name
 
     def parameter(self, name: Name, value: npt.NDArray[Any]) -> Name:
-        """An initialiser with a name of its own: what a training runtime may change."""
+        """An initialiser with a name of its own: what a training runtime may change, or people look for."""
         self.constants[name, value.shape, b""] = numpy_helper.from_array(value, name)
         return name
 
@@ -639,7 +636,7 @@ def _threefry_words(g: Graph, key: Name, blocks: int) -> Name:
     reduction modulo 2^32.
     """
     k0, k1 = g.several("Split", 2, key, axis=0, num_outputs=2)
-    k2 = g("BitwiseXor", g("BitwiseXor", k0, k1), g.ints(_THREEFRY_PARITY))
+    k2 = g("BitwiseXor", g("BitwiseXor", k0, k1), g.ints(PARITY))
     picks = [0, 1] + [i for s in range(1, 6) for i in (s % 3, (s + 1) % 3)]
     steps = [0, 0] + [i for s in range(1, 6) for i in (0, s)]
     schedule = g("Add", g("Gather", g("Concat", k0, k1, k2, axis=0), g.ints(*picks)), g.ints(*steps))
@@ -647,7 +644,7 @@ def _threefry_words(g: Graph, key: Name, blocks: int) -> Name:
     x0 = g("Add", g("Range", *(g.const(v, np.int64) for v in (0, blocks, 1))), k[0])
     x1 = k[1]  # the second counter word is 0, so x1 is one number until it meets x0
     for r in range(20):
-        rotation = _THREEFRY_ROTATIONS[r % 8]
+        rotation = ROTATIONS[r % 8]
         x0 = g("Add", x0, x1)
         right = g("BitShift", g.cast(x1, np.uint32), g.const(32 - rotation, np.uint32), direction="RIGHT")
         turned = g("Add", g("Mul", x1, g.const(1 << rotation, np.int64)), g.cast(right, np.int64))

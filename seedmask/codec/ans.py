@@ -31,6 +31,11 @@ def lanes_of(n: int) -> int:
     return 1 << min(10, max(0, n.bit_length() - 11))
 
 
+def share_of(ones: Any, size: Any) -> Any:
+    """Share of ones among `size` bits in 4096ths, rounded half up, kept off 0 and 4096; integers or arrays of them."""
+    return np.clip((2 * TOTAL * ones + size) // (2 * size), 1, TOTAL - 1)
+
+
 def normalise(counts: Ints) -> npt.NDArray[np.uint32]:
     """Frequencies that sum to 4096, at least 1 wherever a symbol occurs, from counts int [A], A <= 4096."""
     total = int(counts.sum())

@@ -62,8 +62,7 @@ def decode(payload: bytes, theta: Theta, shared: Shared | None = None, max_block
 
 
 def _share(bits: Mask) -> int:
-    """Share of ones in 4096ths, rounded half up, kept off 0 and 4096."""
-    return min(max((2 * ans.TOTAL * int(bits.sum()) + bits.size) // (2 * bits.size), 1), ans.TOTAL - 1)
+    return int(ans.share_of(int(bits.sum()), bits.size))
 
 
 def _buckets(theta: Theta) -> Buckets:

@@ -73,6 +73,5 @@ def _mixed(size: Ints, ones: Ints) -> npt.NDArray[np.bool_]:
 
 def _model(size: Ints, ones: Ints) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.uint32]]:
     """(row of each symbol, frequencies of each row); tensors of equal share have one row, so rows stay few."""
-    share = np.clip((2 * ans.TOTAL * ones + size) // (2 * size), 1, ans.TOTAL - 1)
-    distinct, row = np.unique(share, return_inverse=True)
+    distinct, row = np.unique(ans.share_of(ones, size), return_inverse=True)
     return np.repeat(row, (size + 3) // 4), rans.frequencies(distinct)

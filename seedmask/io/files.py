@@ -23,6 +23,12 @@ def write_atomic(path: Path, data: bytes) -> None:
     sync_folder(path.parent)
 
 
+def check_output(path: Path) -> None:
+    """Raise UserError unless `path`, given as -o, can be a file: before anything is computed for it."""
+    if not path.parent.is_dir() or path.is_dir():
+        raise UserError(f"-o {path} is not a file in a folder that exists")
+
+
 def hold(path: Path, what: str) -> IO[str]:
     """Claim `path` for this process until the file that is returned is closed. UserError: `what` holds it already."""
     path.parent.mkdir(parents=True, exist_ok=True)

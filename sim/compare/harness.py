@@ -37,6 +37,7 @@ from seedmask.wire import Announce, Message, Phase, Receipt, Status, Update, Wor
 from sim import datasets, partition, pool
 from sim.broker import packet_bytes
 from sim.compare import schemes
+from sim.device import name_of
 from sim.evaluate import Accuracy, accuracy
 from sim.fleet import Faults, Fleet
 
@@ -263,7 +264,7 @@ def _baseline(declaration: Declaration, home: World, runtime: str, threads: int,
     rows, up, down, receipts = [], 0.0, 0.0, 0.0
     for number in range(1, declaration.rounds + 1):
         sent = scheme.round(number, train)
-        devices = [f"device-{index:03d}" for index in range(len(samples))]
+        devices = [name_of(index) for index in range(len(samples))]
         down += receipts + meter.down(number, sent.down)
         each = [meter.up(number, *what) for what in zip(devices, samples, sent.up, strict=True)]
         up += sum(each) / len(each)

@@ -23,6 +23,7 @@ from seedmask.shared import Shared
 from seedmask.spec import ModelSpec
 from seedmask.wire import Work
 from sim.compare import codecs
+from sim.device import name_of
 
 _BROADCAST: Final = "server"  # in the place of a device's name, where the server codes with shared uniforms
 
@@ -97,7 +98,7 @@ class Dense:
             change = local.x - self.weights
             if self._errors:
                 change = change + self._errors[device]
-            shared = self.shared(number, f"device-{device:03d}")
+            shared = self.shared(number, name_of(device))
             payload = self.up.encode(change, shared, self.rng)
             received = self.up.decode(payload, change.size, shared)
             if self._errors:

@@ -24,8 +24,9 @@ from edge_client.runtimes import (
     check_logits,
     check_step,
     corrected,
+    descended,
     finite,
-    pulls,
+    regularised,
 )
 from edge_client.runtimes.executorch.library import Program, aligned
 from seedmask.bundle import Bundle
@@ -112,25 +113,14 @@ class ExecuTorch:
 
     def _moved(self, state: State, g: F32, rule: Rule) -> State:
         """The state after a step along `g`, the plain gradient, which is used up."""
-        s, t = state.scores, state.t + 1
-        if not rule.plain:
-            with np.errstate(over="ignore"):  # exp of a large score: theta is 0
-                theta = 1 / (1 + np.exp(-s))
-            if rule.times_theta:
-                g *= theta
-            by_score, by_anchor, constant = (np.float32(pull) for pull in pulls(rule, self.bundle.spec.d))
-            pull = by_score * s + constant
-            if by_anchor:
-                pull += by_anchor * state.anchor
-            g += pull * (theta * (1 - theta))
-        if rule.optimizer == "adam":
-            rate, epsilon = corrected(rule.rate, t)
-            m = np.float32(BETA1) * state.m + np.float32(1 - BETA1) * g
-            v = np.float32(BETA2) * state.v + np.float32(1 - BETA2) * (g * g)
-            return State(s - np.float32(rate) * m / (np.sqrt(v) + np.float32(epsilon)), m, v, t, state.anchor)
-        if rule.momentum:
-            g = np.float32(rule.momentum) * state.m + g
-        return State(s - np.float32(rule.rate) * g, g if rule.momentum else state.m, state.v, t, state.anchor)
+        g = regularised(g, state, rule, self.bundle.spec.d)
+        if rule.optimizer != "adam":
+            return descended(g, state, rule)
+        rate, epsilon = corrected(rule.rate, state.t + 1)
+        m = np.float32(BETA1) * state.m + np.float32(1 - BETA1) * g
+        v = np.float32(BETA2) * state.v + np.float32(1 - BETA2) * (g * g)
+        scores = state.scores - np.float32(rate) * m / (np.sqrt(v) + np.float32(epsilon))
+        return State(scores, m, v, state.t + 1, state.anchor)
 
     def logits(self, x: F32, mask: F32, exact: F32 = NOTHING) -> F32:
         """Class scores [n, classes]; see `edge_client.runtimes.Runtime`. There are no exact values here."""

@@ -18,15 +18,12 @@ from export.targets.executorch.lowering import lower, require, training_partitio
 from export.targets.executorch.ops import TorchOps
 from seedmask.errors import UserError
 from seedmask.layers import Conv2d
+from seedmask.seed import PARITY, ROTATIONS
 from seedmask.spec import ModelSpec
 
 __all__ = ["files", "finished_pte", "micro_batch", "program"]
 
 V = torch.Tensor
-
-# Those of seedmask.seed.
-_THREEFRY_ROTATIONS: Final = (13, 15, 26, 6, 17, 29, 16, 24)
-_THREEFRY_PARITY: Final = 0x1BD11BDA
 
 _IMAGES: Final = 32  # at most in one run of a convolutional program
 
@@ -42,11 +39,11 @@ class Weights(torch.nn.Module):
         """In lanes of int32, whose sums wrap; a mask after the arithmetic shift makes it a logical one."""
         spec = self.spec
         k0, k1 = key[0:1].to(torch.int32), key[1:2].to(torch.int32)
-        ks = (k0, k1, (k0 ^ k1) ^ _THREEFRY_PARITY)
+        ks = (k0, k1, (k0 ^ k1) ^ PARITY)
         x0, x1 = torch.arange((spec.d + 63) // 64, dtype=torch.int32) + k0, k1
         for r in range(20):
             x0 = x0 + x1
-            turn = _THREEFRY_ROTATIONS[r % 8]
+            turn = ROTATIONS[r % 8]
             low = torch.bitwise_right_shift(x1, 32 - turn) & ((1 << turn) - 1)
             x1 = (torch.bitwise_left_shift(x1, turn) | low) ^ x0
             if r % 4 == 3:

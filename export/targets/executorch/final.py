@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from export import masked
+from export import final
 from export.targets.executorch.lowering import lower, require
 from seedmask.model import FinishedModel
 
@@ -28,7 +28,7 @@ def finished_pte(
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
 
     x = torch.zeros(batch, *model.spec.input)
-    network: torch.nn.Module = _Finished(model)
+    network = final.network(model)
     if int8:
         if calibration is None or calibration.shape[1:] != model.spec.input or len(calibration) < batch:
             found = None if calibration is None else list(calibration.shape)
@@ -36,23 +36,6 @@ def finished_pte(
         network = _quantised(network, x, torch.from_numpy(np.asarray(calibration, np.float32)))
     with torch.no_grad():
         return lower({"forward": torch.export.export(network, (x,))}, {"forward": XnnpackPartitioner()})
-
-
-class _Finished(torch.nn.Module):
-    """The network under its own weights, which are masked for good, from raw inputs."""
-
-    def __init__(self, model: FinishedModel) -> None:
-        super().__init__()
-        self.spec = model.spec
-        # One buffer a tensor: XNNPACK packs what is constant by itself, not what is cut out of something constant.
-        for number, part in enumerate(model.parameters().values()):
-            self.register_buffer(f"w{number}", torch.from_numpy(part.copy()))
-
-    def forward(self, x: V) -> V:
-        """Logits."""
-        low, high = self.spec.range
-        weights = {tensor.name: self.get_buffer(f"w{i}") for i, tensor in enumerate(self.spec.tensors)}
-        return masked.network(self.spec, (x - low) * (2.0 / (high - low)) - 1, weights)
 
 
 def _quantised(network: torch.nn.Module, x: V, calibration: V) -> torch.nn.Module:
