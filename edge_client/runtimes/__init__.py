@@ -2,10 +2,10 @@
 
 The contract is `Runtime`; `reference` (NumPy, slow, obvious) defines the truth, and `tests/test_runtimes.py`
 holds every file of this folder to it. A runtime module has NAME, NEEDS (packages beyond the base install), GRAPHS (the
-bundle's members it opens, in a folder named for their target in `export`), maybe NOTE (what its install has to know)
-and `open_runtime(bundle, threads)`; it imports those packages only there. One that can take a batch in parts
-has a FOOTPRINT (`edge_client.memory`) as well, and takes a Fit as a third argument; maybe also VARIANTS, members of the
-bundle to choose from, by name, the usual one first.
+bundle's members it opens, in a folder named for their target in `export`), maybe NOTE (what its install has to know),
+maybe `absent()` (what is not here either, given the packages) and `open_runtime(bundle, threads)`; it imports those
+packages only there. One that can take a batch in parts has a FOOTPRINT (`edge_client.memory`) as well, and takes a Fit
+as a third argument; maybe also VARIANTS, members of the bundle to choose from, by name, the usual one first.
 """
 
 from __future__ import annotations
@@ -301,8 +301,13 @@ def names() -> list[str]:
 
 
 def missing(name: str) -> list[str]:
-    """The packages that runtime `name` needs and this environment lacks."""
-    return [package for package in _module(name).NEEDS if not _present(package)]
+    """What runtime `name` needs and this environment lacks: packages, or else what it looks for in them."""
+    module = _module(name)
+    packages = [package for package in module.NEEDS if not _present(package)]
+    if packages or not hasattr(module, "absent"):
+        return packages
+    found: list[str] = module.absent()
+    return found
 
 
 def _present(package: str) -> bool:

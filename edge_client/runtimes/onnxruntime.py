@@ -8,6 +8,7 @@ mask, and sums their gradients: memory is that of a few examples, the step is th
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -30,6 +31,7 @@ from edge_client.update import Update
 from seedmask.bundle import Bundle
 from seedmask.seed import weights_key
 
+CPU: Final = "CPUExecutionProvider"
 NAME: Final = "onnxruntime"
 NEEDS: Final = ("onnxruntime",)
 VARIANTS: Final = {"cpu": "onnx/grads.onnx", "lean": "onnx-lean/grads.onnx"}
@@ -126,8 +128,8 @@ def open_runtime(bundle: Bundle, threads: int, fit: Fit | None = None) -> OnnxRu
     return OnnxRuntime(bundle, threads, fit or usual(bundle))
 
 
-def session(model: bytes, threads: int) -> Any:
-    """An onnxruntime.InferenceSession of `model` on the CPU; `threads` 0 is one per core."""
+def session(model: bytes, threads: int, providers: Sequence[Any] = (CPU,)) -> Any:
+    """An onnxruntime.InferenceSession of `model`, on the CPU unless told otherwise; `threads` 0 is one per core."""
     import onnxruntime as ort
 
     _share_memory()
@@ -141,7 +143,7 @@ def session(model: bytes, threads: int) -> Any:
     # Waiting threads sleep instead of spinning: batteries, and neighbours on the same cores.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.use_env_allocators", "1")
-    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    return ort.InferenceSession(model, options, providers=list(providers))
 
 
 @functools.cache
