@@ -170,8 +170,10 @@ class Fit:
     variant: str = ""
 
     def parts(self, n: int) -> list[slice]:
-        """Where n examples are cut."""
-        return [slice(at, min(at + self.micro, n)) for at in range(0, n, self.micro)]
+        """Where n examples are cut: as few parts as there can be, of the same size or one less."""
+        count = -(-n // self.micro)
+        ends = [n * i // count for i in range(count + 1)]
+        return [slice(*cut) for cut in zip(ends, ends[1:])]
 
 
 class DivergedError(Exception):
