@@ -21,12 +21,28 @@ from seedmask.layers import EPSILON, Conv2d, GroupNorm, MaxPool2d, Shape
 
 _ELEMENTWISE: Final = frozenset(
     {
-        *("Add", "Sub", "Mul", "Div", "Sqrt", "Reciprocal", "Neg", "Exp", "Erf", "Sigmoid", "Tanh", "Relu", "Min", "Max"),
+        *(
+            "Add",
+            "Sub",
+            "Mul",
+            "Div",
+            "Sqrt",
+            "Reciprocal",
+            "Neg",
+            "Exp",
+            "Erf",
+            "Sigmoid",
+            "Tanh",
+            "Relu",
+            "Min",
+            "Max",
+        ),
         *("Cast", "Greater", "Less"),
     }
 )
 # A convolution of that many numbers or fewer for each result is one product with all of them written side by side.
 _FEW: Final = 32
+_SHORT: Final = 64
 # And where images need not lie as they do here anyway, that many channels of results are worth it.
 _MANY: Final = 32
 _SPATIAL: Final = (2, 3, 0, 1)  # from [batch, channels, height, width], and back again
@@ -134,20 +150,26 @@ class SpatialOps(OnnxOps):
     def conv(self, x: Name, weight: Name, bias: Name | None, layer: Conv2d, before: Shape, after: Shape) -> Name:
         """Y = A^T ((B^T x B) * (G w G^T)) A where that pays, with channels summed over in the middle."""
         kernel = self.g.parameters[weight]
-        if math.prod(kernel[1:]) <= _FEW and kernel[0] >= _MANY and layer.groups == 1:
+        if is_of_few(layer, kernel):
             return self._conv_of_few(x, weight, bias, layer, before, after)
         if not pays(layer, kernel, before, after):
             return super().conv(x, weight, bias, layer, before, after)
         raw, g = self.g.raw, self.g
-        axes = _axes(layer, before, after)
-        taps = g.const(np.kron(axes[0].taps, axes[1].taps), np.float32)
-        inner = raw("Gemm", taps, raw("Reshape", weight, g.ints(-1, TAPS * TAPS)), transB=1)
-        inner = raw("Reshape", inner, g.ints(-1, after[0], before[0]))
-        apart = self._apart_from(x, axes, [each.into for each in axes], before[0])
-        self._filtered[layer.weight] = Filtering(axes, apart, inner)
-        products = raw("MatMul", apart, raw("Transpose", inner, perm=[0, 2, 1]))
-        y = self._together(products, axes, [each.out for each in axes], after[0])
-        return g.lies(raw("Add", y, bias)) if bias else y
+        axes = _axes(layer, kernel, before)
+        inner = raw("Gemm", self._taps(axes), raw("Reshape", weight, g.ints(-1, TAPS * TAPS)), transB=1)
+        inner = raw("Reshape", inner, g.ints(-1, *kernel[:2]))
+        x = raw("Reshape", g.spatial(x), g.ints(before[1], -1))
+        x = self._times(axes[0].into, self._blocks(x, 0, axes[0]))
+        x = raw("Reshape", x, g.ints(axes[0].products, before[2], -1))
+        x = self._times(axes[1].into, self._blocks(x, 1, axes[1]))
+        filtering = Filtering(axes, self._by_point(x, axes, before[0]), inner)
+        self._filtered[layer.weight] = filtering
+        products = raw("MatMul", filtering.x, raw("Transpose", inner, perm=[0, 2, 1]))
+        y = self._by_place(products, axes)
+        y = self._times(axes[1].out, raw("Reshape", y, g.ints(axes[0].products, *_within(axes[1]))))
+        y = self._times(axes[0].out, raw("Reshape", y, g.ints(*_within(axes[0]))))
+        y = raw("Reshape", y, g.ints(*after[1:], -1, after[0]))
+        return g.lies(raw("Add", y, bias) if bias else y)
 
     def _conv_of_few(
         self, x: Name, weight: Name, bias: Name | None, layer: Conv2d, before: Shape, after: Shape
@@ -174,8 +196,11 @@ class SpatialOps(OnnxOps):
         """The same backwards, all matrices transposed."""
         if not (filtering := self._filtered.get(layer.weight)):
             return super().conv_dx(dy, weight, layer, kernel, before, after)
-        products = self.g.raw("MatMul", self._slope(filtering, dy, after), filtering.weight)
-        return self._together(products, filtering.axes, [each.into.T for each in filtering.axes], before[0])
+        raw, g, (v, h) = self.g.raw, self.g, filtering.axes
+        products = raw("MatMul", self._slope(filtering, dy, after), filtering.weight)
+        x = self._times(h.back, self._by_place(products, filtering.axes))
+        x = self._times(v.back, raw("Reshape", x, g.ints(v.products, -1)))
+        return g.lies(raw("Reshape", x, g.ints(*before[1:], -1, before[0])))
 
     def conv_dw(self, dy: Name, x: Name, layer: Conv2d, kernel: Shape, before: Shape, after: Shape) -> Name:
         """G^T (dY^T X) G, the product of what was transformed anyway."""
@@ -185,39 +210,43 @@ class SpatialOps(OnnxOps):
             return raw("Reshape", raw("Transpose", products, perm=[1, 0]), g.ints(*kernel))
         if not (filtering := self._filtered.get(layer.weight)):
             return super().conv_dw(dy, x, layer, kernel, before, after)
-        axes = filtering.axes
-        slope = self._slope(filtering, dy, after)
-        products = raw("MatMul", raw("Transpose", slope, perm=[0, 2, 1]), filtering.x)
-        products = raw("Reshape", products, g.ints(axes[0].points * axes[1].points, -1))
-        taps = g.const(np.kron(axes[0].taps, axes[1].taps), np.float32)
-        return raw("Reshape", raw("Gemm", products, taps, transA=1), g.ints(*kernel))
+        slope = raw("Transpose", self._slope(filtering, dy, after), perm=[0, 2, 1])
+        products = raw("Reshape", raw("MatMul", slope, filtering.x), g.ints(-1, math.prod(kernel[:2])))
+        return raw("Reshape", raw("Gemm", products, self._taps(filtering.axes), transA=1), g.ints(*kernel))
 
     def _slope(self, filtering: Filtering, dy: Name, after: Shape) -> Name:
+        """dy in the transformed domain, once for both gradients."""
         if not filtering.dy:
-            backwards = [each.out.T for each in filtering.axes]
-            filtering.dy = self._apart_from(dy, filtering.axes, backwards, after[0])
+            raw, g, (v, h) = self.g.raw, self.g, filtering.axes
+            dy = raw("Reshape", g.spatial(dy), g.ints(v.blocks, len(v.out), -1))
+            dy = raw("Reshape", self._times(v.out.T, dy), g.ints(v.products, h.blocks, len(h.out), -1))
+            filtering.dy = self._by_point(self._times(h.out.T, dy), filtering.axes, after[0])
         return filtering.dy
 
-    def _apart_from(self, x: Name, axes: Sequence[Axis], matrices: Sequence[Matrix], channels: int) -> Name:
-        """An image [h, w, batch, channels] as [points, tiles * batch, channels]: matrices [points * tiles, side]."""
-        raw, g, (v, h) = self.g.raw, self.g, axes
-        vertical, horizontal = matrices
-        x = raw("Reshape", g.spatial(x), g.ints(vertical.shape[1], -1))
-        x = raw("MatMul", g.const(vertical, np.float32), x)
-        x = raw("Reshape", x, g.ints(len(vertical), horizontal.shape[1], -1))
-        x = raw("MatMul", g.const(horizontal, np.float32), x)
-        x = raw("Reshape", x, g.ints(v.points, v.tiles, h.points, -1))
-        return raw("Reshape", raw("Transpose", x, perm=[0, 2, 1, 3]), g.ints(v.points * h.points, -1, channels))
+    def _taps(self, axes: Sequence[Axis]) -> Name:
+        return self.g.const(np.kron(axes[0].taps, axes[1].taps), np.float32)
 
-    def _together(self, x: Name, axes: Sequence[Axis], matrices: Sequence[Matrix], channels: int) -> Name:
-        """The other way: matrices [side, points * tiles]."""
+    def _times(self, matrix: Matrix, x: Name) -> Name:
+        """A constant matrix, or one for each block, by x [..., side, all that is within]."""
+        return self.g.raw("MatMul", self.g.const(matrix, np.float32), x)
+
+    def _blocks(self, x: Name, dim: int, axis: Axis) -> Name:
+        """x with dimension `dim` as what each block of `axis` takes of it: [..., blocks, block + 2, ...]."""
+        return x if axis.blocks == 1 else self.g.raw("Gather", x, self.g.const(axis.places, np.int64), axis=dim)
+
+    def _by_point(self, x: Name, axes: Sequence[Axis], channels: int) -> Name:
+        """What belongs to a point side by side: [points, tiles * batch, channels]."""
         raw, g, (v, h) = self.g.raw, self.g, axes
-        vertical, horizontal = matrices
-        x = raw("Transpose", raw("Reshape", x, g.ints(v.points, h.points, v.tiles, -1)), perm=[0, 2, 1, 3])
-        x = raw("Reshape", x, g.ints(vertical.shape[1], horizontal.shape[1], -1))
-        x = raw("MatMul", g.const(horizontal, np.float32), x)
-        x = raw("MatMul", g.const(vertical, np.float32), raw("Reshape", x, g.ints(vertical.shape[1], -1)))
-        return g.lies(raw("Reshape", x, g.ints(len(vertical), len(horizontal), -1, channels)))
+        x = raw("Reshape", x, g.ints(v.blocks, v.points, v.tiles, h.blocks, h.points, h.tiles, -1))
+        x = raw("Transpose", x, perm=[1, 4, 0, 2, 3, 5, 6])
+        return raw("Reshape", x, g.ints(v.points * h.points, -1, channels))
+
+    def _by_place(self, x: Name, axes: Sequence[Axis]) -> Name:
+        """The inverse of `_by_point`: [vertical products, horizontal products, batch * channels]."""
+        raw, g, (v, h) = self.g.raw, self.g, axes
+        x = raw("Reshape", x, g.ints(v.points, h.points, v.blocks, v.tiles, h.blocks, h.tiles, -1))
+        x = raw("Transpose", x, perm=[2, 0, 3, 4, 1, 5, 6])
+        return raw("Reshape", x, g.ints(v.products, h.products, -1))
 
     def bias_grad(self, dy: Name, shape: Shape) -> Name:
         """ReduceSum."""
@@ -297,26 +326,39 @@ class SpatialOps(OnnxOps):
         return g.raw("Reshape", g.raw("MatMul", sums, g.const(within, np.float32)), g.ints(-1))
 
 
-def pays(layer: Conv2d, kernel: Shape, before: Shape, after: Shape) -> bool:
-    """Whether minimal filtering takes fewer multiplications than the direct way, its transforms included.
+def is_of_few(layer: Conv2d, kernel: Shape) -> bool:
+    """Whether a convolution, a first one mostly, is a product with what every result takes, written side by side."""
+    few = math.prod(kernel[2:]) > 1 and math.prod(kernel[1:]) <= _FEW
+    return few and kernel[0] >= _MANY and layer.groups == 1
 
-    A transform is dense, so that it grows with the third power of an image's side: large images with few channels are
-    left to the direct way.
-    """
+
+def pays(layer: Conv2d, kernel: Shape, before: Shape, after: Shape) -> bool:
+    """Whether minimal filtering takes fewer multiplications than the direct way, transforms and gradients included."""
     if kernel[2:] != (TAPS, TAPS) or (layer.stride, layer.dilation, layer.groups) != ((1, 1), (1, 1), 1):
         return False
-    (v, h), (out, channels) = _axes(layer, before, after), kernel[:2]
-    high, wide = v.points * v.tiles, h.points * h.tiles
-    transforms = channels * high * before[2] * (before[1] + wide) + out * high * after[2] * (after[1] + wide)
-    return transforms + high * wide * channels * out < TAPS * TAPS * channels * out * after[1] * after[2]
+    (v, h), (out, channels) = _axes(layer, kernel, before), kernel[:2]
+    # For every channel: x apart and together again, y and its gradient likewise.
+    into = v.into.size * before[2] + v.products * h.into.size
+    back = v.products * h.back.size + v.back.size * before[2]
+    together = 2 * (v.products * h.out.size * h.blocks + v.out.size * v.blocks * after[2])
+    transforms = channels * (into + back) + out * together
+    return transforms + 3 * v.products * h.products * channels * out < 3 * math.prod(kernel) * after[1] * after[2]
 
 
-def _axes(layer: Conv2d, before: Shape, after: Shape) -> tuple[Axis, Axis]:
-    """F(4, 3) down the image, where that takes fewer products than F(2, 3), and F(2, 3) across.
+def _axes(layer: Conv2d, kernel: Shape, before: Shape) -> tuple[Axis, Axis]:
+    """F(4, 3) or F(2, 3), whichever takes fewer products; across the image F(4, 3) only where few channels are summed.
 
-    With F(4, 3) both ways steps are up to a seventh shorter, but rounding is twice that of F(4, 3) and F(2, 3), thrice
-    that of the direct way.
+    Rounding grows with their number, and is twice as large with F(4, 3) both ways as with F(2, 3) across.
     """
-    down = (axis(before[1], layer.padding[0], m) for m in sorted(POINTS))
-    across = axis(before[2], layer.padding[1], min(POINTS))
-    return min(down, key=lambda each: each.points * each.tiles), across
+
+    def best(dim: int, sizes: Sequence[int]) -> Axis:
+        choices = [axis(before[1 + dim], layer.padding[dim], m) for m in sizes]
+        return min(choices, key=lambda each: each.products)
+
+    exact, all_sizes = sorted(POINTS)[:1], sorted(POINTS)
+    return best(0, all_sizes), best(1, all_sizes if max(kernel[:2]) <= _SHORT else exact)
+
+
+def _within(axis: Axis) -> tuple[int, int, int]:
+    """The shape of a transformed dimension, and of all that is in it."""
+    return axis.blocks, axis.points * axis.tiles, -1
