@@ -43,6 +43,7 @@ _ELEMENTWISE: Final = frozenset(
 # A convolution of that many numbers or fewer for each result is one product with all of them written side by side.
 _FEW: Final = 32
 _SHORT: Final = 64
+_SLOWER: Final = 1
 # And where images need not lie as they do here anyway, that many channels of results are worth it.
 _MANY: Final = 32
 _SPATIAL: Final = (2, 3, 0, 1)  # from [batch, channels, height, width], and back again
@@ -155,20 +156,22 @@ class SpatialOps(OnnxOps):
         if not pays(layer, kernel, before, after):
             return super().conv(x, weight, bias, layer, before, after)
         raw, g = self.g.raw, self.g
-        axes = _axes(layer, kernel, before)
+        axes = v, h = _axes(layer, kernel, before)
         inner = raw("Gemm", self._taps(axes), raw("Reshape", weight, g.ints(-1, TAPS * TAPS)), transB=1)
         inner = raw("Reshape", inner, g.ints(-1, *kernel[:2]))
-        x = raw("Reshape", g.spatial(x), g.ints(before[1], -1))
-        x = self._times(axes[0].into, self._blocks(x, 0, axes[0]))
-        x = raw("Reshape", x, g.ints(axes[0].products, before[2], -1))
-        x = self._times(axes[1].into, self._blocks(x, 1, axes[1]))
-        filtering = Filtering(axes, self._by_point(x, axes, before[0]), inner)
-        self._filtered[layer.weight] = filtering
-        products = raw("MatMul", filtering.x, raw("Transpose", inner, perm=[0, 2, 1]))
-        y = self._by_place(products, axes)
-        y = self._times(axes[1].out, raw("Reshape", y, g.ints(axes[0].products, *_within(axes[1]))))
-        y = self._times(axes[0].out, raw("Reshape", y, g.ints(*_within(axes[0]))))
-        y = raw("Reshape", y, g.ints(*after[1:], -1, after[0]))
+        pads = g.ints(v.before, h.before, 0, 0, v.after, h.after, 0, 0)
+        wide = h.before + h.side + h.after
+        places = v.places[:, None, :, None] * wide + h.places[:, None, :]
+        flat = raw("Reshape", raw("Pad", g.spatial(x), pads), g.ints((v.before + v.side + v.after) * wide, -1))
+        tiles = raw("Gather", flat, g.const(places.reshape(v.points * h.points, -1), np.int64), axis=0)
+        into = raw("Reshape", self._times(v.into, h.into, tiles), g.ints(v.points * h.points, -1, before[0]))
+        self._filtered[layer.weight] = Filtering(axes, into, inner)
+        products = raw("MatMul", into, raw("Transpose", inner, perm=[0, 2, 1]))
+        y = raw("Reshape", self._times(v.out, h.out, products), g.ints(v.m, h.m, v.tiles, h.tiles, -1))
+        y = raw("Transpose", y, perm=[2, 0, 3, 1, 4])
+        y = raw("Reshape", y, g.ints(v.tiles * v.m, h.tiles * h.m, -1, after[0]))
+        if (v.tiles * v.m, h.tiles * h.m) != after[1:]:
+            y = raw("Slice", y, g.ints(0, 0), g.ints(*after[1:]), g.ints(0, 1))
         return g.lies(raw("Add", y, bias) if bias else y)
 
     def _conv_of_few(
@@ -198,8 +201,12 @@ class SpatialOps(OnnxOps):
             return super().conv_dx(dy, weight, layer, kernel, before, after)
         raw, g, (v, h) = self.g.raw, self.g, filtering.axes
         products = raw("MatMul", self._slope(filtering, dy, after), filtering.weight)
-        x = self._times(h.back, self._by_place(products, filtering.axes))
-        x = self._times(v.back, raw("Reshape", x, g.ints(v.products, -1)))
+        x = raw("Reshape", products, g.ints(v.points, h.points, v.tiles, h.tiles, -1))
+        x = raw(
+            "Reshape", raw("Transpose", x, perm=[0, 2, 1, 3, 4]), g.ints(v.points * v.tiles, h.points * h.tiles, -1)
+        )
+        x = raw("MatMul", g.const(h.back, np.float32), x)
+        x = raw("MatMul", g.const(v.back, np.float32), raw("Reshape", x, g.ints(v.points * v.tiles, -1)))
         return g.lies(raw("Reshape", x, g.ints(*before[1:], -1, before[0])))
 
     def conv_dw(self, dy: Name, x: Name, layer: Conv2d, kernel: Shape, before: Shape, after: Shape) -> Name:
@@ -215,38 +222,25 @@ class SpatialOps(OnnxOps):
         return raw("Reshape", raw("Gemm", products, self._taps(filtering.axes), transA=1), g.ints(*kernel))
 
     def _slope(self, filtering: Filtering, dy: Name, after: Shape) -> Name:
-        """dy in the transformed domain, once for both gradients."""
+        """dy in the transformed domain, once for both gradients: [points, tiles * batch, out]."""
         if not filtering.dy:
             raw, g, (v, h) = self.g.raw, self.g, filtering.axes
-            dy = raw("Reshape", g.spatial(dy), g.ints(v.blocks, len(v.out), -1))
-            dy = raw("Reshape", self._times(v.out.T, dy), g.ints(v.products, h.blocks, len(h.out), -1))
-            filtering.dy = self._by_point(self._times(h.out.T, dy), filtering.axes, after[0])
+            dy, more = g.spatial(dy), (v.tiles * v.m - after[1], h.tiles * h.m - after[2])
+            dy = raw("Pad", dy, g.ints(0, 0, 0, 0, *more, 0, 0)) if any(more) else dy
+            dy = raw("Reshape", dy, g.ints(v.tiles, v.m, h.tiles, h.m, -1))
+            dy = self._times(v.out.T, h.out.T, raw("Transpose", dy, perm=[1, 3, 0, 2, 4]))
+            filtering.dy = raw("Reshape", dy, g.ints(v.points * h.points, -1, after[0]))
         return filtering.dy
 
     def _taps(self, axes: Sequence[Axis]) -> Name:
         return self.g.const(np.kron(axes[0].taps, axes[1].taps), np.float32)
 
-    def _times(self, matrix: Matrix, x: Name) -> Name:
-        """A constant matrix, or one for each block, by x [..., side, all that is within]."""
-        return self.g.raw("MatMul", self.g.const(matrix, np.float32), x)
-
-    def _blocks(self, x: Name, dim: int, axis: Axis) -> Name:
-        """x with dimension `dim` as what each block of `axis` takes of it: [..., blocks, block + 2, ...]."""
-        return x if axis.blocks == 1 else self.g.raw("Gather", x, self.g.const(axis.places, np.int64), axis=dim)
-
-    def _by_point(self, x: Name, axes: Sequence[Axis], channels: int) -> Name:
-        """What belongs to a point side by side: [points, tiles * batch, channels]."""
-        raw, g, (v, h) = self.g.raw, self.g, axes
-        x = raw("Reshape", x, g.ints(v.blocks, v.points, v.tiles, h.blocks, h.points, h.tiles, -1))
-        x = raw("Transpose", x, perm=[1, 4, 0, 2, 3, 5, 6])
-        return raw("Reshape", x, g.ints(v.points * h.points, -1, channels))
-
-    def _by_place(self, x: Name, axes: Sequence[Axis]) -> Name:
-        """The inverse of `_by_point`: [vertical products, horizontal products, batch * channels]."""
-        raw, g, (v, h) = self.g.raw, self.g, axes
-        x = raw("Reshape", x, g.ints(v.points, h.points, v.blocks, v.tiles, h.blocks, h.tiles, -1))
-        x = raw("Transpose", x, perm=[2, 0, 3, 4, 1, 5, 6])
-        return raw("Reshape", x, g.ints(v.products, h.products, -1))
+    def _times(self, vertical: Matrix, horizontal: Matrix, x: Name) -> Name:
+        """A matrix along either of the two dimensions that x begins with, whatever its shape shows of them."""
+        raw, g = self.g.raw, self.g
+        x = raw("MatMul", g.const(vertical, np.float32), raw("Reshape", x, g.ints(vertical.shape[1], -1)))
+        x = raw("Reshape", x, g.ints(len(vertical), horizontal.shape[1], -1))
+        return raw("MatMul", g.const(horizontal, np.float32), x)
 
     def bias_grad(self, dy: Name, shape: Shape) -> Name:
         """ReduceSum."""
@@ -333,16 +327,18 @@ def is_of_few(layer: Conv2d, kernel: Shape) -> bool:
 
 
 def pays(layer: Conv2d, kernel: Shape, before: Shape, after: Shape) -> bool:
-    """Whether minimal filtering takes fewer multiplications than the direct way, transforms and gradients included."""
+    """Whether minimal filtering takes less time than the direct way, transforms and gradients included."""
     if kernel[2:] != (TAPS, TAPS) or (layer.stride, layer.dilation, layer.groups) != ((1, 1), (1, 1), 1):
         return False
     (v, h), (out, channels) = _axes(layer, kernel, before), kernel[:2]
-    # For every channel: x apart and together again, y and its gradient likewise.
-    into = v.into.size * before[2] + v.products * h.into.size
-    back = v.products * h.back.size + v.back.size * before[2]
-    together = 2 * (v.products * h.out.size * h.blocks + v.out.size * v.blocks * after[2])
-    transforms = channels * (into + back) + out * together
-    return transforms + 3 * v.products * h.products * channels * out < 3 * math.prod(kernel) * after[1] * after[2]
+    tiles, points = v.tiles * h.tiles, v.points * h.points
+    # What is added up for every channel: into the domain and, densely, back; and twice between it and the results.
+    into = points * tiles * (v.points + h.points)
+    back = v.points * v.tiles * h.back.size + v.back.size * before[2]
+    between = 2 * tiles * v.points * h.m * (v.m + h.points)
+    transforms = channels * (into + back) + out * between
+    products = 3 * tiles * points * channels * out
+    return _SLOWER * transforms + products < 3 * math.prod(kernel) * after[1] * after[2]
 
 
 def _axes(layer: Conv2d, kernel: Shape, before: Shape) -> tuple[Axis, Axis]:
@@ -353,12 +349,7 @@ def _axes(layer: Conv2d, kernel: Shape, before: Shape) -> tuple[Axis, Axis]:
 
     def best(dim: int, sizes: Sequence[int]) -> Axis:
         choices = [axis(before[1 + dim], layer.padding[dim], m) for m in sizes]
-        return min(choices, key=lambda each: each.products)
+        return min(choices, key=lambda each: each.points * each.tiles)
 
-    exact, all_sizes = sorted(POINTS)[:1], sorted(POINTS)
-    return best(0, all_sizes), best(1, all_sizes if max(kernel[:2]) <= _SHORT else exact)
-
-
-def _within(axis: Axis) -> tuple[int, int, int]:
-    """The shape of a transformed dimension, and of all that is in it."""
-    return axis.blocks, axis.points * axis.tiles, -1
+    sizes = sorted(POINTS)
+    return best(0, sizes), best(1, sizes if max(kernel[:2]) <= _SHORT else sizes[:1])
