@@ -21,32 +21,17 @@ from seedmask.layers import EPSILON, Conv2d, GroupNorm, MaxPool2d, Shape
 
 _ELEMENTWISE: Final = frozenset(
     {
-        *(
-            "Add",
-            "Sub",
-            "Mul",
-            "Div",
-            "Sqrt",
-            "Reciprocal",
-            "Neg",
-            "Exp",
-            "Erf",
-            "Sigmoid",
-            "Tanh",
-            "Relu",
-            "Min",
-            "Max",
-        ),
-        *("Cast", "Greater", "Less"),
+        *("Add", "Sub", "Mul", "Div", "Sqrt", "Reciprocal", "Neg", "Exp", "Erf", "Sigmoid", "Tanh", "Relu"),
+        *("Min", "Max", "Less", "Greater", "Cast"),
     }
 )
-# A convolution of that many numbers or fewer for each result is one product with all of them written side by side.
+# A first convolution's result comes of this many numbers or fewer, and it has at least that many channels of them.
 _FEW: Final = 32
+_MANY: Final = 32
+# Of sums of more channels than this, F(4, 3) both ways rounds too much.
 _SHORT: Final = 64
 _SLOWER: Final = 1
-# And where images need not lie as they do here anyway, that many channels of results are worth it.
-_MANY: Final = 32
-_SPATIAL: Final = (2, 3, 0, 1)  # from [batch, channels, height, width], and back again
+_TURN: Final = (2, 3, 0, 1)  # from [batch, channels, height, width], and back again
 
 
 class SpatialGraph(Graph):
@@ -95,7 +80,7 @@ class SpatialGraph(Graph):
 
     def _turn(self, x: Name) -> Name:
         if x not in self._turned:
-            other = self.raw("Transpose", x, perm=_SPATIAL)
+            other = self.raw("Transpose", x, perm=_TURN)
             self._turned |= {x: other, other: x}
         return self._turned[x]
 
@@ -161,9 +146,11 @@ class SpatialOps(OnnxOps):
         inner = raw("Reshape", inner, g.ints(-1, *kernel[:2]))
         pads = g.ints(v.before, h.before, 0, 0, v.after, h.after, 0, 0)
         wide = h.before + h.side + h.after
-        places = v.places[:, None, :, None] * wide + h.places[:, None, :]
+        # A sum of two small constants, not a large one; onnxruntime adds them up as it loads the graph.
+        places = [v.places[:, None, :, None] * wide, h.places[:, None, :]]
+        taken = raw("Add", *(g.const(each, np.int64) for each in places))
         flat = raw("Reshape", raw("Pad", g.spatial(x), pads), g.ints((v.before + v.side + v.after) * wide, -1))
-        tiles = raw("Gather", flat, g.const(places.reshape(v.points * h.points, -1), np.int64), axis=0)
+        tiles = raw("Gather", flat, taken, axis=0)  # [points, points, tiles, tiles, batch * channels]
         into = raw("Reshape", self._times(v.into, h.into, tiles), g.ints(v.points * h.points, -1, before[0]))
         self._filtered[layer.weight] = Filtering(axes, into, inner)
         products = raw("MatMul", into, raw("Transpose", inner, perm=[0, 2, 1]))
@@ -202,9 +189,8 @@ class SpatialOps(OnnxOps):
         raw, g, (v, h) = self.g.raw, self.g, filtering.axes
         products = raw("MatMul", self._slope(filtering, dy, after), filtering.weight)
         x = raw("Reshape", products, g.ints(v.points, h.points, v.tiles, h.tiles, -1))
-        x = raw(
-            "Reshape", raw("Transpose", x, perm=[0, 2, 1, 3, 4]), g.ints(v.points * v.tiles, h.points * h.tiles, -1)
-        )
+        x = raw("Transpose", x, perm=[0, 2, 1, 3, 4])
+        x = raw("Reshape", x, g.ints(v.points * v.tiles, h.points * h.tiles, -1))
         x = raw("MatMul", g.const(h.back, np.float32), x)
         x = raw("MatMul", g.const(v.back, np.float32), raw("Reshape", x, g.ints(v.points * v.tiles, -1)))
         return g.lies(raw("Reshape", x, g.ints(*before[1:], -1, before[0])))

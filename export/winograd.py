@@ -3,8 +3,7 @@
 S. Winograd's algorithms as Lavin and Gray use them (Fast Algorithms for Convolutional Neural Networks, arXiv
 1509.09308). Along one axis, F(m, 3) takes m + 2 products for m outputs of 3 taps, which directly take 3 m:
 y = A^T ((G g) * (B^T d)) for m + 2 inputs d and taps g. Along both axes a tile of m x m takes (m + 2)^2 products, not
-9 m^2.
-The gradients take the same matrices transposed.
+9 m^2. The gradients take the same matrices transposed.
 """
 
 from __future__ import annotations
@@ -82,7 +81,7 @@ def _matrices(m: int) -> tuple[Any, Any, Any]:
     def powers(count: int) -> npt.NDArray[np.float64]:
         return np.array([[p**k for k in range(count)] for p in points] + [[0.0] * (count - 1) + [1.0]])
 
-    out_of, taps, into = powers(m).T, powers(TAPS), np.linalg.inv(powers(m + TAPS - 1)).T
-    sizes = np.stack([np.linalg.norm(out_of, axis=0), np.linalg.norm(taps, axis=1), np.linalg.norm(into, axis=1)])
+    out, taps, into = powers(m).T, powers(TAPS), np.linalg.inv(powers(m + TAPS - 1)).T
+    sizes = np.stack([np.linalg.norm(out, axis=0), np.linalg.norm(taps, axis=1), np.linalg.norm(into, axis=1)])
     scale = np.exp2(np.rint(np.log2(np.prod(sizes, axis=0) ** (1 / 3) / sizes)))
-    return out_of * scale[0], taps / (scale[0] * scale[2])[:, None], into * scale[2][:, None]
+    return out * scale[0], taps / (scale[0] * scale[2])[:, None], into * scale[2][:, None]
