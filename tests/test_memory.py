@@ -13,7 +13,7 @@ import pytest
 
 from edge_client import memory, runtimes
 from edge_client.data import Dataset
-from edge_client.memory import MB, Footprint, activations
+from edge_client.memory import MB, Footprint, activations, tiles
 from edge_client.runtimes import Fit
 from seedmask.bundle import Bundle, to_bytes
 from seedmask.cli import main
@@ -43,6 +43,16 @@ def test_activations_are_what_is_kept_and_the_worst_layers_needs() -> None:
     assert activations(IMAGES, stacks=True) == 4 * (64 + 256 + 7 * 256 + 400 + 2 * 256)
 
 
+def test_tiles_are_six_by_six_for_four_by_four_results_or_six_by_four_of_many_channels() -> None:
+    assert tiles(IMAGES) == 4 * (1 + 4) * (2 * 6) * (2 * 6)
+    ragged = net(
+        *(Conv2d("a", None, (1, 1), (0, 0)), Conv2d("b", None, (2, 2), (1, 1)), Conv2d("c", None, (1, 1), (0, 0))),
+        *(Flatten(), Linear("d", None)),
+        **{"a": (65, 1, 3, 3), "b": (4, 65, 3, 3), "c": (4, 4, 2, 3), "d": (10, 8)},
+    )
+    assert tiles(ragged) == 4 * (2 * 6) * (3 * 4)  # six rows, six columns; others have a stride, or not three rows
+
+
 def test_the_formula_is_the_documented_one() -> None:
     bundle = Bundle(IMAGES, 64, {"graph": b"x" * 1000})
     vector, example = 4 * IMAGES.d, activations(IMAGES)
@@ -51,6 +61,9 @@ def test_the_formula_is_the_documented_one() -> None:
     assert replace(PLAIN, graph="graph", per_graph_byte=7).bytes_of(bundle, Fit(1)) - PLAIN.bytes_of(
         bundle, Fit(1)
     ) == pytest.approx(7000, abs=1)
+    stacked = replace(PLAIN, stacks=frozenset({"cpu"})).bytes_of(bundle, Fit(64, "cpu"))
+    more = 64 * (2 * activations(IMAGES, stacks=True) + tiles(IMAGES))
+    assert stacked == int(10 * MB + 2.5 * vector + more)
 
 
 def test_the_largest_micro_batch_below_the_ceiling_is_chosen() -> None:
@@ -76,7 +89,7 @@ def test_the_lean_variant_is_taken_when_fewer_than_eight_fit(monkeypatch: pytest
     big = replace(bundle, spec=replace(IMAGES, input=(1, 8, 8)))
     chosen = {memory.fit("onnxruntime", big, ceiling)[0] for ceiling in (11, 12)}
     assert {fit.variant for fit in chosen} == {"cpu"}
-    each = activations(IMAGES, stacks=True) * 2
+    each = activations(IMAGES, stacks=True) * 2 + tiles(IMAGES)
     monkeypatch.setattr(memory, "MB", 1)
     monkeypatch.setattr(runtimes, "footprint", lambda name: Footprint(0, 0, 2.0, stacks=frozenset({"cpu"})))
     assert memory.fit("onnxruntime", bundle, 8 * each)[0] == Fit(8, "cpu")
