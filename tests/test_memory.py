@@ -48,7 +48,10 @@ def test_tiles_are_six_by_six_for_four_by_four_results_or_six_by_four_of_many_ch
     ragged = net(
         *(Conv2d("a", None, (1, 1), (0, 0)), Conv2d("b", None, (2, 2), (1, 1)), Conv2d("c", None, (1, 1), (0, 0))),
         *(Flatten(), Linear("d", None)),
-        **{"a": (65, 1, 3, 3), "b": (4, 65, 3, 3), "c": (4, 4, 2, 3), "d": (10, 8)},
+        a=(65, 1, 3, 3),
+        b=(4, 65, 3, 3),
+        c=(4, 4, 2, 3),
+        d=(10, 8),
     )
     assert tiles(ragged) == 4 * (2 * 6) * (3 * 4)  # six rows, six columns; others have a stride, or not three rows
 

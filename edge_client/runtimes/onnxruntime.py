@@ -36,9 +36,8 @@ VARIANTS: Final = {"cpu": "onnx/grads.onnx", "lean": "onnx-lean/grads.onnx"}
 GRAPHS: Final = ("onnx/init.onnx", VARIANTS["cpu"], "onnx/eval.onnx")
 # Vectors: w, theta, gradient, noise, scores and moments before and after, and what coding the mask takes at the end.
 FOOTPRINT: Final = Footprint(76 * MB, 12.3, 2.3, 150, spare=2, graph=VARIANTS["cpu"], stacks=frozenset({"cpu"}))
-_ROOM: Final = (
-    64 * MB
-)  # of activations at a time, where nobody says: more is not faster, CONV-4's 128 at once are slower
+# For examples at a time, where nobody says how many: more are not faster, CONV-4's 128 at once are slower.
+_ROOM: Final = 80 * MB
 
 
 class OnnxRuntime:
