@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import subprocess
 import sys
 from collections.abc import Callable
@@ -77,6 +79,16 @@ def test_the_largest_micro_batch_below_the_ceiling_is_chosen() -> None:
         assert estimate == footprint.bytes_of(bundle, chosen) <= ceiling * MB
         assert chosen.micro == 4096 or footprint.bytes_of(bundle, Fit(chosen.micro + 1)) > ceiling * MB
     assert memory.fit("reference", bundle, 100_000)[0].micro == 4096
+
+
+def test_a_batch_is_cut_into_few_parts_of_one_size() -> None:
+    for n, micro in itertools.product(range(1, 40), range(1, 42)):
+        parts = Fit(micro).parts(n)
+        sizes = [part.stop - part.start for part in parts]
+        assert [at for part in parts for at in range(part.start, part.stop)] == [*range(n)]
+        assert len(parts) == math.ceil(n / micro)
+        assert max(sizes) <= micro
+        assert max(sizes) - min(sizes) <= 1
 
 
 def test_the_examples_of_the_device_count() -> None:
