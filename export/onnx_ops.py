@@ -116,6 +116,9 @@ class Graph:
 class OnnxOps(Ops[Name]):
     """`export.graph.Ops` as ONNX nodes. A batch is a number, or -1 for that of the input x, any size."""
 
+    GRAPH: type[Graph] = Graph
+    """What nodes are collected in."""
+
     LABELS: Any = np.int64
     """The type of class numbers, and of how many are right."""
 
@@ -123,6 +126,10 @@ class OnnxOps(Ops[Name]):
         self.g = graph
         self.batch = batch
         self._firsts: dict[Name, list[Name]] = {}  # of a pool's result: see `pool`
+
+    def parameter(self, value: Name, given: Shape, shape: Shape) -> Name:
+        """A tensor of the network, which has the shape `given`, in that in which its layer takes it."""
+        return value if given == shape else self.g("Reshape", value, self.g.ints(*shape))
 
     def number(self, value: float) -> Name:
         """A scalar constant."""
@@ -238,7 +245,7 @@ class OnnxOps(Ops[Name]):
         """dY^T X."""
         return self.g("Gemm", dy, x, transA=1)
 
-    def conv(self, x: Name, weight: Name, bias: Name | None, layer: Conv2d) -> Name:
+    def conv(self, x: Name, weight: Name, bias: Name | None, layer: Conv2d, before: Shape, after: Shape) -> Name:
         """Conv."""
         return self.g("Conv", x, weight, *([bias] if bias else []), **_attributes(layer))
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from export.graph import Adam, Knobs, Sgd, forward, gradient_of, shapes_beside, train_step, unpack
 from export.onnx_ops import Graph, InferenceOps, Name, OnnxOps
+from export.spatial import SpatialOps
 from seedmask.seed import PARITY, ROTATIONS
 from seedmask.spec import ModelSpec
 
@@ -25,7 +26,7 @@ def files(spec: ModelSpec, batch: int) -> dict[str, bytes]:
     }
 
 
-def step_graph(spec: ModelSpec, batch: int, ops: type[OnnxOps] = OnnxOps) -> bytes:
+def step_graph(spec: ModelSpec, batch: int, ops: type[OnnxOps] = SpatialOps) -> bytes:
     """The training step with Adam.
 
     As `sgd_graph`, but m float32 [d], v float32 [d] and epsilon float32 [] for momentum, and v_out float32 [d]; rate
@@ -34,7 +35,7 @@ def step_graph(spec: ModelSpec, batch: int, ops: type[OnnxOps] = OnnxOps) -> byt
     return _step_graph(spec, batch, ops, adam=True)
 
 
-def sgd_graph(spec: ModelSpec, batch: int, ops: type[OnnxOps] = OnnxOps) -> bytes:
+def sgd_graph(spec: ModelSpec, batch: int, ops: type[OnnxOps] = SpatialOps) -> bytes:
     """The training step with SGD, which holds two vectors of d less than Adam's, or one with momentum.
 
     x float32 [batch, *input]; y int64 [batch], or float32 [batch, outputs] if the loss is "mse"; weight float32
@@ -48,7 +49,7 @@ def sgd_graph(spec: ModelSpec, batch: int, ops: type[OnnxOps] = OnnxOps) -> byte
 
 
 def _step_graph(spec: ModelSpec, batch: int, ops: type[OnnxOps], adam: bool) -> bytes:
-    g, d = Graph(), spec.d
+    g, d = ops.GRAPH(), spec.d
     mse = spec.loss == "mse"
     inputs = {
         "x": g.input("x", np.float32, [batch, *spec.input]),
@@ -78,7 +79,7 @@ def _step_graph(spec: ModelSpec, batch: int, ops: type[OnnxOps], adam: bool) -> 
     return g.model("step")
 
 
-def grads_graph(spec: ModelSpec, ops: type[OnnxOps] = OnnxOps) -> bytes:
+def grads_graph(spec: ModelSpec, ops: type[OnnxOps] = SpatialOps) -> bytes:
     """The loss's gradient by the network's weights, for any number of examples: the middle of a step.
 
     What comes before it (weights = w * mask) and after it (estimator, optimiser) is per weight and the host's; so that
@@ -88,17 +89,16 @@ def grads_graph(spec: ModelSpec, ops: type[OnnxOps] = OnnxOps) -> bytes:
     [], the part of these examples; correct int64 []; and for every tensor but frozen ones `g.` and its name. Apart,
     because a caller's vector is cut without copying it, and a graph's is not.
     """
-    g = Graph()
-    mse = spec.loss == "mse"
+    g = ops.GRAPH()
+    mse, made = spec.loss == "mse", ops(g, -1)
     x = g.input("x", np.float32, ["n", *spec.input])
     y = g.input("y", np.float32, ["n", spec.classes]) if mse else g.input("y", np.int64, ["n"])
     weight = g.input("weight", np.float32, ["n"])
     weights, beside = dict[str, Name](), shapes_beside(spec)
     for tensor in spec.tensors:
         values = g.input(f"w.{tensor.name}", np.float32, tensor.shape)
-        taken = beside[tensor.name]
-        weights[tensor.name] = values if taken == tensor.shape else g("Reshape", values, g.ints(*taken))
-    loss, correct, grads = gradient_of(ops(g, -1), spec, x=x, y=y, weight=weight, weights=weights)
+        weights[tensor.name] = made.parameter(values, tensor.shape, beside[tensor.name])
+    loss, correct, grads = gradient_of(made, spec, x=x, y=y, weight=weight, weights=weights)
     g.output("loss", loss, np.float32, [])
     g.output("correct", correct, np.int64, [])
     for tensor in spec.tensors:
