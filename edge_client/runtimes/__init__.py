@@ -17,6 +17,7 @@ import math
 import pkgutil
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Final, Protocol
 
 import numpy as np
@@ -170,8 +171,10 @@ class Fit:
     variant: str = ""
 
     def parts(self, n: int) -> list[slice]:
-        """Where n examples are cut."""
-        return [slice(at, min(at + self.micro, n)) for at in range(0, n, self.micro)]
+        """Where n examples are cut: as few parts as there can be, of the same size or one less."""
+        count = -(-n // self.micro)
+        ends = [n * i // count for i in range(count + 1)]
+        return [slice(*cut) for cut in pairwise(ends)]
 
 
 class DivergedError(Exception):

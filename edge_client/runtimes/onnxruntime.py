@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from edge_client.memory import MB, Footprint, activations
+from edge_client.memory import MB, Footprint, activations, tiles
 from edge_client.runtimes import (
     F32,
     NOTHING,
@@ -35,10 +35,9 @@ NEEDS: Final = ("onnxruntime",)
 VARIANTS: Final = {"cpu": "onnx/grads.onnx", "lean": "onnx-lean/grads.onnx"}
 GRAPHS: Final = ("onnx/init.onnx", VARIANTS["cpu"], "onnx/eval.onnx")
 # Vectors: w, theta, gradient, noise, scores and moments before and after, and what coding the mask takes at the end.
-FOOTPRINT: Final = Footprint(76 * MB, 12.3, 2.2, 150, spare=2, graph=VARIANTS["cpu"], stacks=frozenset({"cpu"}))
-_ROOM: Final = (
-    64 * MB
-)  # of activations at a time, where nobody says: more is not faster, CONV-4's 128 at once are slower
+FOOTPRINT: Final = Footprint(76 * MB, 12.3, 2.3, 150, spare=2, graph=VARIANTS["cpu"], stacks=frozenset({"cpu"}))
+# For examples at a time, where nobody says how many: more are not faster, CONV-4's 128 at once are slower.
+_ROOM: Final = 80 * MB
 
 
 class OnnxRuntime:
@@ -117,7 +116,7 @@ class OnnxRuntime:
 
 def usual(bundle: Bundle) -> Fit:
     """As many examples at a time as _ROOM holds."""
-    most = _ROOM // activations(bundle.spec, "cpu" in FOOTPRINT.stacks)
+    most = _ROOM // (activations(bundle.spec, stacks=True) + tiles(bundle.spec))
     return Fit(min(bundle.batch, max(1, most)), "cpu")
 
 
