@@ -7,6 +7,8 @@ BIN    := $(VENV)/bin
 TORCH  ?= torch==2.13.0
 # Without what it names and nobody here uses: tokenizers, Core ML, settings of language models.
 EXECUTORCH := executorch==1.5.1 torchao==0.18.0
+# Of what it names, that which lowering a program imports.
+LOWERING := flatbuffers pandas pyyaml ruamel.yaml tabulate
 EXTRAS := onnxruntime,export,aggregator,broker,sim,dev
 
 MODEL   ?= mlpn
@@ -25,7 +27,7 @@ $(VENV)/.ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --upgrade pip
 	$(BIN)/python -m pip install -q '$(TORCH)'
-	$(BIN)/python -m pip install -q -e '.[$(EXTRAS)]' flatbuffers pandas pyyaml ruamel.yaml tabulate
+	$(BIN)/python -m pip install -q -e '.[$(EXTRAS)]' $(LOWERING)
 	$(BIN)/python -m pip install -q --no-deps $(EXECUTORCH)
 	touch $@
 
@@ -81,7 +83,7 @@ device: setup    ## what a device installs, by runtime: its size, aarch64 wheels
 	$(BIN)/python bench/device.py --json out/bench/device.json
 
 mixed: setup     ## onnxruntime-training in its own environment, and a job in which every device has another runtime
-	TORCH='$(TORCH)' .ci/ort-training
+	TORCH='$(TORCH)' EXECUTORCH='$(EXECUTORCH)' LOWERING='$(LOWERING)' .ci/ort-training
 
 clean:           ## remove what the targets above made
 	rm -rf $(VENV) .venvs out .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -11,6 +11,7 @@ import pytest
 from aggregator.config import RunConfig
 from edge_client.config import EdgeConfig
 from seedmask import cli
+from seedmask.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "ARCHITECTURE.md", ROOT / "DECISIONS.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -34,6 +35,22 @@ def test_every_seedmask_command_in_the_pages_parses(line: str) -> None:
     if "--help" in words:
         return
     cli._parser(known, {}).parse_args(words)  # exits, and so fails, on an unknown option
+
+
+@pytest.mark.export
+def test_refusals_of_export_are_quoted_as_they_are() -> None:
+    nn = pytest.importorskip("torch").nn
+    from export.trace import trace
+
+    page = (ROOT / "README.md").read_text(encoding="utf-8")
+    for layer in (nn.Upsample(scale_factor=2), nn.BatchNorm2d(8)):
+        net = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), layer, nn.Flatten(), nn.LazyLinear(10))
+        net(pytest.importorskip("torch").zeros(1, 1, 28, 28))
+        with pytest.raises(UserError) as refused:
+            trace(net, "net", 1, (1, 28, 28), (0, 255), 10)
+        message, supported = str(refused.value).splitlines()
+        assert f"\nseedmask export: {message}\n" in page
+        assert f"\n{supported}\n" in page
 
 
 def test_every_make_target_in_the_pages_exists() -> None:
