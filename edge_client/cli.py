@@ -109,10 +109,10 @@ def _runtime(row: dict[str, Any]) -> str:
         state = "ready    " + ", ".join(f"{name} {version}" for name, version in row["versions"].items())
     else:
         state = f"missing  {', '.join(row['missing'])}: {row['install']}"
-    line = f"{row['runtime']:<16}{state}"
+    line = f"{row['runtime']:<18}{state}"
     if lacks := row.get("bundle_lacks"):
         target = ",".join(runtimes.targets([row["runtime"]]))
-        line += f"\n{'':<16}not in this bundle: {', '.join(lacks)}; seedmask export --runtimes {target}"
+        line += f"\n{'':<18}not in this bundle: {', '.join(lacks)}; seedmask export --runtimes {target}"
     return line
 
 

@@ -1,10 +1,11 @@
 """How much memory a training step takes, estimated from the spec's shapes, and what fits a device's ceiling.
 
-    peak = base + graphs + 4 d vectors + max(4 d spare, examples * activations)
+    peak = base + graphs + 4 d vectors + max(4 d spare, examples * (activations + tiles))
 
 `base` is the process with its packages, `graphs` what sessions make of the bundle's bytes, `vectors` how many numbers
 for every weight are held at once (weights, scores, moments, gradient, noise, ...), and `activations` what one example
-leaves behind on its way forward, or needs at the worst layer on its way back. Each runtime states its own constants
+leaves behind on its way forward, or needs at the worst layer on its way back; `tiles` is what of it convolutions keep
+transformed (`export.winograd`), where they do. Each runtime states its own constants
 (FOOTPRINT), which were fitted to peaks measured in fresh processes; `make bench-step` prints estimate against measured
 peak. It is an estimate, on the large side: data, and what the system does with memory, come on top.
 """
@@ -39,6 +40,7 @@ from seedmask.spec import ModelSpec
 
 MB: Final = 1_000_000
 EIGHT: Final = 8  # fewer examples at a time are slower, each by its share of a pass over all weights
+THREE: Final = 3  # and still faster than many more with direct convolutions, where the usual variant filters them
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Footprint:
 
     `base`, bytes; `per_graph_byte` of the member `graph`; `vectors` and `spare`, float32 [d] each; `slack`, what
     activations are multiplied by for all that a runtime does besides. `stacks`: variants in which the gradient of a
-    convolution's weight stacks kernel rows.
+    convolution's weight stacks kernel rows, or 3x3 ones are filtered tile by tile.
     """
 
     base: int
@@ -61,7 +63,8 @@ class Footprint:
     def bytes_of(self, bundle: Bundle, fit: Fit) -> int:
         """Peak bytes of a process that trains `bundle` with `fit`, an estimate."""
         vector = 4 * bundle.spec.d
-        examples = self.slack * fit.micro * activations(bundle.spec, fit.variant in self.stacks)
+        stacks = fit.variant in self.stacks
+        examples = fit.micro * (self.slack * activations(bundle.spec, stacks) + (tiles(bundle.spec) if stacks else 0))
         graph = len(bundle.files.get(self.graph, b""))
         held = self.base + self.per_graph_byte * graph + vector * self.vectors
         return int(held + max(vector * self.spare, examples))
@@ -101,6 +104,21 @@ def activations(spec: ModelSpec, stacks: bool = False) -> int:
     return math.ceil(4 * worst)
 
 
+def tiles(spec: ModelSpec) -> int:
+    """Bytes of one example that its 3x3 convolutions keep of their inputs as tiles of 6 x 6 for 4 x 4 results, float32.
+
+    Of many channels tiles are 6 x 4 for 4 x 2. At most: some convolutions are left to the direct way.
+    """
+    total, shapes = 0, spec.shapes()
+    for i, layer in enumerate(spec.layers):
+        if isinstance(layer, Conv2d) and (layer.stride, layer.dilation, layer.groups) == ((1, 1), (1, 1), 1):
+            out, channels, *kernel = spec.offsets[layer.weight][0].shape
+            _, high, wide = shapes[i + 1]
+            across = 6 * -(-wide // 4) if max(out, channels) <= 64 else 4 * -(-wide // 2)
+            total += channels * 6 * -(-high // 4) * across if kernel == [3, 3] else 0
+    return 4 * total
+
+
 def _at_once(spec: ModelSpec, i: int, size: list[int], stacks: bool) -> float:
     """Numbers that layer i holds while its gradients are computed, besides what was kept."""
     layer, after = spec.layers[i], size[i + 1]
@@ -122,17 +140,18 @@ def fit(name: str, bundle: Bundle, memory_mb: int, data: int = 0) -> tuple[Fit, 
     """The micro-batch and variant with which runtime `name` trains `bundle` below `memory_mb`, and the estimate, bytes.
 
     `data`: bytes of the examples that the process holds besides.
-    The usual variant as long as a micro-batch of EIGHT fits, the largest that does; below that, whichever takes more.
+    The usual variant as long as a micro-batch of EIGHT fits, or of THREE where it keeps `tiles`, the largest that does;
+    below that, whichever takes more.
     Raises UserError, with numbers and with what would help.
     """
     footprint: Footprint | None = runtimes.footprint(name)
     if footprint is None:
         able = ", ".join(each for each in runtimes.names() if runtimes.footprint(each))
         raise UserError(f"runtime {name} keeps to no memory_mb; these do: {able}")
-    best = Fit(0)
+    best, enough = Fit(0), THREE if tiles(bundle.spec) else EIGHT
     for variant in runtimes.variants(name, bundle):
         micro = _largest(footprint, bundle, variant, memory_mb * MB - data)
-        if micro > best.micro and best.micro < min(EIGHT, bundle.batch):
+        if micro > best.micro and best.micro < min(enough, bundle.batch):
             best = Fit(micro, variant)
     if best.micro:
         return best, footprint.bytes_of(bundle, best) + data

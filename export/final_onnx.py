@@ -14,7 +14,8 @@ from typing import Any, Final
 import numpy as np
 
 from export.graph import forward, pool_first, shapes_beside, unpack
-from export.targets.onnx import Graph, InferenceOps, Name, OnnxOps, drawn
+from export.onnx_ops import Graph, InferenceOps, Name, OnnxOps
+from export.targets.onnx import drawn
 from seedmask.model import FinishedModel
 from seedmask.seed import weights_key
 

@@ -108,8 +108,8 @@ class Ops(Protocol[V]):
     def linear_dw(self, dy: V, x: V) -> V:
         """Its gradient by the weight, [out, in]."""
 
-    def conv(self, x: V, weight: V, bias: V | None, layer: Conv2d) -> V:
-        """The layer Conv2d."""
+    def conv(self, x: V, weight: V, bias: V | None, layer: Conv2d, before: Shape, after: Shape) -> V:
+        """The layer Conv2d. Shapes: `before` of x, `after` of the result."""
 
     def conv_dx(self, dy: V, weight: V, layer: Conv2d, kernel: Shape, before: Shape, after: Shape) -> V:
         """Its gradient by x. Shapes: `before` of x, `after` of dy, `kernel` of W, [out, in / groups, kh, kw]."""

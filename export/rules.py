@@ -58,7 +58,8 @@ def forward(
             y = ops.linear(rows, weights[layer.weight], weights[layer.bias] if layer.bias else None)
             return (y if len(shape) == 1 else ops.unrows(y, after)), (rows,)
         case Conv2d():
-            return ops.conv(x, weights[layer.weight], weights[layer.bias] if layer.bias else None, layer), (x,)
+            bias = weights[layer.bias] if layer.bias else None
+            return ops.conv(x, weights[layer.weight], bias, layer, shape, after), (x,)
         case ReLU():
             y = ops.relu(x)
             return y, (y,)

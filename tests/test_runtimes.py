@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from edge_client import runtimes
-from edge_client.runtimes import DivergedError, Exact, Fit, Rule, Runtime, State, StepResult
+from edge_client.on_device import OnDevice
+from edge_client.runtimes import DivergedError, Exact, Fit, Rule, Runtime, State, StepResult, onnxruntime_cuda
 from seedmask import layers
 from seedmask.bundle import Bundle
 from seedmask.errors import BundleError, MissingPackageError, UserError
@@ -211,7 +212,11 @@ def named() -> Iterator[object]:
 
 
 def opened(name: str, spec: ModelSpec, fit: Fit | None = None) -> Runtime:
-    if lacking := runtimes.missing(name):
+    lacking = runtimes.missing(name)
+    if lacking == [onnxruntime_cuda.PROVIDER] and fit is None:
+        # Without a GPU the same graphs and the same bindings, on the provider that is everywhere.
+        return onnxruntime_cuda.open_runtime(bundle_for(name, spec), 1, "cpu")
+    if lacking:
         pytest.skip(f"{name} needs {', '.join(lacking)}")
     return runtimes.open_runtime(name, bundle_for(name, spec), 1, fit)
 
@@ -356,6 +361,35 @@ def test_numbers_are_learnt(name: str) -> None:
         state = result.state
         losses.append(result.loss)
     assert np.mean(losses[-10:]) < 0.4 * np.mean(losses[:3])
+
+
+@pytest.mark.export
+@pytest.mark.filterwarnings("ignore:Specified provider")  # onnxruntime's own words about it
+def test_a_gpu_that_is_not_there_is_not_replaced_by_the_cpu() -> None:
+    if runtimes.missing("onnxruntime_cuda") != [onnxruntime_cuda.PROVIDER]:
+        pytest.skip("no onnxruntime here, or one for GPUs")
+    with pytest.raises(MissingPackageError, match=r"onnxruntime_cuda needs CUDAExecutionProvider: pip install"):
+        runtimes.open_runtime("onnxruntime_cuda", bundle_for("onnxruntime_cuda", DENSE))
+    # As where onnxruntime was built for GPUs and finds none (tried with onnxruntime-gpu 1.31.1 without a GPU).
+    with pytest.raises(UserError, match="could not start it"):
+        onnxruntime_cuda.open_runtime(bundle_for("onnxruntime_cuda", DENSE), 1)
+
+
+def test_a_state_on_a_gpu_comes_to_the_host_once_and_only_when_asked_for() -> None:
+    fetched = []
+
+    def fetch(tensor: np.ndarray) -> np.ndarray:
+        fetched.append(tensor)
+        return tensor
+
+    before = State.start(np.zeros(4, np.float32), Rule(0.1))
+    there = OnDevice(before, {"scores": np.ones(4, np.float32), "m": np.ones(4, np.float32)}, 1, before.exact, fetch)
+    assert (there.t, there.v is before.v, fetched) == (1, True, [])
+    assert there.shape_of("scores") == (4,)
+    assert there.scores is there.scores
+    assert len(fetched) == 1
+    later = OnDevice(there, {"scores": np.full(4, 2, np.float32)}, 2, before.exact, fetch)
+    assert (later.scores.tolist(), later.m.tolist(), len(fetched)) == ([2] * 4, [1] * 4, 3)
 
 
 @pytest.mark.parametrize("rule", RULES)

@@ -2,10 +2,10 @@
 
 The contract is `Runtime`; `reference` (NumPy, slow, obvious) defines the truth, and `tests/test_runtimes.py`
 holds every file of this folder to it. A runtime module has NAME, NEEDS (packages beyond the base install), GRAPHS (the
-bundle's members it opens, in a folder named for their target in `export`), maybe NOTE (what its install has to know)
-and `open_runtime(bundle, threads)`; it imports those packages only there. One that can take a batch in parts
-has a FOOTPRINT (`edge_client.memory`) as well, and takes a Fit as a third argument; maybe also VARIANTS, members of the
-bundle to choose from, by name, the usual one first.
+bundle's members it opens, in a folder named for their target in `export`), maybe NOTE (what its install has to know),
+maybe `absent()` (what is not here either, given the packages) and `open_runtime(bundle, threads)`; it imports those
+packages only there. One that can take a batch in parts has a FOOTPRINT (`edge_client.memory`) as well, and takes a Fit
+as a third argument; maybe also VARIANTS, members of the bundle to choose from, by name, the usual one first.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import math
 import pkgutil
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Final, Protocol
 
 import numpy as np
@@ -170,8 +171,10 @@ class Fit:
     variant: str = ""
 
     def parts(self, n: int) -> list[slice]:
-        """Where n examples are cut."""
-        return [slice(at, min(at + self.micro, n)) for at in range(0, n, self.micro)]
+        """Where n examples are cut: as few parts as there can be, of the same size or one less."""
+        count = -(-n // self.micro)
+        ends = [n * i // count for i in range(count + 1)]
+        return [slice(*cut) for cut in pairwise(ends)]
 
 
 class DivergedError(Exception):
@@ -301,8 +304,13 @@ def names() -> list[str]:
 
 
 def missing(name: str) -> list[str]:
-    """The packages that runtime `name` needs and this environment lacks."""
-    return [package for package in _module(name).NEEDS if not _present(package)]
+    """What runtime `name` needs and this environment lacks: packages, or else what it looks for in them."""
+    module = _module(name)
+    packages = [package for package in module.NEEDS if not _present(package)]
+    if packages or not hasattr(module, "absent"):
+        return packages
+    found: list[str] = module.absent()
+    return found
 
 
 def _present(package: str) -> bool:

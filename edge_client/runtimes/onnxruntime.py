@@ -8,12 +8,13 @@ mask, and sums their gradients: memory is that of a few examples, the step is th
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
 
-from edge_client.memory import MB, Footprint, activations
+from edge_client.memory import MB, Footprint, activations, tiles
 from edge_client.runtimes import (
     F32,
     NOTHING,
@@ -30,15 +31,15 @@ from edge_client.update import Update
 from seedmask.bundle import Bundle
 from seedmask.seed import weights_key
 
+CPU: Final = "CPUExecutionProvider"
 NAME: Final = "onnxruntime"
 NEEDS: Final = ("onnxruntime",)
 VARIANTS: Final = {"cpu": "onnx/grads.onnx", "lean": "onnx-lean/grads.onnx"}
 GRAPHS: Final = ("onnx/init.onnx", VARIANTS["cpu"], "onnx/eval.onnx")
 # Vectors: w, theta, gradient, noise, scores and moments before and after, and what coding the mask takes at the end.
-FOOTPRINT: Final = Footprint(76 * MB, 12.3, 2.2, 150, spare=2, graph=VARIANTS["cpu"], stacks=frozenset({"cpu"}))
-_ROOM: Final = (
-    64 * MB
-)  # of activations at a time, where nobody says: more is not faster, CONV-4's 128 at once are slower
+FOOTPRINT: Final = Footprint(76 * MB, 12.3, 2.3, 150, spare=2, graph=VARIANTS["cpu"], stacks=frozenset({"cpu"}))
+# For examples at a time, where nobody says how many: more are not faster, CONV-4's 128 at once are slower.
+_ROOM: Final = 80 * MB
 
 
 class OnnxRuntime:
@@ -117,7 +118,7 @@ class OnnxRuntime:
 
 def usual(bundle: Bundle) -> Fit:
     """As many examples at a time as _ROOM holds."""
-    most = _ROOM // activations(bundle.spec, "cpu" in FOOTPRINT.stacks)
+    most = _ROOM // (activations(bundle.spec, stacks=True) + tiles(bundle.spec))
     return Fit(min(bundle.batch, max(1, most)), "cpu")
 
 
@@ -126,8 +127,8 @@ def open_runtime(bundle: Bundle, threads: int, fit: Fit | None = None) -> OnnxRu
     return OnnxRuntime(bundle, threads, fit or usual(bundle))
 
 
-def session(model: bytes, threads: int) -> Any:
-    """An onnxruntime.InferenceSession of `model` on the CPU; `threads` 0 is one per core."""
+def session(model: bytes, threads: int, providers: Sequence[Any] = (CPU,)) -> Any:
+    """An onnxruntime.InferenceSession of `model`, on the CPU unless told otherwise; `threads` 0 is one per core."""
     import onnxruntime as ort
 
     _share_memory()
@@ -141,7 +142,7 @@ def session(model: bytes, threads: int) -> Any:
     # Waiting threads sleep instead of spinning: batteries, and neighbours on the same cores.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.use_env_allocators", "1")
-    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    return ort.InferenceSession(model, options, providers=list(providers))
 
 
 @functools.cache

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from edge_client.memory import MB, Footprint
+from edge_client.on_device import OnDevice
 from edge_client.runtimes import (
     BETA1,
     BETA2,
@@ -197,7 +198,7 @@ class Torch:
 
     def _state(self, before: State, new: dict[str, torch.Tensor], t: int, exact: Exact) -> State:
         if self._lazy:
-            return OnDevice(before, new, t, exact)
+            return OnDevice(before, new, t, exact, lambda tensor: tensor.cpu().numpy())
         arrays = {name: tensor.numpy() for name, tensor in new.items()}
         # Memory that the system has to clear costs as much as the arithmetic, so that of a state which nobody holds any
         # more, and no view of it either, is used again. (A GPU's memory is torch's to recycle.)
@@ -205,32 +206,6 @@ class Torch:
             weakref.finalize(arrays[name], self._free.append, tensor).atexit = False
         m, v = (arrays.get(name, getattr(before, name)) for name in ("m", "v"))
         return State(arrays["scores"], m, v, t, before.anchor, exact)
-
-
-class OnDevice(State):
-    """A State whose vectors come to the host when, and only if, somebody asks for them."""
-
-    tensors: dict[str, Any]
-
-    def __init__(self, before: State, new: dict[str, Any], t: int, exact: Exact) -> None:
-        kept = before.tensors if isinstance(before, OnDevice) else {}
-        object.__setattr__(self, "tensors", {**kept, **new})
-        object.__setattr__(self, "t", t)
-        object.__setattr__(self, "exact", exact)
-        for name in ("m", "v", "anchor"):
-            if name not in self.tensors:
-                object.__setattr__(self, name, getattr(before, name))
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "tensors" or name not in self.tensors:
-            raise AttributeError(name)
-        array = self.tensors[name].cpu().numpy()
-        object.__setattr__(self, name, array)
-        return array
-
-    def shape_of(self, name: str) -> tuple[int, ...]:
-        """See State."""
-        return tuple(self.tensors[name].shape) if name in self.tensors else super().shape_of(name)
 
 
 def open_runtime(bundle: Bundle, threads: int, fit: Fit | None = None) -> Torch:

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from export.targets.onnx import Name, OnnxOps, sgd_graph, step_graph
+from export.onnx_ops import Name, OnnxOps
+from export.targets.onnx import sgd_graph, step_graph
 from seedmask.layers import Conv2d, Shape
 from seedmask.spec import ModelSpec
 

@@ -6,7 +6,8 @@ time, instead of a stack of kernel rows. Of eight examples that is as fast, of t
 
 from __future__ import annotations
 
-from export.targets.onnx import Name, OnnxOps, grads_graph
+from export.onnx_ops import Name, OnnxOps
+from export.targets.onnx import grads_graph
 from seedmask.layers import Conv2d, Shape
 from seedmask.spec import ModelSpec
 

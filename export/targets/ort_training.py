@@ -21,7 +21,8 @@ import onnx
 from onnx import helper
 
 from export.graph import forward, pool_first, unpack
-from export.targets.onnx import IR_VERSION, Graph, Name, OnnxOps, eval_graph
+from export.onnx_ops import IR_VERSION, Graph, Name, OnnxOps
+from export.targets.onnx import eval_graph
 from seedmask.errors import MissingPackageError
 from seedmask.layers import MaxPool2d, Shape
 from seedmask.spec import ModelSpec

@@ -155,7 +155,7 @@ class TorchOps(Ops[V]):
         """dy^T x."""
         return over_rows(dy, x, self.batch)
 
-    def conv(self, x: V, weight: V, bias: V | None, layer: Conv2d) -> V:
+    def conv(self, x: V, weight: V, bias: V | None, layer: Conv2d, before: Shape, after: Shape) -> V:
         """See `Convolutions`."""
         y = self._convolutions.forward(x, weight, layer)
         return y if bias is None else y + bias

@@ -1,0 +1,87 @@
+"""Minimal filtering: the constant matrices that turn a 3x3 convolution into products over channels alone.
+
+S. Winograd's algorithms as Lavin and Gray use them (Fast Algorithms for Convolutional Neural Networks, arXiv
+1509.09308). Along one axis, F(m, 3) takes m + 2 products for m outputs of 3 taps, which directly take 3 m:
+y = A^T ((G g) * (B^T d)) for m + 2 inputs d and taps g. Along both axes a tile of m x m takes (m + 2)^2 products, not
+9 m^2. The gradients take the same matrices transposed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+TAPS: Final = 3
+# Polynomials are evaluated at these, and at infinity. Of F(4, 3)'s usual points 0, +-1, +-2 the errors are four times
+# as large; these are exact in binary, and symmetric.
+POINTS: Final = {
+    2: (Fraction(0), Fraction(1), Fraction(-1)),
+    4: (Fraction(0), Fraction(11, 16), Fraction(-11, 16), Fraction(3, 2), Fraction(-3, 2)),
+}
+
+Matrix: TypeAlias = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """F(m, 3) along one axis of an image: `tiles` of m results and m + 2 = `points` products.
+
+    `into` is B^T, float32 [points, points]; `out` A^T, [m, points]; `taps` G, [points, 3]. `places` int64 [points,
+    tiles] says what of the axis, with `before` and `after` places of padding, goes into each tile. `back` float32
+    [side, points * tiles] takes the gradient from there to the axis without padding, tiles that overlap added up.
+    """
+
+    tiles: int
+    points: int
+    before: int
+    after: int
+    into: Matrix
+    out: Matrix
+    taps: Matrix
+    places: npt.NDArray[np.int64]
+    back: Matrix
+
+    @property
+    def m(self) -> int:
+        """Results of one tile."""
+        return len(self.out)
+
+    @property
+    def side(self) -> int:
+        """Places without padding."""
+        return len(self.back)
+
+
+def axis(side: int, padding: int, m: int) -> Axis:
+    """For `side` places with `padding` at both ends; m is a key of POINTS."""
+    points, tiles = m + TAPS - 1, -(-(side + 2 * padding - (TAPS - 1)) // m)
+    out, taps, into = _matrices(m)
+    places = m * np.arange(tiles) + np.arange(points)[:, None]
+    back = np.zeros((points, tiles, tiles * m + TAPS - 1))
+    for k, t in np.ndindex(places.shape):
+        back[:, t, places[k, t]] = into[:, k]
+    flat = back[:, :, padding : padding + side].reshape(points * tiles, side).T
+    into, out, taps, flat = (np.ascontiguousarray(each, np.float32) for each in (into, out, taps, flat))
+    end = tiles * m + TAPS - 1 - padding - side
+    return Axis(tiles, points, padding, end, into, out, taps, places, flat)
+
+
+def _matrices(m: int) -> tuple[Any, Any, Any]:
+    """A^T [m, m + 2], G [m + 2, 3] and B^T [m + 2, m + 2] of F(m, 3), by Toom and Cook.
+
+    Two polynomials' product is known by its values at enough points; transposed, that is correlation. Each point's row
+    is scaled by powers of two so that the three matrices share its magnitude, which rounding likes.
+    """
+    points = [float(point) for point in POINTS[m]]
+
+    def powers(count: int) -> npt.NDArray[np.float64]:
+        return np.array([[p**k for k in range(count)] for p in points] + [[0.0] * (count - 1) + [1.0]])
+
+    out, taps, into = powers(m).T, powers(TAPS), np.linalg.inv(powers(m + TAPS - 1)).T
+    sizes = np.stack([np.linalg.norm(out, axis=0), np.linalg.norm(taps, axis=1), np.linalg.norm(into, axis=1)])
+    scale = np.exp2(np.rint(np.log2(np.prod(sizes, axis=0) ** (1 / 3) / sizes)))
+    return out * scale[0], taps / (scale[0] * scale[2])[:, None], into * scale[2][:, None]
