@@ -85,26 +85,59 @@ def normalised() -> nn.Module:
     )
 
 
+class Sequences(nn.Module):
+    """Norms with scales and shifts on sequences, over channels, rows and everything."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.second = nn.Conv1d(3, 8, 5, 2), nn.GroupNorm(2, 8), nn.Conv1d(8, 8, 3, padding=1)
+        self.rows, self.rms, self.both = nn.LayerNorm(8), nn.RMSNorm(8, 1e-5), nn.LayerNorm((10, 8))
+        self.head = nn.Linear(80, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits."""
+        y = torch.relu(self.second(torch.relu(self.norm(self.first(x))))).transpose(1, 2)
+        return self.head(self.both(self.rms(self.rows(y))).flatten(1))
+
+
+def images() -> nn.Module:
+    """Norms with scales and shifts on images: by channels, along rows, of whole images."""
+    return nn.Sequential(
+        *(nn.Conv2d(2, 6, 3), nn.GroupNorm(3, 6), nn.ReLU(), nn.Conv2d(6, 4, 3), nn.LayerNorm(5), nn.ReLU()),
+        *(nn.Conv2d(4, 4, 1), nn.LayerNorm((6, 5)), nn.ReLU(), nn.Conv2d(4, 4, 1), nn.RMSNorm((4, 6, 5), 1e-5)),
+        *(nn.ReLU(), nn.Flatten(), nn.Linear(120, 16), nn.GroupNorm(4, 16), nn.ReLU(), nn.Linear(16, 10)),
+    )
+
+
 @pytest.mark.parametrize(
-    ("net", "shape"),
+    ("net", "shape", "kinds"),
     [
-        (kernels, (2, 13, 7)),
-        (strided, (2, 23, 22)),
-        (normalised, (2, 12, 11)),
-        (zoo.mlpn, (1, 28, 28)),
-        (small, (1, 12, 12)),
+        (Sequences, (3, 23), {"exact": ("norm", "bias"), "frozen": ("second.weight",)}),
+        (images, (2, 10, 9), {"exact": ("norm", "16.*")}),
+        (images, (2, 10, 9), {"frozen": ("0.*", "9.bias")}),
+        (kernels, (2, 13, 7), {}),
+        (strided, (2, 23, 22), {}),
+        (normalised, (2, 12, 11), {}),
+        (zoo.mlpn, (1, 28, 28), {}),
+        (small, (1, 12, 12), {"exact": ("0.bias",), "frozen": ("3.*",)}),
     ],
 )
-def test_what_is_lowered_computes_autograds_gradient(net: type[nn.Module], shape: tuple[int, ...]) -> None:
+def test_what_is_lowered_computes_autograds_gradient(
+    net: type[nn.Module], shape: tuple[int, ...], kinds: dict[str, tuple[str, ...]]
+) -> None:
     """In torch's own float64, so that nothing but the formulas is compared."""
-    spec = trace(net(), "net", 5, shape)
+    spec = trace(net(), "net", 5, shape, **kinds)
     x, y, scores, noise = (torch.from_numpy(value) for value in example(spec, 8))
     truth = masked.Masked(spec, scores.double(), 0.1)
+    with torch.no_grad():
+        truth.exact += torch.randn(spec.e, generator=torch.Generator().manual_seed(2)).double() / 4
+    others = [value for value in (truth.frozen, truth.exact.detach().clone()) if len(value)]
     truth.w *= torch.randn(spec.d, generator=torch.Generator().manual_seed(1)).double()  # one magnitude makes ties
     torch.set_default_dtype(torch.float64)
     try:
-        g, loss, correct = target.Grads(spec, 8)(
-            *(x.double(), y, torch.full((8,), 1 / 8), scores.double(), truth.w, noise.double(), torch.zeros(1))
+        g, loss, correct, *by_exact = target.Grads(spec, 8)(
+            *(x.double(), y, torch.full((8,), 1 / 8), scores.double(), truth.w, noise.double(), torch.zeros(1)),
+            *others,
         )
     finally:
         torch.set_default_dtype(torch.float32)
@@ -114,6 +147,9 @@ def test_what_is_lowered_computes_autograds_gradient(net: type[nn.Module], shape
     )
     gradient = truth.scores.grad
     assert torch.abs(g - gradient).max() <= 1e-7 * torch.abs(gradient).max()
+    assert len(by_exact) == (spec.e > 0)
+    for found in by_exact:
+        assert torch.abs(found - truth.exact.grad).max() <= 1e-7 * torch.abs(truth.exact.grad).max()
 
 
 def test_weights_are_made_bit_for_bit() -> None:
