@@ -49,10 +49,10 @@ class ExecuTorch:
     def __init__(self, bundle: Bundle, threads: int) -> None:
         self.bundle = bundle
         self._program = Program(bundle.file(*GRAPHS), threads)
-        shape = self._program.shape("grads", 0)
+        shape = self._program.shape("train_step", 0)
         self._micro, d = shape[0], bundle.spec.d
         self._x = aligned(int(np.prod(shape)), np.float32).reshape(shape)
-        self._y: Targets = np.zeros(self._program.shape("grads", 1), _TARGETS[bundle.spec.loss])
+        self._y: Targets = np.zeros(self._program.shape("train_step", 1), _TARGETS[bundle.spec.loss])
         self._weight = aligned(self._micro, np.float32)
         self._loss, self._correct = np.zeros((), np.float32), np.zeros((), np.int64)
         self.w: F32 = aligned(d, np.float32)

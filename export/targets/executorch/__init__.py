@@ -8,6 +8,7 @@ file, for inference.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, Final
 
 import torch
@@ -20,10 +21,11 @@ from seedmask.layers import Conv2d
 from seedmask.seed import PARITY, ROTATIONS
 from seedmask.spec import KINDS, ModelSpec
 
-__all__ = ["files", "finished_pte", "micro_batch", "program"]
+__all__ = ["METHODS", "files", "finished_pte", "micro_batch", "program"]
 
 V = torch.Tensor
 
+METHODS: Final = ("weights", "train_step", "grads", "logits")
 _IMAGES: Final = 32  # at most in one run of a convolutional program
 
 
@@ -149,8 +151,8 @@ def micro_batch(spec: ModelSpec, batch: int) -> int:
     return -(-batch // -(-batch // _IMAGES))
 
 
-def program(spec: ModelSpec, batch: int) -> bytes:
-    """The program of `spec` for steps of `batch` examples: methods weights, train_step, grads and logits."""
+def program(spec: ModelSpec, batch: int, methods: Collection[str] = METHODS) -> bytes:
+    """The program of `spec` for steps of `batch` examples, with `methods` of METHODS."""
 
     def flat() -> V:  # another one each time: torch.export takes one tensor given twice for one input
         return torch.zeros(spec.d)
@@ -165,13 +167,13 @@ def program(spec: ModelSpec, batch: int) -> bytes:
     def others() -> list[V]:
         return [torch.zeros(spec.count(kind)) for kind in KINDS if kind != "masked" and spec.count(kind)]
 
-    methods: dict[str, tuple[torch.nn.Module, tuple[V, ...]]] = {
+    all_methods: dict[str, tuple[torch.nn.Module, tuple[V, ...]]] = {
         "weights": (Weights(spec), (torch.zeros(2, dtype=torch.int64),)),
         "train_step": (TrainStep(spec, batch), (*step, flat(), flat(), one(), one(), *others())),
         "grads": (Grads(spec, batch), (*step, *others())),
         "logits": (Logits(spec, batch), (x, flat(), flat(), *others())),
     }
     with torch.no_grad():
-        exported = {name: torch.export.export(*method) for name, method in methods.items()}
+        exported = {name: torch.export.export(*all_methods[name]) for name in methods}
     # Weights are made of integers, which XNNPACK has no use for.
     return lower(exported, {name: training_partitioner() for name in methods if name != "weights"})
