@@ -191,11 +191,7 @@ def main() -> int:
     rows: list[Row] = []
     with ProcessPoolExecutor(min(4, os.cpu_count() or 1), multiprocessing.get_context("spawn"), quiet) as pool:
         specs = [traced(model) for model in models]
-        bundles = {
-            (spec.name, name): pool.submit(graphs, spec, name)
-            for spec in specs
-            for name in ready
-        }
+        bundles = {(spec.name, name): pool.submit(graphs, spec, name) for spec in specs for name in ready}
         for spec in specs:
             draws = [draw(spec, seed) for seed in range(options.draws)]
             # Those whose graphs are there first.

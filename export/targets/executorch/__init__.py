@@ -122,7 +122,10 @@ class Grads(_Network):
 
 
 class Logits(_Network):
-    """x float32 [batch, *input], w and mask float32 [d], frozen and exact as TrainStep's -> float32 [batch, classes]."""
+    """x float32 [batch, *input], w and mask float32 [d], frozen and exact as TrainStep's -> float32 [batch, classes].
+
+    The mask may be probabilities.
+    """
 
     def forward(self, x: V, w: V, mask: V, *others: V) -> V:
         """See the class."""
@@ -174,6 +177,6 @@ def program(spec: ModelSpec, batch: int, methods: Collection[str] = METHODS) -> 
         "logits": (Logits(spec, batch), (x, flat(), flat(), *others())),
     }
     with torch.no_grad():
-        exported = {name: torch.export.export(*all_methods[name]) for name in methods}
+        exported = {name: torch.export.export(*all_methods[name]) for name in METHODS if name in methods}
     # Weights are made of integers, which XNNPACK has no use for.
-    return lower(exported, {name: training_partitioner() for name in methods if name != "weights"})
+    return lower(exported, {name: training_partitioner() for name in exported if name != "weights"})

@@ -81,7 +81,9 @@ class Convolutions:
             self._gathered = (dy, self._patches(dy, kernel[2:], (1, 1), pad, layer.dilation, backwards=True))
         return self._gathered[1]
 
-    def _patches(self, x: V, kernel: Shape, stride: Shape, padding: Shape, dilation: Shape, backwards: bool = False) -> V:
+    def _patches(
+        self, x: V, kernel: Shape, stride: Shape, padding: Shape, dilation: Shape, backwards: bool = False
+    ) -> V:
         """What every place of a convolution's output sees of x: [batch * places, kh * kw * channels].
 
         Negative padding crops; `backwards` lists a patch from its last place to its first. One gather of x's rows of
