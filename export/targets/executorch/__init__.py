@@ -19,7 +19,7 @@ from export.targets.executorch.lowering import lower, require, training_partitio
 from export.targets.executorch.ops import TorchOps
 from seedmask.layers import Conv2d
 from seedmask.seed import PARITY, ROTATIONS
-from seedmask.spec import KINDS, ModelSpec
+from seedmask.spec import ModelSpec
 
 __all__ = ["METHODS", "files", "finished_pte", "micro_batch", "program"]
 
@@ -73,18 +73,29 @@ class _Network(torch.nn.Module):
     def image(self, x: V) -> V:
         return torch.permute_copy(x, (0, 2, 3, 1)) if x.dim() == 4 else x
 
-    def unmasked(self, others: tuple[V, ...]) -> dict[str, V | None]:
-        """The flat vectors of kinds that have no mask, by kind, of a method's last inputs: `others`."""
+    def unmasked(self, others: tuple[V, ...]) -> tuple[V | None, V | None]:
+        """The flat vectors of frozen and exact tensors of a method's last inputs, `others`."""
         rest = iter(others)
-        return {kind: next(rest) if self.spec.count(kind) else None for kind in KINDS if kind != "masked"}
+        return (next(rest) if self.spec.count("frozen") else None), (next(rest) if self.spec.e else None)
 
     def step(self, given: tuple[V, ...], others: tuple[V, ...], rate: V, by: Any) -> Step[V]:
         x, y, weight, scores, w, u, mean = given
+        frozen, exact = self.unmasked(others)
         ops, zero = TorchOps(self.batch), torch.zeros(1)
         knobs = Knobs(rate, mean, ops.yes, zero, zero, zero, zero, zero)
-        batch = {"x": self.image(x), "y": y, "weight": weight}
         return train_step(
-            *(ops, self.spec), **batch, scores=scores, w=w, u=u, knobs=knobs, optimizer=by, **self.unmasked(others)
+            ops,
+            self.spec,
+            x=self.image(x),
+            y=y,
+            weight=weight,
+            scores=scores,
+            w=w,
+            u=u,
+            knobs=knobs,
+            optimizer=by,
+            frozen=frozen,
+            exact=exact,
         )
 
 
@@ -130,7 +141,7 @@ class Logits(_Network):
     def forward(self, x: V, w: V, mask: V, *others: V) -> V:
         """See the class."""
         ops = TorchOps(self.batch)
-        weights = unpack(ops, self.spec, w * mask, **self.unmasked(others))
+        weights = unpack(ops, self.spec, w * mask, *self.unmasked(others))
         return forward(ops, self.spec, self.image(x), weights)[0]
 
 
@@ -168,7 +179,7 @@ def program(spec: ModelSpec, batch: int, methods: Collection[str] = METHODS) -> 
     step = (x, y, weight, flat(), flat(), flat(), one())
 
     def others() -> list[V]:
-        return [torch.zeros(spec.count(kind)) for kind in KINDS if kind != "masked" and spec.count(kind)]
+        return [torch.zeros(count) for count in (spec.count("frozen"), spec.e) if count]
 
     all_methods: dict[str, tuple[torch.nn.Module, tuple[V, ...]]] = {
         "weights": (Weights(spec), (torch.zeros(2, dtype=torch.int64),)),
