@@ -2,10 +2,11 @@
 
 One row for each runtime and network. `loss` and `logits` are deviations relative to the value and to the largest logit;
 `gradient` (Adam's first moment after a first step), `exact` (the same of exact values, in networks that have any) and
-`scores` (after a step amid training) are the largest of all weights', relative to the largest gradient or score. Inputs are noise and batches are small, because weights of one
-magnitude make ties: two right programs may fall on either side of zero or choose another winner, and everything below
-such a flip differs by a thousandth. A draw has one in a dozen, more where there are millions of activations: hence the
-median of the draws for these three, and small images for networks that take any.
+`scores` (after a step amid training) are the largest of all weights', relative to the largest gradient or score. Inputs
+are noise and batches are small, because weights of one magnitude make ties: two right programs may fall on either side
+of zero or choose another winner, and everything below such a flip differs by a thousandth. A draw has one in a dozen,
+more where there are millions of activations: hence the median of the draws for these three, and small images for
+networks that take any.
 
 Graphs are made anew every time, ahead of the rows, by as many processes as there are cores, four at most: ExecuTorch's
 take 10 seconds of CPU for a perceptron and XXX for a mobile net, XXX in all. A network that has none says
