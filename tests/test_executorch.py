@@ -20,7 +20,7 @@ pytest.importorskip("torchao")
 from torch import nn  # noqa: E402
 
 from edge_client import runtimes  # noqa: E402
-from edge_client.runtimes import Rule, State, open_runtime  # noqa: E402
+from edge_client.runtimes import Fit, Rule, State, open_runtime  # noqa: E402
 from edge_client.runtimes.executorch import library  # noqa: E402
 from export import masked, zoo  # noqa: E402
 from export.make import make_bundle  # noqa: E402
@@ -152,13 +152,19 @@ def test_what_is_lowered_computes_autograds_gradient(
         assert torch.abs(found - truth.exact.grad).max() <= 1e-7 * torch.abs(truth.exact.grad).max()
 
 
-def test_weights_are_made_bit_for_bit() -> None:
+@pytest.mark.parametrize("kinds", [{}, {"frozen": ("3.*",), "exact": ("0.bias",)}])
+def test_weights_are_made_bit_for_bit(kinds: dict[str, tuple[str, ...]]) -> None:
     """By one program for all seeds: it takes the key, which the host makes."""
-    method = torch.export.export(target.Weights(SMALL), (torch.zeros(2, dtype=torch.int64),))
-    program, found = library.Program(lower({"weights": method}, {}), 1), library.aligned(SMALL.d, np.float32)
+    spec = trace(small(), "small", 1, (1, 12, 12), **kinds)
+    method = torch.export.export(target.Weights(spec), (torch.zeros(2, dtype=torch.int64),))
+    program = library.Program(lower({"weights": method}, {}), 1)
+    made = [library.aligned(count, np.float32) for count in (spec.d, spec.count("frozen")) if count]
     for seed in (0, 1, 0xFFFFFFFF, 1 << 32, (1 << 64) - 1):
-        program.run("weights", [np.array(weights_key(seed), np.int64)], [found])
-        assert found.tobytes() == replace(SMALL, seed=seed).weights().tobytes()
+        program.run("weights", [np.array(weights_key(seed), np.int64)], made)
+        seeded = replace(spec, seed=seed)
+        assert [part.tobytes() for part in made] == [
+            part.tobytes() for part in (seeded.weights(), seeded.frozen()) if part.size
+        ]
 
 
 def test_a_large_batch_is_done_a_part_at_a_time(bundle: Bundle) -> None:
@@ -179,6 +185,19 @@ def test_a_large_batch_is_done_a_part_at_a_time(bundle: Bundle) -> None:
             assert found.correct == truth.correct
             # From a state of zeros m shows the gradient; Adam's scores are its sign.
             assert np.abs(found.state.m - truth.state.m).max() <= 2e-6 * np.abs(truth.state.m).max()
+
+
+def test_fewer_examples_at_a_time_than_the_program_takes_are_the_same_step(bundle: Bundle) -> None:
+    """Which saves no memory; `memory_mb` does not choose it."""
+    x, y, scores, noise = example(SMALL, 37)
+    assert runtimes.usual("executorch", bundle) == Fit(20)
+    truth = open_runtime("reference", bundle, 1).step(x, y, State.start(scores), noise, Rule(0.1))
+    for micro in (8, 20, 40):
+        runtime = open_runtime("executorch", bundle, 1, Fit(micro))
+        found = runtime.step(x, y, State.start(scores), noise, Rule(0.1))
+        assert found.loss == pytest.approx(truth.loss, rel=1e-5)
+        assert np.abs(found.state.m - truth.state.m).max() <= 2e-6 * np.abs(truth.state.m).max()
+        assert runtime.logits(x, scores).shape == (37, 10)
 
 
 def test_a_device_trains_without_torch(bundle: Bundle, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from edge_client.runtimes import (
     BETA2,
     F32,
     NOTHING,
+    Fit,
     Rule,
     State,
     StepResult,
@@ -46,14 +47,14 @@ NOTE: Final = (
 class ExecuTorch:
     """One program, its weights, and room for a micro-batch."""
 
-    def __init__(self, bundle: Bundle, threads: int) -> None:
+    def __init__(self, bundle: Bundle, threads: int, fit: Fit | None) -> None:
         self.bundle = bundle
         self._program = Program(bundle.file(*GRAPHS), threads)
         shape = self._program.shape("train_step", 0)
-        self._micro, d = shape[0], bundle.spec.d
+        self._micro, d = min(shape[0], fit.micro if fit else shape[0]), bundle.spec.d
         self._x = aligned(int(np.prod(shape)), np.float32).reshape(shape)
         self._y: Targets = np.zeros(self._program.shape("train_step", 1), _TARGETS[bundle.spec.loss])
-        self._weight = aligned(self._micro, np.float32)
+        self._weight = aligned(shape[0], np.float32)
         self._loss, self._correct = np.zeros((), np.float32), np.zeros((), np.int64)
         self.w: F32 = aligned(d, np.float32)
         frozen = bundle.spec.count("frozen")
@@ -143,7 +144,7 @@ class ExecuTorch:
         """Class scores [n, classes]; see `edge_client.runtimes.Runtime`."""
         check_logits(self.bundle, x, mask, exact)
         classes, mask = self.bundle.spec.classes, _vector(mask)
-        out, part = np.empty((len(x), classes), np.float32), aligned(self._micro * classes, np.float32)
+        out, part = np.empty((len(x), classes), np.float32), aligned(len(self._x) * classes, np.float32)
         for at in range(0, len(x), self._micro):
             n = min(self._micro, len(x) - at)
             self._x[:n], self._x[n:] = x[at : at + n], 0
@@ -152,9 +153,17 @@ class ExecuTorch:
         return out
 
 
-def open_runtime(bundle: Bundle, threads: int) -> ExecuTorch:
-    """Load the program and compute the weights; `threads` 0 is ExecuTorch's choice."""
-    return ExecuTorch(bundle, threads)
+def usual(bundle: Bundle) -> Fit:
+    """As many examples at a time as the program was made for. Raises BundleError."""
+    return Fit(Program(bundle.file(*GRAPHS), 0).shape("train_step", 0)[0])
+
+
+def open_runtime(bundle: Bundle, threads: int, fit: Fit | None = None) -> ExecuTorch:
+    """Load the program and compute the weights; `threads` 0 is ExecuTorch's choice.
+
+    A `fit` of fewer examples than the program was made for saves no memory: the others are zeros.
+    """
+    return ExecuTorch(bundle, threads, fit)
 
 
 def _one(value: float) -> F32:
