@@ -256,6 +256,8 @@ def _estimate(side: str, model: str, batch: int, scratch: Path) -> float | None:
 
     if side not in runtimes.names() or (footprint := runtimes.footprint(side)) is None:
         return None
+    if footprint.fixed and runtimes.missing(side):  # the graphs have to be asked, and theirs is another interpreter
+        return None
     bundle = load(bundle_path(side, model, batch, scratch))
     estimate: int = footprint.bytes_of(bundle, runtimes.usual(side, bundle))
     return round(estimate / 1e6, 1)

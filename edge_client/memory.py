@@ -186,5 +186,6 @@ def _refusal(name: str, footprint: Footprint, bundle: Bundle, memory_mb: int, da
     fitting = [each for each in able if not runtimes.lacking(each, bundle) and fits(each)]
     if fitting:
         return f"{text}; runtime {' or '.join(fitting)} would fit"
-    helps = "an export with a smaller --batch helps" if footprint.fixed else "a smaller batch does not"
+    fewer = f"an export with a --batch below {fewest(name)[0].micro} helps"
+    helps = fewer if footprint.fixed else "a smaller batch does not"
     return f"{text}; a higher ceiling or a network with fewer weights helps, {helps}"

@@ -19,7 +19,7 @@ pytest.importorskip("torchao")
 
 from torch import nn  # noqa: E402
 
-from edge_client import runtimes  # noqa: E402
+from edge_client import memory, runtimes  # noqa: E402
 from edge_client.runtimes import Fit, Rule, State, open_runtime  # noqa: E402
 from edge_client.runtimes.executorch import library  # noqa: E402
 from export import masked, zoo  # noqa: E402
@@ -198,6 +198,51 @@ def test_fewer_examples_at_a_time_than_the_program_takes_are_the_same_step(bundl
         assert found.loss == pytest.approx(truth.loss, rel=1e-5)
         assert np.abs(found.state.m - truth.state.m).max() <= 2e-6 * np.abs(truth.state.m).max()
         assert runtime.logits(x, scores).shape == (37, 10)
+
+
+def test_a_ceiling_counts_what_the_program_has_planned(bundle: Bundle) -> None:
+    program = library.Program(bundle.file("executorch/model.pte"), 1)
+    assert program.planned("train_step") > 4 * 20 * 12 * 12 * 4 * 9  # the second layer's patches alone
+    with pytest.raises(BundleError, match="method predict"):
+        program.planned("predict")
+    fit, estimate = memory.fit("executorch", bundle, 100)
+    assert (fit, 50 * memory.MB < estimate < 60 * memory.MB) == (Fit(20), True)
+    with pytest.raises(UserError, match=r"the 20 examples at a time of its graphs take about 5\d MB"):
+        memory.fit("executorch", bundle, 50)
+
+
+PROCESS = """
+import re, sys
+from pathlib import Path
+import numpy as np
+from edge_client import memory
+from edge_client.data import Dataset
+from edge_client.runtimes import open_runtime
+from edge_client.training import train
+from seedmask.bundle import load
+from seedmask.wire import Work
+
+bundle, rng = load(Path(sys.argv[1])), np.random.default_rng(0)
+spec = bundle.spec
+data = Dataset(rng.integers(0, 255, (65, *spec.input)).astype(np.uint8), rng.integers(0, spec.classes, 65))
+fit, estimate = memory.fit("executorch", bundle, 1000, data.nbytes)
+train(open_runtime("executorch", bundle, 1, fit), spec, data, spec.even(), Work(epochs=2), bundle.batch, rng)
+print(estimate, int(re.findall(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[0]) * 1024)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from Linux's /proc")
+@pytest.mark.parametrize("batch", [32, 64])
+def test_conv4_takes_what_was_estimated(batch: int, tmp_path: Path) -> None:
+    """In a fresh process; in 64 a batch is taken in two parts."""
+    entry = zoo.ZOO["conv4"]
+    spec = trace(entry.factory(), "conv4", 1, entry.input)
+    (tmp_path / "conv4.bundle").write_bytes(to_bytes(make_bundle(spec, batch, ["executorch"])))
+    command = [sys.executable, "-c", PROCESS, "conv4.bundle"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    estimate, peak = map(int, done.stdout.split())
+    assert 0.9 * peak < estimate < 1.25 * peak
 
 
 def test_a_device_trains_without_torch(bundle: Bundle, tmp_path: Path) -> None:

@@ -111,7 +111,7 @@ def test_graphs_made_for_one_micro_batch_fit_as_they_are_or_not_at_all(monkeypat
     text = str(refusal.value)
     assert f"runtime executorch: the 32 examples at a time of its graphs take about {ceiling} MB, of which 10" in text
     monkeypatch.setattr(runtimes, "missing", lambda name: ["a_package"])
-    with pytest.raises(UserError, match="helps, an export with a smaller --batch helps"):
+    with pytest.raises(UserError, match="helps, an export with a --batch below 32 helps"):
         memory.fit("executorch", bundle, ceiling - 1, 3 * MB)
 
 

@@ -13,6 +13,7 @@ from typing import Final
 
 import numpy as np
 
+from edge_client.memory import MB, Footprint
 from edge_client.runtimes import (
     BETA1,
     BETA2,
@@ -42,6 +43,21 @@ NOTE: Final = (
     "a device can do without the packages that it names (pip install --no-deps 'executorch==1.5.*'), "
     "and compiles 130 lines of C++ once (apt install g++)"
 )
+
+
+class Planned(Footprint):
+    """A Footprint with what the program has planned in place of an estimate of activations."""
+
+    def bytes_of(self, bundle: Bundle, fit: Fit) -> int:
+        """Peak bytes of a process that trains `bundle`, an estimate. Raises BundleError."""
+        program = Program(bundle.file(*GRAPHS), 0)
+        # One room for all methods, as large as the largest, taken as soon as one of them runs.
+        return super().bytes_of(bundle, fit) + max(map(program.planned, METHODS))
+
+
+METHODS: Final = ("weights", "train_step", "grads", "logits")
+# Vectors: weights, scores and moments before and after, noise, and what the delegates repack; micro-batches add up.
+FOOTPRINT: Final = Planned(50 * MB, 20.5, 0, fixed=True)
 
 
 class ExecuTorch:
