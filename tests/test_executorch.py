@@ -202,7 +202,7 @@ def test_fewer_examples_at_a_time_than_the_program_takes_are_the_same_step(bundl
 
 def test_a_ceiling_counts_what_the_program_has_planned(bundle: Bundle) -> None:
     program = library.Program(bundle.file("executorch/model.pte"), 1)
-    assert program.planned("train_step") > 4 * 20 * 12 * 12 * 4 * 9  # the second layer's patches alone
+    assert program.planned("train_step") > 4 * 20 * 12 * 12 * 9  # the first layer's patches alone
     with pytest.raises(BundleError, match="method predict"):
         program.planned("predict")
     fit, estimate = memory.fit("executorch", bundle, 100)
