@@ -171,7 +171,7 @@ def built(home: Path, version: str, folder: Path) -> Path:
             made.replace(shim)
     except FileNotFoundError:
         raise UserError(
-            "runtime executorch compiles 130 lines of C++ on first use, and there is no g++ here: apt install g++"
+            "runtime executorch compiles 140 lines of C++ on first use, and there is no g++ here: apt install g++"
         ) from None
     except subprocess.CalledProcessError as error:
         raise UserError(f"runtime executorch cannot be compiled:\n{error.stderr.strip()[-2000:]}") from None
