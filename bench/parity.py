@@ -10,7 +10,8 @@ networks that take any.
 
 Graphs are made anew every time, ahead of the rows, by as many processes as there are cores, four at most: ExecuTorch's
 take 10 seconds of CPU time for a perceptron and minutes for a deep network, 17 minutes in all. A network that has none
-says why in its row; a runtime whose packages are not installed is listed. The exit status is 1 if a row is out of tolerance.
+says why in its row; a runtime whose packages are not installed is listed. The exit status is 1 if a row is out of
+tolerance.
 
     python bench/parity.py [--models mlp,mixer] [--runtimes onnxruntime] [--draws 5] [--json out/parity.json]
 """
