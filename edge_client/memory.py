@@ -39,6 +39,7 @@ from seedmask.layers import (
 from seedmask.spec import ModelSpec
 
 MB: Final = 1_000_000
+_ONE: Final = "one example at a time takes"
 EIGHT: Final = 8  # fewer examples at a time are slower, each by its share of a pass over all weights
 THREE: Final = 3  # and still faster than many more with direct convolutions, where the usual variant filters them
 
@@ -49,7 +50,8 @@ class Footprint:
 
     `base`, bytes; `per_graph_byte` of the member `graph`; `vectors` and `spare`, float32 [d] each; `slack`, what
     activations are multiplied by for all that a runtime does besides. `stacks`: variants in which the gradient of a
-    convolution's weight stacks kernel rows, or 3x3 ones are filtered tile by tile.
+    convolution's weight stacks kernel rows, or 3x3 ones are filtered tile by tile. `fixed`: the graphs leave no choice
+    but the runtime's `usual`.
     """
 
     base: int
@@ -59,6 +61,7 @@ class Footprint:
     spare: float = 0.0
     graph: str = ""
     stacks: frozenset[str] = frozenset()
+    fixed: bool = False
 
     def bytes_of(self, bundle: Bundle, fit: Fit) -> int:
         """Peak bytes of a process that trains `bundle` with `fit`, an estimate."""
@@ -141,7 +144,7 @@ def fit(name: str, bundle: Bundle, memory_mb: int, data: int = 0) -> tuple[Fit, 
 
     `data`: bytes of the examples that the process holds besides.
     The usual variant as long as a micro-batch of EIGHT fits, or of THREE where it keeps `tiles`, the largest that does;
-    below that, whichever takes more.
+    below that, whichever takes more. Where graphs were made for one micro-batch, that one or none.
     Raises UserError, with numbers and with what would help.
     """
     footprint: Footprint | None = runtimes.footprint(name)
@@ -149,7 +152,10 @@ def fit(name: str, bundle: Bundle, memory_mb: int, data: int = 0) -> tuple[Fit, 
         able = ", ".join(each for each in runtimes.names() if runtimes.footprint(each))
         raise UserError(f"runtime {name} keeps to no memory_mb; these do: {able}")
     best, enough = Fit(0), THREE if tiles(bundle.spec) else EIGHT
-    for variant in runtimes.variants(name, bundle):
+    if footprint.fixed:
+        only = runtimes.usual(name, bundle)
+        best = only if footprint.bytes_of(bundle, only) + data <= memory_mb * MB else best
+    for variant in () if footprint.fixed else runtimes.variants(name, bundle):
         micro = _largest(footprint, bundle, variant, memory_mb * MB - data)
         if micro > best.micro and best.micro < min(enough, bundle.batch):
             best = Fit(micro, variant)
@@ -171,20 +177,34 @@ def _largest(footprint: Footprint, bundle: Bundle, variant: str, ceiling: int) -
 
 
 def _refusal(name: str, footprint: Footprint, bundle: Bundle, memory_mb: int, data: int) -> str:
+    def fewest(which: str) -> list[Fit]:
+        if runtimes.footprint(which).fixed:
+            return [runtimes.usual(which, bundle)]
+        return [Fit(1, variant) for variant in runtimes.variants(which, bundle)]
+
     def least(which: str) -> int:
         used: Footprint = runtimes.footprint(which)
-        return data + min(used.bytes_of(bundle, Fit(1, variant)) for variant in runtimes.variants(which, bundle))
+        return data + min(used.bytes_of(bundle, each) for each in fewest(which))
+
+    def fits(which: str) -> bool:
+        try:
+            return least(which) <= memory_mb * MB
+        except UserError:  # it is here, but cannot be opened
+            return False
 
     spec, vector = bundle.spec, 4 * bundle.spec.d
+    taken = f"the {fewest(name)[0].micro} examples at a time of its graphs take" if footprint.fixed else _ONE
     text = (
-        f"memory_mb = {memory_mb} is too little for {spec.name} on runtime {name}: one example at a time takes about "
+        f"memory_mb = {memory_mb} is too little for {spec.name} on runtime {name}: {taken} about "
         f"{math.ceil(least(name) / MB)} MB, of which {footprint.base / MB:.0f} are the program, "
         f"{footprint.vectors * vector / MB:.0f} vectors of {spec.d:,} weights and {data / MB:.0f} the examples"
     )
     able = [
         each for each in runtimes.names() if each != name and runtimes.footprint(each) and not runtimes.missing(each)
     ]
-    fitting = [each for each in able if not runtimes.lacking(each, bundle) and least(each) <= memory_mb * MB]
+    fitting = [each for each in able if not runtimes.lacking(each, bundle) and fits(each)]
     if fitting:
         return f"{text}; runtime {' or '.join(fitting)} would fit"
-    return f"{text}; a higher ceiling or a network with fewer weights helps, a smaller batch does not"
+    fewer = f"an export with a --batch below {fewest(name)[0].micro} helps"
+    helps = fewer if footprint.fixed else "a smaller batch does not"
+    return f"{text}; a higher ceiling or a network with fewer weights helps, {helps}"

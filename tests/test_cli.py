@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import types
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -127,6 +128,20 @@ def test_runtimes_lists_what_is_ready_with_its_version_and_how_to_get_the_rest(
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
     assert lines["reference"].endswith(f"ready    numpy {np.__version__}")
     assert "missing  a_package: pip install 'seedmask[torch]'" in lines["torch"]
+
+
+def test_the_version_of_a_package_without_an_init_file_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As executorch's wheel comes; another distribution whose name begins alike is none of it."""
+    for name, version, file in (("Abacus-Wheel", "1.5.1", "abacus/beads.py"), ("more", "2.0", "abacus_more/beads.py")):
+        info = tmp_path / f"{name}-{version}.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+        (info / "RECORD").write_text(f"{file},,\n../../bin/abacus,,\n")
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    monkeypatch.setattr(runtimes, "_module", lambda name: types.SimpleNamespace(NEEDS=("abacus.training",)))
+    assert runtimes.versions("abacus") == {"Abacus-Wheel": "1.5.1"}
 
 
 def test_runtimes_says_whose_graphs_a_bundle_lacks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

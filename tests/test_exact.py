@@ -540,6 +540,33 @@ def test_every_format_says_the_same_with_exact_and_frozen_tensors() -> None:
 
 
 @pytest.mark.export
+@pytest.mark.timeout(1200)
+def test_executorch_says_the_same_with_exact_and_frozen_tensors() -> None:
+    """On devices, from the seed; in a finished network's file, whose weights are in it; and nearly in int8."""
+    pytest.importorskip("torch")
+    pytest.importorskip("executorch")
+    pytest.importorskip("torchao")
+    from edge_client.predict import logits_of
+    from edge_client.runtimes.executorch.library import Program, aligned
+    from export.make import make_bundle
+    from export.targets.executorch import finished_pte
+
+    def predicted(file: bytes) -> np.ndarray:
+        out = aligned(len(x) * SPEC.classes, np.float32)
+        Program(file, 1).run("forward", [x], [out])
+        return out.reshape(len(x), SPEC.classes)
+
+    made = finished_model()
+    x = np.random.default_rng(5).integers(0, 256, (12, *SPEC.input)).astype(np.float32)
+    truth = logits_of(open_runtime("reference", Bundle(SPEC, 8, {}), 1), made, x)
+    runtime = open_runtime("executorch", make_bundle(SPEC, 8, ["executorch"]), 1)
+    for found in (logits_of(runtime, made, x), predicted(finished_pte(made, batch=len(x)))):
+        np.testing.assert_allclose(found, truth, rtol=0, atol=1e-5 * np.abs(truth).max())
+    rounded = predicted(finished_pte(made, int8=True, calibration=x, batch=len(x)))
+    assert 0 < np.abs(rounded - truth).mean() <= 3e-2 * np.abs(truth).max()
+
+
+@pytest.mark.export
 def test_the_command_line_declares_kinds_and_shows_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -19,8 +19,8 @@ pytest.importorskip("torchao")
 
 from torch import nn  # noqa: E402
 
-from edge_client import runtimes  # noqa: E402
-from edge_client.runtimes import Rule, State, open_runtime  # noqa: E402
+from edge_client import memory, runtimes  # noqa: E402
+from edge_client.runtimes import Fit, Rule, State, open_runtime  # noqa: E402
 from edge_client.runtimes.executorch import library  # noqa: E402
 from export import masked, zoo  # noqa: E402
 from export.make import make_bundle  # noqa: E402
@@ -85,26 +85,59 @@ def normalised() -> nn.Module:
     )
 
 
+class Sequences(nn.Module):
+    """Norms with scales and shifts on sequences, over channels, rows and everything."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.second = nn.Conv1d(3, 8, 5, 2), nn.GroupNorm(2, 8), nn.Conv1d(8, 8, 3, padding=1)
+        self.rows, self.rms, self.both = nn.LayerNorm(8), nn.RMSNorm(8, 1e-5), nn.LayerNorm((10, 8))
+        self.head = nn.Linear(80, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits."""
+        y = torch.relu(self.second(torch.relu(self.norm(self.first(x))))).transpose(1, 2)
+        return self.head(self.both(self.rms(self.rows(y))).flatten(1))
+
+
+def images() -> nn.Module:
+    """Norms with scales and shifts on images: by channels, along rows, of whole images."""
+    return nn.Sequential(
+        *(nn.Conv2d(2, 6, 3), nn.GroupNorm(3, 6), nn.ReLU(), nn.Conv2d(6, 4, 3), nn.LayerNorm(5), nn.ReLU()),
+        *(nn.Conv2d(4, 4, 1), nn.LayerNorm((6, 5)), nn.ReLU(), nn.Conv2d(4, 4, 1), nn.RMSNorm((4, 6, 5), 1e-5)),
+        *(nn.ReLU(), nn.Flatten(), nn.Linear(120, 16), nn.GroupNorm(4, 16), nn.ReLU(), nn.Linear(16, 10)),
+    )
+
+
 @pytest.mark.parametrize(
-    ("net", "shape"),
+    ("net", "shape", "kinds"),
     [
-        (kernels, (2, 13, 7)),
-        (strided, (2, 23, 22)),
-        (normalised, (2, 12, 11)),
-        (zoo.mlpn, (1, 28, 28)),
-        (small, (1, 12, 12)),
+        (Sequences, (3, 23), {"exact": ("norm", "bias"), "frozen": ("second.weight",)}),
+        (images, (2, 10, 9), {"exact": ("norm", "16.*")}),
+        (images, (2, 10, 9), {"frozen": ("0.*", "9.bias")}),
+        (kernels, (2, 13, 7), {}),
+        (strided, (2, 23, 22), {}),
+        (normalised, (2, 12, 11), {}),
+        (zoo.mlpn, (1, 28, 28), {}),
+        (small, (1, 12, 12), {"exact": ("0.bias",), "frozen": ("3.*",)}),
     ],
 )
-def test_what_is_lowered_computes_autograds_gradient(net: type[nn.Module], shape: tuple[int, ...]) -> None:
+def test_what_is_lowered_computes_autograds_gradient(
+    net: type[nn.Module], shape: tuple[int, ...], kinds: dict[str, tuple[str, ...]]
+) -> None:
     """In torch's own float64, so that nothing but the formulas is compared."""
-    spec = trace(net(), "net", 5, shape)
+    spec = trace(net(), "net", 5, shape, **kinds)
     x, y, scores, noise = (torch.from_numpy(value) for value in example(spec, 8))
     truth = masked.Masked(spec, scores.double(), 0.1)
+    with torch.no_grad():
+        truth.exact += torch.randn(spec.e, generator=torch.Generator().manual_seed(2)).double() / 4
+    others = [value for value in (truth.frozen, truth.exact.detach().clone()) if len(value)]
     truth.w *= torch.randn(spec.d, generator=torch.Generator().manual_seed(1)).double()  # one magnitude makes ties
     torch.set_default_dtype(torch.float64)
     try:
-        g, loss, correct = target.Grads(spec, 8)(
-            *(x.double(), y, torch.full((8,), 1 / 8), scores.double(), truth.w, noise.double(), torch.zeros(1))
+        g, loss, correct, *by_exact = target.Grads(spec, 8)(
+            *(x.double(), y, torch.full((8,), 1 / 8), scores.double(), truth.w, noise.double(), torch.zeros(1)),
+            *others,
         )
     finally:
         torch.set_default_dtype(torch.float32)
@@ -114,15 +147,24 @@ def test_what_is_lowered_computes_autograds_gradient(net: type[nn.Module], shape
     )
     gradient = truth.scores.grad
     assert torch.abs(g - gradient).max() <= 1e-7 * torch.abs(gradient).max()
+    assert len(by_exact) == (spec.e > 0)
+    for found in by_exact:
+        assert torch.abs(found - truth.exact.grad).max() <= 1e-7 * torch.abs(truth.exact.grad).max()
 
 
-def test_weights_are_made_bit_for_bit() -> None:
+@pytest.mark.parametrize("kinds", [{}, {"frozen": ("3.*",), "exact": ("0.bias",)}])
+def test_weights_are_made_bit_for_bit(kinds: dict[str, tuple[str, ...]]) -> None:
     """By one program for all seeds: it takes the key, which the host makes."""
-    method = torch.export.export(target.Weights(SMALL), (torch.zeros(2, dtype=torch.int64),))
-    program, found = library.Program(lower({"weights": method}, {}), 1), library.aligned(SMALL.d, np.float32)
+    spec = trace(small(), "small", 1, (1, 12, 12), **kinds)
+    method = torch.export.export(target.Weights(spec), (torch.zeros(2, dtype=torch.int64),))
+    program = library.Program(lower({"weights": method}, {}), 1)
+    made = [library.aligned(count, np.float32) for count in (spec.d, spec.count("frozen")) if count]
     for seed in (0, 1, 0xFFFFFFFF, 1 << 32, (1 << 64) - 1):
-        program.run("weights", [np.array(weights_key(seed), np.int64)], [found])
-        assert found.tobytes() == replace(SMALL, seed=seed).weights().tobytes()
+        program.run("weights", [np.array(weights_key(seed), np.int64)], made)
+        seeded = replace(spec, seed=seed)
+        assert [part.tobytes() for part in made] == [
+            part.tobytes() for part in (seeded.weights(), seeded.frozen()) if part.size
+        ]
 
 
 def test_a_large_batch_is_done_a_part_at_a_time(bundle: Bundle) -> None:
@@ -143,6 +185,64 @@ def test_a_large_batch_is_done_a_part_at_a_time(bundle: Bundle) -> None:
             assert found.correct == truth.correct
             # From a state of zeros m shows the gradient; Adam's scores are its sign.
             assert np.abs(found.state.m - truth.state.m).max() <= 2e-6 * np.abs(truth.state.m).max()
+
+
+def test_fewer_examples_at_a_time_than_the_program_takes_are_the_same_step(bundle: Bundle) -> None:
+    """Which saves no memory; `memory_mb` does not choose it."""
+    x, y, scores, noise = example(SMALL, 37)
+    assert runtimes.usual("executorch", bundle) == Fit(20)
+    truth = open_runtime("reference", bundle, 1).step(x, y, State.start(scores), noise, Rule(0.1))
+    for micro in (8, 20, 40):
+        runtime = open_runtime("executorch", bundle, 1, Fit(micro))
+        found = runtime.step(x, y, State.start(scores), noise, Rule(0.1))
+        assert found.loss == pytest.approx(truth.loss, rel=1e-5)
+        assert np.abs(found.state.m - truth.state.m).max() <= 2e-6 * np.abs(truth.state.m).max()
+        assert runtime.logits(x, scores).shape == (37, 10)
+
+
+def test_a_ceiling_counts_what_the_program_has_planned(bundle: Bundle) -> None:
+    program = library.Program(bundle.file("executorch/model.pte"), 1)
+    assert program.planned("train_step") > 4 * 20 * 12 * 12 * 9  # the first layer's patches alone
+    with pytest.raises(BundleError, match="method predict"):
+        program.planned("predict")
+    fit, estimate = memory.fit("executorch", bundle, 100)
+    assert (fit, 50 * memory.MB < estimate < 60 * memory.MB) == (Fit(20), True)
+    with pytest.raises(UserError, match=r"the 20 examples at a time of its graphs take about 5\d MB"):
+        memory.fit("executorch", bundle, 50)
+
+
+PROCESS = """
+import re, sys
+from pathlib import Path
+import numpy as np
+from edge_client import memory
+from edge_client.data import Dataset
+from edge_client.runtimes import open_runtime
+from edge_client.training import train
+from seedmask.bundle import load
+from seedmask.wire import Work
+
+bundle, rng = load(Path(sys.argv[1])), np.random.default_rng(0)
+spec = bundle.spec
+data = Dataset(rng.integers(0, 255, (65, *spec.input)).astype(np.uint8), rng.integers(0, spec.classes, 65))
+fit, estimate = memory.fit("executorch", bundle, 1000, data.nbytes)
+train(open_runtime("executorch", bundle, 1, fit), spec, data, spec.even(), Work(epochs=2), bundle.batch, rng)
+print(estimate, int(re.findall(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[0]) * 1024)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from Linux's /proc")
+@pytest.mark.parametrize("batch", [32, 64])
+def test_conv4_takes_what_was_estimated(batch: int, tmp_path: Path) -> None:
+    """In a fresh process; in 64 a batch is taken in two parts."""
+    entry = zoo.ZOO["conv4"]
+    spec = trace(entry.factory(), "conv4", 1, entry.input)
+    (tmp_path / "conv4.bundle").write_bytes(to_bytes(make_bundle(spec, batch, ["executorch"])))
+    command = [sys.executable, "-c", PROCESS, "conv4.bundle"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    estimate, peak = map(int, done.stdout.split())
+    assert 0.9 * peak < estimate < 1.25 * peak
 
 
 def test_a_device_trains_without_torch(bundle: Bundle, tmp_path: Path) -> None:

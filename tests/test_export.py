@@ -694,10 +694,10 @@ def test_the_graphs_are_plain_onnx_that_old_runtimes_read(name: str) -> None:
     step = onnx.load_from_string(made.files["onnx/step.onnx"]).graph
     shared = ["x", "y", "weight", "scores", "w", "u", "anchor", "rate", "mean", "plain", "terms"]
     assert [i.name for i in step.input] == [*shared, "m", "v", "epsilon"]
-    assert [o.name for o in step.output] == ["scores_out", "m_out", "v_out", "loss", "correct"]
+    assert [o.name for o in step.output] == ["scores_out", "m_out", "v_out", "loss", "correct", "total"]
     sgd = onnx.load_from_string(made.files["onnx/step_sgd.onnx"]).graph
     assert [i.name for i in sgd.input] == [*shared, "m", "momentum"]
-    assert [o.name for o in sgd.output] == ["scores_out", "m_out", "loss", "correct"]
+    assert [o.name for o in sgd.output] == ["scores_out", "m_out", "loss", "correct", "total"]
 
 
 # ---------------------------------------------------------------------------------------------- the command

@@ -140,10 +140,26 @@ def test_what_fits_nowhere_is_refused_with_numbers_and_with_what_would_help(monk
         memory.fit("torch", bundle, 60)
 
 
+def test_graphs_made_for_one_micro_batch_fit_as_they_are_or_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtimes, "footprint", lambda name: replace(PLAIN, fixed=True))
+    monkeypatch.setattr(runtimes, "usual", lambda name, bundle: Fit(32))
+    bundle = Bundle(IMAGES, 64, {})
+    least = PLAIN.bytes_of(bundle, Fit(32))
+    ceiling = -(-(least + 3 * MB) // MB)
+    assert memory.fit("executorch", bundle, ceiling, 3 * MB) == (Fit(32), least + 3 * MB)
+    with pytest.raises(UserError) as refusal:
+        memory.fit("executorch", bundle, ceiling - 1, 3 * MB)
+    text = str(refusal.value)
+    assert f"runtime executorch: the 32 examples at a time of its graphs take about {ceiling} MB, of which 10" in text
+    monkeypatch.setattr(runtimes, "missing", lambda name: ["a_package"])
+    with pytest.raises(UserError, match="helps, an export with a --batch below 32 helps"):
+        memory.fit("executorch", bundle, ceiling - 1, 3 * MB)
+
+
 def test_a_runtime_that_keeps_to_no_ceiling_says_which_do() -> None:
     unable = [name for name in runtimes.names() if runtimes.footprint(name) is None]
     for name in unable:
-        with pytest.raises(UserError, match=rf"runtime {name} keeps to no memory_mb; these do: onnxruntime, "):
+        with pytest.raises(UserError, match=rf"runtime {name} keeps to no memory_mb; these do: executorch, onnxruntime, "):
             memory.fit(name, Bundle(IMAGES, 64, {}), 100)
 
 

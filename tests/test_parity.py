@@ -282,10 +282,16 @@ def test_the_init_graph_makes_the_weights_bit_for_bit(seed: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["mlpa", "conv4a"])
-@pytest.mark.parametrize("runtime", ["onnxruntime", "torch", "ort_training"])
+@pytest.mark.parametrize(
+    "runtime",
+    # Programs for ExecuTorch take a minute to make.
+    ["onnxruntime", "torch", "ort_training", pytest.param("executorch", marks=pytest.mark.timeout(1200))],
+)
 def test_exact_values_have_torchs_gradient(name: str, runtime: str) -> None:
     if lacking := missing(runtime):
         pytest.skip(f"{runtime} needs {', '.join(lacking)}")
+    if runtime == "executorch":
+        pytest.importorskip("torchao")
     entry = zoo.ZOO[name]
     spec = trace(entry.factory(), name, 9, entry.input, exact=("norm", "bias"))
     rng = np.random.default_rng(3)

@@ -324,11 +324,11 @@ def versions(name: str) -> dict[str, str]:
     """What runtime `name` runs on here: distribution to version. Those that are missing are not in it."""
     packages = [package.partition(".")[0] for package in _module(name).NEEDS] or ["numpy"]
     # By its files, because onnxruntime has several distributions; not by packages_distributions(), which in Python 3.10
-    # knows only those with a top_level.txt.
+    # knows only those with a top_level.txt; and not by an __init__.py, which executorch has not.
     return {
         each.metadata["Name"]: each.version
         for each in importlib.metadata.distributions()
-        if any(str(file) == f"{package}/__init__.py" for file in each.files or () for package in packages)
+        if any(file.parts[0] in packages for file in each.files or ())
     }
 
 

@@ -41,8 +41,8 @@ def sgd_graph(spec: ModelSpec, batch: int, ops: type[OnnxOps] = SpatialOps) -> b
     x float32 [batch, *input]; y int64 [batch], or float32 [batch, outputs] if the loss is "mse"; weight float32
     [batch], 1/n for a real example and 0 for padding; scores, w (weights), u (noise) float32 [d]; anchor float32 [d] or
     [1]; m float32 [d] or, without momentum, [1]; rate, momentum float32 []; mean, plain bool []; terms float32 [4] as
-    in `export.graph.Knobs`, times_theta first -> scores_out, m_out float32 [d]; total float32 [], the sum of
-    scores_out, which is finite only if each of them is; loss float32 []; correct int64 [].
+    in `export.graph.Knobs`, times_theta first -> scores_out, m_out float32 [d]; loss float32 []; correct int64 [];
+    total float32 [], the sum of scores_out, which is finite only if each of them is.
     A spec with frozen tensors has frozen float32 [all their entries] as an input, too; one with exact tensors exact
     float32 [e] and, as an output, exact_grad float32 [e]. Where it says int64, it is the type of labels in `ops`.
     """
@@ -70,12 +70,12 @@ def _step_graph(spec: ModelSpec, batch: int, ops: type[OnnxOps], adam: bool) -> 
     knobs = Knobs(rate, mean, plain, anchor, *terms)
     after = train_step(ops(g, batch), spec, **inputs, knobs=knobs, optimizer=optimizer, **_unmasked(g, spec))
     g.output("scores_out", after.scores, np.float32, [d])
-    g.output("total", g("ReduceSum", "scores_out", keepdims=0), np.float32, [])
     g.output("m_out", after.m, np.float32, [d])
     if after.v is not None:
         g.output("v_out", after.v, np.float32, [d])
     g.output("loss", after.loss, np.float32, [])
     g.output("correct", after.correct, ops.LABELS, [])
+    g.output("total", g("ReduceSum", "scores_out", keepdims=0), np.float32, [])
     if after.exact is not None:
         g.output("exact_grad", after.exact, np.float32, [spec.e])
     return g.model("step")

@@ -8,15 +8,18 @@ batches larger than the program's, a micro-batch at a time.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
 
+from edge_client.memory import MB, Footprint
 from edge_client.runtimes import (
     BETA1,
     BETA2,
     F32,
     NOTHING,
+    Fit,
     Rule,
     State,
     StepResult,
@@ -38,32 +41,51 @@ GRAPHS: Final = ("executorch/model.pte",)
 _TARGETS: Final = {"cross-entropy": np.int64, "mse": np.float32}
 NOTE: Final = (
     "a device can do without the packages that it names (pip install --no-deps 'executorch==1.5.*'), "
-    "and compiles 130 lines of C++ once (apt install g++)"
+    "and compiles 140 lines of C++ once (apt install g++)"
 )
+
+
+class Planned(Footprint):
+    """A Footprint with what the program has planned in place of an estimate of activations."""
+
+    def bytes_of(self, bundle: Bundle, fit: Fit) -> int:
+        """Peak bytes of a process that trains `bundle`, an estimate. Raises BundleError."""
+        program = Program(bundle.file(*GRAPHS), 0)
+        # One room for all methods, as large as the largest, taken as soon as one of them runs.
+        return super().bytes_of(bundle, fit) + max(map(program.planned, METHODS))
+
+
+METHODS: Final = ("weights", "train_step", "grads", "logits")
+# Vectors: weights, scores and moments before and after, noise, and what the delegates repack; micro-batches add up.
+FOOTPRINT: Final = Planned(49 * MB, 20, 0, 20, graph=GRAPHS[0], fixed=True)
 
 
 class ExecuTorch:
     """One program, its weights, and room for a micro-batch."""
 
-    def __init__(self, bundle: Bundle, threads: int) -> None:
+    def __init__(self, bundle: Bundle, threads: int, fit: Fit | None) -> None:
         self.bundle = bundle
         self._program = Program(bundle.file(*GRAPHS), threads)
-        shape = self._program.shape("grads", 0)
-        self._micro, d = shape[0], bundle.spec.d
+        shape = self._program.shape("train_step", 0)
+        self._micro, d = min(shape[0], fit.micro if fit else shape[0]), bundle.spec.d
         self._x = aligned(int(np.prod(shape)), np.float32).reshape(shape)
-        self._y: Targets = np.zeros(self._program.shape("grads", 1), _TARGETS[bundle.spec.loss])
-        self._weight = aligned(self._micro, np.float32)
+        self._y: Targets = np.zeros(self._program.shape("train_step", 1), _TARGETS[bundle.spec.loss])
+        self._weight = aligned(shape[0], np.float32)
         self._loss, self._correct = np.zeros((), np.float32), np.zeros((), np.int64)
         self.w: F32 = aligned(d, np.float32)
-        self._program.run("weights", [np.array(weights_key(bundle.spec.seed), np.int64)], [self.w])
+        frozen = bundle.spec.count("frozen")
+        # What a method takes and gives where there are tensors without a mask, and only there.
+        self._frozen = [aligned(frozen, np.float32)] if frozen else []
+        self._by_exact = [aligned(bundle.spec.e, np.float32)] if bundle.spec.e else []
+        self._program.run("weights", [np.array(weights_key(bundle.spec.seed), np.int64)], [self.w, *self._frozen])
 
     def step(self, x: F32, y: Targets, state: State, noise: F32, rule: Rule) -> StepResult:
         """One step on the scores; see `edge_client.runtimes.Runtime`."""
         check_step(self.bundle, x, y, state, noise, rule)
         if rule.optimizer == "adam" and rule.plain and len(y) <= self._micro:
             return self._adam(x, y, state, noise, rule)
-        g, loss, correct = self._gradient(x, y, state, noise, rule)
-        return finite(StepResult(self._moved(state, g, rule), loss, correct))
+        g, by_exact, loss, correct = self._gradient(x, y, state, noise, rule)
+        return finite(StepResult(self._moved(state, g, by_exact, rule), loss, correct))
 
     def _adam(self, x: F32, y: Targets, state: State, noise: F32, rule: Rule) -> StepResult:
         """All of a step in the program."""
@@ -75,21 +97,24 @@ class ExecuTorch:
             [_vector(state.m), _vector(state.v), _one(rate), _one(epsilon)],
             [scores, m, v],
         )
-        after = State(scores, m, v, state.t + 1, state.anchor)
+        exact = state.exact.stepped(np.concatenate([NOTHING, *self._by_exact]), rule, state.t + 1)
+        after = State(scores, m, v, state.t + 1, state.anchor, exact)
         return finite(StepResult(after, float(self._loss), int(self._correct)))
 
-    def _gradient(self, x: F32, y: Targets, state: State, noise: F32, rule: Rule) -> tuple[F32, float, int]:
-        """The plain gradient by the scores, loss and number correct, added up over micro-batches."""
+    def _gradient(self, x: F32, y: Targets, state: State, noise: F32, rule: Rule) -> tuple[F32, F32, float, int]:
+        """Plain gradients by the scores [d] and exact values [e], loss, number correct; added up over micro-batches."""
         total: F32 = aligned(self.bundle.spec.d, np.float32)
         part = total if len(y) <= self._micro else aligned(self.bundle.spec.d, np.float32)
-        loss, correct = 0.0, 0
+        by_exact, loss, correct = np.zeros(self.bundle.spec.e, np.float32), 0.0, 0
         for at in range(0, len(y), self._micro):
             here = slice(at, at + self._micro)
             self._run("grads", x[here], y[here], len(y), state, noise, rule, [], [part if at else total])
             if at:
                 total += part
+            for by_part in self._by_exact:
+                by_exact += by_part
             loss, correct = loss + float(self._loss), correct + int(self._correct)
-        return total, loss, correct
+        return total, by_exact, loss, correct
 
     def _run(
         self,
@@ -109,35 +134,52 @@ class ExecuTorch:
         # Zeros, not what was there before: NaN times a weight of zero is NaN.
         self._x[given:], self._y[given:], self._weight[given:] = 0, 0, 0
         vectors = [_vector(state.scores), self.w, _vector(noise), _one(rule.mean)]
-        self._program.run(method, [self._x, self._y, self._weight, *vectors, *more], [*out, self._loss, self._correct])
+        self._program.run(
+            method,
+            [self._x, self._y, self._weight, *vectors, *more, *self._unmasked(state.exact.values)],
+            [*out, self._loss, self._correct, *self._by_exact],
+        )
 
-    def _moved(self, state: State, g: F32, rule: Rule) -> State:
-        """The state after a step along `g`, the plain gradient, which is used up."""
+    def _unmasked(self, exact: F32) -> list[F32]:
+        """A method's last inputs."""
+        return [*self._frozen, *([_vector(exact)] if self.bundle.spec.e else [])]
+
+    def _moved(self, state: State, g: F32, by_exact: F32, rule: Rule) -> State:
+        """The state after a step along the plain gradients, of which `g` is used up."""
         g = regularised(g, state, rule, self.bundle.spec.d)
+        exact = state.exact.stepped(by_exact, rule, state.t + 1)
         if rule.optimizer != "adam":
-            return descended(g, state, rule)
+            return replace(descended(g, state, rule), exact=exact)
         rate, epsilon = corrected(rule.rate, state.t + 1)
         m = np.float32(BETA1) * state.m + np.float32(1 - BETA1) * g
         v = np.float32(BETA2) * state.v + np.float32(1 - BETA2) * (g * g)
         scores = state.scores - np.float32(rate) * m / (np.sqrt(v) + np.float32(epsilon))
-        return State(scores, m, v, state.t + 1, state.anchor)
+        return State(scores, m, v, state.t + 1, state.anchor, exact)
 
     def logits(self, x: F32, mask: F32, exact: F32 = NOTHING) -> F32:
-        """Class scores [n, classes]; see `edge_client.runtimes.Runtime`. There are no exact values here."""
+        """Class scores [n, classes]; see `edge_client.runtimes.Runtime`."""
         check_logits(self.bundle, x, mask, exact)
         classes, mask = self.bundle.spec.classes, _vector(mask)
-        out, part = np.empty((len(x), classes), np.float32), aligned(self._micro * classes, np.float32)
+        out, part = np.empty((len(x), classes), np.float32), aligned(len(self._x) * classes, np.float32)
         for at in range(0, len(x), self._micro):
             n = min(self._micro, len(x) - at)
             self._x[:n], self._x[n:] = x[at : at + n], 0
-            self._program.run("logits", [self._x, self.w, mask], [part])
+            self._program.run("logits", [self._x, self.w, mask, *self._unmasked(exact)], [part])
             out[at : at + n] = part.reshape(-1, classes)[:n]
         return out
 
 
-def open_runtime(bundle: Bundle, threads: int) -> ExecuTorch:
-    """Load the program and compute the weights; `threads` 0 is ExecuTorch's choice."""
-    return ExecuTorch(bundle, threads)
+def usual(bundle: Bundle) -> Fit:
+    """As many examples at a time as the program was made for. Raises BundleError."""
+    return Fit(Program(bundle.file(*GRAPHS), 0).shape("train_step", 0)[0])
+
+
+def open_runtime(bundle: Bundle, threads: int, fit: Fit | None = None) -> ExecuTorch:
+    """Load the program and compute the weights; `threads` 0 is ExecuTorch's choice.
+
+    A `fit` of fewer examples than the program was made for saves no memory: the others are zeros.
+    """
+    return ExecuTorch(bundle, threads, fit)
 
 
 def _one(value: float) -> F32:

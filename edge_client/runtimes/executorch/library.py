@@ -68,6 +68,13 @@ class Program:
             raise BundleError(f"executorch: {self._reason()}")
         return tuple(sizes[:rank])
 
+    def planned(self, method: str) -> int:
+        """Bytes that a method works in, without inputs, outputs and what its delegates take. Raises BundleError."""
+        found: int = self._library.seedmask_planned(self._handle, method.encode(), self._why, _ROOM)
+        if found < 0:
+            raise BundleError(f"executorch: {self._reason()}")
+        return found
+
     def run(self, method: str, inputs: Sequence[Array], outputs: Sequence[Array]) -> None:
         """One method on contiguous arrays of its types and sizes, into contiguous `outputs`. Raises RuntimeError."""
         arguments: list[Any] = []
@@ -115,6 +122,8 @@ def load() -> ctypes.CDLL:
     library.seedmask_close.restype = None
     library.seedmask_threads.argtypes = [ctypes.c_uint32]
     library.seedmask_shape.argtypes = [pointer, text, number, size, pointer, number, text, size]
+    library.seedmask_planned.argtypes = [pointer, text, text, size]
+    library.seedmask_planned.restype = ctypes.c_int64
     library.seedmask_run.argtypes = [pointer, text, pointer, pointer, size, pointer, pointer, size, text, size]
     return library
 
@@ -162,7 +171,7 @@ def built(home: Path, version: str, folder: Path) -> Path:
             made.replace(shim)
     except FileNotFoundError:
         raise UserError(
-            "runtime executorch compiles 130 lines of C++ on first use, and there is no g++ here: apt install g++"
+            "runtime executorch compiles 140 lines of C++ on first use, and there is no g++ here: apt install g++"
         ) from None
     except subprocess.CalledProcessError as error:
         raise UserError(f"runtime executorch cannot be compiled:\n{error.stderr.strip()[-2000:]}") from None

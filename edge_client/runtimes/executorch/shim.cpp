@@ -89,6 +89,16 @@ int seedmask_shape(
   return static_cast<int>(shape.size());
 }
 
+// Bytes that a method works in besides its inputs, outputs and what its delegates take.
+int64_t seedmask_planned(Module* module, const char* method, char* why, size_t room) {
+  auto meta = module->method_meta(method);
+  if (!meta.ok()) return fail(why, room, std::string("method ") + method, meta.error());
+  int64_t bytes = 0;
+  for (size_t i = 0; i < meta->num_memory_planned_buffers(); ++i)
+    bytes += meta->memory_planned_buffer_size(i).get();
+  return bytes;
+}
+
 // Runs a method on `count_in` inputs, into `count_out` outputs.
 int seedmask_run(
     Module* module, const char* name, void* const* inputs, const size_t* bytes_in, size_t count_in,

@@ -8,6 +8,7 @@ file, for inference.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, Final
 
 import torch
@@ -16,31 +17,36 @@ from export.graph import Adam, Knobs, Sgd, Step, forward, train_step, unpack
 from export.targets.executorch.final import finished_pte
 from export.targets.executorch.lowering import lower, require, training_partitioner
 from export.targets.executorch.ops import TorchOps
-from seedmask.errors import UserError
 from seedmask.layers import Conv2d
 from seedmask.seed import PARITY, ROTATIONS
 from seedmask.spec import ModelSpec
 
-__all__ = ["files", "finished_pte", "micro_batch", "program"]
+__all__ = ["METHODS", "files", "finished_pte", "micro_batch", "program"]
 
 V = torch.Tensor
 
+METHODS: Final = ("weights", "train_step", "grads", "logits")
 _IMAGES: Final = 32  # at most in one run of a convolutional program
 
 
 class Weights(torch.nn.Module):
-    """key int64 [2], from `seedmask.seed.weights_key` -> w float32 [d], bit for bit spec.weights()."""
+    """key int64 [2], from `seedmask.seed.weights_key` -> w float32 [d], bit for bit spec.weights().
+
+    And frozen float32 [all their entries], bit for bit spec.frozen(), where there are any.
+    """
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
         self.spec = spec
 
-    def forward(self, key: V) -> V:
+    def forward(self, key: V) -> tuple[V, ...]:
         """In lanes of int32, whose sums wrap; a mask after the arithmetic shift makes it a logical one."""
         spec = self.spec
         k0, k1 = key[0:1].to(torch.int32), key[1:2].to(torch.int32)
         ks = (k0, k1, (k0 ^ k1) ^ PARITY)
-        x0, x1 = torch.arange((spec.d + 63) // 64, dtype=torch.int32) + k0, k1
+        drawn = [tensor for tensor in spec.tensors if tensor.kind != "exact"]
+        n = sum(tensor.size for tensor in drawn)
+        x0, x1 = torch.arange((n + 63) // 64, dtype=torch.int32) + k0, k1
         for r in range(20):
             x0 = x0 + x1
             turn = ROTATIONS[r % 8]
@@ -51,9 +57,12 @@ class Weights(torch.nn.Module):
                 x0, x1 = x0 + ks[s % 3], x1 + (ks[(s + 1) % 3] + s)
         words = torch.stack([x0, x1], 1).view(-1, 1)
         bits = torch.bitwise_right_shift(words, torch.arange(32, dtype=torch.int32)) & 1
-        signs = (1.0 - 2.0 * bits.to(torch.float32)).view(-1)[: spec.d]
-        parts = torch.split(signs, [tensor.size for tensor in spec.tensors])
-        return torch.cat([part * tensor.constant for part, tensor in zip(parts, spec.tensors, strict=True)])
+        signs = (1.0 - 2.0 * bits.to(torch.float32)).view(-1)[:n]
+        parts = torch.split(signs, [tensor.size for tensor in drawn])
+        made: dict[str, list[V]] = {"masked": [], "frozen": []}
+        for part, tensor in zip(parts, drawn, strict=True):
+            made[tensor.kind].append(part * tensor.constant)
+        return tuple(torch.cat(of_kind) for of_kind in made.values() if of_kind)
 
 
 class _Network(torch.nn.Module):
@@ -64,11 +73,29 @@ class _Network(torch.nn.Module):
     def image(self, x: V) -> V:
         return torch.permute_copy(x, (0, 2, 3, 1)) if x.dim() == 4 else x
 
-    def step(self, x: V, y: V, weight: V, scores: V, w: V, u: V, mean: V, rate: V, by: Any) -> Step[V]:
+    def unmasked(self, others: tuple[V, ...]) -> tuple[V | None, V | None]:
+        """The flat vectors of frozen and exact tensors of a method's last inputs, `others`."""
+        rest = iter(others)
+        return (next(rest) if self.spec.count("frozen") else None), (next(rest) if self.spec.e else None)
+
+    def step(self, given: tuple[V, ...], others: tuple[V, ...], rate: V, by: Any) -> Step[V]:
+        x, y, weight, scores, w, u, mean = given
+        frozen, exact = self.unmasked(others)
         ops, zero = TorchOps(self.batch), torch.zeros(1)
         knobs = Knobs(rate, mean, ops.yes, zero, zero, zero, zero, zero)
         return train_step(
-            ops, self.spec, x=self.image(x), y=y, weight=weight, scores=scores, w=w, u=u, knobs=knobs, optimizer=by
+            ops,
+            self.spec,
+            x=self.image(x),
+            y=y,
+            weight=weight,
+            scores=scores,
+            w=w,
+            u=u,
+            knobs=knobs,
+            optimizer=by,
+            frozen=frozen,
+            exact=exact,
         )
 
 
@@ -77,52 +104,54 @@ class TrainStep(_Network):
 
     x float32 [batch, *input]; y int64 [batch], for "mse" float32 [batch, classes]; weight float32 [batch], 1/n for a
     real example and 0 for padding; scores, w (weights), u (noise) float32 [d]; mean float32 [1], 1.0 to run w * theta;
-    m, v float32 [d]; rate, epsilon float32 [1] with their step's bias correction (`export.graph.Adam`)
-    -> scores, m, v float32 [d]; loss float32 []; correct int64 [].
+    m, v float32 [d]; rate, epsilon float32 [1] with their step's bias correction (`export.graph.Adam`); frozen and
+    exact float32, all their entries, where the spec has any
+    -> scores, m, v float32 [d]; loss float32 []; correct int64 []; the gradient by exact, where there is one.
     """
 
     def forward(
-        self, x: V, y: V, weight: V, scores: V, w: V, u: V, mean: V, m: V, v: V, rate: V, epsilon: V
+        self, x: V, y: V, weight: V, scores: V, w: V, u: V, mean: V, m: V, v: V, rate: V, epsilon: V, *others: V
     ) -> tuple[V, ...]:
         """See the class."""
-        after = self.step(x, y, weight, scores, w, u, mean, rate, Adam(m, v, epsilon))
+        after = self.step((x, y, weight, scores, w, u, mean), others, rate, Adam(m, v, epsilon))
         assert after.v is not None
-        return after.scores, after.m, after.v, after.loss, after.correct
+        return after.scores, after.m, after.v, after.loss, after.correct, *_if_any(after.exact)
 
 
 class Grads(_Network):
     """The gradient of the loss by the scores, straight through; over micro-batches of one batch they add up.
 
-    Inputs as TrainStep's up to `mean` -> gradient float32 [d]; loss float32 []; correct int64 [].
+    Inputs as TrainStep's up to `mean`, frozen and exact -> gradient float32 [d]; loss float32 []; correct int64 [];
+    the gradient by exact, where there is one.
     """
 
-    def forward(self, x: V, y: V, weight: V, scores: V, w: V, u: V, mean: V) -> tuple[V, ...]:
+    def forward(self, x: V, y: V, weight: V, scores: V, w: V, u: V, mean: V, *others: V) -> tuple[V, ...]:
         """By SGD without momentum, whose first moment is the gradient; nobody asks for its scores."""
         zero = torch.zeros(1)
-        after = self.step(x, y, weight, scores, w, u, mean, zero, Sgd(zero, zero))
-        return after.m, after.loss, after.correct
+        after = self.step((x, y, weight, scores, w, u, mean), others, zero, Sgd(zero, zero))
+        return after.m, after.loss, after.correct, *_if_any(after.exact)
 
 
 class Logits(_Network):
-    """x float32 [batch, *input], w and mask float32 [d] -> float32 [batch, classes]."""
+    """x float32 [batch, *input], w and mask float32 [d], frozen and exact as TrainStep's -> float32 [batch, classes].
 
-    def forward(self, x: V, w: V, mask: V) -> V:
+    The mask may be probabilities.
+    """
+
+    def forward(self, x: V, w: V, mask: V, *others: V) -> V:
         """See the class."""
         ops = TorchOps(self.batch)
-        return forward(ops, self.spec, self.image(x), unpack(ops, self.spec, w * mask))[0]
+        weights = unpack(ops, self.spec, w * mask, *self.unmasked(others))
+        return forward(ops, self.spec, self.image(x), weights)[0]
+
+
+def _if_any(value: V | None) -> tuple[V, ...]:
+    return () if value is None else (value,)
 
 
 def files(spec: ModelSpec, batch: int) -> dict[str, bytes]:
-    """The bundle's member; a step of `batch` examples is a few of the program's. Raises MissingPackageError.
-
-    UserError for a spec with other tensors than masked ones.
-    """
+    """The bundle's member; a step of `batch` examples is a few of the program's. Raises MissingPackageError."""
     require()
-    if others := [f"{tensor.name} ({tensor.kind})" for tensor in spec.tensors if tensor.kind != "masked"]:
-        raise UserError(
-            f"executorch trains masked tensors alone, {spec.name} has {', '.join(others)}; leave executorch out of "
-            "--runtimes, or --exact and --frozen"
-        )
     return {"executorch/model.pte": program(spec, micro_batch(spec, batch))}
 
 
@@ -136,8 +165,8 @@ def micro_batch(spec: ModelSpec, batch: int) -> int:
     return -(-batch // -(-batch // _IMAGES))
 
 
-def program(spec: ModelSpec, batch: int) -> bytes:
-    """The program of `spec` for steps of `batch` examples: methods weights, train_step, grads and logits."""
+def program(spec: ModelSpec, batch: int, methods: Collection[str] = METHODS) -> bytes:
+    """The program of `spec` for steps of `batch` examples, with `methods` of METHODS."""
 
     def flat() -> V:  # another one each time: torch.export takes one tensor given twice for one input
         return torch.zeros(spec.d)
@@ -148,13 +177,17 @@ def program(spec: ModelSpec, batch: int) -> bytes:
     x, weight = torch.zeros(batch, *spec.input), torch.zeros(batch)
     y = torch.zeros(batch, spec.classes) if spec.loss == "mse" else torch.zeros(batch, dtype=torch.int64)
     step = (x, y, weight, flat(), flat(), flat(), one())
-    methods: dict[str, tuple[torch.nn.Module, tuple[V, ...]]] = {
+
+    def others() -> list[V]:
+        return [torch.zeros(count) for count in (spec.count("frozen"), spec.e) if count]
+
+    all_methods: dict[str, tuple[torch.nn.Module, tuple[V, ...]]] = {
         "weights": (Weights(spec), (torch.zeros(2, dtype=torch.int64),)),
-        "train_step": (TrainStep(spec, batch), (*step, flat(), flat(), one(), one())),
-        "grads": (Grads(spec, batch), step),
-        "logits": (Logits(spec, batch), (x, flat(), flat())),
+        "train_step": (TrainStep(spec, batch), (*step, flat(), flat(), one(), one(), *others())),
+        "grads": (Grads(spec, batch), (*step, *others())),
+        "logits": (Logits(spec, batch), (x, flat(), flat(), *others())),
     }
     with torch.no_grad():
-        exported = {name: torch.export.export(*method) for name, method in methods.items()}
+        exported = {name: torch.export.export(*all_methods[name]) for name in METHODS if name in methods}
     # Weights are made of integers, which XNNPACK has no use for.
-    return lower(exported, {name: training_partitioner() for name in methods if name != "weights"})
+    return lower(exported, {name: training_partitioner() for name in exported if name != "weights"})

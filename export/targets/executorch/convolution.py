@@ -23,17 +23,18 @@ class Convolutions:
 
     def __init__(self) -> None:
         self._gathered: tuple[V, V] | None = None
+        self._index: dict[tuple[int, int, bytes], V] = {}
 
     def forward(self, x: V, weight: V, layer: Conv2d) -> V:
         """The layer, without its bias."""
         if _depthwise(weight.shape, layer):
-            taps = _taps(x, weight.shape[2:], layer)
+            taps = self._taps(x, weight.shape[2:], layer)
             y = functools.reduce(torch.add, [tap * w for tap, w in zip(taps, _by_tap(weight), strict=True)])
         elif layer.groups > 1:
             parts = zip(_cut(x, 3, layer), _cut(weight, 0, layer), strict=True)
             return torch.cat([self.forward(*part, _one_group(layer)) for part in parts], 3)
         else:
-            patches = _patches(x, weight.shape[2:], layer.stride, layer.padding, layer.dilation)
+            patches = self._patches(x, weight.shape[2:], layer.stride, layer.padding, layer.dilation)
             y = product(patches, torch.permute_copy(weight, (2, 3, 1, 0)).reshape(-1, len(weight)))
         return y.view(len(x), *_sides(x, weight.shape[2:], layer), len(weight))
 
@@ -43,7 +44,7 @@ class Convolutions:
         if _depthwise(weight.shape, layer):
             rows = _with_nothing(dy)
             taps = [(rows * w).view(-1, 1, out) for w in _by_tap(weight)]
-            dx = _passed_back(torch.cat(taps, 1).view(batch, -1, out), layer, weight.shape, before, after)
+            dx = self._passed_back(torch.cat(taps, 1).view(batch, -1, out), layer, weight.shape, before, after)
         elif layer.groups > 1:
             parts = zip(_cut(dy, 3, layer), _cut(weight, 0, layer), strict=True)
             return torch.cat([self.dx(*part, _one_group(layer), before, after) for part in parts], 3)
@@ -52,7 +53,7 @@ class Convolutions:
         else:
             rows = _with_nothing(dy).view(-1, out)
             back = product(rows, torch.permute_copy(weight, (0, 2, 3, 1)).reshape(out, -1))
-            dx = _passed_back(back.view(batch, -1, channels), layer, weight.shape, before, after)
+            dx = self._passed_back(back.view(batch, -1, channels), layer, weight.shape, before, after)
         return dx.view(batch, *before[1:], -1)
 
     def dw(self, dy: V, x: V, layer: Conv2d, kernel: Shape) -> V:
@@ -60,7 +61,7 @@ class Convolutions:
         out, channels, kh, kw = kernel
         if _depthwise(kernel, layer):
             rows = dy.reshape(len(dy), -1, out)
-            dw = torch.cat([total_by_image(tap * rows).view(1, -1) for tap in _taps(x, kernel[2:], layer)])
+            dw = torch.cat([total_by_image(tap * rows).view(1, -1) for tap in self._taps(x, kernel[2:], layer)])
             return torch.permute_copy(dw, (1, 0)).reshape(kernel)
         if layer.groups > 1:
             parts, own = zip(_cut(dy, 3, layer), _cut(x, 3, layer), strict=True), (out // layer.groups, *kernel[1:])
@@ -68,7 +69,7 @@ class Convolutions:
         if layer.stride == (1, 1) and channels * 4 > out:
             dw = over_rows(x.reshape(-1, channels), self._patches_of(dy, layer, kernel), len(x))
             return torch.permute_copy(dw.view(channels, kh, kw, out), (3, 0, 1, 2))
-        patches = _patches(x, kernel[2:], layer.stride, layer.padding, layer.dilation)
+        patches = self._patches(x, kernel[2:], layer.stride, layer.padding, layer.dilation)
         dw = over_rows(patches, dy.reshape(-1, out), len(x))
         return torch.permute_copy(dw.view(kh, kw, channels, out), (3, 2, 0, 1))
 
@@ -77,8 +78,46 @@ class Convolutions:
         if self._gathered is None or self._gathered[0] is not dy:
             sides = zip(kernel[2:], layer.padding, layer.dilation, strict=True)
             pad = tuple((side - 1) * apart - given for side, given, apart in sides)
-            self._gathered = (dy, _patches(dy, kernel[2:], (1, 1), pad, layer.dilation, backwards=True))
+            self._gathered = (dy, self._patches(dy, kernel[2:], (1, 1), pad, layer.dilation, backwards=True))
         return self._gathered[1]
+
+    def _patches(
+        self, x: V, kernel: Shape, stride: Shape, padding: Shape, dilation: Shape, backwards: bool = False
+    ) -> V:
+        """What every place of a convolution's output sees of x: [batch * places, kh * kw * channels].
+
+        Negative padding crops; `backwards` lists a patch from its last place to its first. One gather of x's rows of
+        channels by a constant index: slices and a concatenation measured a third slower.
+        """
+        channels, padded = x.shape[3], _padded(x, padding)
+        if tuple(kernel) == stride == (1, 1):
+            return padded.reshape(-1, channels)
+        seen = _seen(padded, kernel, stride, dilation)
+        seen = seen[:, :, ::-1, ::-1] if backwards else seen
+        return self._gather(padded.reshape(len(x), -1, channels), seen).view(-1, kernel[0] * kernel[1] * channels)
+
+    def _taps(self, x: V, kernel: Shape, layer: Conv2d) -> list[V]:
+        """The same, each entry of the kernel by itself: [batch, places, channels]."""
+        padded = _padded(x, layer.padding)
+        seen = _seen(padded, kernel, layer.stride, layer.dilation).reshape(-1, kernel[0] * kernel[1])
+        rows = padded.reshape(len(x), -1, x.shape[3])
+        return [self._gather(rows, seen[:, tap]) for tap in range(seen.shape[1])]
+
+    def _gather(self, rows: V, places: npt.NDArray[np.int64]) -> V:
+        """Rows of each image, [batch, n, channels] -> [batch, len(places), channels]; places count within an image."""
+        batch, n, channels = rows.shape
+        image = places.reshape(1, -1).astype(np.int32)
+        key = batch, n, image.tobytes()
+        if key not in self._index:
+            # Added up at run time: an index for the whole batch would be most of the file.
+            starts = torch.arange(0, batch * n, n, dtype=torch.int32).view(-1, 1)
+            self._index[key] = torch.from_numpy(image) + starts
+        return F.embedding(self._index[key], rows.reshape(-1, channels))
+
+    def _passed_back(self, back: V, layer: Conv2d, kernel: Shape, before: Shape, after: Shape) -> V:
+        """What places get, [batch, places, channels], of [batch, (patches + 1) * kh * kw, channels]."""
+        slots = [self._gather(back, places) for places in _contributors(layer, kernel, before, after)]
+        return functools.reduce(torch.add, slots)
 
 
 def _depthwise(kernel: Shape, layer: Conv2d) -> bool:
@@ -112,28 +151,6 @@ def _sides(x: V, kernel: Shape, layer: Conv2d) -> tuple[int, ...]:
     return tuple((side + 2 * pad - apart * (k - 1) - 1) // step + 1 for side, k, step, pad, apart in sides)
 
 
-def _patches(x: V, kernel: Shape, stride: Shape, padding: Shape, dilation: Shape, backwards: bool = False) -> V:
-    """What every place of a convolution's output sees of x: [batch * places, kh * kw * channels].
-
-    Negative padding crops; `backwards` lists a patch from its last place to its first. One gather of x's rows of
-    channels by a constant index: slices and a concatenation measured a third slower.
-    """
-    channels, padded = x.shape[3], _padded(x, padding)
-    if tuple(kernel) == stride == (1, 1):
-        return padded.reshape(-1, channels)
-    seen = _seen(padded, kernel, stride, dilation)
-    seen = seen[:, :, ::-1, ::-1] if backwards else seen
-    return _gather(padded.reshape(len(x), -1, channels), seen).view(-1, kernel[0] * kernel[1] * channels)
-
-
-def _taps(x: V, kernel: Shape, layer: Conv2d) -> list[V]:
-    """The same, each entry of the kernel by itself: [batch, places, channels]."""
-    padded = _padded(x, layer.padding)
-    seen = _seen(padded, kernel, layer.stride, layer.dilation).reshape(-1, kernel[0] * kernel[1])
-    rows = padded.reshape(len(x), -1, x.shape[3])
-    return [_gather(rows, seen[:, tap]) for tap in range(seen.shape[1])]
-
-
 def _padded(x: V, padding: Shape) -> V:
     for axis, pad in enumerate(padding, 1):
         x = torch.slice_copy(x, axis, -pad, x.shape[axis] + pad) if pad < 0 else x
@@ -149,24 +166,9 @@ def _seen(x: V, kernel: Shape, stride: Shape, dilation: Shape) -> npt.NDArray[np
     return seen[:: stride[0], :: stride[1], :: dilation[0], :: dilation[1]]
 
 
-def _gather(rows: V, places: npt.NDArray[np.int64]) -> V:
-    """Rows of each image, [batch, n, channels] -> [batch, len(places), channels]; places count within an image."""
-    batch, n, channels = rows.shape
-    image = torch.from_numpy(places.reshape(1, -1).astype(np.int32))
-    # Added up at run time: an index for the whole batch would be most of the file.
-    index = image + torch.arange(0, batch * n, n, dtype=torch.int32).view(-1, 1)
-    return F.embedding(index, rows.reshape(-1, channels))
-
-
 def _with_nothing(dy: V) -> V:
     """[batch, places + 1, out]: the last place, zeros, is what `_contributors` means by none."""
     return F.pad(dy.reshape(len(dy), -1, dy.shape[-1]), (0, 0, 0, 1))
-
-
-def _passed_back(back: V, layer: Conv2d, kernel: Shape, before: Shape, after: Shape) -> V:
-    """What places get, [batch, places, channels], of [batch, (patches + 1) * kh * kw, channels]."""
-    slots = [_gather(back, places) for places in _contributors(layer, kernel, before, after)]
-    return functools.reduce(torch.add, slots)
 
 
 def _contributors(layer: Conv2d, kernel: Shape, before: Shape, after: Shape) -> list[npt.NDArray[np.int64]]:

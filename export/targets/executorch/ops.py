@@ -1,7 +1,8 @@
 """`export.graph.Ops` as torch calls, in the forms that XNNPACK takes.
 
 What has three dimensions besides the batch's, an image of [channels, height, width], is kept as [batch, height, width,
-channels], where a convolution is a gather and a product; everything else lies as in `Ops`.
+channels], where a convolution is a gather and a product; everything else lies as in `Ops`. What has no batch and goes
+with images, a norm's scale or shift, is turned the same way where the two meet.
 """
 
 from __future__ import annotations
@@ -34,19 +35,19 @@ class TorchOps(Ops[V]):
 
     def add(self, a: V, b: V) -> V:
         """a + b."""
-        return a + b
+        return torch.add(*_beside(a, b))
 
     def sub(self, a: V, b: V) -> V:
         """a - b."""
-        return a - b
+        return torch.sub(*_beside(a, b))
 
     def mul(self, a: V, b: V) -> V:
         """a * b."""
-        return a * b
+        return torch.mul(*_beside(a, b))
 
     def div(self, a: V, b: V) -> V:
         """a / b."""
-        return a / b
+        return torch.div(*_beside(a, b))
 
     def sqrt(self, a: V) -> V:
         """The square root."""
@@ -169,8 +170,10 @@ class TorchOps(Ops[V]):
         return self._convolutions.dw(dy, x, layer, kernel)
 
     def bias_grad(self, dy: V, shape: Shape) -> V:
-        """Of images, or of rows."""
-        return total(dy) if dy.dim() == 2 else total_by_image(dy)
+        """Of images, of rows, or of sequences, whose channels come first."""
+        if dy.dim() == 2:
+            return total(dy)
+        return total_by_image(dy if dy.dim() == 4 else torch.permute_copy(dy, (0, 2, 1)))
 
     def relu(self, x: V) -> V:
         """torch's."""
@@ -258,6 +261,13 @@ def _first_largest(x: V) -> tuple[V, V]:
         ones.append(rest * larger)
         rest = rest - ones[-1]
     return largest, torch.cat([rest, *reversed(ones)], 1)
+
+
+def _beside(a: V, b: V) -> tuple[V, V]:
+    """Both; where one is images and the other has no batch and its last dimensions, the other as images lie."""
+    if a.dim() == 4 > b.dim() and b.numel() > 1:
+        return a, torch.permute_copy(b.view((1,) * (3 - b.dim()) + b.shape), (1, 2, 0))
+    return _beside(b, a)[::-1] if b.dim() == 4 > a.dim() and a.numel() > 1 else (a, b)
 
 
 def _place(axis: int, rank: int) -> int:

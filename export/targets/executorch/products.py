@@ -10,6 +10,7 @@ V = torch.Tensor
 
 # Products over more rows than this are summed in pieces: XNNPACK does not cut its inner loop to fit a cache.
 _ROWS: Final = 1024
+_TERMS: Final = 128
 
 
 def positive(x: V) -> V:
@@ -34,8 +35,16 @@ def total_by_image(x: V) -> V:
 
 
 def mean(x: V) -> V:
-    """The mean of each row of a matrix, [n, 1]."""
-    return product(x, torch.full((x.shape[1], 1), 1 / x.shape[1]))
+    """The mean of each row of a matrix, [n, 1].
+
+    Of more than _TERMS numbers, that of means of _TERMS or fewer: XNNPACK adds one after another, and twenty norms of
+    2,048 numbers each, one upon another, were off eight times as much as torch's.
+    """
+    rows, width = x.shape
+    part = next(size for size in range(min(width, _TERMS), 0, -1) if width % size == 0)
+    if part == 1 or part == width:
+        return product(x, torch.full((width, 1), 1 / width))
+    return mean(product(x.reshape(-1, part), torch.full((part, 1), 1 / part)).view(rows, -1))
 
 
 def over_rows(a: V, b: V, batch: int) -> V:
