@@ -159,7 +159,9 @@ def test_graphs_made_for_one_micro_batch_fit_as_they_are_or_not_at_all(monkeypat
 def test_a_runtime_that_keeps_to_no_ceiling_says_which_do() -> None:
     unable = [name for name in runtimes.names() if runtimes.footprint(name) is None]
     for name in unable:
-        with pytest.raises(UserError, match=rf"runtime {name} keeps to no memory_mb; these do: executorch, onnxruntime, "):
+        with pytest.raises(
+            UserError, match=rf"runtime {name} keeps to no memory_mb; these do: executorch, onnxruntime, "
+        ):
             memory.fit(name, Bundle(IMAGES, 64, {}), 100)
 
 
