@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from export import targets
 from seedmask.bundle import Bundle
-from seedmask.errors import UserError
+from seedmask.errors import MissingPackageError, UserError
 from seedmask.spec import ModelSpec
 
 
@@ -32,6 +32,9 @@ def make_bundle(spec: ModelSpec, batch: int, runtimes: Sequence[str] = ("onnx",)
     for name in runtimes:
         if name not in names():
             raise UserError(f"there are no graphs for {name!r}, only for {', '.join(names())}")
-        target = importlib.import_module(f"{targets.__name__}.{name.replace('-', '_')}")
+        try:
+            target = importlib.import_module(f"{targets.__name__}.{name.replace('-', '_')}")
+        except ModuleNotFoundError as error:
+            raise MissingPackageError(f"graphs for {name} need {error.name}: pip install 'seedmask[export]'") from None
         files |= target.files(spec, batch)
     return Bundle(spec, batch, files)
