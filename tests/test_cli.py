@@ -139,6 +139,8 @@ def test_the_version_of_a_package_without_an_init_file_is_found(
         info.mkdir()
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
         (info / "RECORD").write_text(f"{file},,\n../../bin/abacus,,\n")
+        (tmp_path / file).parent.mkdir()
+        (tmp_path / file).touch()  # since Python 3.12 only files that are there count
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
     monkeypatch.setattr(runtimes, "_module", lambda name: types.SimpleNamespace(NEEDS=("abacus.training",)))
     assert runtimes.versions("abacus") == {"Abacus-Wheel": "1.5.1"}
