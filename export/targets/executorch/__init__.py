@@ -15,7 +15,7 @@ import torch
 
 from export.graph import Adam, Knobs, Sgd, Step, forward, train_step, unpack
 from export.targets.executorch.final import finished_pte
-from export.targets.executorch.lowering import lower, require, training_partitioner
+from export.targets.executorch.lowering import lower, quiet, require, training_partitioner
 from export.targets.executorch.ops import TorchOps
 from seedmask.layers import Conv2d
 from seedmask.seed import PARITY, ROTATIONS
@@ -165,6 +165,7 @@ def micro_batch(spec: ModelSpec, batch: int) -> int:
     return -(-batch // -(-batch // _IMAGES))
 
 
+@quiet()
 def program(spec: ModelSpec, batch: int, methods: Collection[str] = METHODS) -> bytes:
     """The program of `spec` for steps of `batch` examples, with `methods` of METHODS."""
 

@@ -9,12 +9,13 @@ import numpy.typing as npt
 import torch
 
 from export import final
-from export.targets.executorch.lowering import lower, require
+from export.targets.executorch.lowering import lower, quiet, require
 from seedmask.model import FinishedModel
 
 V = torch.Tensor
 
 
+@quiet()
 def finished_pte(
     model: FinishedModel, int8: bool = False, calibration: npt.NDArray[Any] | None = None, batch: int = 1
 ) -> bytes:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import logging
+import warnings
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 from seedmask.errors import MissingPackageError
@@ -18,6 +22,19 @@ def require() -> None:
     """Raise MissingPackageError unless programs can be made here."""
     if lacking := [name for name in NEEDS if importlib.util.find_spec(name) is None]:
         raise MissingPackageError(f"graphs for executorch need {', '.join(lacking)}: {INSTALL}")
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without what torch, torchao and ExecuTorch say to their own developers while they lower; errors stay."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
 def training_partitioner() -> XnnpackPartitioner:
