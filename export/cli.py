@@ -156,7 +156,7 @@ def _run(options: argparse.Namespace) -> int:
     if output.exists() and not options.force:  # last: what --force cannot mend is said first
         raise UserError(f"{output} exists; --force overwrites it")
     if "executorch" in options.runtimes:
-        print("making the program for executorch: half a minute, for deep networks several", file=sys.stderr, flush=True)
+        print("making the program for executorch: half a minute, deep networks several", file=sys.stderr, flush=True)
     data = to_bytes(make_bundle(spec, options.batch, options.runtimes))
     if len(data) > MAX_BYTES:
         raise UserError(f"the bundle has {len(data):,} bytes; at most {MAX_BYTES:,} can be opened")
