@@ -19,7 +19,7 @@ from typing import Final
 from edge_client import runtimes
 from edge_client.runtimes import Fit
 from seedmask.bundle import Bundle
-from seedmask.errors import UserError
+from seedmask.errors import ProtocolError, UserError
 from seedmask.layers import (
     GELU,
     Conv2d,
@@ -41,6 +41,7 @@ from seedmask.spec import ModelSpec
 MB: Final = 1_000_000
 _ONE: Final = "one example at a time takes"
 EIGHT: Final = 8  # fewer examples at a time are slower, each by its share of a pass over all weights
+FEW: Final = 32  # a first convolution's result is of this many numbers at most, and of that many channels or more
 THREE: Final = 3  # and still faster than many more with direct convolutions, where the usual variant filters them
 
 
@@ -132,17 +133,25 @@ def _at_once(spec: ModelSpec, i: int, size: list[int], stacks: bool) -> float:
         return before + 3 * after
     channels, high, wide = spec.shapes()[layer.takes(i)[0]]
     padded = channels * (high + 2 * layer.padding[0]) * (wide + 2 * layer.padding[1])
+    out, *kernel = spec.offsets[layer.weight][0].shape
+    if stacks and layer.groups == 1 and math.prod(kernel) <= FEW <= out:
+        return after + 2 * math.prod(kernel) * after / out  # what every result takes, side by side, and its copy
     if stacks and (layer.stride, layer.dilation) == ((1, 1), (1, 1)):
-        rows = spec.offsets[layer.weight][0].shape[2]
+        rows = kernel[1]
         copies = 3 if layer.groups > 1 else 2
         return after * (1 + copies * rows) + padded + 2 * before
     return 3 * after + 2 * padded
 
 
+def held(bundle: Bundle, data: int) -> int:
+    """Bytes of `data`, the examples, and of a batch of them as it is stored and as the network takes it."""
+    return data + 2 * 4 * bundle.batch * math.prod(bundle.spec.input)
+
+
 def fit(name: str, bundle: Bundle, memory_mb: int, data: int = 0) -> tuple[Fit, int]:
     """The micro-batch and variant with which runtime `name` trains `bundle` below `memory_mb`, and the estimate, bytes.
 
-    `data`: bytes of the examples that the process holds besides.
+    `data`: bytes of the examples that the process holds besides (`held`).
     The usual variant as long as a micro-batch of EIGHT fits, or of THREE where it keeps `tiles`, the largest that does;
     below that, whichever takes more. Where graphs were made for one micro-batch, that one or none.
     Raises UserError, with numbers and with what would help.
@@ -189,7 +198,7 @@ def _refusal(name: str, footprint: Footprint, bundle: Bundle, memory_mb: int, da
     def fits(which: str) -> bool:
         try:
             return least(which) <= memory_mb * MB
-        except UserError:  # it is here, but cannot be opened
+        except (UserError, ProtocolError):  # it is here, but cannot be opened
             return False
 
     spec, vector = bundle.spec, 4 * bundle.spec.d

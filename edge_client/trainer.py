@@ -21,7 +21,7 @@ import numpy as np
 from edge_client import data as datasets
 from edge_client import memory
 from edge_client.config import EdgeConfig
-from edge_client.runtimes import DivergedError, State, open_runtime
+from edge_client.runtimes import DivergedError, Fit, State, open_runtime
 from edge_client.session import Failed, Trained
 from edge_client.training import train, update_of
 from seedmask import bundle as bundles
@@ -185,6 +185,12 @@ class ProcessTrainer:
         self._ready = False
 
 
+def _fit(config: EdgeConfig, bundle: bundles.Bundle, data: int) -> Fit | None:
+    if not config.memory_mb:
+        return None
+    return memory.fit(config.runtime, bundle, config.memory_mb, memory.held(bundle, data))[0]
+
+
 def _serve(config: EdgeConfig, pipe: Connection) -> None:
     """The child: open everything once, then one round per _Begin, until the pipe ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
@@ -194,8 +200,7 @@ def _serve(config: EdgeConfig, pipe: Connection) -> None:
         try:
             bundle = bundles.load(config.bundle)
             data = datasets.load(config.data, bundle.spec)
-            ceiling = config.memory_mb
-            chosen = memory.fit(config.runtime, bundle, ceiling, data.nbytes)[0] if ceiling else None
+            chosen = _fit(config, bundle, data.nbytes)
             runtime = open_runtime(config.runtime, bundle, config.threads, chosen)
         except (UserError, ProtocolError) as error:
             pipe.send(_Broken(str(error)))
@@ -204,7 +209,7 @@ def _serve(config: EdgeConfig, pipe: Connection) -> None:
             pipe.send(_Broken(traceback.format_exc(limit=-2)))
             return
         rng, thrift = np.random.default_rng(), config.thrift
-        kept: State | None = None  # the optimiser between rounds; it is lost with this process, as the job allows
+        kept = list[State]()  # the optimiser between rounds; lost with this process or a round given up, as may be
 
         def progress(step: int, steps: int) -> bool:
             pipe.send(Advanced(step, steps))
@@ -216,12 +221,13 @@ def _serve(config: EdgeConfig, pipe: Connection) -> None:
             while not isinstance(message, _Begin):
                 message = pipe.recv()  # a _Stop that came when there was nothing left to stop
             announce, theta, work = message.announce, message.theta, message.announce.work
-            before = kept if work.keep_optimizer else None
+            if not work.keep_optimizer:
+                kept.clear()
             try:
                 outcome = train(
                     *(runtime, bundle.spec, data, theta, work, bundle.batch, rng, progress),
                     round_=announce.round,
-                    kept=before,
+                    kept=kept,
                 )
                 if outcome is None:
                     continue
@@ -236,5 +242,7 @@ def _serve(config: EdgeConfig, pipe: Connection) -> None:
             except Exception:
                 pipe.send(Failed(announce.round, announce.theta, traceback.format_exc(limit=-2)))
                 continue
-            kept = outcome.state if work.keep_optimizer else None
+            kept = [outcome.state] if work.keep_optimizer and outcome.state else []
             pipe.send(Trained(announce.round, announce.theta, transfer_id(frame), frame))
+            # Vectors of this round would lie beside those of the next one, which memory_mb does not reckon with.
+            del outcome, message, theta, frame

@@ -65,20 +65,21 @@ def train(
     progress: Progress = lambda step, steps: True,
     *,
     round_: int = 1,
-    kept: State | None = None,
+    kept: list[State] | None = None,
 ) -> Outcome | None:
     """Train `work.epochs` passes over `data`. None if `progress` stopped it; DivergedError for NaN.
 
-    `kept` is the last round's Outcome.state where the optimiser goes on from round to round.
+    `kept` has the last round's Outcome.state where the optimiser goes on from round to round. It is taken out of the
+    list, so that nobody holds two states of it.
     """
     n = len(data.y)
     per_epoch = -(-n // batch)
     rule = rule_of(work, round_)
     # Scores are held by the state alone: a vector less from the first step on.
-    if kept is None:
-        state = State.start(theta.logit(), rule, theta.values())
+    if kept:
+        state = kept.pop().again(theta.logit(), rule, theta.values())
     else:
-        state = kept.again(theta.logit(), rule, theta.values())
+        state = State.start(theta.logit(), rule, theta.values())
     noise = np.zeros(spec.d, np.float32)
     losses, correct = 0.0, 0
     for epoch in range(work.epochs):

@@ -17,6 +17,9 @@ from edge_client.runtimes import BETA1, BETA2, F32, Rule, State, corrected, pull
 PIECE: Final = 1 << 16
 """Weights at a time: a dozen pieces of this length fit an L2 cache of a few megabytes."""
 
+MOST: Final = 7
+"""Vectors that one step needs beside the state that it comes from."""
+
 
 class Update:
     """One model's: float32 [d] of frozen weights `w`, room for theta, and vectors that are used again."""
@@ -25,6 +28,7 @@ class Update:
         self.w = w
         self._theta = np.empty_like(w)
         self._free: list[bytearray] = []
+        self._last: weakref.ref[F32] | None = None  # the scores that `apply` gave last
 
     def draw(self, scores: F32, noise: F32, mean: bool) -> F32:
         """The weights that the network runs, w * (noise < sigmoid(scores)), or w * sigmoid(scores) if `mean`.
@@ -84,6 +88,7 @@ class Update:
                 g = new["m"]
             np.multiply(g, np.float32(rate), out=other)
             np.subtract(scores, other, out=new["scores"])
+        self._last = weakref.ref(after["scores"])
         return State(after["scores"], after.get("m", state.m), after.get("v", state.v), t, state.anchor, state.exact)
 
     def vector(self) -> F32:
@@ -96,8 +101,14 @@ class Update:
         """
         memory = self._free.pop() if self._free else bytearray(self.w.nbytes)
         vector = np.frombuffer(memory, np.float32)
-        weakref.finalize(vector, self._free.append, memory).atexit = False
+        weakref.finalize(vector, self._back, memory).atexit = False
         return vector
+
+    def _back(self, memory: bytearray) -> None:
+        if self._last is not None and self._last() is None:
+            self._free.clear()  # nobody goes on from the last state: the round is over, and the next brings its own
+        elif len(self._free) < MOST:
+            self._free.append(memory)
 
 
 def _pieces(d: int) -> list[slice]:

@@ -315,6 +315,8 @@ def is_of_few(layer: Conv2d, kernel: Shape) -> bool:
 
 def pays(layer: Conv2d, kernel: Shape, before: Shape, after: Shape) -> bool:
     """Whether minimal filtering takes less time than the direct way, transforms and gradients included."""
+    if max(layer.padding) >= TAPS:
+        return False  # windows of padding alone are exactly 0, and products of whole tiles only nearly
     if kernel[2:] != (TAPS, TAPS) or (layer.stride, layer.dilation, layer.groups) != ((1, 1), (1, 1), 1):
         return False
     (v, h), (out, channels) = _axes(layer, kernel, before), kernel[:2]

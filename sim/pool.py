@@ -90,7 +90,7 @@ def work(worker: Worker, job: Job) -> Done:
         outcome = train(
             *(worker.runtime, spec, data, job.theta, job.announce.work, worker.bundle.batch, rng),
             round_=job.announce.round,
-            kept=job.kept,
+            kept=[job.kept] if job.kept else None,
         )
     except DivergedError as error:
         return Done(b"", str(error))

@@ -158,6 +158,7 @@ def test_graphs_made_for_one_micro_batch_fit_as_they_are_or_not_at_all(monkeypat
 
 def test_a_runtime_that_keeps_to_no_ceiling_says_which_do() -> None:
     unable = [name for name in runtimes.names() if runtimes.footprint(name) is None]
+    assert "onnxruntime_cuda" in unable
     for name in unable:
         with pytest.raises(
             UserError, match=rf"runtime {name} keeps to no memory_mb; these do: executorch, onnxruntime, "

@@ -215,7 +215,7 @@ def opened(name: str, spec: ModelSpec, fit: Fit | None = None) -> Runtime:
     lacking = runtimes.missing(name)
     if lacking == [onnxruntime_cuda.PROVIDER] and fit is None:
         # Without a GPU the same graphs and the same bindings, on the provider that is everywhere.
-        return onnxruntime_cuda.open_runtime(bundle_for(name, spec), 1, "cpu")
+        return onnxruntime_cuda.open_runtime(bundle_for(name, spec), 1, device="cpu")
     if lacking:
         pytest.skip(f"{name} needs {', '.join(lacking)}")
     return runtimes.open_runtime(name, bundle_for(name, spec), 1, fit)

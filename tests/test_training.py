@@ -192,8 +192,8 @@ def test_an_optimiser_goes_on_where_it_stood_if_it_is_kept(
     assert first.state is not None
     assert first.state.t == 12
     kept, fresh = (
-        train(runtime, tiny_spec, tiny_data, theta, work, 8, np.random.default_rng(2), round_=2, kept=state)
-        for state in (first.state, None)
+        train(runtime, tiny_spec, tiny_data, theta, work, 8, np.random.default_rng(2), round_=2, kept=states)
+        for states in ([first.state], [])
     )
     assert kept is not None
     assert fresh is not None
@@ -201,7 +201,7 @@ def test_an_optimiser_goes_on_where_it_stood_if_it_is_kept(
     assert kept.state.t == 24
     assert not np.array_equal(kept.scores, fresh.scores)
     recorder = Recorder()
-    train(recorder, tiny_spec, tiny_data, theta, work, 8, np.random.default_rng(2), kept=first.state)
+    train(recorder, tiny_spec, tiny_data, theta, work, 8, np.random.default_rng(2), kept=[first.state])
     assert np.array_equal(recorder.states[0].m, first.state.m)
     assert np.array_equal(recorder.states[0].scores, theta.logit())
 

@@ -16,7 +16,7 @@ import importlib.util
 import math
 import pkgutil
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Final, Protocol
 
@@ -162,7 +162,7 @@ class StepResult:
 
 @dataclass(frozen=True)
 class Fit:
-    """How a runtime is fitted to a device: `micro` examples at a time and, where it has several, a variant of graphs.
+    """How a runtime is fitted to a device: `micro` examples at a time and a variant of its graphs, "" for the usual.
 
     A step is that of the whole batch either way: one mask, one gradient, which is summed.
     """
@@ -398,6 +398,10 @@ def open_runtime(name: str, bundle: Bundle, threads: int = 0, fit: Fit | None = 
     module = _module(name)
     if fit is not None and not 1 <= fit.micro <= bundle.batch:
         raise ValueError(f"a micro-batch is 1 .. {bundle.batch} examples, found {fit.micro}")
+    if fit is not None and footprint(name) is None:
+        raise ValueError(f"runtime {name} takes a batch as its graphs do, found a micro-batch of {fit.micro}")
+    if fit is not None and not fit.variant:
+        fit = replace(fit, variant=next(iter(variants(name, bundle))))
     if fit is not None and fit.variant not in variants(name, bundle):
         raise ValueError(f"variant is one of {', '.join(variants(name, bundle))}, found {fit.variant!r}")
     runtime: Runtime = module.open_runtime(bundle, threads, *([] if fit is None else [fit]))

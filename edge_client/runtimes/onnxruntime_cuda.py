@@ -150,6 +150,6 @@ class OnnxCuda:
         return out
 
 
-def open_runtime(bundle: Bundle, threads: int, device: str = "cuda") -> OnnxCuda:
+def open_runtime(bundle: Bundle, threads: int, *, device: str = "cuda") -> OnnxCuda:
     """Load the graphs onto the GPU, or for tests "cpu"; `threads` are for what runs on the CPU. Raises UserError."""
     return OnnxCuda(bundle, threads, device)
