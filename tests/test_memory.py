@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,15 +13,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from test_trainer import announce, following
 
 from edge_client import memory, runtimes
-from edge_client.data import Dataset
+from edge_client.config import EdgeConfig
+from edge_client.data import Dataset, DataSettings
 from edge_client.memory import MB, Footprint, activations, tiles
 from edge_client.runtimes import Fit
+from edge_client.session import Failed, Trained
+from edge_client.trainer import ProcessTrainer
 from seedmask.bundle import Bundle, to_bytes
 from seedmask.cli import main
 from seedmask.errors import UserError
+from seedmask.mask import Theta
 from seedmask.spec import Conv2d, Flatten, Layer, Linear, MaxPool2d, ModelSpec, ReLU, Tensor, scale_bits
+from seedmask.wire import Work
 
 
 def net(*layers: Layer, **tensors: tuple[int, ...]) -> ModelSpec:
@@ -251,3 +258,39 @@ def test_conv4_at_batch_128_stays_below_200_mb_from_training_to_the_coded_mask(t
         assert variant == expected
         assert int(peak) < ceiling * MB
         assert 0.85 * int(peak) < int(estimate) <= ceiling * MB
+
+
+@pytest.mark.export
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from Linux's /proc")
+@pytest.mark.parametrize("keep", [0, 1])
+def test_later_rounds_take_no_more_than_the_first_may(tmp_path: Path, keep: int) -> None:
+    """In the device's own training process: what is left of one round must not lie beside the next."""
+    pytest.importorskip("torch")
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    if not runtimes.missing("ort_training"):
+        pytest.skip("onnxruntime-training imports torch where it finds it, and torch alone is over the ceiling")
+    from export.make import make_bundle
+    from export.trace import trace
+    from export.zoo import ZOO
+
+    entry, rng = ZOO["conv4"], np.random.default_rng(0)
+    spec = trace(entry.factory(), "conv4", 1, entry.input, (0, 255), entry.classes)
+    (tmp_path / "conv4.bundle").write_bytes(to_bytes(make_bundle(spec, 128)))
+    x = rng.integers(0, 255, (129, *spec.input)).astype(np.uint8)
+    np.savez(tmp_path / "mine.npz", x=x, y=rng.integers(0, spec.classes, 129))
+    data = DataSettings("npz", path=tmp_path / "mine.npz")
+    config = EdgeConfig("pi-1", "fashion", tmp_path / "conv4.bundle", tmp_path, data, threads=1, memory_mb=200)
+    trainer, theta, peaks = ProcessTrainer(config), Theta.even(spec.d), []
+    try:
+        for round_ in (1, 2, 3):
+            trainer.begin(announce(spec, theta, round_, Work(epochs=1, keep_optimizer=keep)), theta)
+            assert isinstance(following(trainer, Trained, Failed), Trained)
+            assert trainer._process is not None
+            status = Path(f"/proc/{trainer._process.pid}/status").read_text()
+            peaks.append(int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0]) * 1024 / MB)
+    finally:
+        trainer.close()
+    assert max(peaks) < 200
+    assert peaks[2] < 1.1 * peaks[0]
