@@ -210,8 +210,10 @@ def race(
         for name, bundle in bundles.items():
             sides.append(start(name, bundle, wanted[name], options.threads))
             if sides[-1].step(START_SECONDS) is None:
-                yield name, f"no first step within {START_SECONDS} s"
+                yield name, f"no first step within {START_SECONDS} s, or its process ended: --serve {name} says why"
                 sides.pop()
+        if EAGER not in [each.name for each in sides]:
+            return  # nothing to compare with
         truth = next(each for each in sides if each.name == EAGER).answers[0]["loss"]
         for each in sides:
             # Two programs that do not compute the same thing cannot be compared.
@@ -225,6 +227,8 @@ def race(
                 if each.step(START_SECONDS) is None:
                     yield each.name, f"no answer within {START_SECONDS} s"
                     sides.remove(each)
+        if EAGER not in [each.name for each in sides]:
+            return
         eager = _median(next(each for each in sides if each.name == EAGER), "cpu_ms")
         for each in sides:
             cpu, wall = _median(each, "cpu_ms"), _median(each, "wall_ms")

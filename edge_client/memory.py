@@ -2,12 +2,12 @@
 
     peak = base + graphs + 4 d vectors + max(4 d spare, examples * (activations + tiles))
 
-`base` is the process with its packages, `graphs` what sessions make of the bundle's bytes, `vectors` how many numbers
-for every weight are held at once (weights, scores, moments, gradient, noise, ...), and `activations` what one example
-leaves behind on its way forward, or needs at the worst layer on its way back; `tiles` is what of it convolutions keep
-transformed (`export.winograd`), where they do. Each runtime states its own constants
-(FOOTPRINT), which were fitted to peaks measured in fresh processes; `make bench-step` prints estimate against measured
-peak. It is an estimate, on the large side: data, and what the system does with memory, come on top.
+`base` is the process with its packages, `graphs` what sessions make of the training graph's bytes, `vectors` how many
+numbers for every weight are held at once (weights, scores, moments, gradient, noise, ...), and `activations` what one
+example leaves behind on its way forward, or needs at the worst layer on its way back; `tiles` is what of it
+convolutions keep transformed (`export.winograd`), where they do. Each runtime states its own constants (FOOTPRINT),
+which were fitted to peaks measured in fresh processes; `make bench-step` prints estimate against measured peak. It is
+an estimate, on the large side: data, and what the system does with memory, come on top.
 """
 
 from __future__ import annotations

@@ -132,7 +132,8 @@ def open_for(model: FinishedModel, path: Path, bundle: Path | None, runtime: str
     try:
         return runtime, runtimes.open_runtime(runtime, opened, threads)
     except BundleError as error:
-        raise UserError(f"runtime {runtime} needs the bundle that the fleet trained with (--bundle): {error}") from None
+        why = f": {error}" if opened.files else ""
+        raise UserError(f"runtime {runtime} needs the bundle that the fleet trained with (--bundle){why}") from None
 
 
 def logits_of(runtime: Runtime, model: FinishedModel, x: npt.NDArray[Any]) -> F32:

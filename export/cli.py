@@ -32,21 +32,21 @@ is taken: weights are random signs, which every device makes again from the seed
 --exact says otherwise. What is left out (a norm's scales and shifts without --exact, dropout) is said.
 
 the zoo:
-  mlp      784-256-128-10, no biases         1x28x28   10 classes      234,752 weights
-  mlpn     mlp with GroupNorm                1x28x28   10 classes      234,752 weights
-  conv4    FedPM's CONV-4                    1x28x28   10 classes    1,933,258 weights
-  conv4s   32-32-64-64-fc64-10, strided      1x28x28   10 classes      102,304 weights
-  conv4n   conv4s with GroupNorm             1x28x28   10 classes      102,304 weights
-  conv6    FedPM's CONV-6                    3x32x32   10 classes    2,262,602 weights
-  conv10   FedPM's CONV-10                   3x32x32  100 classes   19,197,092 weights
-  lenet5   LeNet-5 with ReLU                 1x28x28   10 classes       61,706 weights
-  resnet20  ResNet-20 with GroupNorm         3x32x32   10 classes      270,906 weights
-  resnet20g  the same for grey images        1x28x28   10 classes      270,618 weights
-  mobile   a small MobileNetV2               3x32x32   10 classes      102,394 weights
-  sensor1d  a CNN for sequences              9x128      6 classes       32,550 weights
-  mixer    a small MLP-Mixer                 1x28x28   10 classes      107,046 weights
-  mlpa     mlpn, more to train, for --exact  1x28x28   10 classes      234,762 weights
-  conv4a   conv4n, the same                  1x28x28   10 classes      102,314 weights
+  mlp       784-256-128-10, no biases          1x28x28   10 classes     234,752 weights
+  mlpn      mlp with GroupNorm                 1x28x28   10 classes     234,752 weights
+  conv4     FedPM's CONV-4                     1x28x28   10 classes   1,933,258 weights
+  conv4s    32-32-64-64-fc64-10, strided       1x28x28   10 classes     102,304 weights
+  conv4n    conv4s with GroupNorm              1x28x28   10 classes     102,304 weights
+  conv6     FedPM's CONV-6                     3x32x32   10 classes   2,262,602 weights
+  conv10    FedPM's CONV-10                    3x32x32  100 classes  19,197,092 weights
+  lenet5    LeNet-5 with ReLU                  1x28x28   10 classes      61,706 weights
+  resnet20  ResNet-20 with GroupNorm           3x32x32   10 classes     270,906 weights
+  resnet20g the same for grey images           1x28x28   10 classes     270,618 weights
+  mobile    a small MobileNetV2                3x32x32   10 classes     102,394 weights
+  sensor1d  a CNN for sequences                  9x128    6 classes      32,550 weights
+  mixer     a small MLP-Mixer                  1x28x28   10 classes     107,046 weights
+  mlpa      mlpn, more to train, for --exact   1x28x28   10 classes     234,762 weights
+  conv4a    conv4n, the same                   1x28x28   10 classes     102,314 weights
 
 examples:
   seedmask export mlp -o mlp.bundle

@@ -128,7 +128,7 @@ FORMATS: Final = {
     "onnx-seed": Format("ONNX, mask and seed; the weights are made while it loads", "onnx", _onnx("seed")),
     "torch": Format("torch state_dict, float32", "torch", _torch),
     "executorch": Format("ExecuTorch for XNNPACK, float32", "executorch", _executorch(int8=False)),
-    "executorch-int8": Format("the same with int8 products", "executorch", _executorch(int8=True), calibrated=True),
+    "executorch-int8": Format("ExecuTorch, int8 products", "executorch", _executorch(int8=True), calibrated=True),
 }
 
 
