@@ -295,7 +295,8 @@ def test_the_optimiser_goes_on_from_round_to_round_if_the_job_says_so(page: chro
         for again in (False, True):
             found = round_in(page, spec, announced(spec, theta, work), theta, data, DEVICE, seed=1, again=again)
             same: Any = Followed(1)
-            truth = train(native, spec, data, theta, work, BATCH, same, round_=ROUND, kept=[kept] if keep else None)
+            before = [kept] if keep and kept else []
+            truth = train(native, spec, data, theta, work, BATCH, same, round_=ROUND, kept=before)
             assert truth is not None
             assert np.abs(found["scores"] - truth.scores).max() <= 1e-4 * np.abs(truth.scores).max()
             kept = truth.state
