@@ -174,11 +174,10 @@ def write_forms(smk: Path, folder: Path) -> dict[str, Path]:
     dense = models.FinishedModel(model.spec, np.ones(model.spec.d, np.uint8))
     files = {"smk": smk, "dense": folder / "dense.onnx"}
     files["dense"].write_bytes(final_graph(dense))
-    calibration = np.asarray(sim.datasets.load("fashion-mnist", None).train.x[:CALIBRATION], np.float32)
+    wish = Wish(calibration=sim.datasets.load("fashion-mnist", None).train.x[:CALIBRATION])
     for form, (to, _) in FORMS.items():
         if to and not (to.startswith("executorch") and runtimes.missing("executorch")):
             files[form] = folder / f"{to}.file"
-            wish = Wish(calibration=calibration.reshape(-1, *model.spec.input) if FORMATS[to].calibrated else None)
             files[form].write_bytes(FORMATS[to].write(model, wish))
     return files
 

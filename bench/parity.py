@@ -25,7 +25,6 @@ import os
 import statistics
 import sys
 import time
-import warnings
 from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import asdict, dataclass
@@ -155,12 +154,6 @@ def row(name: str, spec: ModelSpec, bundle: Future[Bundle], draws: Sequence[Draw
     return Row(name, spec.name, spec.d, found, tolerances)
 
 
-def quiet() -> None:
-    """In processes that make graphs: what torch's and ExecuTorch's exporters warn of is for their authors."""
-    warnings.simplefilter("ignore")
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-
-
 def graphs(spec: ModelSpec, name: str) -> Bundle:
     """What runtime `name` opens. Of ExecuTorch's methods those that are run here: `grads` is train_step but for Adam,
     takes as long again to make, and `tests/test_runtimes.py` runs it."""
@@ -191,7 +184,7 @@ def main() -> int:
 
     print(f"{'network':<12}{'weights':>12}  {'runtime':<14}" + "".join(f"{name:>10}" for name in TOLERANCES))
     rows: list[Row] = []
-    with ProcessPoolExecutor(min(4, os.cpu_count() or 1), multiprocessing.get_context("spawn"), quiet) as pool:
+    with ProcessPoolExecutor(min(4, os.cpu_count() or 1), multiprocessing.get_context("spawn")) as pool:
         specs = [traced(model) for model in models]
         bundles = {(spec.name, name): pool.submit(graphs, spec, name) for spec in specs for name in ready}
         for spec in specs:

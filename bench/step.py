@@ -212,9 +212,10 @@ def race(
             if sides[-1].step(START_SECONDS) is None:
                 yield name, f"no first step within {START_SECONDS} s, or its process ended: --serve {name} says why"
                 sides.pop()
-        if EAGER not in [each.name for each in sides]:
+        eager = next((each for each in sides if each.name == EAGER), None)
+        if eager is None:
             return  # nothing to compare with
-        truth = next(each for each in sides if each.name == EAGER).answers[0]["loss"]
+        truth = eager.answers[0]["loss"]
         for each in sides:
             # Two programs that do not compute the same thing cannot be compared.
             if abs(each.answers[0]["loss"] - truth) > 1e-4 * abs(truth):
@@ -227,9 +228,8 @@ def race(
                 if each.step(START_SECONDS) is None:
                     yield each.name, f"no answer within {START_SECONDS} s"
                     sides.remove(each)
-        if EAGER not in [each.name for each in sides]:
+        if eager not in sides:
             return
-        eager = _median(next(each for each in sides if each.name == EAGER), "cpu_ms")
         for each in sides:
             cpu, wall = _median(each, "cpu_ms"), _median(each, "wall_ms")
             yield {
@@ -239,7 +239,7 @@ def race(
                 "threads": options.threads,
                 "cpu_ms": round(cpu, 2),
                 "wall_ms": round(wall, 2),
-                "ratio_to_torch_eager_cpu": round(cpu / eager, 3),
+                "ratio_to_torch_eager_cpu": round(cpu / _median(eager, "cpu_ms"), 3),
                 "peak_rss_mb": round(each.answers[-1]["peak_rss_mb"], 1),
                 "estimated_mb": _estimate(each.name, model, batch, options.scratch),
                 "rounds": len(each.answers) - 2,

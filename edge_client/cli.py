@@ -48,8 +48,8 @@ def _run(options: argparse.Namespace) -> int:
     runtimes.require(config.runtime)
     runtimes.require_graphs([config.runtime], bundle)
     how = ""
-    if config.memory_mb:
-        chosen, estimate = memory.fit(config.runtime, bundle, config.memory_mb, memory.held(bundle, data.nbytes))
+    if fitted := memory.for_device(config, bundle, data.nbytes):
+        chosen, estimate = fitted
         variant = f", variant {chosen.variant}" if chosen.variant else ""
         how = (
             f"\n{chosen.micro} of a step's {bundle.batch} examples at a time{variant}: "

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from edge_client import runtimes
+from edge_client.config import EdgeConfig
 from edge_client.runtimes import Fit
 from seedmask.bundle import Bundle
 from seedmask.errors import ProtocolError, UserError
@@ -32,6 +33,7 @@ from seedmask.layers import (
     ReLU6,
     Reshape,
     RMSNorm,
+    Shape,
     Sigmoid,
     SiLU,
     Tanh,
@@ -39,7 +41,6 @@ from seedmask.layers import (
 from seedmask.spec import ModelSpec
 
 MB: Final = 1_000_000
-_ONE: Final = "one example at a time takes"
 EIGHT: Final = 8  # fewer examples at a time are slower, each by its share of a pass over all weights
 FEW: Final = 32  # a first convolution's result is of this many numbers at most, and of that many channels or more
 THREE: Final = 3  # and still faster than many more with direct convolutions, where the usual variant filters them
@@ -133,25 +134,35 @@ def _at_once(spec: ModelSpec, i: int, size: list[int], stacks: bool) -> float:
         return before + 3 * after
     channels, high, wide = spec.shapes()[layer.takes(i)[0]]
     padded = channels * (high + 2 * layer.padding[0]) * (wide + 2 * layer.padding[1])
-    out, *kernel = spec.offsets[layer.weight][0].shape
-    if stacks and layer.groups == 1 and math.prod(kernel) <= FEW <= out:
-        return after + 2 * math.prod(kernel) * after / out  # what every result takes, side by side, and its copy
+    kernel = spec.offsets[layer.weight][0].shape
+    if stacks and is_of_few(layer, kernel):
+        return after + 2 * math.prod(kernel[1:]) * after / kernel[0]  # what results take, side by side, and a copy
     if stacks and (layer.stride, layer.dilation) == ((1, 1), (1, 1)):
-        rows = kernel[1]
         copies = 3 if layer.groups > 1 else 2
-        return after * (1 + copies * rows) + padded + 2 * before
+        return after * (1 + copies * kernel[2]) + padded + 2 * before
     return 3 * after + 2 * padded
 
 
-def held(bundle: Bundle, data: int) -> int:
-    """Bytes of `data`, the examples, and of a batch of them as it is stored and as the network takes it."""
-    return data + 2 * 4 * bundle.batch * math.prod(bundle.spec.input)
+def is_of_few(layer: Conv2d, kernel: Shape) -> bool:
+    """Whether a convolution is a product with what every result takes, as in `export.spatial`."""
+    return math.prod(kernel[1:]) <= FEW <= kernel[0] and layer.groups == 1
+
+
+def for_device(config: EdgeConfig, bundle: Bundle, data: int) -> tuple[Fit, int] | None:
+    """`fit` for a device's settings, None where they set no ceiling. `data`: bytes of its examples.
+
+    To them comes a batch, as it is stored and as the network takes it.
+    """
+    if not config.memory_mb:
+        return None
+    batch = 2 * 4 * bundle.batch * math.prod(bundle.spec.input)
+    return fit(config.runtime, bundle, config.memory_mb, data + batch)
 
 
 def fit(name: str, bundle: Bundle, memory_mb: int, data: int = 0) -> tuple[Fit, int]:
     """The micro-batch and variant with which runtime `name` trains `bundle` below `memory_mb`, and the estimate, bytes.
 
-    `data`: bytes of the examples that the process holds besides (`held`).
+    `data`: bytes of the examples that the process holds besides.
     The usual variant as long as a micro-batch of EIGHT fits, or of THREE where it keeps `tiles`, the largest that does;
     below that, whichever takes more. Where graphs were made for one micro-batch, that one or none.
     Raises UserError, with numbers and with what would help.
@@ -164,10 +175,11 @@ def fit(name: str, bundle: Bundle, memory_mb: int, data: int = 0) -> tuple[Fit, 
     if footprint.fixed:
         only = runtimes.usual(name, bundle)
         best = only if footprint.bytes_of(bundle, only) + data <= memory_mb * MB else best
-    for variant in () if footprint.fixed else runtimes.variants(name, bundle):
-        micro = _largest(footprint, bundle, variant, memory_mb * MB - data)
-        if micro > best.micro and best.micro < min(enough, bundle.batch):
-            best = Fit(micro, variant)
+    else:
+        for variant in runtimes.variants(name, bundle):
+            micro = _largest(footprint, bundle, variant, memory_mb * MB - data)
+            if micro > best.micro and best.micro < min(enough, bundle.batch):
+                best = Fit(micro, variant)
     if best.micro:
         return best, footprint.bytes_of(bundle, best) + data
     raise UserError(_refusal(name, footprint, bundle, memory_mb, data))
@@ -202,7 +214,11 @@ def _refusal(name: str, footprint: Footprint, bundle: Bundle, memory_mb: int, da
             return False
 
     spec, vector = bundle.spec, 4 * bundle.spec.d
-    taken = f"the {fewest(name)[0].micro} examples at a time of its graphs take" if footprint.fixed else _ONE
+    taken, helps = "one example at a time takes", "a smaller batch does not"
+    if footprint.fixed:
+        micro = fewest(name)[0].micro
+        taken = f"the {micro} examples at a time of its graphs take"
+        helps = f"an export with a --batch below {micro} helps"
     text = (
         f"memory_mb = {memory_mb} is too little for {spec.name} on runtime {name}: {taken} about "
         f"{math.ceil(least(name) / MB)} MB, of which {footprint.base / MB:.0f} are the program, "
@@ -214,6 +230,4 @@ def _refusal(name: str, footprint: Footprint, bundle: Bundle, memory_mb: int, da
     fitting = [each for each in able if not runtimes.lacking(each, bundle) and fits(each)]
     if fitting:
         return f"{text}; runtime {' or '.join(fitting)} would fit"
-    fewer = f"an export with a --batch below {fewest(name)[0].micro} helps"
-    helps = fewer if footprint.fixed else "a smaller batch does not"
     return f"{text}; a higher ceiling or a network with fewer weights helps, {helps}"

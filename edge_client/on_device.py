@@ -33,3 +33,10 @@ class OnDevice(State):
         """See State."""
         shape: Any = self.tensors[name].shape if name in self.tensors else super().shape_of(name)
         return tuple(shape() if callable(shape) else shape)  # a method in onnxruntime
+
+
+def tensor(state: State, name: str, put: Callable[[F32], Any]) -> Any:
+    """A vector of `state` on the device: where it is there already, that; else what `put` makes of it."""
+    if isinstance(state, OnDevice) and name in state.tensors:
+        return state.tensors[name]
+    return put(getattr(state, name))

@@ -21,7 +21,7 @@ import numpy as np
 from edge_client import data as datasets
 from edge_client import memory
 from edge_client.config import EdgeConfig
-from edge_client.runtimes import DivergedError, Fit, State, open_runtime
+from edge_client.runtimes import DivergedError, State, open_runtime
 from edge_client.session import Failed, Trained
 from edge_client.training import train, update_of
 from seedmask import bundle as bundles
@@ -185,12 +185,6 @@ class ProcessTrainer:
         self._ready = False
 
 
-def _fit(config: EdgeConfig, bundle: bundles.Bundle, data: int) -> Fit | None:
-    if not config.memory_mb:
-        return None
-    return memory.fit(config.runtime, bundle, config.memory_mb, memory.held(bundle, data))[0]
-
-
 def _serve(config: EdgeConfig, pipe: Connection) -> None:
     """The child: open everything once, then one round per _Begin, until the pipe ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
@@ -200,8 +194,8 @@ def _serve(config: EdgeConfig, pipe: Connection) -> None:
         try:
             bundle = bundles.load(config.bundle)
             data = datasets.load(config.data, bundle.spec)
-            chosen = _fit(config, bundle, data.nbytes)
-            runtime = open_runtime(config.runtime, bundle, config.threads, chosen)
+            fitted = memory.for_device(config, bundle, data.nbytes)
+            runtime = open_runtime(config.runtime, bundle, config.threads, fitted[0] if fitted else None)
         except (UserError, ProtocolError) as error:
             pipe.send(_Broken(str(error)))
             return

@@ -231,25 +231,33 @@ print(fit.micro, fit.variant, estimate, peak, len(out.scores))
 """
 
 
-@pytest.mark.export
-@pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from Linux's /proc")
-def test_conv4_at_batch_128_stays_below_200_mb_from_training_to_the_coded_mask(tmp_path: Path) -> None:
-    """The whole of a round in a fresh process, which is what a device's ceiling is about."""
+@pytest.fixture(scope="module")
+def conv4() -> ModelSpec:
+    """Where it can be exported, and trained in a process whose packages are those of a device."""
     pytest.importorskip("torch")
     pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
     if not runtimes.missing("ort_training"):
         pytest.skip("onnxruntime-training imports torch where it finds it, and torch alone is over the ceiling")
-    from export.make import make_bundle
     from export.trace import trace
     from export.zoo import ZOO
 
     entry = ZOO["conv4"]
-    spec = trace(entry.factory(), "conv4", 1, entry.input, (0, 255), entry.classes)
+    return trace(entry.factory(), "conv4", 1, entry.input, (0, 255), entry.classes)
+
+
+@pytest.mark.export
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from Linux's /proc")
+def test_conv4_at_batch_128_stays_below_200_mb_from_training_to_the_coded_mask(
+    tmp_path: Path, conv4: ModelSpec
+) -> None:
+    """The whole of a round in a fresh process, which is what a device's ceiling is about."""
+    from export.make import make_bundle
+
     path = tmp_path / "conv4.bundle"
     for targets, ceiling, expected in ((["onnx"], 200, "cpu"), (["onnx", "onnx-lean"], 197, "lean")):
-        path.write_bytes(to_bytes(make_bundle(spec, 128, targets)))
+        path.write_bytes(to_bytes(make_bundle(conv4, 128, targets)))
         run = subprocess.run(
             [sys.executable, "-c", PROCESS, str(path), str(ceiling)], capture_output=True, text=True, check=True
         )
@@ -264,19 +272,11 @@ def test_conv4_at_batch_128_stays_below_200_mb_from_training_to_the_coded_mask(t
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from Linux's /proc")
 @pytest.mark.parametrize("keep", [0, 1])
-def test_later_rounds_take_no_more_than_the_first_may(tmp_path: Path, keep: int) -> None:
+def test_later_rounds_take_no_more_than_the_first_may(tmp_path: Path, conv4: ModelSpec, keep: int) -> None:
     """In the device's own training process: what is left of one round must not lie beside the next."""
-    pytest.importorskip("torch")
-    pytest.importorskip("onnx")
-    pytest.importorskip("onnxruntime")
-    if not runtimes.missing("ort_training"):
-        pytest.skip("onnxruntime-training imports torch where it finds it, and torch alone is over the ceiling")
     from export.make import make_bundle
-    from export.trace import trace
-    from export.zoo import ZOO
 
-    entry, rng = ZOO["conv4"], np.random.default_rng(0)
-    spec = trace(entry.factory(), "conv4", 1, entry.input, (0, 255), entry.classes)
+    spec, rng = conv4, np.random.default_rng(0)
     (tmp_path / "conv4.bundle").write_bytes(to_bytes(make_bundle(spec, 128)))
     x = rng.integers(0, 255, (129, *spec.input)).astype(np.uint8)
     np.savez(tmp_path / "mine.npz", x=x, y=rng.integers(0, spec.classes, 129))

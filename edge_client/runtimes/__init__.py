@@ -396,16 +396,20 @@ def open_runtime(name: str, bundle: Bundle, threads: int = 0, fit: Fit | None = 
     """Make `bundle` ready on runtime `name`; `threads` 0 and no `fit` leave the choice to it. Raises UserError."""
     require(name)
     module = _module(name)
-    if fit is not None and not 1 <= fit.micro <= bundle.batch:
-        raise ValueError(f"a micro-batch is 1 .. {bundle.batch} examples, found {fit.micro}")
-    if fit is not None and footprint(name) is None:
-        raise ValueError(f"runtime {name} takes a batch as its graphs do, found a micro-batch of {fit.micro}")
-    if fit is not None and not fit.variant:
-        fit = replace(fit, variant=next(iter(variants(name, bundle))))
-    if fit is not None and fit.variant not in variants(name, bundle):
-        raise ValueError(f"variant is one of {', '.join(variants(name, bundle))}, found {fit.variant!r}")
-    runtime: Runtime = module.open_runtime(bundle, threads, *([] if fit is None else [fit]))
+    runtime: Runtime = module.open_runtime(bundle, threads, *([] if fit is None else [_fitting(fit, name, bundle)]))
     return runtime
+
+
+def _fitting(fit: Fit, name: str, bundle: Bundle) -> Fit:
+    """`fit` with its variant named. Raises ValueError where runtime `name` cannot take it."""
+    known = variants(name, bundle)
+    if not 1 <= fit.micro <= bundle.batch:
+        raise ValueError(f"a micro-batch is 1 .. {bundle.batch} examples, found {fit.micro}")
+    if footprint(name) is None:
+        raise ValueError(f"runtime {name} takes a batch as its graphs do, found a micro-batch of {fit.micro}")
+    if fit.variant and fit.variant not in known:
+        raise ValueError(f"variant is one of {', '.join(known)}, found {fit.variant!r}")
+    return replace(fit, variant=fit.variant or next(iter(known)))
 
 
 def _module(name: str) -> Any:

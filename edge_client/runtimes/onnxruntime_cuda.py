@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from edge_client.on_device import OnDevice
+from edge_client.on_device import OnDevice, tensor
 from edge_client.runtimes import (
     F32,
     NOTHING,
@@ -64,7 +64,7 @@ class OnnxCuda:
         """One step on the scores; see `edge_client.runtimes.Runtime`."""
         check_step(self.bundle, x, y, state, noise, rule)
         spec, n, t = self.bundle.spec, len(y), state.t + 1
-        old = {name: self._vector(state, name) for name in rule.needs}
+        old = {name: tensor(state, name, self._put) for name in rule.needs}
         stays = {"scores": old["scores"], "w": self._w, "u": self._put(noise), **self._frozen}
         goes: dict[str, Any] = {
             "x": self._padded(x, np.float32),
@@ -137,11 +137,6 @@ class OnnxCuda:
         import onnxruntime as ort
 
         return ort.OrtValue.ortvalue_from_numpy(vector(values), self._device, 0)
-
-    def _vector(self, state: State, name: str) -> Any:
-        if isinstance(state, OnDevice) and name in state.tensors:
-            return state.tensors[name]
-        return self._put(getattr(state, name))
 
     def _padded(self, values: Any, kind: Any) -> Any:
         """`values` as `kind`, zeros appended up to the graph's batch."""

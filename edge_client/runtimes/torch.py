@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from edge_client import on_device
 from edge_client.memory import MB, Footprint
-from edge_client.on_device import OnDevice
 from edge_client.runtimes import (
     BETA1,
     BETA2,
@@ -102,7 +102,7 @@ class Torch:
         from torch.nn import functional as F
 
         check_step(self.bundle, x, y, state, noise, rule)
-        old = {name: self._vector(state, name) for name in rule.needs}
+        old = {name: on_device.tensor(state, name, self._vector) for name in rule.needs}
         scores, theta = old["scores"], self._theta
         torch.sigmoid(scores, out=theta)
         if rule.mean:
@@ -185,11 +185,8 @@ class Torch:
         # torch has no read-only tensors and warns of such an array; nothing here writes to one.
         return torch.from_numpy(array if array.flags.writeable else array.copy()).to(self.device)
 
-    def _vector(self, state: State, name: str) -> torch.Tensor:
-        if isinstance(state, OnDevice) and name in state.tensors:
-            tensor: torch.Tensor = state.tensors[name]
-            return tensor
-        return self._moved(np.asarray(getattr(state, name), np.float32))
+    def _vector(self, array: F32) -> torch.Tensor:
+        return self._moved(np.asarray(array, np.float32))
 
     def _fresh(self) -> torch.Tensor:
         import torch
@@ -198,7 +195,7 @@ class Torch:
 
     def _state(self, before: State, new: dict[str, torch.Tensor], t: int, exact: Exact) -> State:
         if self._lazy:
-            return OnDevice(before, new, t, exact, lambda tensor: tensor.cpu().numpy())
+            return on_device.OnDevice(before, new, t, exact, lambda tensor: tensor.cpu().numpy())
         arrays = {name: tensor.numpy() for name, tensor in new.items()}
         # Memory that the system has to clear costs as much as the arithmetic, so that of a state which nobody holds any
         # more, and no view of it either, is used again. (A GPU's memory is torch's to recycle.)

@@ -7,6 +7,7 @@ batches larger than the program's, a micro-batch at a time.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
@@ -50,12 +51,20 @@ class Planned(Footprint):
 
     def bytes_of(self, bundle: Bundle, fit: Fit) -> int:
         """Peak bytes of a process that trains `bundle`, an estimate. Raises BundleError."""
-        program = Program(bundle.file(*GRAPHS), 0)
-        # One room for all methods, as large as the largest, taken as soon as one of them runs.
-        return super().bytes_of(bundle, fit) + max(map(program.planned, METHODS))
+        return super().bytes_of(bundle, fit) + _plan(bundle.file(*GRAPHS))[1]
 
 
-METHODS: Final = ("weights", "train_step", "grads", "logits")
+@functools.lru_cache(maxsize=1)
+def _plan(program: bytes) -> tuple[int, int]:
+    """Examples at a time, and bytes of room: one for all methods, as large as the largest, taken when the first runs.
+
+    Kept, because opening a program of megabytes is most of it, and a ceiling asks several times.
+    """
+    opened = Program(program, 0)
+    return opened.shape("train_step", 0)[0], max(map(opened.planned, _METHODS))
+
+
+_METHODS: Final = ("weights", "train_step", "grads", "logits")  # of export.targets.executorch
 # Vectors: weights, scores and moments before and after, noise, and what the delegates repack; micro-batches add up.
 FOOTPRINT: Final = Planned(62 * MB, 20, 0, 20, graph=GRAPHS[0], fixed=True)
 
@@ -171,7 +180,7 @@ class ExecuTorch:
 
 def usual(bundle: Bundle) -> Fit:
     """As many examples at a time as the program was made for. Raises BundleError."""
-    return Fit(Program(bundle.file(*GRAPHS), 0).shape("train_step", 0)[0])
+    return Fit(_plan(bundle.file(*GRAPHS))[0])
 
 
 def open_runtime(bundle: Bundle, threads: int, fit: Fit | None = None) -> ExecuTorch:
