@@ -144,8 +144,9 @@ def _at_once(spec: ModelSpec, i: int, size: list[int], stacks: bool) -> float:
 
 
 def is_of_few(layer: Conv2d, kernel: Shape) -> bool:
-    """Whether a convolution is a product with what every result takes, as in `export.spatial`."""
-    return math.prod(kernel[1:]) <= FEW <= kernel[0] and layer.groups == 1
+    """Whether a convolution is a product with what every result takes, as in `export.spatial`, which no device has."""
+    few = math.prod(kernel[2:]) > 1 and math.prod(kernel[1:]) <= FEW
+    return few and kernel[0] >= FEW and layer.groups == 1
 
 
 def for_device(config: EdgeConfig, bundle: Bundle, data: int) -> tuple[Fit, int] | None:
