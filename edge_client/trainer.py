@@ -191,6 +191,8 @@ def _serve(config: EdgeConfig, pipe: Connection) -> None:
     with contextlib.suppress(OSError):
         os.nice(5)
     with contextlib.suppress(EOFError, OSError):
+        if config.memory_mb:
+            memory.give_back_at_once()
         try:
             bundle = bundles.load(config.bundle)
             data = datasets.load(config.data, bundle.spec)

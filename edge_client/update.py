@@ -28,13 +28,15 @@ class Update:
         self.w = w
         self._theta = np.empty_like(w)
         self._free: list[bytearray] = []
-        self._last: weakref.ref[F32] | None = None  # the scores that `apply` gave last
+        self._round: weakref.ref[F32] | None = None  # the noise of the last step, one array for all steps of a round
 
     def draw(self, scores: F32, noise: F32, mean: bool) -> F32:
         """The weights that the network runs, w * (noise < sigmoid(scores)), or w * sigmoid(scores) if `mean`.
 
-        A `vector`.
+        A `vector`. Room for steps is kept as long as the array `noise` lives: when it goes, so does the memory.
         """
+        if self._round is None or self._round() is not noise:
+            self._round = weakref.ref(noise, lambda _: self._free.clear())
         drawn = self.vector()
         for piece in _pieces(len(self.w)):
             theta, weights = self._theta[piece], drawn[piece]
@@ -88,7 +90,6 @@ class Update:
                 g = new["m"]
             np.multiply(g, np.float32(rate), out=other)
             np.subtract(scores, other, out=new["scores"])
-        self._last = weakref.ref(after["scores"])
         return State(after["scores"], after.get("m", state.m), after.get("v", state.v), t, state.anchor, state.exact)
 
     def vector(self) -> F32:
@@ -105,9 +106,7 @@ class Update:
         return vector
 
     def _back(self, memory: bytearray) -> None:
-        if self._last is not None and self._last() is None:
-            self._free.clear()  # nobody goes on from the last state: the round is over, and the next brings its own
-        elif len(self._free) < MOST:
+        if self._round is not None and self._round() is not None and len(self._free) < MOST:
             self._free.append(memory)
 
 
