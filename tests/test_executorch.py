@@ -85,6 +85,17 @@ def normalised() -> nn.Module:
     )
 
 
+def narrow() -> nn.Module:
+    """Few channels on rows of an even length, two results at a time; norms over more places than are added at once."""
+    return nn.Sequential(
+        *(nn.Conv2d(1, 6, 3, padding=1), nn.GroupNorm(3, 6, affine=False), nn.ReLU()),
+        *(nn.Conv2d(6, 6, (2, 3), padding=(0, 2)), nn.GroupNorm(2, 6), nn.ReLU()),
+        *(nn.Conv2d(6, 4, (3, 2), padding=(1, 3)), nn.GroupNorm(1, 4, affine=False), nn.ReLU()),
+        *(nn.Conv2d(4, 6, 3, stride=(2, 1), groups=2), nn.ReLU(), nn.Conv2d(6, 4, 3, dilation=2), nn.ReLU()),
+        *(nn.Conv2d(4, 20, 3), nn.ReLU(), nn.Conv2d(20, 2, 3), nn.Flatten(), nn.Linear(92, 10)),
+    )
+
+
 class Sequences(nn.Module):
     """Norms with scales and shifts on sequences, over channels, rows and everything."""
 
@@ -118,6 +129,7 @@ def images() -> nn.Module:
         (kernels, (2, 13, 7), {}),
         (strided, (2, 23, 22), {}),
         (normalised, (2, 12, 11), {}),
+        (narrow, (1, 22, 26), {}),
         (zoo.mlpn, (1, 28, 28), {}),
         (small, (1, 12, 12), {"exact": ("0.bias",), "frozen": ("3.*",)}),
     ],

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional as F
 
-from export.targets.executorch.products import over_rows, product, total_by_image
+from export.targets.executorch.products import LANES, over_rows, product, total_by_image
 from seedmask.layers import Conv2d, Shape
 
 V = torch.Tensor
@@ -34,8 +34,9 @@ class Convolutions:
             parts = zip(_cut(x, 3, layer), _cut(weight, 0, layer), strict=True)
             return torch.cat([self.forward(*part, _one_group(layer)) for part in parts], 3)
         else:
-            patches = self._patches(x, weight.shape[2:], layer.stride, layer.padding, layer.dilation)
-            y = product(patches, torch.permute_copy(weight, (2, 3, 1, 0)).reshape(-1, len(weight)))
+            n = _abreast(len(weight), weight.shape[2:], layer, _sides(x, weight.shape[2:], layer)[1])
+            by_place = torch.permute_copy(weight, (2, 3, 1, 0))
+            y = product(self._patches_of_x(x, weight.shape, layer, n), _wide(by_place, n))
         return y.view(len(x), *_sides(x, weight.shape[2:], layer), len(weight))
 
     def dx(self, dy: V, weight: V, layer: Conv2d, before: Shape, after: Shape) -> V:
@@ -49,7 +50,9 @@ class Convolutions:
             parts = zip(_cut(dy, 3, layer), _cut(weight, 0, layer), strict=True)
             return torch.cat([self.dx(*part, _one_group(layer), before, after) for part in parts], 3)
         elif layer.stride == (1, 1):
-            dx = product(self._patches_of(dy, layer, weight.shape), _backwards(weight))
+            n = _abreast(channels, weight.shape[2:], layer, before[2])
+            back = _wide(torch.permute_copy(weight, (2, 3, 0, 1)), n, backwards=True)
+            dx = product(self._patches_of(dy, layer, weight.shape, n), back)
         else:
             rows = _with_nothing(dy).view(-1, out)
             back = product(rows, torch.permute_copy(weight, (0, 2, 3, 1)).reshape(out, -1))
@@ -67,18 +70,29 @@ class Convolutions:
             parts, own = zip(_cut(dy, 3, layer), _cut(x, 3, layer), strict=True), (out // layer.groups, *kernel[1:])
             return torch.cat([self.dw(*part, _one_group(layer), own) for part in parts])
         if layer.stride == (1, 1) and channels * 4 > out:
-            dw = over_rows(x.reshape(-1, channels), self._patches_of(dy, layer, kernel), len(x))
-            return torch.permute_copy(dw.view(channels, kh, kw, out), (3, 0, 1, 2))
-        patches = self._patches(x, kernel[2:], layer.stride, layer.padding, layer.dilation)
-        dw = over_rows(patches, dy.reshape(-1, out), len(x))
-        return torch.permute_copy(dw.view(kh, kw, channels, out), (3, 2, 0, 1))
+            n = _abreast(channels, (kh, kw), layer, x.shape[2])
+            dw = over_rows(x.reshape(-1, n * channels), self._patches_of(dy, layer, kernel, n), len(x))
+            dw = dw.view(n, channels, kh, kw + n - 1, out)
+            shifted = [torch.slice_copy(dw[i], 2, n - 1 - i, n - 1 - i + kw) for i in range(n)]
+            return torch.permute_copy(sum(shifted[1:], shifted[0]), (3, 0, 1, 2))
+        n = _abreast(out, (kh, kw), layer, dy.shape[2])
+        dw = over_rows(self._patches_of_x(x, kernel, layer, n), dy.reshape(-1, n * out), len(x))
+        dw = dw.view(kh, kw + n - 1, channels, n * out)
+        shifted = [torch.slice_copy(torch.slice_copy(dw, 1, i, i + kw), 3, i * out, (i + 1) * out) for i in range(n)]
+        return torch.permute_copy(sum(shifted[1:], shifted[0]), (3, 2, 0, 1))
 
-    def _patches_of(self, dy: V, layer: Conv2d, kernel: Shape) -> V:
-        """What dy's convolution back to x sees at every place of x, kernel entries in the order of the kernel."""
+    def _patches_of_x(self, x: V, kernel: Shape, layer: Conv2d, n: int) -> V:
+        """What `n` results side by side see of x, kernel [out, in, kh, kw]."""
+        (kh, kw), (down, right) = kernel[2:], layer.stride
+        return self._patches(x, (kh, kw + n - 1), (down, right * n), layer.padding, layer.dilation)
+
+    def _patches_of(self, dy: V, layer: Conv2d, kernel: Shape, n: int) -> V:
+        """What dy's convolution back to x sees at `n` places of x, kernel entries in the order of the kernel."""
         if self._gathered is None or self._gathered[0] is not dy:
             sides = zip(kernel[2:], layer.padding, layer.dilation, strict=True)
             pad = tuple((side - 1) * apart - given for side, given, apart in sides)
-            self._gathered = (dy, self._patches(dy, kernel[2:], (1, 1), pad, layer.dilation, backwards=True))
+            window = kernel[2], kernel[3] + n - 1
+            self._gathered = (dy, self._patches(dy, window, (1, n), pad, layer.dilation, backwards=True))
         return self._gathered[1]
 
     def _patches(
@@ -89,18 +103,17 @@ class Convolutions:
         Negative padding crops; `backwards` lists a patch from its last place to its first. One gather of x's rows of
         channels by a constant index: slices and a concatenation measured a third slower.
         """
-        channels, padded = x.shape[3], _padded(x, padding)
-        if tuple(kernel) == stride == (1, 1):
-            return padded.reshape(-1, channels)
-        seen = _seen(padded, kernel, stride, dilation)
+        channels = x.shape[3]
+        if tuple(kernel) == stride == (1, 1) and not any(padding):
+            return x.reshape(-1, channels)
+        seen = _seen(x, kernel, stride, padding, dilation)
         seen = seen[:, :, ::-1, ::-1] if backwards else seen
-        return self._gather(padded.reshape(len(x), -1, channels), seen).view(-1, kernel[0] * kernel[1] * channels)
+        return self._gather(_rows(x, padding), seen).view(-1, kernel[0] * kernel[1] * channels)
 
     def _taps(self, x: V, kernel: Shape, layer: Conv2d) -> list[V]:
         """The same, each entry of the kernel by itself: [batch, places, channels]."""
-        padded = _padded(x, layer.padding)
-        seen = _seen(padded, kernel, layer.stride, layer.dilation).reshape(-1, kernel[0] * kernel[1])
-        rows = padded.reshape(len(x), -1, x.shape[3])
+        seen = _seen(x, kernel, layer.stride, layer.padding, layer.dilation).reshape(-1, kernel[0] * kernel[1])
+        rows = _rows(x, layer.padding)
         return [self._gather(rows, seen[:, tap]) for tap in range(seen.shape[1])]
 
     def _gather(self, rows: V, places: npt.NDArray[np.int64]) -> V:
@@ -140,9 +153,28 @@ def _one_group(layer: Conv2d) -> Conv2d:
     return Conv2d(layer.weight, None, layer.stride, layer.padding, 1, layer.dilation)
 
 
-def _backwards(weight: V) -> V:
-    """The weight of the convolution that leads back from dy: [kh * kw * out, in]."""
-    return torch.permute_copy(weight, (2, 3, 0, 1)).reshape(-1, weight.shape[1])
+def _abreast(out: int, kernel: Shape, layer: Conv2d, columns: int) -> int:
+    """How many neighbours in a row of `columns` results one row of a product gives, `out` numbers each: 1 or 2.
+
+    A product's row is computed LANES numbers at a time. Neighbours share most of what they see, too: two take a third
+    less memory. That outweighs the products with zeros, (kw + 1) / kw as many; for more neighbours it would not on ARM.
+    """
+    plain = kernel[1] > 1 == layer.stride[1] == layer.dilation[1]
+    return 2 if plain and 2 * out <= LANES and columns % 2 == 0 else 1
+
+
+def _wide(weight: V, n: int, backwards: bool = False) -> V:
+    """From [kh, kw, in, out] what gives `n` results side by side: [kh * (kw + n - 1) * in, n * out].
+
+    Every one has its weights a column further to the right, or if `backwards` to the left.
+    """
+    shifts = range(n)[::-1] if backwards else range(n)
+    kh, _, channels, out = weight.shape
+    each = [
+        torch.cat([torch.zeros(kh, i, channels, out), weight, torch.zeros(kh, n - 1 - i, channels, out)], 1)
+        for i in shifts
+    ]
+    return torch.cat(each, 3).reshape(-1, n * out)
 
 
 def _sides(x: V, kernel: Shape, layer: Conv2d) -> tuple[int, ...]:
@@ -151,24 +183,30 @@ def _sides(x: V, kernel: Shape, layer: Conv2d) -> tuple[int, ...]:
     return tuple((side + 2 * pad - apart * (k - 1) - 1) // step + 1 for side, k, step, pad, apart in sides)
 
 
-def _padded(x: V, padding: Shape) -> V:
-    for axis, pad in enumerate(padding, 1):
-        x = torch.slice_copy(x, axis, -pad, x.shape[axis] + pad) if pad < 0 else x
-    vertical, horizontal = (max(0, pad) for pad in padding)
-    return F.pad(x, (0, 0, horizontal, horizontal, vertical, vertical)) if vertical or horizontal else x
-
-
-def _seen(x: V, kernel: Shape, stride: Shape, dilation: Shape) -> npt.NDArray[np.int64]:
-    """Which places of an image x each place of the output sees: [rows, columns, kh, kw]."""
-    places = np.arange(x.shape[1] * x.shape[2]).reshape(x.shape[1:3])
+def _seen(x: V, kernel: Shape, stride: Shape, padding: Shape, dilation: Shape) -> npt.NDArray[np.int64]:
+    """Which of `_rows` each place of the output sees: [rows, columns, kh, kw]. Negative padding crops."""
+    high, wide = x.shape[1:3]
+    places = np.arange(high * wide).reshape(high, wide)
+    places = np.pad(places, [(max(0, pad),) * 2 for pad in padding], constant_values=high * wide)
+    up, left = (max(0, -pad) for pad in padding)
+    places = places[up : len(places) - up, left : places.shape[1] - left]
     window = tuple((k - 1) * apart + 1 for k, apart in zip(kernel, dilation, strict=True))
     seen = np.lib.stride_tricks.sliding_window_view(places, window)
     return seen[:: stride[0], :: stride[1], :: dilation[0], :: dilation[1]]
 
 
+def _rows(x: V, padding: Shape) -> V:
+    """The places of images [batch, height, width, channels], and where there is padding, one of zeros after them."""
+    return _with_nothing(x) if max(padding) > 0 else x.reshape(len(x), -1, x.shape[3])
+
+
 def _with_nothing(dy: V) -> V:
-    """[batch, places + 1, out]: the last place, zeros, is what `_contributors` means by none."""
-    return F.pad(dy.reshape(len(dy), -1, dy.shape[-1]), (0, 0, 0, 1))
+    """[batch, places + 1, channels]: the last place, zeros, is what `_seen` and `_contributors` mean by none.
+
+    By a concatenation, which costs next to nothing: XNNPACK's padding takes twice as long as a ReLU.
+    """
+    rows = dy.reshape(len(dy), -1, dy.shape[-1])
+    return torch.cat([rows, torch.zeros(len(dy), 1, rows.shape[2])], 1)
 
 
 def _contributors(layer: Conv2d, kernel: Shape, before: Shape, after: Shape) -> list[npt.NDArray[np.int64]]:

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from export.graph import Ops
 from export.targets.executorch.convolution import Convolutions
-from export.targets.executorch.products import mean, over_rows, positive, product, total, total_by_image
+from export.targets.executorch.products import mean, mean_of_groups, over_rows, positive, product, total, total_by_image
 from seedmask.layers import EPSILON, Conv2d, GroupNorm, MaxPool2d, Shape
 
 V = torch.Tensor
@@ -209,28 +209,21 @@ class TorchOps(Ops[V]):
     def normalise(self, x: V, layer: GroupNorm, shape: Shape) -> tuple[V, V]:
         """Mean and variance in two passes."""
         apart = self._by_group(x, layer)
-        centred = apart - mean(apart)
-        deviation = torch.sqrt(mean(centred * centred) + EPSILON)
-        return self._together(centred / deviation, x, layer), deviation
+        centred = apart - mean_of_groups(apart, layer.groups)
+        deviation = torch.sqrt(mean_of_groups(centred * centred, layer.groups) + EPSILON)
+        return (centred / deviation).view(x.shape), deviation
 
     def normalise_dx(self, dy: V, y: V, deviation: V, layer: GroupNorm, shape: Shape) -> V:
         """As it stands in `Ops`."""
         by, normal = self._by_group(dy, layer), self._by_group(y, layer)
-        dx = (by - mean(by) - normal * mean(normal * by)) / deviation
-        return self._together(dx, dy, layer)
+        along = mean_of_groups(by, layer.groups) + normal * mean_of_groups(normal * by, layer.groups)
+        return ((by - along) / deviation).view(dy.shape)
 
     def _by_group(self, x: V, layer: GroupNorm) -> V:
-        """[batch * groups, what a group has]."""
+        """[batch * groups, what a group has]; of images [batch, places, channels], which stay as they lie."""
         if x.dim() == 4 and layer.groups > 1:
-            x = torch.permute_copy(x, (0, 3, 1, 2))
+            return x.reshape(self.batch, -1, x.shape[3])
         return x.reshape(self.batch * layer.groups, -1)
-
-    def _together(self, groups: V, like: V, layer: GroupNorm) -> V:
-        """The inverse of `_by_group`, for a value of the shape of `like`."""
-        if like.dim() == 4 and layer.groups > 1:
-            _, high, wide, channels = like.shape
-            return torch.permute_copy(groups.reshape(self.batch, channels, high, wide), (0, 2, 3, 1))
-        return groups.reshape(like.shape)
 
     def cross_entropy(self, logits: V, y: V, weight: V) -> tuple[V, V, V]:
         """Few numbers, so whatever kernel there is will do; log_softmax subtracts the maximum first."""

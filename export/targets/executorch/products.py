@@ -8,6 +8,9 @@ import torch
 
 V = torch.Tensor
 
+LANES: Final = 32
+"""Numbers of a product's row that are computed at a time, whether it has them or not, with AVX-512; 16, 8 elsewhere."""
+
 # Products over more rows than this are summed in pieces: XNNPACK does not cut its inner loop to fit a cache.
 _ROWS: Final = 1024
 _TERMS: Final = 128
@@ -41,10 +44,46 @@ def mean(x: V) -> V:
     2,048 numbers each, one upon another, were off eight times as much as torch's.
     """
     rows, width = x.shape
-    part = next(size for size in range(min(width, _TERMS), 0, -1) if width % size == 0)
-    if part == 1 or part == width:
-        return product(x, torch.full((width, 1), 1 / width))
-    return mean(product(x.reshape(-1, part), torch.full((part, 1), 1 / part)).view(rows, -1))
+    if width % LANES == 0 and width > LANES:
+        return mean(mean_of_places(x.reshape(rows, -1, LANES)))
+    part = _part(width)
+    means = product(x.reshape(-1, part), torch.full((part, 1), 1 / part))
+    return means if part == width else mean(means.view(rows, -1))
+
+
+def mean_of_groups(x: V, groups: int) -> V:
+    """`mean` of rows; of images [batch, places, channels] that of each group of channels, [batch, 1, channels].
+
+    Every channel has its group's, so that nothing has to be put together or taken apart.
+    """
+    if x.dim() == 2:
+        return mean(x)
+    batch, _, channels = x.shape
+    share = channels // groups
+    means = mean_of_places(x).view(batch * groups, share)
+    return product(means, torch.full((share, share), 1 / share)).view(batch, 1, channels)
+
+
+def mean_of_places(x: V) -> V:
+    """The mean of [batch, places, k] over its middle, [batch, k], in as many steps as `mean` takes.
+
+    At first with so many places side by side that a product's row is full: half the time for 16 channels.
+    """
+    batch, places, k = x.shape
+    if places == 1:
+        return x.view(batch, k)
+    part = _part(places)
+    most = LANES // k if places > LANES else 1
+    beside = next(n for n in range(max(1, min(most, part - 1)), 0, -1) if part % n == 0)
+    rows = part // beside
+    means = torch.bmm(torch.full((batch * places // part, 1, rows), 1 / rows), x.reshape(-1, rows, beside * k))
+    return mean_of_places(means.view(batch, -1, k))
+
+
+def _part(n: int) -> int:
+    """How many of n numbers are added up at once: the most that divide them, up to _TERMS; all if nothing does."""
+    part = next(size for size in range(min(n, _TERMS), 0, -1) if n % size == 0)
+    return n if part == 1 else part
 
 
 def over_rows(a: V, b: V, batch: int) -> V:
