@@ -166,15 +166,13 @@ def _abreast(out: int, kernel: Shape, layer: Conv2d, columns: int) -> int:
 def _wide(weight: V, n: int, backwards: bool = False) -> V:
     """From [kh, kw, in, out] what gives `n` results side by side: [kh * (kw + n - 1) * in, n * out].
 
-    Every one has its weights a column further to the right, or if `backwards` to the left.
+    The second one's weights are a column further to the right, or if `backwards` to the left.
     """
-    shifts = range(n)[::-1] if backwards else range(n)
-    kh, _, channels, out = weight.shape
-    each = [
-        torch.cat([torch.zeros(kh, i, channels, out), weight, torch.zeros(kh, n - 1 - i, channels, out)], 1)
-        for i in shifts
-    ]
-    return torch.cat(each, 3).reshape(-1, n * out)
+    if n == 2:
+        nothing = torch.zeros(len(weight), 1, *weight.shape[2:])
+        left, right = torch.cat([weight, nothing], 1), torch.cat([nothing, weight], 1)
+        weight = torch.cat([right, left] if backwards else [left, right], 3)
+    return weight.reshape(-1, weight.shape[3])
 
 
 def _sides(x: V, kernel: Shape, layer: Conv2d) -> tuple[int, ...]:
