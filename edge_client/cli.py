@@ -104,11 +104,11 @@ def _runtimes(path: Path | None, as_json: bool) -> int:
 
 
 def _runtime(row: dict[str, Any]) -> str:
-    """One line of a runtime, and one of the bundle's graphs where they are not all there."""
+    """One line of a runtime, one of what its install has to know, one of graphs that a bundle lacks."""
     if row["ready"]:
         state = "ready    " + ", ".join(f"{name} {version}" for name, version in row["versions"].items())
     else:
-        state = f"missing  {', '.join(row['missing'])}: {row['install']}"
+        state = f"missing  {', '.join(row['missing'])}: " + row["install"].replace("; ", f"\n{'':<27}")
     line = f"{row['runtime']:<18}{state}"
     if lacks := row.get("bundle_lacks"):
         target = ",".join(runtimes.targets([row["runtime"]]))

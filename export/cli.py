@@ -170,6 +170,14 @@ def _run(options: argparse.Namespace) -> int:
     return 0
 
 
+# What devices call runtimes, where the graphs are called otherwise.
+_OF_RUNTIME = {
+    "onnxruntime": "; runtime onnxruntime trains with onnx",
+    "onnxruntime-cuda": "; runtime onnxruntime_cuda trains with onnx,onnx-gpu",
+    **dict.fromkeys(("torch", "reference"), "; that runtime needs no graphs, any bundle will do"),
+}
+
+
 def _check(options: argparse.Namespace) -> None:
     """Hold every option against what is possible before torch is loaded. Raises UserError."""
     check_output(options.output)
@@ -179,7 +187,7 @@ def _check(options: argparse.Namespace) -> None:
         raise UserError(f"--range is LOW,HIGH, 32-bit integers with LOW below HIGH, found {_comma(options.range)}")
     for name in options.runtimes:
         if name not in names():
-            raise UserError(f"--runtimes is of {', '.join(names())}, found {name!r}")
+            raise UserError(f"--runtimes is of {', '.join(names())}, found {name!r}{_OF_RUNTIME.get(name, '')}")
     least = 1 if options.loss == "mse" else 2
     if options.classes is not None and not least <= options.classes <= 1 << 16:
         raise UserError(f"--classes is {least} .. 65536, found {options.classes}")

@@ -822,6 +822,8 @@ def test_arguments_that_are_no_numbers_are_refused(here: Path, bad: list[str]) -
         ("mlp", ["--batch", "0"], "--batch is 1 .. 65536, found 0"),
         ("mlp", ["--runtimes", "onnx,onyx"], "--runtimes is of "),
         ("mlp", ["--runtimes", ""], "found ''"),
+        ("mlp", ["--runtimes", "onnxruntime"], "found 'onnxruntime'; runtime onnxruntime trains with onnx"),
+        ("mlp", ["--runtimes", "onnx,torch"], "found 'torch'; that runtime needs no graphs, any bundle will do"),
         ("mlp", ["--range", "1"], "--range is LOW,HIGH"),
         ("mlp", ["--range", "255,0"], "with LOW below HIGH, found 255,0"),
         ("mlp", ["--classes", "0"], "--classes is 2 .. 65536, found 0"),

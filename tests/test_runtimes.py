@@ -594,6 +594,8 @@ def test_memory_of_a_state_that_somebody_looks_at_is_not_used_again(name: str) -
 def test_a_runtime_that_is_not_there_is_named_with_those_that_are() -> None:
     with pytest.raises(UserError, match=r"no runtime called 'abacus'; there are .*reference"):
         runtimes.open_runtime("abacus", Bundle(DENSE, BATCH, {}))
+    with pytest.raises(UserError, match=r"; graphs for onnx are opened by onnxruntime and onnxruntime_cuda$"):
+        runtimes.require("onnx")
 
 
 def test_a_runtime_whose_package_is_absent_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

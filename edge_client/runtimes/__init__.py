@@ -359,7 +359,9 @@ def targets(of: Iterable[str]) -> list[str]:
 def require(name: str) -> None:
     """Raise UserError unless there is a runtime `name`, MissingPackageError unless it can run here."""
     if name not in names():
-        raise UserError(f"no runtime called {name!r}; there are {', '.join(names())}")
+        opens = [each for each in names() if name.replace("_", "-") in targets([each])]
+        meant = f"; graphs for {name} are opened by {' and '.join(opens)}" if opens else ""
+        raise UserError(f"no runtime called {name!r}; there are {', '.join(names())}{meant}")
     if absent := missing(name):
         raise MissingPackageError(f"runtime {name} needs {', '.join(absent)}: {how_to_get(name)}")
 
