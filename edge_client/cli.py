@@ -104,7 +104,7 @@ def _runtimes(path: Path | None, as_json: bool) -> int:
 
 
 def _runtime(row: dict[str, Any]) -> str:
-    """One line of a runtime, one of what its install has to know, one of graphs that a bundle lacks."""
+    """One line of a runtime, one for each thing to know before its install, one of graphs that a bundle lacks."""
     if row["ready"]:
         state = "ready    " + ", ".join(f"{name} {version}" for name, version in row["versions"].items())
     else:

@@ -36,7 +36,8 @@ class Update:
         A `vector`. Room for steps is kept as long as the array `noise` lives: when it goes, so does the memory.
         """
         if self._round is None or self._round() is not noise:
-            self._round = weakref.ref(noise, lambda _: self._free.clear())
+            free = self._free  # not self: whoever drops a runtime has its memory back at once
+            self._round = weakref.ref(noise, lambda _: free.clear())
         drawn = self.vector()
         for piece in _pieces(len(self.w)):
             theta, weights = self._theta[piece], drawn[piece]

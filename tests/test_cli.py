@@ -161,6 +161,16 @@ def test_runtimes_says_whose_graphs_a_bundle_lacks(tmp_path: Path, capsys: pytes
     assert "cannot read the bundle" in capsys.readouterr().err
 
 
+def test_export_answers_the_name_of_every_runtime_with_what_it_opens(capsys: pytest.CaptureFixture[str]) -> None:
+    targets = pytest.importorskip("export.make").names()
+    for name in runtimes.names():
+        if name.replace("_", "-") not in targets:
+            assert cli.main(["export", "mlp", "--runtimes", name, "-o", "x.bundle"]) == 2
+            opens = ",".join(runtimes.targets([name]))
+            said = capsys.readouterr().err.strip()
+            assert said.endswith(f"trains with {opens}" if opens else "needs no graphs, any bundle will do")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

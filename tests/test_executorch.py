@@ -96,6 +96,23 @@ def narrow() -> nn.Module:
     )
 
 
+class Sums(nn.Module):
+    """Convolutions that differ have one gradient to go back from: kernel, dilation, how many results at a time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.wide = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 20, 1)
+        self.one, self.three = nn.Conv2d(4, 6, 1), nn.Conv2d(4, 6, 3, padding=1)
+        self.apart, self.of_wide = nn.Conv2d(4, 6, 3, padding=2, dilation=2), nn.Conv2d(20, 6, 3, padding=1)
+        self.head = nn.Linear(6 * 64, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits."""
+        x = torch.relu(self.first(x))
+        y = self.three(x) + self.apart(x) + self.one(x) + self.of_wide(self.wide(x))
+        return self.head(y.flatten(1))
+
+
 class Sequences(nn.Module):
     """Norms with scales and shifts on sequences, over channels, rows and everything."""
 
@@ -130,6 +147,7 @@ def images() -> nn.Module:
         (strided, (2, 23, 22), {}),
         (normalised, (2, 12, 11), {}),
         (narrow, (1, 22, 26), {}),
+        (Sums, (1, 8, 8), {}),
         (zoo.mlpn, (1, 28, 28), {}),
         (small, (1, 12, 12), {"exact": ("0.bias",), "frozen": ("3.*",)}),
     ],
@@ -180,15 +198,11 @@ def test_weights_are_made_bit_for_bit(kinds: dict[str, tuple[str, ...]]) -> None
 
 
 def test_a_large_batch_is_done_a_part_at_a_time(bundle: Bundle) -> None:
-    """40 examples by programs of 20, in which the last 3 of 37 are none, against the reference."""
-    assert (target.micro_batch(SMALL, 40), target.micro_batch(SMALL, 32), target.micro_batch(SMALL, 128)) == (
-        20,
-        32,
-        32,
-    )
+    """40 examples by programs of 14, in which the last 2 of 40 are none, against the reference."""
+    assert [target.micro_batch(SMALL, batch) for batch in (40, 32, 128, 12)] == [14, 16, 16, 12]
     assert target.micro_batch(trace(zoo.mlp(), "mlp", 1, (1, 28, 28)), 128) == 128
     runtime, reference = (open_runtime(name, bundle, 1) for name in ("executorch", "reference"))
-    for n in (40, 37, 20, 3):
+    for n in (40, 28, 14, 3):
         x, y, scores, noise = example(SMALL, n)
         for rule in (Rule(0.1), Rule(10.0, "sgd", 0.5, kl=3.0, mean=True)):
             start = State.start(scores, rule)
@@ -202,9 +216,9 @@ def test_a_large_batch_is_done_a_part_at_a_time(bundle: Bundle) -> None:
 def test_fewer_examples_at_a_time_than_the_program_takes_are_the_same_step(bundle: Bundle) -> None:
     """Which saves no memory; `memory_mb` does not choose it."""
     x, y, scores, noise = example(SMALL, 37)
-    assert runtimes.usual("executorch", bundle) == Fit(20)
+    assert runtimes.usual("executorch", bundle) == Fit(14)
     truth = open_runtime("reference", bundle, 1).step(x, y, State.start(scores), noise, Rule(0.1))
-    for micro in (8, 20, 40):
+    for micro in (8, 14, 40):
         runtime = open_runtime("executorch", bundle, 1, Fit(micro))
         found = runtime.step(x, y, State.start(scores), noise, Rule(0.1))
         assert found.loss == pytest.approx(truth.loss, rel=1e-5)
@@ -214,12 +228,12 @@ def test_fewer_examples_at_a_time_than_the_program_takes_are_the_same_step(bundl
 
 def test_a_ceiling_counts_what_the_program_has_planned(bundle: Bundle) -> None:
     program = library.Program(bundle.file("executorch/model.pte"), 1)
-    assert program.planned("train_step") > 4 * 20 * 12 * 12 * 9  # the first layer's patches alone
+    assert program.planned("train_step") > 4 * 14 * 12 * 6 * 12  # the first layer's patches alone
     with pytest.raises(BundleError, match="method predict"):
         program.planned("predict")
     fit, estimate = memory.fit("executorch", bundle, 100)
-    assert (fit, 63 * memory.MB < estimate < 73 * memory.MB) == (Fit(20), True)
-    with pytest.raises(UserError, match=r"the 20 examples at a time of its graphs take about (6[3-9]|7[0-3]) MB"):
+    assert (fit, 63 * memory.MB < estimate < 73 * memory.MB) == (Fit(14), True)
+    with pytest.raises(UserError, match=r"the 14 examples at a time of its graphs take about (6[3-9]|7[0-3]) MB"):
         memory.fit("executorch", bundle, 60)
 
 
@@ -245,9 +259,9 @@ print(estimate, int(re.findall(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status")
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from Linux's /proc")
-@pytest.mark.parametrize("batch", [32, 64])
+@pytest.mark.parametrize("batch", [16, 64])
 def test_conv4_takes_what_was_estimated(batch: int, tmp_path: Path) -> None:
-    """In a fresh process; in 64 a batch is taken in two parts."""
+    """In a fresh process; in 64 a batch is taken in four parts."""
     entry = zoo.ZOO["conv4"]
     spec = trace(entry.factory(), "conv4", 1, entry.input)
     (tmp_path / "conv4.bundle").write_bytes(to_bytes(make_bundle(spec, batch, ["executorch"])))
@@ -255,6 +269,7 @@ def test_conv4_takes_what_was_estimated(batch: int, tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     estimate, peak = map(int, done.stdout.split())
     assert 0.9 * peak < estimate < 1.25 * peak
+    assert peak < 240 * memory.MB  # 270 where gradients of weights, and patches with them, wait for the end
 
 
 def test_a_device_trains_without_torch(bundle: Bundle, tmp_path: Path) -> None:
@@ -287,7 +302,7 @@ def test_a_bundle_for_others_or_a_damaged_program_is_named(bundle: Bundle) -> No
 
 def test_what_a_program_cannot_do_is_said(bundle: Bundle) -> None:
     program = library.Program(bundle.file("executorch/model.pte"), 1)
-    assert (program.shape("grads", 0), program.shape("grads", 0, output=True)) == ((20, 1, 12, 12), (SMALL.d,))
+    assert (program.shape("grads", 0), program.shape("grads", 0, output=True)) == ((14, 1, 12, 12), (SMALL.d,))
     key, w = np.zeros(2, np.int64), library.aligned(SMALL.d, np.float32)
     with pytest.raises(RuntimeError, match="weights has 1 inputs and 1 outputs"):
         program.run("weights", [key, key], [w])

@@ -596,6 +596,10 @@ def test_a_runtime_that_is_not_there_is_named_with_those_that_are() -> None:
         runtimes.open_runtime("abacus", Bundle(DENSE, BATCH, {}))
     with pytest.raises(UserError, match=r"; graphs for onnx are opened by onnxruntime and onnxruntime_cuda$"):
         runtimes.require("onnx")
+    with pytest.raises(UserError, match=r"; graphs for onnx-lean are opened by onnxruntime$"):
+        runtimes.require("onnx-lean")
+    with pytest.raises(UserError, match=r"; this one is written onnxruntime_cuda$"):
+        runtimes.require("onnxruntime-cuda")
 
 
 def test_a_runtime_whose_package_is_absent_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -188,7 +188,8 @@ class Runtime(Protocol):
         """One step on the scores s, with theta = sigmoid(s).
 
         x [n, *input] normalised, 1 <= n <= batch; y as `Targets` says; noise [d] uniform in 0 .. 1: the mask of this
-        step is noise < theta, or theta itself if `rule.mean`. The gradient by the scores is
+        step is noise < theta, or theta itself if `rule.mean`. One array of noise for all steps of a round: what a
+        runtime keeps between steps may live as long as it. The gradient by the scores is
 
             theta (1 - theta) (dL/dmask (theta if times_theta else 1) + (kl (s - anchor) + sparsity - entropy s) / d)
 
@@ -359,11 +360,22 @@ def targets(of: Iterable[str]) -> list[str]:
 def require(name: str) -> None:
     """Raise UserError unless there is a runtime `name`, MissingPackageError unless it can run here."""
     if name not in names():
-        opens = [each for each in names() if name.replace("_", "-") in targets([each])]
-        meant = f"; graphs for {name} are opened by {' and '.join(opens)}" if opens else ""
-        raise UserError(f"no runtime called {name!r}; there are {', '.join(names())}{meant}")
+        raise UserError(f"no runtime called {name!r}; there are {', '.join(names())}{_meant(name)}")
     if absent := missing(name):
         raise MissingPackageError(f"runtime {name} needs {', '.join(absent)}: {how_to_get(name)}")
+
+
+def _meant(name: str) -> str:
+    """What to say to who gave a package's or a graph's name for a runtime's."""
+    if (same := name.replace("-", "_")) in names():
+        return f"; this one is written {same}"
+
+    def opened(by: str) -> set[str]:
+        members = *graphs(by), *getattr(_module(by), "VARIANTS", {}).values()
+        return {member.partition("/")[0] for member in members}
+
+    opens = [each for each in names() if name.replace("_", "-") in opened(each)]
+    return f"; graphs for {name} are opened by {' and '.join(opens)}" if opens else ""
 
 
 def require_graphs(of: Collection[str], bundle: Bundle) -> None:

@@ -32,8 +32,8 @@ from seedmask.errors import UserError
 NAME: Final = "onnxruntime_cuda"
 NEEDS: Final = ("onnxruntime",)
 NOTE: Final = (
-    "x86-64 with the CUDA and cuDNN that it was built for; a Jetson wants NVIDIA's onnxruntime-gpu for its JetPack; "
-    "either takes the place of onnxruntime"
+    "x86-64 with the CUDA and cuDNN that it was built for; on a Jetson, NVIDIA's onnxruntime-gpu for its JetPack; "
+    "it takes the place of onnxruntime"
 )
 PROVIDER: Final = "CUDAExecutionProvider"
 _STEPS: Final = {"adam": "onnx-gpu/step.onnx", "sgd": "onnx-gpu/step_sgd.onnx"}

@@ -22,7 +22,7 @@ class Convolutions:
     """What is computed for one gradient and needed for another stays here while a step is followed."""
 
     def __init__(self) -> None:
-        self._gathered: tuple[V, V] | None = None
+        self._gathered: tuple[V, tuple[Shape, ...], V] | None = None
         self._index: dict[tuple[int, int, bytes], V] = {}
 
     def forward(self, x: V, weight: V, layer: Conv2d) -> V:
@@ -88,12 +88,14 @@ class Convolutions:
 
     def _patches_of(self, dy: V, layer: Conv2d, kernel: Shape, n: int) -> V:
         """What dy's convolution back to x sees at `n` places of x, kernel entries in the order of the kernel."""
-        if self._gathered is None or self._gathered[0] is not dy:
-            sides = zip(kernel[2:], layer.padding, layer.dilation, strict=True)
-            pad = tuple((side - 1) * apart - given for side, given, apart in sides)
-            window = kernel[2], kernel[3] + n - 1
-            self._gathered = (dy, self._patches(dy, window, (1, n), pad, layer.dilation, backwards=True))
-        return self._gathered[1]
+        sides = zip(kernel[2:], layer.padding, layer.dilation, strict=True)
+        pad = tuple((side - 1) * apart - given for side, given, apart in sides)
+        window = kernel[2], kernel[3] + n - 1
+        seen = (window, (1, n), pad, layer.dilation)
+        # Two convolutions into one sum have the same dy, and may see other parts of it.
+        if self._gathered is None or self._gathered[0] is not dy or self._gathered[1] != seen:
+            self._gathered = (dy, seen, self._patches(dy, *seen, backwards=True))
+        return self._gathered[2]
 
     def _patches(
         self, x: V, kernel: Shape, stride: Shape, padding: Shape, dilation: Shape, backwards: bool = False
@@ -157,7 +159,8 @@ def _abreast(out: int, kernel: Shape, layer: Conv2d, columns: int) -> int:
     """How many neighbours in a row of `columns` results one row of a product gives, `out` numbers each: 1 or 2.
 
     A product's row is computed LANES numbers at a time. Neighbours share most of what they see, too: two take a third
-    less memory. That outweighs the products with zeros, (kw + 1) / kw as many; for more neighbours it would not on ARM.
+    less memory. That outweighs the products with zeros, (kw + 1) / kw as many, where rows are that wide; where they are
+    not, it should be about even (not measured), which is why it is never more than two.
     """
     plain = kernel[1] > 1 == layer.stride[1] == layer.dilation[1]
     return 2 if plain and 2 * out <= LANES and columns % 2 == 0 else 1

@@ -28,6 +28,7 @@ class TorchOps(Ops[V]):
         self.batch = batch
         self.yes = torch.ones(1)  # a condition known when the program is made
         self._convolutions = Convolutions()
+        self._zero: V | None = None  # [1], of the gradient of weights that was asked for last
 
     def number(self, value: float) -> V:
         """A scalar constant, [1]."""
@@ -162,12 +163,19 @@ class TorchOps(Ops[V]):
         return y if bias is None else y + bias
 
     def conv_dx(self, dy: V, weight: V, layer: Conv2d, kernel: Shape, before: Shape, after: Shape) -> V:
-        """See `Convolutions`."""
+        """See `Convolutions`. Not before the last gradient of weights is there, whose zero is added.
+
+        Nobody but the optimiser waits for those, and XNNPACK's partitioner puts what can wait together, at the end:
+        all layers' patches would lie in memory until then, and no longer in the cache.
+        """
+        weight = weight if self._zero is None else weight + self._zero
         return self._convolutions.dx(dy, weight, layer, before, after)
 
     def conv_dw(self, dy: V, x: V, layer: Conv2d, kernel: Shape, before: Shape, after: Shape) -> V:
         """See `Convolutions`."""
-        return self._convolutions.dw(dy, x, layer, kernel)
+        dw = self._convolutions.dw(dy, x, layer, kernel)
+        self._zero = torch.slice_copy(dw.reshape(-1), 0, 0, 1) * 0.0
+        return dw
 
     def bias_grad(self, dy: V, shape: Shape) -> V:
         """Of images, of rows, or of sequences, whose channels come first."""

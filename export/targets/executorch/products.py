@@ -44,7 +44,7 @@ def mean(x: V) -> V:
     2,048 numbers each, one upon another, were off eight times as much as torch's.
     """
     rows, width = x.shape
-    if width % LANES == 0 and width > LANES:
+    if width % LANES == 0 and width > _TERMS:
         return mean(mean_of_places(x.reshape(rows, -1, LANES)))
     part = _part(width)
     means = product(x.reshape(-1, part), torch.full((part, 1), 1 / part))
@@ -65,7 +65,7 @@ def mean_of_groups(x: V, groups: int) -> V:
 
 
 def mean_of_places(x: V) -> V:
-    """The mean of [batch, places, k] over its middle, [batch, k], in as many steps as `mean` takes.
+    """The mean of [batch, places, k] over its middle, [batch, k]: of means of _TERMS numbers at most, as `mean` has it.
 
     At first with so many places side by side that a product's row is full: half the time for 16 channels.
     """
