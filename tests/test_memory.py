@@ -293,4 +293,4 @@ def test_later_rounds_take_no_more_than_the_first_may(tmp_path: Path, conv4: Mod
     finally:
         trainer.close()
     assert max(peaks) < 200
-    assert peaks[2] < 1.02 * peaks[0]
+    assert peaks[2] < 1.05 * peaks[0]
