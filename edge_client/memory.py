@@ -47,6 +47,7 @@ MB: Final = 1_000_000
 EIGHT: Final = 8  # fewer examples at a time are slower, each by its share of a pass over all weights
 FEW: Final = 32  # a first convolution's result is of this many numbers at most, and of that many channels or more
 THREE: Final = 3  # and still faster than many more with direct convolutions, where the usual variant filters them
+_M_MMAP_THRESHOLD: Final = -3  # of malloc.h
 
 
 @dataclass(frozen=True)
@@ -171,9 +172,6 @@ def give_back_at_once() -> None:
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 1 << 20)
-
-
-_M_MMAP_THRESHOLD: Final = -3  # of malloc.h
 
 
 def fit(name: str, bundle: Bundle, memory_mb: int, data: int = 0) -> tuple[Fit, int]:

@@ -51,7 +51,8 @@ class Planned(Footprint):
 
     def bytes_of(self, bundle: Bundle, fit: Fit) -> int:
         """Peak bytes of a process that trains `bundle`, an estimate. Raises BundleError."""
-        return super().bytes_of(bundle, fit) + int(_REPACKED * _plan(bundle.file(*GRAPHS))[1])
+        in_one = 0 if bundle.batch > fit.micro else _SUMMED * 4 * bundle.spec.d
+        return super().bytes_of(bundle, fit) - in_one + int(_REPACKED * _plan(bundle.file(*GRAPHS))[1])
 
 
 @functools.lru_cache(maxsize=1)
@@ -66,7 +67,8 @@ def _plan(program: bytes) -> tuple[int, int]:
 
 _METHODS: Final = ("weights", "train_step", "grads", "logits")  # of export.targets.executorch
 _REPACKED: Final = 1.5  # to what a program has planned comes what its delegates take for themselves
-# Vectors: weights, scores and moments before and after, noise; micro-batches add up.
+_SUMMED: Final = 3  # vectors, of gradients that are added up where a batch is taken in parts
+# Vectors: weights, scores and moments before and after, noise; and those.
 FOOTPRINT: Final = Planned(62 * MB, 12.3, 0, 20, graph=GRAPHS[0], fixed=True)
 
 
