@@ -152,12 +152,11 @@ class Job:
     `seed`: the model's. `work` is the open round's, `wanted` that of the next one if the settings changed meanwhile.
     `round` is the open round, or the last one while waiting or done; `theta` the probabilities it started from, or what
     came of it; `base` those of the round before, which its devices hold; `memory` what the last closed round left
-    beside theta; `recent` the results of the last rounds that the finished model is the mean of. `blob`: theta,
-    coded once, when it is made (empty before the first round); `delta`: theta as the open round publishes it for those
-    who hold `base`. `parts`: the updates of the open round as they came;
-    `made`: those that made theta, for a relay. `online`: device to its presence; `silent`: the same for those that let
-    a round run out of time. `accepted`: device to transfer id, this round. `counted`: the same for each device's latest
-    accepted update of any round.
+    beside theta; `recent` the results of the last rounds that the finished model is the mean of. `blob`: theta, coded
+    once, when it is made (empty before the first round); `delta`: theta as the open round publishes it for those who
+    hold `base`. `parts`: the updates of the open round as they came; `made`: those that made theta, for a relay.
+    `online`: device to its presence; `silent`: the same for those that let a round run out of time. `accepted`: device
+    to transfer id, this round. `counted`: the same for each device's latest accepted update of any round.
     """
 
     name: str
