@@ -376,14 +376,19 @@ def _opened(job: Job, selected: tuple[str, ...], quorum: int, published: bytes |
 
 
 def _delta(job: Job, whole: int) -> bytes:
-    """Theta for those who hold the one before, the shortest way that takes less than `whole` bytes; else nothing."""
+    """Theta for those who hold the one before, the shorter way if that takes less than `whole` bytes; else nothing.
+
+    What changed is coded only if it is about to be shorter than the masks, which are there already.
+    """
     if job.base is None:
         return b""
-    ways = [delta.encode(job.theta, job.base)] if delta.possible(job.theta, job.base) else []
     masks, size = relay.size(job.made)
-    if masks and size < whole and masks * job.d <= relay.MAX_WORK:
-        ways.append(relay.encode(job.base, job.round - 1, job.recipe.pooling, job.made, job.theta.exact))
-    best = min(ways, key=len, default=b"")
+    relayed = bool(masks) and size < whole and masks * job.d <= relay.MAX_WORK
+    best = b""
+    if delta.possible(job.theta, job.base) and not (relayed and size < delta.estimate(job.theta, job.base)):
+        best = delta.encode(job.theta, job.base)
+    elif relayed:
+        best = relay.encode(job.base, job.round - 1, job.recipe.pooling, job.made, job.theta.exact)
     return best if len(best) < whole else b""
 
 

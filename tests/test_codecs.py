@@ -523,6 +523,14 @@ def test_any_bytes_are_refused_or_are_a_relay(payload: bytes) -> None:
     assert found is None or found.d == 20
 
 
+@pytest.mark.parametrize(("top", "base_top"), [(1, 1), (3, 3), (10, 15), (60, 60)])
+def test_the_size_of_a_delta_is_known_without_coding_it(top: int, base_top: int) -> None:
+    base = polarised(50_000, base_top)
+    theta = Theta(np.random.default_rng(2).binomial(top, base.probability()).astype(np.uint16), top)
+    size = len(delta.encode(theta, base))
+    assert abs(delta.estimate(theta, base) - size) < 0.02 * size + 100
+
+
 def test_a_relay_of_ten_devices_costs_less_than_theta() -> None:
     base = polarised(200_000, 10)
     parts, masks = parts_of(base, [3] * 10)
