@@ -19,7 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
-from aggregator.config import Rounds, RunConfig
+from aggregator.config import Rounds, RunConfig, WorkSettings
+from aggregator.round import waiting_for
 from aggregator.server import Server
 from aggregator.store import Store
 from seedmask import topics
@@ -47,7 +48,8 @@ def measure(d: int, codec: MaskCodec) -> dict[str, object]:
     spec = spec_of(d)
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
-        config = RunConfig("bench", Path("-"), Path(folder), Rounds(total=100, devices=DEVICES))
+        rounds, work = Rounds(total=100, devices=DEVICES), WorkSettings(codec=codec.NAME)
+        config = RunConfig("bench", Path("-"), Path(folder), rounds, work)
         store = Store(Path(folder) / "job.sqlite", "bench", spec.digest, spec.canonical(), spec.d)
         agenda = Agenda()
 
@@ -63,11 +65,12 @@ def measure(d: int, codec: MaskCodec) -> dict[str, object]:
         rates, sizes, cpu, closing = [], [], [], []
         for _ in range(3):
             theta: Theta = server.job.theta
+            round_ = server.job.round
             messages = []
             for name in names:
                 # Masks as after some learning: likelier where theta is high, and not quite theta.
                 tilt = np.clip(theta.probability() + rng.normal(0, 0.1, spec.d), 0.01, 0.99)
-                scores, round_ = np.log(tilt / (1 - tilt)).astype(np.float32), server.job.round
+                scores = np.log(tilt / (1 - tilt)).astype(np.float32)
                 payload = codec.draw(scores, theta, Shared(spec.seed, round_, "bench", name), rng, Plan())
                 bound = basis("bench", spec.digest, theta.digest())
                 frame = encode(Update(round_, bound, 1, 0, 0, codec.ID, (payload,)))
@@ -83,6 +86,8 @@ def measure(d: int, codec: MaskCodec) -> dict[str, object]:
             cpu.append(time.process_time() - cpu_began)
             rates.append(DEVICES / (time.perf_counter() - began))
             closing.append(cpu[-1] - almost - almost / (DEVICES - 1))
+            if server.job.round != round_ + 1:
+                raise RuntimeError(f"round {round_} did not close: {waiting_for(server.job)}")
         store.close()
     return {
         "parameters": spec.d,
