@@ -61,7 +61,7 @@ class AggregationConfig:
 
     rule: str = knob("fedpm", "how masks become the next theta, by the name of a rule that is installed")
     downlink: int | str = knob(
-        "exact", "levels that published probabilities are rounded to", least=2, most=MAX_TOP, words=("exact",)
+        "exact", "published probabilities are rounded to so many levels, or exact counts", least=2, most=MAX_TOP, words=("exact",)
     )
     weighting: str = knob(
         "equal",
@@ -90,7 +90,7 @@ class AggregationConfig:
     )
     init: str = knob("half", "theta of the first round", choices=INITS, presets={"paper": "normal"})
     relay: bool = knob(
-        True, "tell theta as the masks that made it where that is shorter; devices can then read each other's masks"
+        True, "publish theta as the masks that made it where that is shorter: devices can read each other's masks"
     )
 
     def __post_init__(self) -> None:

@@ -210,6 +210,12 @@ def tables(kind: type) -> dict[str, type]:
     return {f.name: hints[f.name] for f in dataclasses.fields(kind) if dataclasses.is_dataclass(hints[f.name])}
 
 
+def about(kind: type) -> str:
+    """Return the sentence with which the documentation of a settings class begins, without the table's name."""
+    first = (kind.__doc__ or "").split("\n\n")[0].partition(". ")[0].strip().rstrip(".")
+    return first.partition(": ")[2] or first
+
+
 def settle(config: object) -> None:
     """Check every knob of a frozen `config` and put its numbers on their grids; for `__post_init__`.
 

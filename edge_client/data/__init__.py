@@ -35,7 +35,7 @@ class Dataset:
 
 @dataclass(frozen=True)
 class DataSettings:
-    """The [data] table: `format`, and the files it needs: `path` for npz; `images` and `labels` for idx."""
+    """Table [data]: where this device's examples are, `path` for npz; `images` and `labels` for idx."""
 
     format: str = knob("npz", "how the data are stored: npz, idx")
     path: Path | None = knob(None, "npz: arrays x [n, ...] and y [n]")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from seedmask.errors import UserError
-from seedmask.knobs import Knob, knobs, tables
+from seedmask.knobs import Knob, about, knobs, tables
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -127,12 +127,12 @@ def example(
         if said is None:
             continue
         known = {one.name: one for one in knobs(inner)}
-        lines += ["", f"[{table}]"] if table else []
+        lines += ["", f"{f'[{table}]':<31} # {about(inner)}"] if table else []
         lines += [_line(known[name], value) for name, value in said.items() if name in known]
         lines += [_line(known[name], value, "# ") for name, value in (hinted or {}).get(table, {}).items()]
     return "".join(f"{line}\n" for line in lines)
 
 
 def _line(one: Knob, value: Any, before: str = "") -> str:
-    zero = f"; 0: {one.zero}" if one.zero else ""
-    return f"{before}{one.name} = {one.said(value)}".ljust(31) + f" # {one.meaning}{zero}"
+    more = f": {', '.join(one.choices)}" if one.choices else f"; 0: {one.zero}" if one.zero else ""
+    return f"{before}{one.name} = {one.said(value)}".ljust(31) + f" # {one.meaning}{more}"
