@@ -50,11 +50,13 @@ def _run(options: argparse.Namespace) -> int:
         f"broker {config.broker.host}:{config.broker.port}",
         file=sys.stderr,
     )
-    work, learning = config.work, config.learning
+    training, aggregation = config.training, config.aggregation
     print(
-        f"{work.codec}, kappa {work.kappa:g}, {work.epochs} epochs, learning rate {work.learning_rate:g}, "
-        f"{'the mean network' if work.mean_epochs >= work.epochs else 'sampled masks'} in training; weighting "
-        f"{learning.weighting}, downlink {learning.downlink}, relay {'on' if learning.relay else 'off'}",
+        f"{training.codec}, kappa {training.kappa:g}, {training.epochs} epochs, "
+        f"learning rate {training.learning_rate:g}, "
+        f"{'the mean network' if training.mean_epochs >= training.epochs else 'sampled masks'} in training; "
+        f"weighting {aggregation.weighting}, downlink {aggregation.downlink}, "
+        f"relay {'on' if aggregation.relay else 'off'}",
         file=sys.stderr,
     )
     check(config.broker)

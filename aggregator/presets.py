@@ -1,4 +1,4 @@
-"""Named sets of settings: the values of [training] and [aggregation] that a job begins with; its own keys override them.
+"""Named sets of settings: values of [training] and [aggregation] that a job begins with; its own keys override them.
 
 `paper` is FedPM (Isik et al., arXiv 2209.15328) as its authors published it, with their estimator, their optimiser that
 lives as long as the device, and their aggregation; only the masks are entropy coded, which theirs were by formula.

@@ -61,7 +61,11 @@ class AggregationConfig:
 
     rule: str = knob("fedpm", "how masks become the next theta, by the name of a rule that is installed")
     downlink: int | str = knob(
-        "exact", "published probabilities are rounded to so many levels, or exact counts", least=2, most=MAX_TOP, words=("exact",)
+        "exact",
+        "published probabilities are rounded to so many levels, or exact counts",
+        least=2,
+        most=MAX_TOP,
+        words=("exact",),
     )
     weighting: str = knob(
         "equal",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -19,18 +19,21 @@ from aggregator.posterior import Memory
 from seedmask.codec import counts
 from seedmask.errors import ProtocolError, UserError
 from seedmask.io.files import hold
+from seedmask.knobs import changes
 from seedmask.mask import Theta
 from seedmask.spec import ModelSpec, from_json
-from seedmask.wire import Update, Work, encode, expect
+from seedmask.training import TrainingConfig
+from seedmask.wire import Update, encode, expect
 
-DEFAULT_WORK: Final = Work()
+DEFAULT_TRAINING: Final = TrainingConfig()
 _LAYOUT: Final = 3  # of the tables below
 _SCHEMA: Final = f"""
 PRAGMA user_version = {_LAYOUT};
 CREATE TABLE IF NOT EXISTS job (name TEXT NOT NULL, model BLOB NOT NULL, spec BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS settings (name TEXT PRIMARY KEY, config TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS rounds (
     round INTEGER PRIMARY KEY, theta BLOB NOT NULL, selected TEXT NOT NULL, quorum INTEGER NOT NULL,
-    delta BLOB NOT NULL, work TEXT NOT NULL, result BLOB, memory BLOB, record TEXT
+    delta BLOB NOT NULL, training TEXT NOT NULL, result BLOB, memory BLOB, record TEXT
 );
 CREATE TABLE IF NOT EXISTS updates (
     round INTEGER NOT NULL, device TEXT NOT NULL, transfer BLOB NOT NULL, frame BLOB, bytes INTEGER NOT NULL,
@@ -44,9 +47,9 @@ CREATE TABLE IF NOT EXISTS updates (
 class Resumed:
     """What the store knows: the latest `round` with the `theta` it began from or, if `closed`, what came of it.
 
-    `updates`: (device, transfer, update). `blob`, `delta`: the probabilities that were published for it, `work` what
-    its devices were asked for. `base`: the theta of the round before that theta's; `memory`: what the last closed round
-    left; `recent`: the last results.
+    `updates`: (device, transfer, update). `blob`, `delta`: the probabilities that were published for it, `training`:
+    what its devices were asked for. `base`: the theta of the round before that theta's; `memory`: what the last closed
+    round left; `recent`: the last results.
     """
 
     round: int
@@ -57,7 +60,7 @@ class Resumed:
     updates: list[tuple[str, bytes, Update]]
     blob: bytes
     delta: bytes
-    work: Work
+    training: TrainingConfig
     base: Theta | None
     memory: Memory | None
     recent: tuple[Theta, ...]
@@ -105,6 +108,16 @@ class Store:
                 f"{model.hex()[:12]}; choose another state_dir or remove it"
             )
 
+    def ran_with(self, tables: Mapping[str, Any]) -> list[str]:
+        """Keep the job's settings, dataclasses by the name of their table; return what differs from the last run's.
+
+        One line each, in people's form: "[rounds] deadline_s: 600 -> 300". Nothing at the job's first run.
+        """
+        before = {name: json.loads(text) for name, text in self._db.execute("SELECT name, config FROM settings")}
+        rows = [(name, json.dumps(asdict(table))) for name, table in tables.items()]
+        self._db.executemany("INSERT OR REPLACE INTO settings VALUES (?, ?)", rows)
+        return changes(before, tables)
+
     def opened(
         self,
         round_: int,
@@ -112,11 +125,11 @@ class Store:
         selected: tuple[str, ...],
         quorum: int,
         delta: bytes = b"",
-        work: Work = DEFAULT_WORK,
+        training: TrainingConfig = DEFAULT_TRAINING,
     ) -> None:
-        """A round began; `delta`: how its theta was published beside the whole; `work`: what its devices are to do."""
-        row = (round_, counts.encode(theta), json.dumps(selected), quorum, delta, json.dumps(asdict(work)))
-        columns = "round, theta, selected, quorum, delta, work"
+        """A round began; `delta`: how its theta was published beside the whole; `training`: what its devices do."""
+        row = (round_, counts.encode(theta), json.dumps(selected), quorum, delta, json.dumps(asdict(training)))
+        columns = "round, theta, selected, quorum, delta, training"
         self._db.execute(f"INSERT INTO rounds ({columns}) VALUES (?, ?, ?, ?, ?, ?)", row)
 
     def widened(self, round_: int, selected: tuple[str, ...]) -> None:
@@ -186,11 +199,11 @@ class Store:
     def resume(self, average: int = 1) -> Resumed | None:
         """Where the job stands, with the last `average` results; None if no round ever began."""
         row = self._db.execute(
-            "SELECT round, theta, delta, work, result, selected, quorum FROM rounds ORDER BY round DESC LIMIT 1"
+            "SELECT round, theta, delta, training, result, selected, quorum FROM rounds ORDER BY round DESC LIMIT 1"
         ).fetchone()
         if row is None:
             return None
-        round_, theta, delta, work, result, selected, quorum = row
+        round_, theta, delta, training, result, selected, quorum = row
         wanted = "SELECT device, transfer, frame FROM updates WHERE round = ? ORDER BY device"
         rows = self._db.execute(wanted, (round_,))
         updates = [(device, transfer, expect(frame, Update)) for device, transfer, frame in rows if frame is not None]
@@ -212,7 +225,7 @@ class Store:
             updates=updates,
             blob=theta,
             delta=delta,
-            work=Work(**json.loads(work)),
+            training=TrainingConfig(**json.loads(training)),
             base=None if began is None else counts.decode(began[0], *self._sizes),
             memory=None if memory is None else Memory.from_bytes(memory, self._sizes[0]),
             recent=tuple(counts.decode(blob, *self._sizes) for blob, _ in reversed(closed)),

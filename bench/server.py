@@ -16,8 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
-from aggregator.config import Rounds, RunConfig
+from aggregator.config import RunConfig
 from aggregator.server import Server
+from aggregator.settings import RoundsConfig
 from aggregator.store import Store
 from seedmask import topics
 from seedmask.chunks import split
@@ -44,7 +45,7 @@ def measure(d: int, codec: MaskCodec) -> dict[str, object]:
     spec = spec_of(d)
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
-        config = RunConfig("bench", Path("-"), Path(folder), Rounds(total=100, devices=DEVICES))
+        config = RunConfig("bench", Path("-"), Path(folder), RoundsConfig(total=100, devices=DEVICES))
         store = Store(Path(folder) / "job.sqlite", "bench", spec.digest, spec.canonical(), spec.d)
         agenda = Agenda()
 

@@ -12,6 +12,7 @@ from seedmask.io.settings import example
 from seedmask.knobs import knob, needed, settle
 from seedmask.wire import NAME_PATTERN, check_name
 
+
 @dataclass(frozen=True)
 class EdgeConfig:
     """edge.toml of `seedmask client run`: all that one device needs to know.

@@ -2,7 +2,7 @@
 
     @dataclass(frozen=True)
     class Training:
-        kappa: float = knob(5.0, "bits per byte", least=0.001, most=1000, scale=1000, wire=12, presets={"thrifty": 24.0})
+        kappa: float = knob(5.0, "bits per byte", least=0.001, most=1000, scale=1000, wire=12)
 
         def __post_init__(self) -> None:
             settle(self)
@@ -23,7 +23,7 @@ import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, TypeVar
 
 T = TypeVar("T")
 _KEY: Final = "knob"
@@ -40,7 +40,8 @@ class Knob:
     0 or by `numbers`; `unnamed`: the wire may carry other numbers up to this one, whose text is "#" and the number.
     `words`: texts that may stand in place of a number. `pattern`: of a free text, for the schema; whoever takes the
     text checks it. `wire`: id of the option that carries it, 0: it does not travel. `presets`: its value in named sets
-    of settings, where that is not `default`. `name`, `kinds` (types it may have) and `default` (REQUIRED if it has none) are those of the field.
+    of settings, where that is not `default`. `name`, `kinds` (types it may have) and `default` (REQUIRED if it has
+    none) are those of the field.
     """
 
     meaning: str = ""
@@ -83,15 +84,15 @@ class Knob:
         return value
 
     def _has_number(self, value: str) -> bool:
-        number = value[1:]
-        return value[:1] == "#" and number.isdecimal() and int(number) <= self.unnamed and self.value(int(number)) == value
+        number = int(value[1:]) if value[:1] == "#" and value[1:].isdecimal() else -1
+        return 0 <= number <= self.unnamed and self.value(number) == value
 
     def number(self, value: Any) -> int:
         """Return the integer that carries a settled `value` on the wire."""
         if self.choices:
-            text = cast("str", value)
-            return self._numbered[text] if text in self._numbered else int(text[1:])
-        return round(value * self.scale)
+            return self._numbered[value] if value in self._numbered else int(value[1:])
+        number: int = round(value * self.scale)
+        return number
 
     def value(self, number: int) -> Any:
         """Return the settled value that `number`, within `span`, stands for."""
@@ -180,7 +181,8 @@ def knob(
         *(meaning, unit, least, most, zero, scale, choices or {}, numbers, unnamed, words, pattern, wire),
         presets=presets or {},
     )
-    return cast("T", field(default=default, metadata={_KEY: known}))
+    declared: T = field(default=default, metadata={_KEY: known})
+    return declared
 
 
 def needed(meaning: str, *, pattern: str = "") -> dict[str, Knob]:
@@ -188,9 +190,13 @@ def needed(meaning: str, *, pattern: str = "") -> dict[str, Knob]:
     return {_KEY: Knob(meaning, pattern=pattern)}
 
 
-@functools.cache
 def knobs(kind: type) -> tuple[Knob, ...]:
-    """Every field of a settings class that is no table, in order."""
+    """Return every field of a settings class that is no table, in order."""
+    return _knobs(kind)
+
+
+@functools.cache
+def _knobs(kind: Any) -> tuple[Knob, ...]:
     hints = typing.get_type_hints(kind)
     found = []
     for one in dataclasses.fields(kind):
@@ -205,7 +211,7 @@ def knobs(kind: type) -> tuple[Knob, ...]:
 
 
 def tables(kind: type) -> dict[str, type]:
-    """Every field of a settings class that is a table, with its class."""
+    """Return every field of a settings class that is a table, with its class."""
     hints = typing.get_type_hints(kind)
     return {f.name: hints[f.name] for f in dataclasses.fields(kind) if dataclasses.is_dataclass(hints[f.name])}
 

@@ -25,7 +25,7 @@ from seedmask.codec import (
     varint,
 )
 from seedmask.errors import CodecError, KindError, LimitError, ProtocolError, ThetaMismatchError
-from seedmask.mask import F32, ONE, Mask, Theta, sample
+from seedmask.mask import F32, Mask, Theta, sample
 from seedmask.shared import Shared
 
 settings.register_profile("no clock", deadline=None)

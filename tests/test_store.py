@@ -15,7 +15,8 @@ from aggregator.store import Report, Store, reports, results
 from seedmask.chunks import transfer_id
 from seedmask.errors import UserError
 from seedmask.mask import Theta
-from seedmask.wire import Update, Work, basis, encode
+from seedmask.training import TrainingConfig
+from seedmask.wire import Update, basis, encode
 
 JOB, MODEL, D = "fashion", bytes(range(32)), 60
 THETA = Theta(np.arange(D, dtype=np.uint16), 100)
@@ -98,11 +99,11 @@ def test_a_closed_round_comes_back_with_what_came_of_it_and_its_masks_until_the_
 
 
 def test_what_a_rounds_devices_were_asked_for_comes_back(store: Store) -> None:
-    work = Work(epochs=7, codec=2, masks=3)
-    store.opened(1, THETA, (), 1, work=work)
+    work = TrainingConfig(epochs=7, codec="rans", masks=3)
+    store.opened(1, THETA, (), 1, training=work)
     known = store.resume()
     assert known is not None
-    assert known.work == work
+    assert known.training == work
 
 
 def test_the_latest_round_and_the_latest_transfer_count(store: Store) -> None:

@@ -97,9 +97,13 @@ def listing() -> str:
         lines += [f"{file}.toml: {about(kind)}"]
         for place in places(file, kind):
             lines += ["", f"[{place.table}] {about(place.kind)}"] if place.table else []
-            lines += [f"  {one.name:<17} {_default(one):<14} {one.range:<32} {one.meaning}" for one in knobs(place.kind)]
+            lines += [_line(one) for one in knobs(place.kind)]
         lines += [""]
     return "\n".join([*lines, *_compared(), "", "seedmask settings NAME says more of one."])
+
+
+def _line(one: Knob) -> str:
+    return f"  {one.name:<17} {_default(one):<14} {one.range:<32} {one.meaning}"
 
 
 def _compared() -> list[str]:
@@ -144,13 +148,17 @@ def markdown() -> str:
             lines += [f"### [{place.table}]", "", f"{about(place.kind)}.", ""] if place.table else []
             lines += _rows(["key", "default", "possible", "meaning"], map(_cells, knobs(place.kind)))
     names = presets()
-    rows = ([f"`[{p.table}] {one.name}`", *(_code(_default(one, n)) for n in names)] for p, one in everything() if one.presets)
+    differing = [(place, one) for place, one in everything() if one.presets]
+    rows = [
+        [f"`[{place.table}] {one.name}`", *(_code(_default(one, name)) for name in names)] for place, one in differing
+    ]
     lines += ["## Presets", "", *(f"- `{name}`: {meaning}." for name, meaning in names.items()), ""]
     return "\n".join([*lines, *_rows(["key", *names], rows)])
 
 
 def _cells(one: Knob) -> list[str]:
-    travels = f" Option {one.wire} on the wire" + (f", in 1/{one.scale:,}." if one.scale > 1 else ".") if one.wire else ""
+    scale = f", in 1/{one.scale:,}" if one.scale > 1 else ""
+    travels = f" Option {one.wire} on the wire{scale}." if one.wire else ""
     return [f"`{one.name}`", _code(_default(one)), one.range, f"{schema.describe(one)}.{travels}"]
 
 
