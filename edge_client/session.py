@@ -286,7 +286,8 @@ def _announced(session: Session, announce: Announce) -> Step:
         return session, [
             *effects,
             Say(
-                f"round {announce.round} asks for masks in codec {announce.training.codec_id}, we have {known}: not training"
+                f"round {announce.round} asks for masks in codec {announce.training.codec_id}, "
+                f"we have {known}: not training"
             ),
         ]
     held = session.held

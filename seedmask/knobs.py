@@ -69,6 +69,8 @@ class Knob:
             return self._text(value)
         if bool in self.kinds and not isinstance(value, bool):
             raise ValueError(f"{self.name} is true or false, found {value!r}")
+        if str in self.kinds and not {int, float} & set(self.kinds):
+            raise ValueError(f"{self.name} is {self.range}, found {value!r}")
         if bool in self.kinds or not {int, float} & set(self.kinds):
             return value
         fits = isinstance(value, float | int) and not isinstance(value, bool)

@@ -190,7 +190,7 @@ def test_the_servers_step_goes_part_of_the_way() -> None:
     assert level(theta) == 625
     theta, memory = conclude(folded(ones(4, 4)), recipe, theta, memory)
     assert level(theta) == 719  # from the exact 0.625
-    far, _ = conclude(folded(ones(4, 4)), replace(recipe, step=9000), EVEN)
+    far, _ = conclude(folded(ones(4, 4)), replace(recipe, step=9), EVEN)
     assert level(far) == 1000
 
 

@@ -517,6 +517,17 @@ def test_settings_that_change_while_a_round_is_open_are_those_of_the_next_one(
     assert (again.job.round, again.job.training) == (2, TrainingConfig(masks=2))
 
 
+def test_a_restart_says_which_settings_are_others_than_before(
+    scripted: Scripted, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "seedmask.aggregator")
+    scripted(rounds=2)
+    assert "settings changed" not in caplog.text
+    scripted(rounds=3, training=TrainingConfig(kappa=7.5))
+    changed = [line for line in caplog.messages if line.startswith("settings changed")]
+    assert changed == ["settings changed: [rounds] total: 2 -> 3", "settings changed: [training] kappa: 5 -> 7.5"]
+
+
 def test_a_server_runs_until_the_last_round_is_closed(scripted: Scripted, tiny_spec: ModelSpec) -> None:
     server, link = scripted(Connected(), presence(tiny_spec, "pi-1"), *sending("pi-1", update_of(tiny_spec)))
     server.run()

@@ -461,7 +461,14 @@ def test_a_settings_class_is_a_plain_dataclass_that_checks_itself() -> None:
     assert (Small(0.3).share, Small(word="a").word, Small().word) == (0.25, "a", None)
     assert fields(Small)[0].default == 0.5
     assert fields(Small)[0].default_factory is MISSING
-    for wrong in ({"share": "much"}, {"share": True}, {"share": 1.1}, {"share": float("nan")}, {"flag": 1}):
+    for wrong in (
+        {"share": "much"},
+        {"share": True},
+        {"share": 1.1},
+        {"share": float("nan")},
+        {"flag": 1},
+        {"word": 3},
+    ):
         with pytest.raises(ValueError, match="is "):
             Small(**wrong)  # type: ignore[arg-type]
     assert {one.name: one.default is REQUIRED for one in knobs(EdgeConfig)}["device"]

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from aggregator.posterior import Memory
+from aggregator.settings import AggregationConfig, RoundsConfig
 from aggregator.store import Report, Store, reports, results
 from seedmask.chunks import transfer_id
 from seedmask.errors import UserError
@@ -274,3 +275,14 @@ def test_no_store_has_no_results(tmp_path: Path) -> None:
     assert list(results(tmp_path / "none.sqlite", D)) == []
     sqlite3.connect(tmp_path / "empty.sqlite").close()
     assert list(results(tmp_path / "empty.sqlite", D)) == []
+
+
+def test_what_changed_since_the_last_run_is_said_once(store: Store, path: Path) -> None:
+    first = {"rounds": RoundsConfig(), "training": TrainingConfig(), "aggregation": AggregationConfig(clamp=0.002)}
+    assert store.ran_with(first) == []
+    store.close()
+    again = {**first, "rounds": RoundsConfig(deadline_s=300), "training": TrainingConfig(codec="rans", kl=3)}
+    said = ["[rounds] deadline_s: 600 -> 300", '[training] codec: "hmrc" -> "rans"', "[training] kl: 0 -> 3"]
+    with contextlib.closing(opened(path)) as known:
+        assert known.ran_with(again) == said
+        assert known.ran_with(again) == []

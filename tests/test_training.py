@@ -238,7 +238,7 @@ def test_progress_is_told_before_every_step_and_can_stop_it(
 def test_the_update_says_what_was_learnt_and_its_masks_can_be_read(
     runtime: Runtime, tiny_spec: ModelSpec, tiny_data: Dataset, codec: int, masks: int
 ) -> None:
-    theta, work = Theta.even(tiny_spec.d), replace(WORK, codec=codec, masks=masks)
+    theta, work = Theta.even(tiny_spec.d), replace(WORK, codec=by_id(codec).NAME, masks=masks)
     outcome = trained(runtime, tiny_spec, tiny_data, theta)
     announce = announced(tiny_spec, theta, work)
     made = update_of(announce, "pi-1", tiny_spec, theta, outcome, 96, np.random.default_rng(5))
