@@ -115,7 +115,9 @@ class Store:
         """
         before = {name: json.loads(text) for name, text in self._db.execute("SELECT name, config FROM settings")}
         rows = [(name, json.dumps(asdict(table))) for name, table in tables.items()]
+        self._db.execute("BEGIN")
         self._db.executemany("INSERT OR REPLACE INTO settings VALUES (?, ?)", rows)
+        self._db.execute("COMMIT")
         return changes(before, tables)
 
     def opened(
