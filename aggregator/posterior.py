@@ -22,8 +22,8 @@ import numpy as np
 import numpy.typing as npt
 
 from aggregator.settings import AggregationConfig
-from seedmask.codec.relay import FINE, MAX_WEIGHT, pool
 from seedmask.mask import CLAMP, I32, NO_EXACT, ONE, Mask, Theta
+from seedmask.pooling import FINE, MAX_WEIGHT, pool
 from seedmask.seed import fold, key_of, uniforms16
 
 I64 = npt.NDArray[np.int64]
@@ -57,7 +57,8 @@ class Posterior:
         """Add one more mask, uint8 [d], that counts `weight` times, 1 .. MAX_WEIGHT; else ValueError."""
         if not 1 <= weight <= MAX_WEIGHT:
             raise ValueError(f"a weight is 1 .. {MAX_WEIGHT}, found {weight}")
-        total = self.total + weight * mask.astype(np.int64)
+        total = np.multiply(mask, weight, dtype=np.int64)
+        total += self.total
         unit = math.gcd(self.unit, weight)
         return replace(self, total=total, weight=self.weight + weight, masks=self.masks + 1, unit=unit)
 

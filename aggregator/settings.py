@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from seedmask.codec.relay import MAX_WEIGHT, Pooling
 from seedmask.knobs import knob, settle
 from seedmask.mask import CLAMP, MAX_TOP, ONE
+from seedmask.pooling import MAX_WEIGHT, Pooling
 
 WEIGHTINGS: Final = {
     "equal": "every mask counts the same",

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 from aggregator.config import RunConfig
+from aggregator.history import Report
 from aggregator.presets import PRESETS
 from aggregator.settings import AggregationConfig, RoundsConfig
-from aggregator.store import Report
 from edge_client.client import Client, Identity, read_journal
 from edge_client.data import Dataset
 from edge_client.outbox import Outbox

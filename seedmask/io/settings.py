@@ -114,9 +114,7 @@ def add_options(parser: argparse.ArgumentParser, title: str, known: Iterable[Kno
         )
 
 
-def example(
-    kind: type[Any], values: Mapping[str, Any], hinted: Mapping[str, Mapping[str, Any]] | None = None
-) -> str:
+def example(kind: type[Any], values: Mapping[str, Any], hinted: Mapping[str, Mapping[str, Any]] | None = None) -> str:
     """Write `values` as a TOML file of `kind`, each line with its knob's meaning behind it.
 
     `hinted`: by table, "" for the file itself, values that follow as comments.
