@@ -24,7 +24,8 @@ from seedmask.io.process import sigterm_interrupts
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
-    parser.epilog = "example of run.toml:\n\n" + "".join(f"    {line}\n" for line in EXAMPLE.splitlines())
+    lines = "".join(f"    {line}\n" for line in EXAMPLE.splitlines())
+    parser.epilog = f"example of run.toml (`seedmask settings` explains every key):\n\n{lines}"
     actions = parser.add_subparsers(dest="action", required=True, metavar="action")
     run = actions.add_parser("run", help="run a job; started again after a crash, it continues the same round")
     run.add_argument("--config", type=Path, required=True, metavar="run.toml", help="settings of this job")

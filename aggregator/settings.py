@@ -93,9 +93,7 @@ class AggregationConfig:
         1, "the finished model is the threshold of the mean theta of so many rounds", least=1, most=1000
     )
     init: str = knob("half", "theta of the first round", choices=INITS, presets={"paper": "normal"})
-    relay: bool = knob(
-        True, "publish theta as the masks that made it where that is shorter: devices can read each other's masks"
-    )
+    relay: bool = knob(True, "pass a round's masks on where shorter than theta; devices then see each other's masks")
 
     def __post_init__(self) -> None:
         settle(self)

@@ -134,6 +134,12 @@ class Knob:
         return f"{words}{_decimal(self.least)}{zero} .. {_decimal(self.most)}{unit}"
 
     @property
+    def hint(self) -> str:
+        """Its meaning with its unit, and what 0 stands for."""
+        unit = f" ({self.unit})" if self.unit else ""
+        return f"{self.meaning}{unit}" + (f"; 0: {self.zero}" if self.zero else "")
+
+    @property
     def metavar(self) -> str:
         """Stand for a value in the usage line of a command."""
         if self.choices:

@@ -55,8 +55,7 @@ class TrainingConfig:
     )
     kl: float = knob(
         0.0,
-        "weight of KL(theta || global theta) / d in the local loss",
-        unit="nat",
+        "weight of KL(theta || global theta) / d, in nats, in the local loss",
         least=0,
         most=U32 / MILLION,
         scale=MILLION,
@@ -69,8 +68,8 @@ class TrainingConfig:
     masks: int = knob(1, "masks per update, each drawn anew", least=1, most=255, wire=11)
     kappa: float = knob(
         5.0,
-        "codec hmrc: bits of relative entropy per byte sent",
-        unit="bit",
+        "codec hmrc: relative entropy per byte sent",
+        unit="bits",
         least=0.001,
         most=1000,
         scale=1000,
@@ -78,7 +77,7 @@ class TrainingConfig:
         presets={"thrifty": 24.0},
     )
     kappa_max: float = knob(
-        24.0, "the largest kappa that a device may choose", unit="bit", least=0.001, most=1000, scale=1000, wire=13
+        24.0, "the largest kappa that a device may choose", unit="bits", least=0.001, most=1000, scale=1000, wire=13
     )
     max_blocks: int = knob(
         0, "codec hmrc: most blocks of a mask", least=0, most=1 << 28, zero="an eighth of the weights", wire=14

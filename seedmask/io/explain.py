@@ -143,9 +143,9 @@ def markdown() -> str:
     """Return the page of settings: a table for each table of each file, then the presets side by side."""
     lines = ["# Settings", ""]
     for file, kind in files().items():
-        lines += [f"## {file}.toml", "", f"{about(kind)}.", ""]
+        lines += [f"## {file}.toml", "", _sentence(about(kind)), ""]
         for place in places(file, kind):
-            lines += [f"### [{place.table}]", "", f"{about(place.kind)}.", ""] if place.table else []
+            lines += [f"### [{place.table}]", "", _sentence(about(place.kind)), ""] if place.table else []
             lines += _rows(["key", "default", "possible", "meaning"], map(_cells, knobs(place.kind)))
     names = presets()
     differing = [(place, one) for place, one in everything() if one.presets]
@@ -157,9 +157,14 @@ def markdown() -> str:
 
 
 def _cells(one: Knob) -> list[str]:
-    scale = f", in 1/{one.scale:,}" if one.scale > 1 else ""
+    scale = f", in units of 1/{one.scale:,}" if one.scale > 1 else ""
+    texts = "".join(f"; {text}: {meaning}" for text, meaning in one.choices.items() if meaning)
     travels = f" Option {one.wire} on the wire{scale}." if one.wire else ""
-    return [f"`{one.name}`", _code(_default(one)), one.range, f"{schema.describe(one)}.{travels}"]
+    return [f"`{one.name}`", _code(_default(one)), one.range, f"{_sentence(one.meaning + texts)}{travels}"]
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}."
 
 
 def _code(text: str) -> str:

@@ -40,8 +40,7 @@ def _table(kind: type) -> dict[str, Any]:
 
 def _value(one: Knob) -> dict[str, Any]:
     kinds = [_of(one, kind) for kind in one.kinds if kind is not type(None)]
-    words = [{"const": word} for word in one.words]
-    made = {"description": describe(one), **(kinds[0] if len(kinds) == 1 else {"anyOf": kinds + words})}
+    made = {"description": describe(one), **(kinds[0] if len(kinds) == 1 else {"anyOf": kinds})}
     if one.default not in (REQUIRED, None):
         made["default"] = plain(one, one.of_preset(PRESET))
     return made
@@ -67,11 +66,7 @@ def _of(one: Knob, kind: type) -> dict[str, Any]:
 
 def describe(one: Knob) -> str:
     """Return a knob's meaning with what its numbers and texts stand for, in one line."""
-    parts = [one.meaning]
-    parts += [f"unit: {one.unit}"] if one.unit else []
-    parts += [f"0: {one.zero}"] if one.zero else []
-    parts += [f"{text}: {meaning}" for text, meaning in one.choices.items() if meaning]
-    return "; ".join(parts)
+    return "; ".join([one.hint, *(f"{text}: {meaning}" for text, meaning in one.choices.items() if meaning)])
 
 
 def plain(one: Knob, value: Any) -> Any:

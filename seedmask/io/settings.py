@@ -110,7 +110,7 @@ def add_options(parser: argparse.ArgumentParser, title: str, known: Iterable[Kno
             f"--{one.name.replace('_', '-')}",
             type=literal,
             metavar=one.metavar,
-            help=f"{one.meaning} ({default})".replace("%", "%%"),
+            help=f"{one.hint} ({default})".replace("%", "%%"),
         )
 
 
@@ -132,5 +132,5 @@ def example(kind: type[Any], values: Mapping[str, Any], hinted: Mapping[str, Map
 
 
 def _line(one: Knob, value: Any, before: str = "") -> str:
-    more = f": {', '.join(one.choices)}" if one.choices else f"; 0: {one.zero}" if one.zero else ""
-    return f"{before}{one.name} = {one.said(value)}".ljust(31) + f" # {one.meaning}{more}"
+    choices = f": {', '.join(one.choices)}" if one.choices else ""
+    return f"{before}{one.name} = {one.said(value)}".ljust(31) + f" # {one.hint}{choices}"
