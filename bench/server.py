@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from aggregator.config import RunConfig
+from aggregator.round import waiting_for
 from aggregator.server import Server
 from aggregator.settings import RoundsConfig
 from aggregator.store import Store
@@ -30,6 +31,7 @@ from seedmask.io.link import Event, Received
 from seedmask.mask import Theta
 from seedmask.shared import Shared
 from seedmask.spec import Linear, ModelSpec, Tensor, scale_bits
+from seedmask.training import TrainingConfig
 from seedmask.wire import Presence, Update, basis, encode
 from sim.broker import Agenda, MemoryBroker, MemoryLink, Wire
 
@@ -48,7 +50,8 @@ def measure(d: int, codec: MaskCodec) -> dict[str, object]:
     spec = spec_of(d)
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
-        config = RunConfig("bench", Path("-"), Path(folder), RoundsConfig(total=100, devices=DEVICES))
+        rounds, training = RoundsConfig(total=100, devices=DEVICES), TrainingConfig(codec=codec.NAME)
+        config = RunConfig("bench", Path("-"), Path(folder), rounds, training)
         store = Store(Path(folder) / "job.sqlite", "bench", spec.digest, spec.canonical(), spec.d)
         agenda = Agenda()
 
@@ -64,11 +67,12 @@ def measure(d: int, codec: MaskCodec) -> dict[str, object]:
         rates, sizes, cpu, closing = [], [], [], []
         for _ in range(3):
             theta: Theta = server.job.theta
+            round_ = server.job.round
             messages = []
             for name in names:
                 # Masks as after some learning: likelier where theta is high, and not quite theta.
                 tilt = np.clip(theta.probability() + rng.normal(0, 0.1, spec.d), 0.01, 0.99)
-                scores, round_ = np.log(tilt / (1 - tilt)).astype(np.float32), server.job.round
+                scores = np.log(tilt / (1 - tilt)).astype(np.float32)
                 payload = codec.draw(scores, theta, Shared(spec.seed, round_, "bench", name), rng, Plan())
                 bound = basis("bench", spec.digest, theta.digest())
                 frame = encode(Update(round_, bound, 1, 0, 0, codec.ID, (payload,)))
@@ -84,6 +88,8 @@ def measure(d: int, codec: MaskCodec) -> dict[str, object]:
             cpu.append(time.process_time() - cpu_began)
             rates.append(DEVICES / (time.perf_counter() - began))
             closing.append(cpu[-1] - almost - almost / (DEVICES - 1))
+            if server.job.round != round_ + 1:
+                raise RuntimeError(f"round {round_} did not close: {waiting_for(server.job)}")
         store.close()
     return {
         "parameters": spec.d,
