@@ -406,8 +406,8 @@ _GET: dict[int, Callable[[_Reader], Message]] = {
 def encode(message: Message) -> bytes:
     """Return `message` as one frame.
 
-    Raises ValueError where a field cannot be written, or fields contradict each other: a bug at home. Options of the
-    work are not checked against their ranges here, their settings are; under CHECK everything is, by reading the frame.
+    Raises ValueError where a field cannot be written, or fields contradict each other: a bug at home. Training
+    options are within their ranges, their settings check that; under CHECK everything is, by reading the frame.
     """
     try:
         body = _PUT[type(message)](message)

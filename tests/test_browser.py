@@ -291,7 +291,7 @@ def test_the_optimiser_goes_on_from_round_to_round_if_the_job_says_so(page: chro
     native = open_runtime("onnxruntime", bundle, 1)
     data = Dataset(rng.integers(0, 17, (30, *spec.input)).astype(np.uint8), rng.integers(0, 10, 30))
     theta = Theta(rng.integers(1, 10, spec.d).astype(np.uint16), 10)
-    for keep in (1, 0):
+    for keep in (True, False):
         work = TrainingConfig(epochs=2, learning_rate=0.05, mean_epochs=2, keep_optimizer=keep)
         kept = None
         for again in (False, True):

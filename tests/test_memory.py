@@ -271,8 +271,8 @@ def test_conv4_at_batch_128_stays_below_200_mb_from_training_to_the_coded_mask(
 @pytest.mark.export
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from Linux's /proc")
-@pytest.mark.parametrize("keep", [0, 1])
-def test_later_rounds_take_no_more_than_the_first_may(tmp_path: Path, conv4: ModelSpec, keep: int) -> None:
+@pytest.mark.parametrize("keep", [False, True])
+def test_later_rounds_take_no_more_than_the_first_may(tmp_path: Path, conv4: ModelSpec, keep: bool) -> None:
     """In the device's own training process: what is left of one round must not lie beside the next."""
     from export.make import make_bundle
 

@@ -237,9 +237,9 @@ def test_closing_ends_the_child(made: Made, tiny_spec: ModelSpec) -> None:
     assert trainer.news() is None
 
 
-@pytest.mark.parametrize("keep", [0, 1])
+@pytest.mark.parametrize("keep", [False, True])
 def test_the_optimiser_lives_from_round_to_round_if_the_job_wants_it(
-    folder: Path, tiny_spec: ModelSpec, monkeypatch: pytest.MonkeyPatch, keep: int
+    folder: Path, tiny_spec: ModelSpec, monkeypatch: pytest.MonkeyPatch, keep: bool
 ) -> None:
     """The child's own loop, in this process, with a training that only notes what it was given."""
     given: list[State | None] = []

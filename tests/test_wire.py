@@ -188,13 +188,13 @@ def test_a_message_that_nobody_would_accept_is_a_bug_at_home(
 
 
 def test_the_check_reads_what_was_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Half an offer of a delta is something that only the check finds."""
-    wrong = replace(LEAST, base=b"x" * 16)
+    """A status that there is not is something that only the check finds."""
+    wrong = Receipt("a", 1, bytes(16), 9, "")  # type: ignore[arg-type]
     assert wire.CHECK
-    with pytest.raises(ValueError, match=r"Announce that nobody would accept: base, delta and its chunks"):
+    with pytest.raises(ValueError, match=r"Receipt that nobody would accept: receipt status 9 is unknown"):
         wire.encode(wrong)
     monkeypatch.setattr(wire, "CHECK", False)
-    with pytest.raises(FieldError, match="base, delta and its chunks"):
+    with pytest.raises(KindError, match="receipt status 9 is unknown"):
         wire.decode(wire.encode(wrong))
 
 
