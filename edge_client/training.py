@@ -49,7 +49,6 @@ def rule_of(work: Work, round_: int) -> Rule:
         times_theta=bool(work.straight_through),
         kl=work.kl / 1e6,
         sparsity=work.sparsity / 1e6,
-        entropy=work.entropy / 1e6,
         exact_rate=work.rate_of_exact(round_),
     )
 

@@ -159,10 +159,9 @@ def test_a_rule_says_what_the_work_says() -> None:
         straight_through=1,
         kl=10_000_000,
         sparsity=3_000_000,
-        entropy=500_000,
         rate_decay=100_000,
     )
-    assert rule_of(work, 1) == Rule(2.0, "sgd", 0.9, True, 10.0, 3.0, 0.5)
+    assert rule_of(work, 1) == Rule(2.0, "sgd", 0.9, True, 10.0, 3.0)
     assert rule_of(work, 3).rate == pytest.approx(2.0 * 0.9**2)
 
 
