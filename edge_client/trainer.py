@@ -207,7 +207,7 @@ class ProcessTrainer:
             code = self._process.exitcode
         self.close()
         why = f"signal {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit status {code}"
-        hint = " (out of memory? set memory_mb)" if code == -signal.SIGKILL else ""
+        hint = " (out of memory? memory_mb sets a ceiling)" if code == -signal.SIGKILL else ""
         return f"the training process ended with {why}{hint}"
 
     def close(self) -> None:

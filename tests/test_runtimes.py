@@ -5,9 +5,13 @@ Specs are written by hand, so the reference is tested where neither torch nor on
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +21,7 @@ from edge_client.runtimes import DivergedError, Exact, Fit, Rule, Runtime, State
 from edge_client.runtimes.on_device import OnDevice
 from seedmask import layers
 from seedmask.bundle import Bundle
+from seedmask.cli import main
 from seedmask.errors import BundleError, MissingPackageError, UserError
 from seedmask.spec import Conv2d, Flatten, GroupNorm, Layer, Linear, MaxPool2d, ModelSpec, ReLU, Tensor, scale_bits
 
@@ -608,6 +613,60 @@ def test_a_bundle_without_the_graphs_says_which_one_it_lacks() -> None:
     pytest.importorskip("onnxruntime")
     with pytest.raises(BundleError, match=r"no onnx/init\.onnx"):
         runtimes.open_runtime("onnxruntime", Bundle(DENSE, BATCH, {}))
+
+
+ABACUS = """
+NEEDS = ()
+GRAPHS = ()
+
+def open_runtime(bundle, threads):
+    from edge_client.runtimes.reference import open_runtime as reference
+    return reference(bundle, threads)
+"""
+
+
+@pytest.fixture
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A package on the path with a runtime that trains and one that cannot be imported."""
+    info = tmp_path / "seedmask_abacus-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: seedmask-abacus\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[seedmask.runtimes]\nabacus = seedmask_abacus\nbroken = seedmask_broken\n")
+    (tmp_path / "seedmask_abacus.py").write_text(ABACUS)
+    (tmp_path / "seedmask_broken.py").write_text("raise RuntimeError('no beads')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+
+@pytest.mark.usefixtures("installed")
+def test_a_package_brings_a_runtime_that_trains_like_ours() -> None:
+    assert {"abacus", "reference"} <= set(runtimes.names())
+    x, y, state, noise = example(DENSE, 5)
+    assert_same(*(opened(which, DENSE).step(x, y, state, noise, ADAM) for which in ("abacus", "reference")))
+    with pytest.raises(ValueError, match="abacus takes a batch as its graphs do"):
+        runtimes.open_runtime("abacus", Bundle(DENSE, BATCH, {}), 1, Fit(4))
+
+
+@pytest.mark.usefixtures("installed")
+def test_a_runtime_that_cannot_be_imported_is_named_and_breaks_no_other(capsys: pytest.CaptureFixture[str]) -> None:
+    why = r"broken of seedmask.runtimes \(package seedmask-abacus, seedmask_broken\) cannot be imported: .*no beads"
+    with pytest.raises(UserError, match=why):
+        runtimes.open_runtime("broken", Bundle(DENSE, BATCH, {}))
+    with pytest.raises(UserError, match="no runtime called 'onnx'"):  # looks at every runtime for whom to name
+        runtimes.require("onnx")
+    assert main(["client", "runtimes", "--json"]) == 0
+    rows = {row["runtime"]: row for row in json.loads(capsys.readouterr().out)}
+    assert rows["abacus"]["ready"]
+    assert not rows["broken"]["ready"]
+    assert "no beads" in rows["broken"]["missing"][0]
+    assert rows["broken"]["install"] == "pip install --upgrade seedmask-abacus, or pip uninstall it"
+
+
+def test_listing_runtimes_imports_none_of_them() -> None:
+    code = "import sys; from edge_client import runtimes; print(runtimes.names()); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "'reference'" in done.stdout
+    loaded = done.stdout.split()
+    assert not {"torch", "onnxruntime", "executorch", "edge_client.runtimes.torch"} & set(loaded)
 
 
 def test_every_runtime_module_keeps_to_the_contract() -> None:

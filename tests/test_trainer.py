@@ -13,21 +13,26 @@ from dataclasses import replace
 from multiprocessing import Pipe
 from multiprocessing.connection import wait
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from edge_client.client import Client, Identity
 from edge_client.config import EdgeConfig
 from edge_client.data import Dataset, DataSettings, DataSummary
+from edge_client.outbox import Outbox
 from edge_client.runtimes import State
 from edge_client.session import Failed, Trained
 from edge_client.trainer import Advanced, Loaded, News, ProcessTrainer, _Begin, _Ready, _serve
 from edge_client.training import Outcome
 from seedmask.bundle import Bundle, to_bytes
 from seedmask.chunks import transfer_id
+from seedmask.errors import UserError
+from seedmask.io.link import Connected
 from seedmask.mask import Theta
 from seedmask.spec import Linear, ModelSpec, Tensor, scale_bits
-from seedmask.wire import Announce, Phase, Update, Work, basis, decode
+from seedmask.wire import Announce, Phase, Presence, Update, Work, basis, decode
 
 SECONDS = 60.0
 ENDLESS = Work(epochs=60_000)
@@ -222,6 +227,98 @@ def test_probabilities_of_another_size_fail_the_round_and_not_the_child(made: Ma
     trainer.begin(announce(tiny_spec, theta, 2), theta)
     assert isinstance(following(trainer, Trained, Failed), Trained)
     assert pid(trainer) == child
+
+
+def test_what_is_known_of_the_data_comes_from_the_child_and_is_never_an_old_number(
+    made: Made, folder: Path, tiny_spec: ModelSpec, tiny_data: Dataset
+) -> None:
+    trainer, theta = made(), Theta.even(tiny_spec.d)
+    assert trainer.load().data == DataSummary(96, 96 * (16 + 8))
+    np.savez(folder / "mine.npz", x=tiny_data.x[:40], y=tiny_data.y[:40])
+    trainer.begin(announce(tiny_spec, theta), theta)
+    first = following(trainer, Trained, Failed)
+    assert isinstance(first, Trained)
+    update = decode(first.frame)
+    assert isinstance(update, Update)
+    assert update.samples == 96  # the child trains on what it told of
+    os.kill(pid(trainer), signal.SIGKILL)
+    assert trainer._process is not None
+    trainer._process.join(SECONDS)
+    trainer.begin(announce(tiny_spec, theta, 2), theta)
+    news = following(trainer, Loaded)
+    assert isinstance(news, Loaded)
+    assert news.data.examples == 40
+    second = following(trainer, Trained, Failed)
+    assert isinstance(second, Trained)
+    update = decode(second.frame)
+    assert isinstance(update, Update)
+    assert update.samples == 40
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"data": DataSettings("npz", {"path": "/nowhere/mine.npz"})}, "cannot read /nowhere/mine.npz"),
+        ({"memory_mb": 40}, "memory_mb = 40 is too little for tiny"),
+    ],
+)
+def test_data_that_cannot_be_loaded_is_the_users_to_mend(made: Made, changes: dict[str, object], says: str) -> None:
+    trainer = made(**changes)
+    for _ in range(2):
+        with pytest.raises(UserError, match=says):
+            trainer.load()
+        assert trainer._process is None
+
+
+class Broker:
+    """A link to a broker that only connects, and that somebody leaves when nothing more is to come."""
+
+    def __init__(self) -> None:
+        self.events: list[object] = [Connected(True)]
+        self.published: list[tuple[str, bytes]] = []
+
+    def publish(self, topic: str, payload: bytes, retain: bool = False) -> None:
+        self.published.append((topic, payload))
+
+    def receive(self, timeout: float) -> object:
+        if self.events:
+            return self.events.pop(0)
+        raise KeyboardInterrupt
+
+    def subscribe(self, topic: str) -> None: ...
+
+    def busy(self) -> bool:
+        return False
+
+
+class Restarted:
+    """A trainer whose process has started anew and found other data."""
+
+    def __init__(self, *found: int) -> None:
+        self._news = [Loaded(DataSummary(n, 24 * n)) for n in found]
+
+    def news(self) -> News | None:
+        return self._news.pop(0) if self._news else None
+
+
+def test_a_client_whose_data_has_changed_says_so_and_announces_the_new_number(
+    tmp_path: Path, tiny_spec: ModelSpec, caplog: pytest.LogCaptureFixture
+) -> None:
+    broker, trainer = Broker(), Restarted(96, 1040)
+    who = Identity("pi-1", "fashion", tiny_spec, 96, "reference", 1)
+    told: Any = Client(
+        who,
+        broker,  # type: ignore[arg-type]
+        Outbox(tmp_path / "outbox", "fashion"),
+        trainer,  # type: ignore[arg-type]
+        lambda: 0.0,
+        tmp_path / "journal.jsonl",
+    )
+    with pytest.raises(KeyboardInterrupt):
+        told.run(stay=True)
+    presences = [frame for _, payload in broker.published if isinstance(frame := decode(payload), Presence)]
+    assert [presence.samples for presence in presences] == [96, 1040]
+    assert "the data has changed: it was 96 examples, it is 1,040 from now on" in caplog.text
 
 
 def test_closing_ends_the_child(made: Made, tiny_spec: ModelSpec) -> None:
