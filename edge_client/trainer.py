@@ -11,12 +11,15 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import threading
 import time
 import traceback
+from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
-from typing import Final, Protocol, TypeAlias
+from types import FrameType
+from typing import Any, Final, Protocol, TypeAlias
 
 import numpy as np
 
@@ -140,15 +143,9 @@ class ProcessTrainer:
         self.close()
         self._pipe, theirs = self._context.Pipe()
         self._process = self._context.Process(target=_serve, args=(self._config, theirs), daemon=True)
-        # Ctrl-C reaches every process of a terminal. The child ignores it from `_serve` on, and must not hear of it
-        # before. The tracker is started first, because its start would unblock the signal.
-        resource_tracker.ensure_running()
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
+        with _undisturbed():
             self._process.start()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        theirs.close()
+            theirs.close()
 
     def _hand_over(self) -> None:
         if self._ready and self._next is not None and self._pipe is not None:
@@ -222,6 +219,34 @@ class ProcessTrainer:
                 self._process.join(5)
         self._pipe = self._process = None
         self._ready = False
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Start a child so that Ctrl-C, which reaches every process of a terminal, cuts neither it nor its start in two.
+
+    The child does not get SIGINT at all, since a blocked signal stays so; ours, and SIGTERM, come when it has started.
+    """
+    resource_tracker.ensure_running()  # first, because its start would unblock the signal
+    came: list[tuple[int, FrameType | None]] = []
+    before: dict[signal.Signals, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        # Blocking is not enough for us: NumPy's threads take signals as well, and Python handles them here.
+        for which in (signal.SIGINT, signal.SIGTERM):
+            before[which] = signal.signal(which, lambda number, frame: came.append((number, frame)))
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for which, handler in before.items():
+            signal.signal(which, handler)
+    for number, frame in came:
+        handler = before[signal.Signals(number)]
+        if callable(handler):
+            handler(number, frame)
+        elif handler == signal.SIG_DFL:
+            signal.raise_signal(number)
 
 
 def _serve(config: EdgeConfig, pipe: Connection) -> None:

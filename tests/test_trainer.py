@@ -274,7 +274,7 @@ class Broker:
     """A link to a broker that only connects, and that somebody leaves when nothing more is to come."""
 
     def __init__(self) -> None:
-        self.events: list[object] = [Connected(True)]
+        self.events: list[object] = [Connected()]
         self.published: list[tuple[str, bytes]] = []
 
     def publish(self, topic: str, payload: bytes, retain: bool = False) -> None:
