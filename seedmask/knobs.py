@@ -198,8 +198,13 @@ def needed(meaning: str, *, pattern: str = "") -> dict[str, Knob]:
     return {_KEY: Knob(meaning, pattern=pattern)}
 
 
+def unlisted() -> dict[str, None]:
+    """Return the metadata of a field that no file says: a program fills it in."""
+    return {_KEY: None}
+
+
 def knobs(kind: type) -> tuple[Knob, ...]:
-    """Return every field of a settings class that is no table, in order."""
+    """Return every field of a settings class that a file may say and that is no table, in order."""
     return _knobs(kind)
 
 
@@ -212,7 +217,9 @@ def _knobs(kind: Any) -> tuple[Knob, ...]:
         if dataclasses.is_dataclass(hint):
             continue
         kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-        declared: Knob = one.metadata.get(_KEY, Knob())
+        declared: Knob | None = one.metadata.get(_KEY, Knob())
+        if declared is None:
+            continue
         default = REQUIRED if one.default is dataclasses.MISSING else one.default
         found.append(dataclasses.replace(declared, name=one.name, kinds=kinds, default=default))
     return tuple(found)
@@ -222,6 +229,15 @@ def tables(kind: type) -> dict[str, type]:
     """Return every field of a settings class that is a table, with its class."""
     hints = typing.get_type_hints(kind)
     return {f.name: hints[f.name] for f in dataclasses.fields(kind) if dataclasses.is_dataclass(hints[f.name])}
+
+
+def variants(kind: type) -> tuple[str, Mapping[str, type]]:
+    """Return the key that chooses what else a table has, and the settings class of each choice; "" where none does.
+
+    Such a table is a settings class with a class method `variants()` that returns both.
+    """
+    own = getattr(kind, "variants", None)
+    return ("", {}) if own is None else own()
 
 
 def about(kind: type) -> str:

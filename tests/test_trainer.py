@@ -13,22 +13,27 @@ from dataclasses import replace
 from multiprocessing import Pipe
 from multiprocessing.connection import wait
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from edge_client.client import Client, Identity
 from edge_client.config import EdgeConfig
-from edge_client.data import Dataset, DataSettings
+from edge_client.data import Dataset, DataSettings, DataSummary
+from edge_client.outbox import Outbox
 from edge_client.runtimes import State
 from edge_client.session import Failed, Trained
-from edge_client.trainer import Advanced, News, ProcessTrainer, _Begin, _Ready, _serve
+from edge_client.trainer import Advanced, Loaded, News, ProcessTrainer, _Begin, _Ready, _serve
 from edge_client.training import Outcome
 from seedmask.bundle import Bundle, to_bytes
 from seedmask.chunks import transfer_id
+from seedmask.errors import UserError
+from seedmask.io.link import Connected
 from seedmask.mask import Theta
 from seedmask.spec import Linear, ModelSpec, Tensor, scale_bits
 from seedmask.training import TrainingConfig
-from seedmask.wire import Announce, Phase, Update, basis, decode
+from seedmask.wire import Announce, Phase, Presence, Update, basis, decode
 
 SECONDS = 60.0
 ENDLESS = TrainingConfig(epochs=60_000)
@@ -88,7 +93,7 @@ def made(folder: Path) -> Iterator[Made]:
         job="fashion",
         bundle=folder / "tiny.bundle",
         state_dir=folder,
-        data=DataSettings("npz", path=folder / "mine.npz"),
+        data=DataSettings("npz", {"path": str(folder / "mine.npz")}),
         runtime="reference",
         threads=1,
     )
@@ -167,7 +172,7 @@ def test_a_large_round_that_is_given_up_at_its_last_step_blocks_nobody(made: Mad
     )
     (folder / "wide.bundle").write_bytes(to_bytes(Bundle(wide, 8, {})))
     np.savez(folder / "wide.npz", x=np.ones((1, 1200), np.uint8), y=np.array([3]))
-    trainer = made(bundle=folder / "wide.bundle", data=DataSettings("npz", path=folder / "wide.npz"))
+    trainer = made(bundle=folder / "wide.bundle", data=DataSettings("npz", {"path": str(folder / "wide.npz")}))
     theta = Theta.even(wide.d)
     work = TrainingConfig(epochs=1, codec="packed")
     trainer.begin(announce(wide, theta, 1, work), theta)
@@ -184,7 +189,7 @@ def test_a_large_round_that_is_given_up_at_its_last_step_blocks_nobody(made: Mad
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"data": DataSettings("npz", path=Path("/nowhere/mine.npz"))}, "cannot read /nowhere/mine.npz"),
+        ({"data": DataSettings("npz", {"path": "/nowhere/mine.npz"})}, "cannot read /nowhere/mine.npz"),
         ({"bundle": Path("/nowhere/tiny.bundle")}, "cannot read the bundle /nowhere/tiny.bundle"),
         ({"runtime": "abacus"}, "no runtime called 'abacus'"),
         ({"memory_mb": 40}, "memory_mb = 40 is too little for tiny on runtime reference: one example at a time takes"),
@@ -225,6 +230,98 @@ def test_probabilities_of_another_size_fail_the_round_and_not_the_child(made: Ma
     assert pid(trainer) == child
 
 
+def test_what_is_known_of_the_data_comes_from_the_child_and_is_never_an_old_number(
+    made: Made, folder: Path, tiny_spec: ModelSpec, tiny_data: Dataset
+) -> None:
+    trainer, theta = made(), Theta.even(tiny_spec.d)
+    assert trainer.load().data == DataSummary(96, 96 * (16 + 8))
+    np.savez(folder / "mine.npz", x=tiny_data.x[:40], y=tiny_data.y[:40])
+    trainer.begin(announce(tiny_spec, theta), theta)
+    first = following(trainer, Trained, Failed)
+    assert isinstance(first, Trained)
+    update = decode(first.frame)
+    assert isinstance(update, Update)
+    assert update.samples == 96  # the child trains on what it told of
+    os.kill(pid(trainer), signal.SIGKILL)
+    assert trainer._process is not None
+    trainer._process.join(SECONDS)
+    trainer.begin(announce(tiny_spec, theta, 2), theta)
+    news = following(trainer, Loaded)
+    assert isinstance(news, Loaded)
+    assert news.data.examples == 40
+    second = following(trainer, Trained, Failed)
+    assert isinstance(second, Trained)
+    update = decode(second.frame)
+    assert isinstance(update, Update)
+    assert update.samples == 40
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"data": DataSettings("npz", {"path": "/nowhere/mine.npz"})}, "cannot read /nowhere/mine.npz"),
+        ({"memory_mb": 40}, "memory_mb = 40 is too little for tiny"),
+    ],
+)
+def test_data_that_cannot_be_loaded_is_the_users_to_mend(made: Made, changes: dict[str, object], says: str) -> None:
+    trainer = made(**changes)
+    for _ in range(2):
+        with pytest.raises(UserError, match=says):
+            trainer.load()
+        assert trainer._process is None
+
+
+class Broker:
+    """A link to a broker that only connects, and that somebody leaves when nothing more is to come."""
+
+    def __init__(self) -> None:
+        self.events: list[object] = [Connected()]
+        self.published: list[tuple[str, bytes]] = []
+
+    def publish(self, topic: str, payload: bytes, retain: bool = False) -> None:
+        self.published.append((topic, payload))
+
+    def receive(self, timeout: float) -> object:
+        if self.events:
+            return self.events.pop(0)
+        raise KeyboardInterrupt
+
+    def subscribe(self, topic: str) -> None: ...
+
+    def busy(self) -> bool:
+        return False
+
+
+class Restarted:
+    """A trainer whose process has started anew and found other data."""
+
+    def __init__(self, *found: int) -> None:
+        self._news = [Loaded(DataSummary(n, 24 * n)) for n in found]
+
+    def news(self) -> News | None:
+        return self._news.pop(0) if self._news else None
+
+
+def test_a_client_whose_data_has_changed_says_so_and_announces_the_new_number(
+    tmp_path: Path, tiny_spec: ModelSpec, caplog: pytest.LogCaptureFixture
+) -> None:
+    broker, trainer = Broker(), Restarted(96, 1040)
+    who = Identity("pi-1", "fashion", tiny_spec, 96, "reference", 1)
+    told: Any = Client(
+        who,
+        broker,  # type: ignore[arg-type]
+        Outbox(tmp_path / "outbox", "fashion"),
+        trainer,  # type: ignore[arg-type]
+        lambda: 0.0,
+        tmp_path / "journal.jsonl",
+    )
+    with pytest.raises(KeyboardInterrupt):
+        told.run(stay=True)
+    presences = [frame for _, payload in broker.published if isinstance(frame := decode(payload), Presence)]
+    assert [presence.samples for presence in presences] == [96, 1040]
+    assert "the data has changed: it was 96 examples, it is 1,040 from now on" in caplog.text
+
+
 def test_closing_ends_the_child(made: Made, tiny_spec: ModelSpec) -> None:
     trainer, theta = made(), Theta.even(tiny_spec.d)
     trainer.begin(announce(tiny_spec, theta, 1, ENDLESS), theta)
@@ -254,12 +351,13 @@ def test_the_optimiser_lives_from_round_to_round_if_the_job_wants_it(
     monkeypatch.setattr("edge_client.trainer.train", noting)
     monkeypatch.setattr("edge_client.trainer.signal.signal", lambda *arguments: None)
     monkeypatch.setattr(os, "nice", lambda by: None)
-    data = DataSettings("npz", path=folder / "mine.npz")
+    data = DataSettings("npz", {"path": str(folder / "mine.npz")})
     config = EdgeConfig("pi-1", "fashion", folder / "tiny.bundle", folder, data, "reference", 1)
     ours, theirs = Pipe()
     child = threading.Thread(target=_serve, args=(config, theirs))
     child.start()
     theta, trained = Theta.even(tiny_spec.d), []
+    assert ours.recv() == Loaded(DataSummary(96, 96 * (16 + 8)))
     for round_ in (1, 2, 3, 3):
         while not isinstance(message := ours.recv(), _Ready):
             trained.append(message)

@@ -17,7 +17,7 @@ from typing import Any, Final
 from seedmask.errors import UserError
 from seedmask.io import schema
 from seedmask.io.commands import Command
-from seedmask.knobs import REQUIRED, Knob, about, knobs, tables
+from seedmask.knobs import REQUIRED, Knob, about, knobs, tables, variants
 
 GROUP: Final = "seedmask.settings"
 
@@ -42,8 +42,13 @@ def files() -> dict[str, type]:
 
 
 def places(file: str, kind: type) -> list[Place]:
-    """Return the tables of one file, the file itself first."""
-    return [Place(file, name, inner) for name, inner in {"": kind, **tables(kind)}.items()]
+    """Return the tables of one file, the file itself first, behind each table those that one of its keys chooses."""
+    found = []
+    for table, inner in {"": kind, **tables(kind)}.items():
+        found.append(Place(file, table, inner))
+        key, choices = variants(inner)
+        found += [Place(file, f'{table}] {key} = "{name}', chosen) for name, chosen in choices.items()]
+    return found
 
 
 def everything() -> Iterator[tuple[Place, Knob]]:

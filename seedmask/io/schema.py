@@ -11,7 +11,7 @@ import math
 from pathlib import Path
 from typing import Any, Final
 
-from seedmask.knobs import REQUIRED, Knob, about, knobs, tables
+from seedmask.knobs import REQUIRED, Knob, about, knobs, tables, variants
 
 DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 PRESET: Final = "default"
@@ -35,6 +35,20 @@ def _table(kind: type) -> dict[str, Any]:
     }
     if required := [field.name for field in fields if (field.default, field.default_factory) == missing]:
         made["required"] = required
+    key, choices = variants(kind)
+    if not choices:
+        return made
+    # What else the table has depends on one of its keys; where that is not said, its default decides.
+    chooser = next(one for one in knobs(kind) if one.name == key)
+    made["oneOf"] = [_variant(key, name, inner, chooser.default == name) for name, inner in choices.items()]
+    made.pop("additionalProperties")
+    return made
+
+
+def _variant(key: str, name: str, kind: type, usual: bool) -> dict[str, Any]:
+    made = _table(kind)
+    made["properties"] = {key: {"const": name}, **made["properties"]}
+    made["required"] = [*made.get("required", []), *([] if usual else [key])]
     return made
 
 
