@@ -1,4 +1,4 @@
-"""The web client in a real browser: bundle.mjs, runtime.mjs and training.mjs on onnxruntime-web, against Python's."""
+"""The web client in a real browser: web/src on onnxruntime-web, against Python's runtimes and training."""
 
 from __future__ import annotations
 
@@ -391,10 +391,10 @@ def test_private_randomness_is_uniform_and_never_the_same(page: chromium.Page) -
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="needs Node.js, which is not installed")
 def test_the_guides_example_imports_what_there_is() -> None:
-    web = chromium.ROOT / "edge_client" / "web"
-    lines = re.findall(r'^import (.*) from "\./(\w+\.mjs)";$', (chromium.ROOT / "docs" / "web.md").read_text(), re.M)
-    assert {file for _, file in lines} == {path.name for path in web.glob("*.mjs")}
-    code = "\n".join(f'import {names} from "{(web / file).as_uri()}";' for names, file in lines)
+    guide = (chromium.ROOT / "docs" / "web.md").read_text(encoding="utf-8")
+    names = re.findall(r'^import (\{.*\}) from "\./seedmask\.mjs";$', guide, re.M)
+    assert names
+    code = "\n".join(f'import {each} from "{(chromium.WEB / "index.mjs").as_uri()}";' for each in names)
     done = subprocess.run(["node", "--input-type=module", "-e", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
@@ -412,10 +412,9 @@ def test_the_guides_example_imports_what_there_is() -> None:
 )
 def test_a_round_that_is_not_ours_is_refused_before_training(change: dict[str, Any], error: str) -> None:
     announce = replace(announced(DENSE, Theta.even(DENSE.d), Work()), **change)
-    web = (chromium.ROOT / "edge_client" / "web").as_uri()
+    web = (chromium.WEB / "index.mjs").as_uri()
     code = f"""
-        import {{ Theta, decode, readSpec }} from "{web}/seedmask.mjs";
-        import {{ trainRound }} from "{web}/training.mjs";
+        import {{ Theta, decode, readSpec, trainRound }} from "{web}";
         const bytes = (hex) => Uint8Array.from(Buffer.from(hex, "hex"));
         const spec = readSpec(bytes("{DENSE.canonical().hex()}"));
         const step = () => {{ throw new Error("it trains"); }};
