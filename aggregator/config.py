@@ -34,7 +34,7 @@ deadline_s = 600                # time for one round
 # epochs = 3                    # passes over each device's data
 # learning_rate = 0.1           # of Adam on the mask scores
 # exact_rate = 0.001            # of Adam on exact values, where the model has any
-# codec = "hmrc"                # or "crn", "rans", "packed"
+# codec = "hmrc"                # or "rans", "packed"
 
 [learning]                      # what the aggregator makes of the masks:
 # downlink = "exact"            # or the number of levels that the published probabilities are rounded to
@@ -91,12 +91,10 @@ class WorkSettings:
     straight_through: str = "identity"
     kl: float = 0.0
     sparsity: float = 0.0
-    entropy: float = 0.0
     masks: int = 1
     kappa: float = 5.0
     kappa_max: float = 24.0
     max_blocks: int = 0
-    stratified: bool = False
     mean_epochs: int = 0
     rate_decay: float = 0.0
     exact_rate: float = 0.001
@@ -110,7 +108,7 @@ class WorkSettings:
         _listed(self, "straight_through", ESTIMATORS)
         for name in ("momentum", "rate_decay"):
             _within(self, name, 0, 0.999_999)
-        for name in ("kl", "sparsity", "entropy"):
+        for name in ("kl", "sparsity"):
             _within(self, name, 0, 4000)
         _within(self, "masks", 1, 255)
         for name in ("kappa", "kappa_max"):
@@ -132,12 +130,10 @@ class WorkSettings:
             straight_through=ESTIMATORS.index(self.straight_through),
             kl=_millionths(self.kl),
             sparsity=_millionths(self.sparsity),
-            entropy=_millionths(self.entropy),
             masks=self.masks,
             kappa=round(self.kappa * 1000),
             kappa_max=round(self.kappa_max * 1000),
             max_blocks=self.max_blocks,
-            stratified=int(self.stratified),
             mean_epochs=self.mean_epochs,
             rate_decay=_millionths(self.rate_decay),
             exact_rate=_millionths(self.exact_rate),
@@ -151,10 +147,7 @@ class AggregateSettings:
     `downlink`: "exact" (counts of ones) or the number of levels that probabilities are rounded to. `weighting`: "equal"
     or "samples", as many as a device says it has, at most `max_samples`: what bounds the word of one. `prior`: lambda
     of the Beta prior, at least 1; `carry`: share of the Beta counts that a round hands to the next, 0: reset. `clamp`:
-    least probability. `step`: how far theta goes from where it was to what the masks say. `control_variate` (codec
-    "crn" only): the masks' difference from those that untrained devices would have drawn moves theta. `hysteresis`: a
-    weight keeps its level until it is that much further from it, in levels, than the half that rounds it away.
-    `average_last`: the finished model is the threshold of the mean theta of so many rounds. `relay`: tell theta as the
+    least probability. `step`: how far theta goes from where it was to what the masks say. `average_last`: the finished model is the threshold of the mean theta of so many rounds. `relay`: tell theta as the
     masks that made it where that is shorter; devices can then read each other's masks. `init`: "half", "uniform" or
     "normal" (scores).
     """
@@ -166,8 +159,6 @@ class AggregateSettings:
     carry: float = 0.0
     clamp: float = CLAMP / ONE
     step: float = 1.0
-    control_variate: bool = False
-    hysteresis: float = 0.0
     average_last: int = 1
     init: str = "half"
     relay: bool = True
@@ -184,12 +175,7 @@ class AggregateSettings:
         _within(self, "carry", 0, 0.999)
         _within(self, "clamp", 1 / ONE, 0.4999)
         _within(self, "step", 0.001, 10)
-        _within(self, "hysteresis", 0, 1)
         _within(self, "average_last", 1, 1000)
-        if self.hysteresis and self.downlink == "exact":
-            raise ValueError("hysteresis needs levels: downlink = 4, for one")
-        if self.control_variate and (self.carry or self.prior != 1):
-            raise ValueError("control_variate moves theta and counts nothing: it excludes prior and carry")
 
     def recipe(self) -> Recipe:
         """The same in integers."""
@@ -200,18 +186,10 @@ class AggregateSettings:
             carry=round(self.carry * 1000),
             clamp=round(self.clamp * ONE),
             step=round(self.step * 1000),
-            control_variate=self.control_variate,
-            hysteresis=round(self.hysteresis * ONE),
             average=self.average_last,
             init=self.init,
             relay=self.relay,
         )
-
-
-def check_together(work: WorkSettings, learning: AggregateSettings) -> None:
-    """Raise ValueError where the two tables contradict each other."""
-    if learning.control_variate and work.codec != "crn":
-        raise ValueError(f'control_variate needs work.codec = "crn", found "{work.codec}"')
 
 
 @dataclass(frozen=True)
@@ -229,7 +207,6 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         check_name(self.job)
-        check_together(self.work, self.learning)
 
     @classmethod
     def completed(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -3,9 +3,7 @@
 FedPM's server (Isik et al., arXiv 2209.15328, section 3): Beta(alpha, beta) per weight with alpha = lambda + ones and
 beta = lambda + zeros; theta is the mode. With lambda = 1 and a reset every round, which is what the authors published,
 that is ones / K, an integer count. Around it: weights by examples, counts that are carried over to the next round, a
-server step, levels for a cheap downlink (rounded here, so that everybody uses the rounded value), and a control variate
-under shared uniforms: the masks that the devices would have drawn without training are known, and what they add by
-chance is taken away again, which removes the drift of theta by resampling (Wright and Fisher's, of allele frequencies).
+server step, and levels for a cheap downlink (rounded here, so that everybody uses the rounded value).
 
 Fixed point: a *share* is a probability before the clamp in units of 2**-16, 0 .. 65536. The probability of a share s
 is clamp + s (1 - 2 clamp).
@@ -40,8 +38,7 @@ class Recipe:
     """How masks become the next theta; integers. The [learning] table says what each is for.
 
     `top` of the levels that are published, 0: exact counts; `heaviest`: what a mask that weighs as its device's samples
-    weighs at most, 0: all weigh the same; `prior`: lambda - 1 and `hysteresis` in units of 2**-16;
-    `carry` and `step` in thousandths; `average`: rounds whose mean the finished model is the threshold of.
+    weighs at most, 0: all weigh the same; `prior`: lambda - 1 in units of 2**-16; `carry` and `step` in thousandths; `average`: rounds whose mean the finished model is the threshold of.
     """
 
     top: int = 0
@@ -50,8 +47,6 @@ class Recipe:
     carry: int = 0
     clamp: int = CLAMP
     step: int = 1000
-    control_variate: bool = False
-    hysteresis: int = 0
     average: int = 1
     init: str = "half"
     relay: bool = True
@@ -59,7 +54,7 @@ class Recipe:
     @property
     def remembers(self) -> bool:
         """Whether a round needs more of the one before than its theta."""
-        return bool(self.carry or self.step != 1000 or self.control_variate)
+        return bool(self.carry or self.step != 1000)
 
     @property
     def pooling(self) -> Pooling:
@@ -69,12 +64,12 @@ class Recipe:
     @property
     def pools(self) -> bool:
         """Whether theta follows from a round's masks by `pooling` alone, and may be told that way."""
-        return self.relay and not (self.remembers or self.prior or self.hysteresis)
+        return self.relay and not (self.remembers or self.prior)
 
 
 @dataclass(frozen=True, eq=False)
 class Posterior:
-    """Masks so far: `total` int64 [d] is the sum of weight times mask, or times what the mask adds to its control.
+    """Masks so far: `total` int64 [d] is the sum of weight times mask.
 
     `weight`: sum of the `masks`' weights, each a multiple of `unit`. `moved` int64 [e]: the sum of weight times how far
     each device's exact values are from the round's, `movers` that of these weights, one for each device.
@@ -92,19 +87,13 @@ class Posterior:
         """No mask yet."""
         return cls(np.zeros(d, np.int64), moved=np.zeros(e, np.int64))
 
-    def fold(self, mask: Mask, weight: int = 1, control: npt.NDArray[np.int32] | None = None) -> Posterior:
-        """With one more mask, uint8 [d], that counts `weight` times, 1 .. MAX_WEIGHT.
-
-        `control` int32 [d], units of 2**-16: what the mask would be without training, taken off it.
-        """
+    def fold(self, mask: Mask, weight: int = 1) -> Posterior:
+        """Add one more mask, uint8 [d], that counts `weight` times, 1 .. MAX_WEIGHT; else ValueError."""
         if not 1 <= weight <= MAX_WEIGHT:
             raise ValueError(f"a weight is 1 .. {MAX_WEIGHT}, found {weight}")
-        part = mask.astype(np.int64)
-        if control is not None:
-            part = (part << 16) - control
+        total = self.total + weight * mask.astype(np.int64)
         unit = math.gcd(self.unit, weight)
-        total, all_, masks = self.total + weight * part, self.weight + weight, self.masks + 1
-        return replace(self, total=total, weight=all_, masks=masks, unit=unit)
+        return replace(self, total=total, weight=self.weight + weight, masks=self.masks + 1, unit=unit)
 
     def move(self, moved: I64, weight: int = 1) -> Posterior:
         """With one more device's exact values, `moved` [e] from the round's, each within `exact.REACH`."""
@@ -186,25 +175,18 @@ def conclude(
 def _probabilities(
     posterior: Posterior, recipe: Recipe, theta: Theta, memory: Memory | None
 ) -> tuple[Theta, Memory | None]:
-    if not (recipe.prior or recipe.remembers or recipe.hysteresis):
+    if not (recipe.prior or recipe.remembers):
         return pool(*posterior.sums, recipe.top, recipe.clamp), None
     before = memory.share if memory is not None else _share(theta)
-    ones, masks = np.zeros(theta.d, np.int64), 0
-    if recipe.control_variate:
-        moved = _divided(posterior.total, posterior.weight)
-        share = before + _divided(moved * (recipe.step * ONE), 1000 * (ONE - 2 * recipe.clamp))
-    else:
-        if memory is not None:
-            ones, masks = memory.ones, memory.masks
-        ones = ones + _divided(posterior.total << 16, posterior.weight) * posterior.masks
-        masks = masks + posterior.masks * ONE
-        of = masks + 2 * recipe.prior
-        spare = max(0, of.bit_length() - 46)  # bits that 63 of them have no room for, after years of carrying over
-        mode = _divided((ones + recipe.prior) >> spare << 16, of >> spare)
-        share = before + _divided((mode - before) * recipe.step, 1000)
-        ones, masks = ones * recipe.carry // 1000, masks * recipe.carry // 1000
-    share = np.clip(share, 0, ONE)
-    after = _levels(share, recipe, theta)
+    ones, masks = (memory.ones, memory.masks) if memory is not None else (np.zeros(theta.d, np.int64), 0)
+    ones = ones + _divided(posterior.total << 16, posterior.weight) * posterior.masks
+    masks = masks + posterior.masks * ONE
+    of = masks + 2 * recipe.prior
+    spare = max(0, of.bit_length() - 46)  # bits that 63 of them have no room for, after years of carrying over
+    mode = _divided((ones + recipe.prior) >> spare << 16, of >> spare)
+    share = np.clip(before + _divided((mode - before) * recipe.step, 1000), 0, ONE)
+    ones, masks = ones * recipe.carry // 1000, masks * recipe.carry // 1000
+    after = _levels(share, recipe)
     return after, Memory(share, ones, masks) if recipe.remembers else None
 
 
@@ -217,15 +199,10 @@ def finished(recent: tuple[Theta, ...]) -> tuple[Mask, I32]:
     return (2 * total >= len(recent) * ONE).astype(np.uint8), _divided(exact, len(recent)).astype(np.int32)
 
 
-def _levels(share: I64, recipe: Recipe, before: Theta) -> Theta:
-    """`share` to the nearest level, half a level up; near the border between two it stays where it was."""
+def _levels(share: I64, recipe: Recipe) -> Theta:
+    """Round `share` to the nearest level, half a level up."""
     top = recipe.top or FINE
-    exact = share * top
-    level = (exact + ONE // 2) >> 16
-    if recipe.hysteresis and before.top == top:
-        was = before.level.astype(np.int64)
-        level = np.where(np.abs(exact - (was << 16)) <= ONE // 2 + recipe.hysteresis, was, level)
-    return Theta(level.astype(np.uint16), top, recipe.clamp)
+    return Theta(((share * top + ONE // 2) >> 16).astype(np.uint16), top, recipe.clamp)
 
 
 def _share(theta: Theta) -> I64:

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from aggregator.config import AggregateSettings, WorkSettings, check_together
+from aggregator.config import AggregateSettings, WorkSettings
 from seedmask.errors import UserError
 from seedmask.io import settings
 
@@ -68,8 +68,4 @@ def settings_of(name: str, changes: Mapping[str, Any], where: str) -> tuple[Work
         table[key] = value
     work = settings.build(WorkSettings, both["work"], where, Path())
     learning = settings.build(AggregateSettings, both["learning"], where, Path())
-    try:
-        check_together(work, learning)
-    except ValueError as error:
-        raise UserError(f"{where}: {error}") from None
     return work, learning

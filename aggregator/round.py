@@ -17,10 +17,10 @@ import numpy as np
 from aggregator.config import Rounds
 from aggregator.posterior import Memory, Posterior, Recipe, conclude, finished
 from seedmask.chunks import transfer_id
-from seedmask.codec import by_id, counts, crn, delta, exact, packed, relay
+from seedmask.codec import by_id, counts, delta, exact, packed, relay
 from seedmask.errors import ProtocolError
 from seedmask.io.link import Connected, Disconnected, Refused
-from seedmask.mask import I32, MAX_TOP, ONE, Mask, Theta
+from seedmask.mask import I32, MAX_TOP, Mask, Theta
 from seedmask.shared import Shared
 from seedmask.wire import Announce, Phase, Presence, Receipt, Status, Update, Work, basis
 
@@ -223,11 +223,6 @@ def resume(
     return job
 
 
-def relays(job: Job) -> bool:
-    """Whether the theta of this job's rounds may be told as the masks that made it."""
-    return job.recipe.pools and not job.work.stratified
-
-
 def part_of(device: str, update: Update) -> relay.Part:
     """An accepted update as a relay passes it on."""
     return relay.Part(device, update.samples, update.codec, update.payloads)
@@ -278,12 +273,7 @@ def _ticked(job: Job) -> Step:
     if job.phase is Phase.OPEN and job.now >= job.deadline:
         if len(job.accepted) >= job.rounds.minimum:
             return _close(_doubt(job), "time is up")
-        # The strata of shared uniforms are those of the first announcement: such a round asks nobody else, waits for
-        # its own devices once more, and then makes do with what it has.
-        if job.work.stratified and job.accepted and job.now >= job.deadline + job.rounds.deadline_s:
-            return _close(_doubt(job), "time is up twice")
-        widens = bool(job.selected) and not job.work.stratified
-        if others := sorted(set(job.online) - set(job.selected)) if widens else []:
+        if others := sorted(set(job.online) - set(job.selected)) if job.selected else []:
             return _widen(job, others)
     if job.phase is not Phase.DONE and job.now - job.reminded >= REMIND_SECONDS:
         return replace(job, reminded=job.now), [Say(waiting_for(job))]
@@ -341,8 +331,7 @@ def _maybe_open(job: Job) -> Step:
     job = replace(job, work=job.wanted or job.work)
     names = sorted(job.online)
     few = 0 < job.rounds.per_round < len(names)
-    asked = _draw(job, names, job.rounds.per_round) if few else names[:MAX_TOP]
-    selected = tuple(sorted(asked)) if few or job.work.stratified else ()
+    selected = tuple(sorted(_draw(job, names, job.rounds.per_round))) if few else ()
     quorum = min(job.rounds.quorum or len(selected or names), MAX_TOP)
     job = _opened(replace(job, round=job.round + 1), selected, quorum)
     return job, [
@@ -448,16 +437,9 @@ def _folded(job: Job, device: str, update: Update) -> Posterior:
     """What is known with the masks and exact values of one more update. Raises ProtocolError."""
     codec, recipe, posterior = by_id(update.codec), job.recipe, job.posterior
     weight = relay.weight_of(update.samples, recipe.heaviest)
-    stratum = (job.selected.index(device), len(job.selected)) if job.work.stratified else None
-    q16 = job.theta.q16() if recipe.control_variate else None
     for index, payload in enumerate(update.payloads):
-        shared = Shared(job.seed, job.round, job.name, device, index, stratum)
-        mask = codec.decode(payload, job.theta, shared, job.work.max_blocks)
-        control = None
-        if q16 is not None:
-            # What the mask is without training: under `crn` the shared uniforms say, else its expectation, theta.
-            control = ((shared.uniforms(job.d) < q16) * ONE if update.codec == crn.ID else q16).astype(np.int32)
-        posterior = posterior.fold(mask, weight, control)
+        shared = Shared(job.seed, job.round, job.name, device, index)
+        posterior = posterior.fold(codec.decode(payload, job.theta, shared, job.work.max_blocks), weight)
     before = job.theta.exact
     return posterior.move(exact.decode(update.exact, before, exact.REACH).astype(np.int64) - before, weight)
 
@@ -466,7 +448,7 @@ def _counted(job: Job, device: str, transfer: bytes, update: Update, posterior: 
     return replace(
         job,
         posterior=posterior,
-        parts=(*job.parts, part_of(device, update)) if relays(job) else (),
+        parts=(*job.parts, part_of(device, update)) if job.recipe.pools else (),
         accepted={**job.accepted, device: transfer},
         counted={**job.counted, device: transfer},
     )

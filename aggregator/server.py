@@ -32,7 +32,6 @@ from aggregator.round import (
     Widened,
     announcement,
     part_of,
-    relays,
     resume,
     step,
     waiting_for,
@@ -195,7 +194,7 @@ class Server:
                 *(round_, record["train_loss"], 100 * record["train_accuracy"], f"{record['update_bytes']:,}"),
             )
         write_atomic(self.config.state_dir / "model.smk", finished)
-        keep = relays(self.job) and self.job.phase is not Phase.DONE
+        keep = self.job.recipe.pools and self.job.phase is not Phase.DONE
         self.store.closed(round_, closed.theta, record, closed.memory, keep)
         self._list_rounds()
         self._retire()  # before the next round is stored: a restart knows the latest one only

@@ -49,7 +49,6 @@ def rule_of(work: Work, round_: int) -> Rule:
         times_theta=bool(work.straight_through),
         kl=work.kl / 1e6,
         sparsity=work.sparsity / 1e6,
-        entropy=work.entropy / 1e6,
         exact_rate=work.rate_of_exact(round_),
     )
 
@@ -122,7 +121,7 @@ def update_of(
     plan = work.plan(thrift)
     payloads = []
     for index in range(work.masks):
-        shared = Shared(spec.seed, announce.round, announce.job, device, index, announce.stratum(device))
+        shared = Shared(spec.seed, announce.round, announce.job, device, index)
         payloads.append(by_id(work.codec).draw(outcome.scores, theta, shared, rng, plan))
     return Update(
         round=announce.round,

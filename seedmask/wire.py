@@ -67,12 +67,11 @@ class Work:
     `epochs` passes over its data; `learning_rate` in millionths, which shrinks by `rate_decay` millionths of itself
     from round to round; `codec` id of the masks' codec. `optimizer` 0 Adam, 1 SGD with `momentum` (millionths);
     `keep_optimizer` 1: its state goes on from round to round. `straight_through` 0: identity, 1: times theta, as in
-    FedPM's published code. The local loss gains, in millionths, `kl` KL(theta || global theta) / d, `sparsity`
-    mean(theta) and `entropy` mean H(theta), in nats. `masks` per update. `kappa` .. `kappa_max`, thousandths of a bit:
+    FedPM's published code. The local loss gains, in millionths, `kl` KL(theta || global theta) / d and `sparsity`
+    mean(theta), in nats. `masks` per update. `kappa` .. `kappa_max`, thousandths of a bit:
     what a device may choose for a block index of `hmrc`, the least being the default; `max_blocks` caps their number
-    (0: d div 8). `stratified` 1: shared uniforms are stratified over the selected devices. `mean_epochs`: that many
-    first epochs of a round run the mean network instead of sampled masks. `exact_rate`, millionths, is the learning
-    rate of exact values, which shrinks alike.
+    (0: d div 8). `mean_epochs`: that many first epochs of a round run the mean network instead of sampled masks.
+    `exact_rate`, millionths, is the learning rate of exact values, which shrinks alike.
     """
 
     epochs: int = 3
@@ -84,12 +83,10 @@ class Work:
     straight_through: int = 0
     kl: int = 0
     sparsity: int = 0
-    entropy: int = 0
     masks: int = 1
     kappa: int = 5_000
     kappa_max: int = 24_000
     max_blocks: int = 0
-    stratified: int = 0
     mean_epochs: int = 0
     rate_decay: int = 0
     exact_rate: int = 1_000
@@ -137,10 +134,6 @@ class Announce:
     work: Work
     selected: tuple[str, ...]
     text: str
-
-    def stratum(self, device: str) -> tuple[int, int] | None:
-        """(k, K): place of `device` among the selected ones, whose uniforms are stratified; None where none are."""
-        return (self.selected.index(device), len(self.selected)) if self.work.stratified else None
 
 
 @dataclass(frozen=True)
@@ -300,12 +293,10 @@ _OPTIONS: Final[dict[int, tuple[str, int, int]]] = {
     7: ("straight_through", 0, 1),
     8: ("kl", 0, _U32),
     9: ("sparsity", 0, _U32),
-    10: ("entropy", 0, _U32),
     11: ("masks", 1, 255),
     12: ("kappa", 1, 1_000_000),
     13: ("kappa_max", 1, 1_000_000),
     14: ("max_blocks", 0, 1 << 28),
-    15: ("stratified", 0, 1),
     16: ("mean_epochs", 0, 65535),
     17: ("rate_decay", 0, 999_999),
     18: ("exact_rate", 1, _U32),
@@ -325,7 +316,7 @@ def _get_work(r: _Reader) -> Work:
     for _ in range(r.uint(1)):
         number, value = r.uint(1), r.uint(4)
         if number not in _OPTIONS:
-            raise FieldError(f"option {number} of the work is unknown; known: 1 .. {max(_OPTIONS)}")
+            raise FieldError(f"option {number} of the work is unknown; known: {', '.join(map(str, _OPTIONS))}")
         name, least, most = _OPTIONS[number]
         if number <= last:
             raise FieldError(f"options stand in ascending order, found {number} after {last}")
@@ -368,10 +359,6 @@ def _get_announce(r: _Reader) -> Announce:
         raise FieldError("base, delta and its chunks are given together or are all zero")
     deadline, work = r.uint(4), _get_work(r)
     selected = tuple(r.name() for _ in range(r.uint(2)))
-    if work.stratified and list(selected) != sorted(set(selected)):
-        raise FieldError("under stratified uniforms the selected devices are listed in order, each once")
-    if work.stratified and phase == Phase.OPEN and not selected:
-        raise FieldError("under stratified uniforms the selected devices are listed")
     return Announce(
         *(job, round_, rounds, Phase(phase), model, theta, transfer, chunks, base, delta, delta_chunks),
         *(deadline, work, selected, r.text()),

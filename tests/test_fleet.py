@@ -132,11 +132,9 @@ def test_every_preset_trains_to_its_end(made: Made, tiny_data: Dataset, name: st
 
 
 @pytest.mark.parametrize("faults", [NONE, Faults(crash=0.5)], ids=["quiet", "faults"])
-def test_stratified_uniforms_under_the_control_variate_train_to_the_end(
-    made: Made, tiny_data: Dataset, faults: Faults
-) -> None:
-    work = WorkSettings(epochs=2, codec="crn", stratified=True, keep_optimizer=True, rate_decay=0.1)
-    fleet = made(5, faults, work=work, learning=AggregateSettings(downlink=8, control_variate=True))
+def test_kept_optimisers_and_carried_counts_train_to_the_end(made: Made, tiny_data: Dataset, faults: Faults) -> None:
+    work = WorkSettings(epochs=2, codec="rans", keep_optimizer=True, rate_decay=0.1)
+    fleet = made(5, faults, work=work, learning=AggregateSettings(downlink=8, carry=0.5))
     assert [row["updates"] for row in history(ran(fleet, tiny_data))] == [DEVICES] * ROUNDS
     everything_is_answered(fleet)
 

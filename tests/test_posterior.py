@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -85,10 +84,10 @@ def test_no_mask_gives_no_probabilities() -> None:
 RECIPES = [
     Recipe(),
     Recipe(heaviest=1 << 22),
-    Recipe(top=3, heaviest=1 << 22, hysteresis=20_000),
+    Recipe(top=3, heaviest=1 << 22),
     Recipe(top=7, prior=ONE, carry=500, step=700),
-    Recipe(top=3, control_variate=True, heaviest=1 << 22, step=1500),
-    Recipe(control_variate=True),
+    Recipe(top=3, heaviest=1 << 22, step=1500),
+    Recipe(step=500),
 ]
 
 
@@ -105,10 +104,7 @@ def test_order_does_not_matter_with_any_option(order: list[int], recipe: Recipe,
         for round_ in range(2):
             posterior = Posterior.empty(D)
             for i in order:
-                u = Shared(5, round_, "j", f"pi-{i}").uniforms(D)
-                control = ((u < theta.q16()) * ONE).astype(np.int32) if recipe.control_variate else None
-                weight = weights[i] if recipe.heaviest else 1
-                posterior = posterior.fold(masks_of(6, round_)[i], weight, control)
+                posterior = posterior.fold(masks_of(6, round_)[i], weights[i] if recipe.heaviest else 1)
             theta, memory = conclude(posterior, recipe, theta, memory)
             found += [posterior.digest(), theta.digest(), b"" if memory is None else memory.to_bytes()]
         return found
@@ -151,9 +147,8 @@ def test_the_heaviest_round_that_can_be_fits_the_integers() -> None:
     for _ in range(50):
         theta, memory = conclude(full, recipe, theta, memory)
         assert theta.level.tolist() == [255, 255]
-    total = full.total << 16
-    moved = conclude(replace(full, total=total), Recipe(top=255, control_variate=True, step=10_000), Theta.even(2))[0]
-    assert moved.level.tolist() == [255, 255]
+    far = conclude(full, Recipe(top=255, step=10_000), Theta.even(2))[0]
+    assert far.level.tolist() == [255, 255]
 
 
 # --- levels ---
@@ -164,18 +159,6 @@ def test_levels_are_the_nearest_ones_and_half_a_level_goes_up(k: int, expected: 
     """With sixteen masks a step of five levels is four masks; two, six, ten and fourteen of them are halves."""
     theta = theta_of(ones(k, 16), Recipe(top=4))
     assert (theta.top, level(theta)) == (4, expected)
-
-
-def test_near_a_border_a_weight_stays_where_it_was() -> None:
-    recipe = Recipe(top=4, hysteresis=ONE // 4)
-    was = Theta(np.ones(D, np.uint16), 4)
-
-    def after(k: int, before: Theta = was) -> int:
-        return level(conclude(folded(ones(k, 16)), recipe, before)[0])
-
-    # In levels k / 4; level 1 holds from a quarter to seven quarters.
-    assert [after(k) for k in (0, 1, 2, 6, 7, 8, 16)] == [0, 1, 1, 1, 1, 2, 4]
-    assert after(6, Theta(np.ones(D, np.uint16), 2)) == 2  # levels of another kind hold nobody
 
 
 # --- prior, carry, step ---
@@ -222,7 +205,7 @@ def test_what_rounding_takes_away_is_remembered() -> None:
 
 
 def test_a_memory_comes_back_from_its_bytes_and_from_no_others() -> None:
-    for recipe in (Recipe(carry=500, top=3), Recipe(control_variate=True, top=3)):
+    for recipe in (Recipe(carry=500, top=3), Recipe(step=500, top=3)):
         _, memory = conclude(folded(masks_of(3)), recipe, EVEN)
         assert memory is not None
         data = memory.to_bytes()
@@ -236,93 +219,32 @@ def test_a_memory_comes_back_from_its_bytes_and_from_no_others() -> None:
 
 
 def test_a_rule_that_needs_no_memory_leaves_none() -> None:
-    for recipe in (Recipe(), Recipe(heaviest=1 << 22), Recipe(top=3), Recipe(top=3, hysteresis=99, average=5)):
+    for recipe in (Recipe(), Recipe(heaviest=1 << 22), Recipe(top=3), Recipe(top=3, average=5)):
         assert not recipe.remembers
         assert conclude(folded(masks_of(3)), recipe, EVEN)[1] is None
 
 
-# --- the drift of theta by resampling, and what takes it away ---
-
-WIDE, DEVICES, ROUNDS = 4000, 10, 25
-
-
-def untrained(draw: Callable[[int, int, Theta], tuple[Mask, np.ndarray]], recipe: Recipe) -> Theta:
-    """Theta after rounds in which no device learns: every mask is drawn from theta itself."""
-    theta, memory = Theta.even(WIDE), None
-    for round_ in range(ROUNDS):
-        posterior = Posterior.empty(WIDE)
-        for k in range(DEVICES):
-            mask, u = draw(round_, k, theta)
-            control = ((u < theta.q16()) * ONE).astype(np.int32) if recipe.control_variate else None
-            posterior = posterior.fold(mask, 1, control)
-        theta, memory = conclude(posterior, recipe, theta, memory)
-    return theta
-
-
-def shared(round_: int, k: int, theta: Theta, stratum: tuple[int, int] | None) -> tuple[Mask, np.ndarray]:
-    u = Shared(9, round_, "j", f"pi-{k}", 0, stratum).uniforms(WIDE)
-    return (u < theta.q16()).astype(np.uint8), u
-
-
-def alone(round_: int, k: int, theta: Theta) -> tuple[Mask, np.ndarray]:
-    return shared(round_, k, theta, None)
-
-
-def stratified(round_: int, k: int, theta: Theta) -> tuple[Mask, np.ndarray]:
-    return shared(round_, k, theta, (k, DEVICES))
-
-
-def saturated(theta: Theta) -> float:
-    return float(np.isin(theta.level, (0, theta.top)).mean())
+# --- the drift of theta by resampling ---
 
 
 def test_without_any_learning_theta_drifts_as_wright_and_fisher_say() -> None:
     """Theta <- .01 + .98 Binomial(K, theta) / K: with ten devices most weights are at an end after 25 rounds."""
+    wide, devices, rounds = 4000, 10, 25
     rng = np.random.default_rng(0)
-    model = np.full(WIDE, 0.5)
-    for _ in range(ROUNDS):
-        model = 0.01 + 0.98 * rng.binomial(DEVICES, model) / DEVICES
+    model = np.full(wide, 0.5)
+    for _ in range(rounds):
+        model = 0.01 + 0.98 * rng.binomial(devices, model) / devices
     expected = float(((model < 0.011) | (model > 0.989)).mean())
-    found = saturated(untrained(alone, Recipe()))
+    theta = Theta.even(wide)
+    for round_ in range(rounds):
+        posterior = Posterior.empty(wide)
+        for k in range(devices):
+            u = Shared(9, round_, "j", f"pi-{k}").uniforms(wide)
+            posterior = posterior.fold((u < theta.q16()).astype(np.uint8))
+        theta, _ = conclude(posterior, Recipe(), theta)
+    found = float(np.isin(theta.level, (0, theta.top)).mean())
     assert expected > 0.5
     assert abs(found - expected) < 0.05
-
-
-@pytest.mark.parametrize("draw", [alone, stratified])
-@pytest.mark.parametrize("top", [0, 3, 255])
-def test_without_any_learning_theta_stays_under_the_control_variate(
-    draw: Callable[[int, int, Theta], tuple[Mask, np.ndarray]], top: int
-) -> None:
-    theta = untrained(draw, Recipe(control_variate=True, top=top))
-    first = conclude(
-        Posterior(np.zeros(WIDE, np.int64), DEVICES, DEVICES, 1),
-        Recipe(control_variate=True, top=top),
-        Theta.even(WIDE),
-    )[0]
-    assert theta.digest() == first.digest()
-    assert saturated(theta) == 0
-
-
-def test_strata_alone_already_slow_the_drift() -> None:
-    """Of ten stratified uniforms as many lie below theta as should, up to one."""
-    assert saturated(untrained(stratified, Recipe())) < saturated(untrained(alone, Recipe())) / 2
-
-
-def test_what_devices_learn_moves_theta_by_as_much_under_the_control_variate() -> None:
-    """Each device's probability goes up by 0.1; the masks' own chance is no part of the step."""
-    theta, memory = Theta(np.full(WIDE, 128, np.uint16), 255), None
-    recipe = Recipe(control_variate=True, top=255)
-    posterior = Posterior.empty(WIDE)
-    for k in range(DEVICES):
-        u = Shared(9, 1, "j", f"pi-{k}").uniforms(WIDE)
-        q16 = theta.q16()
-        control = ((u < q16) * ONE).astype(np.int32)
-        posterior = posterior.fold((u < q16.astype(int) + ONE // 10).astype(np.uint8), 1, control)
-    after, memory = conclude(posterior, recipe, theta, memory)
-    moved = (after.q16().astype(float) - theta.q16()) / ONE
-    assert abs(moved.mean() - 0.1) < 0.005
-    # A tenth of ten devices' masks changed, so its spread is that of a count of one in ten, not of five in ten.
-    assert moved.std() < 0.11 < (0.25 / DEVICES) ** 0.5
 
 
 # --- the first theta, the last model ---

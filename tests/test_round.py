@@ -35,7 +35,7 @@ from aggregator.round import (
 )
 from seedmask import wire
 from seedmask.chunks import transfer_id
-from seedmask.codec import Plan, by_id, counts, crn, delta, hmrc, packed, rans, relay
+from seedmask.codec import Plan, by_id, counts, delta, hmrc, packed, rans, relay
 from seedmask.errors import CodecError
 from seedmask.io.link import Connected, Disconnected, Refused
 from seedmask.mask import CLAMP, Mask, Theta
@@ -362,21 +362,10 @@ def test_masks_that_are_shorter_than_theta_are_relayed_and_give_it(by_samples: b
     assert (told.base, told.delta, told.delta_chunks) == (first.theta.digest(), transfer_id(job.delta), 2)
 
 
-@pytest.mark.parametrize(
-    ("recipe", "work"),
-    [
-        (Recipe(relay=False), WORK),
-        (Recipe(prior=1), WORK),
-        (Recipe(top=3, hysteresis=1), WORK),
-        (Recipe(step=900), WORK),
-        (Recipe(carry=1), WORK),
-        (COUNTS, replace(WORK, stratified=1)),
-    ],
-)
-def test_nothing_is_relayed_that_devices_could_not_add_up_or_should_not_see(recipe: Recipe, work: Work) -> None:
-    first = open_job(3, work, recipe)
-    updates = thrifty(first, *NAMES[:3]) if not work.stratified else coming(first, *NAMES[:3])
-    job, _ = after(first, *updates)
+@pytest.mark.parametrize("recipe", [Recipe(relay=False), Recipe(prior=1), Recipe(step=900), Recipe(carry=1)])
+def test_nothing_is_relayed_that_devices_could_not_add_up_or_should_not_see(recipe: Recipe) -> None:
+    first = open_job(3, recipe=recipe)
+    job, _ = after(first, *thrifty(first, *NAMES[:3]))
     assert job.round == 2
     assert job.delta[:1] != bytes([relay.ID])
 
@@ -392,7 +381,7 @@ def test_levels_are_told_as_what_changed_where_that_is_shorter_than_the_masks() 
     assert delta.decode(third.delta, second.theta).digest() == third.theta.digest()
 
 
-# --- several masks, weights, strata ---
+# --- several masks, weights ---
 
 
 def test_every_mask_of_an_update_counts() -> None:
@@ -414,55 +403,6 @@ def test_a_device_with_more_examples_counts_more_if_the_job_says_so() -> None:
         weight = 3 if by_samples else 1
         total = mask_of(one, job.theta).astype(int) + weight * mask_of(three, job.theta)
         assert np.array_equal(after_it.theta.level, total)
-
-
-def test_under_strata_everybody_is_named_and_each_masks_uniforms_are_those_of_its_place() -> None:
-    job = open_job(3, replace(WORK, stratified=1, codec=crn.ID))
-    assert job.selected == announcement(job, 1).selected == tuple(NAMES[:3])
-    scores = np.random.default_rng(1).normal(0, 1, D).astype(np.float32)
-    rng, events, masks = np.random.default_rng(0), [], []
-    for k, name in enumerate(NAMES[:3]):
-        shared = Shared(SEED, 1, JOB, name, 0, (k, 3))
-        coded = crn.draw(scores, job.theta, shared, rng, Plan())
-        masks.append(crn.decode(coded, job.theta, shared))
-        events.append(arrived(update(job, name, codec=crn.ID, payloads=(coded,)), name))
-    found, _ = after(job, *events)
-    assert np.array_equal(found.theta.level, np.sum(masks, axis=0))
-    # Three strata: the number of ones is three times the probability, but for rounding to a whole number.
-    assert np.abs(found.theta.level - 3 / (1 + np.exp(-scores.astype(float)))).max() < 1.001
-
-
-def test_a_stratified_round_is_not_widened_and_makes_do_with_what_came_after_another_deadline() -> None:
-    job, _ = after(
-        job_of(3, replace(WORK, stratified=1), per_round=2, minimum=2, deadline_s=60), *map(presence, NAMES[:3])
-    )
-    gone, stays = job.selected
-    job, _ = after(job, arrived(update(job, stays), stays), presence(gone, online=False))
-    asked = job.selected
-    job, effects = after(job, Ticked(60.0), Ticked(119.0))
-    assert not {Widened, Closed} & set(kinds(effects))
-    assert job.selected == asked
-    job, effects = after(job, Ticked(121.0))
-    assert Closed in kinds(effects)
-
-
-def test_devices_that_learn_nothing_leave_theta_where_it_is_under_the_control_variate() -> None:
-    """The whole way: crn, strata, three rounds; without the control variate the same masks move theta."""
-    for recipe, stays in ((Recipe(top=255, control_variate=True), True), (Recipe(top=255), False)):
-        job = open_job(3, replace(WORK, stratified=1, codec=crn.ID), recipe, total=9)
-        job = replace(job, theta=Theta(np.arange(D, dtype=np.uint16) % 200 + 20, 255))
-        first = job.theta
-        for _ in range(3):
-            events = []
-            for k, name in enumerate(NAMES[:3]):
-                shared = Shared(SEED, job.round, JOB, name, 0, (k, 3))
-                coded = crn.draw(job.theta.logit(), job.theta, shared, np.random.default_rng(0), Plan())
-                events.append(arrived(update(job, name, codec=crn.ID, payloads=(coded,)), name))
-            job, _ = after(job, *events)
-        assert job.round == 4
-        moved = np.abs(job.theta.q16().astype(int) - first.q16()) / 65536
-        assert bool(moved.mean() < 0.001) is stays
-        assert bool(moved.mean() > 0.1) is not stays
 
 
 # --- what becomes of an update ---

@@ -111,8 +111,7 @@ class Pretended:
         payloads = [packed.encode(np.roll(mask, index), theta) for index in range(announce.work.masks)]
         if codec != packed.ID:
             device = self.world.clients[self.index].who.device
-            stratum = (announce.selected.index(device), len(announce.selected)) if announce.work.stratified else None
-            shared = Shared(self.world.spec.seed, announce.round, JOB, device, 0, stratum)
+            shared = Shared(self.world.spec.seed, announce.round, JOB, device, 0)
             scores = theta.logit() + mask.astype(np.float32) - np.float32(0.4)
             payloads = [by_id(codec).draw(scores, theta, shared, np.random.default_rng(0), announce.work.plan())]
         basis = wire.basis(JOB, announce.model, announce.theta)
@@ -341,15 +340,11 @@ def test_killed_twice_it_still_has_the_same_counts(world: Made, tiny_spec: Model
 
 TABLES: dict[str, dict[str, Any]] = {
     "levels": {"learning": AggregateSettings(downlink=4, weighting="samples", init="uniform")},
-    "carry, hysteresis, average": {
-        "learning": AggregateSettings(downlink=8, carry=0.5, prior=1.5, step=0.7, hysteresis=0.3, average_last=3),
+    "carry, average": {
+        "learning": AggregateSettings(downlink=8, carry=0.5, prior=1.5, step=0.7, average_last=3),
         "work": WorkSettings(codec="packed", masks=2),
     },
     "relay": {"learning": AggregateSettings(weighting="samples"), "work": WorkSettings(codec="hmrc")},
-    "control variate": {
-        "learning": AggregateSettings(downlink=4, control_variate=True, weighting="samples", average_last=2),
-        "work": WorkSettings(codec="crn", stratified=True),
-    },
 }
 
 
@@ -510,7 +505,7 @@ def test_settings_that_change_while_a_round_is_open_are_those_of_the_next_one(
     for event in [Connected(), *two]:
         server.receive(event)
     asked, counted = server.job.work, server.job.posterior.digest()
-    for changed in (WorkSettings(stratified=True, codec="crn"), WorkSettings(max_blocks=1), WorkSettings(masks=2)):
+    for changed in (WorkSettings(codec="rans"), WorkSettings(max_blocks=1), WorkSettings(masks=2)):
         again, _ = scripted(rounds=2, devices=2, work=changed)
         assert (again.job.work, again.job.posterior.digest()) == (asked, counted)
     for event in [*two[:2], *sending("pi-2", update_of(tiny_spec))]:
@@ -554,7 +549,7 @@ def test_a_reconnection_publishes_everything_again(scripted: Scripted, tiny_spec
 def test_garbage_on_every_topic_is_survived(scripted: Scripted, tiny_spec: ModelSpec) -> None:
     server, link = scripted()
     garbage = (b"", b"garbage", wire.encode(Heartbeat(JOB, True, 1)), presence(tiny_spec, "pi-2").payload)
-    for topic in (topics.presence(JOB, "pi-1"), topics.update(JOB, "pi-1"), "seedmask/2/fashion/d/Pi 1/update", "x"):
+    for topic in (topics.presence(JOB, "pi-1"), topics.update(JOB, "pi-1"), "seedmask/3/fashion/d/Pi 1/update", "x"):
         for payload in garbage:
             server.receive(Received(topic, payload))
     assert server.job.online == {}

@@ -98,7 +98,7 @@ def test_a_closed_round_comes_back_with_what_came_of_it_and_its_masks_until_the_
 
 
 def test_what_a_rounds_devices_were_asked_for_comes_back(store: Store) -> None:
-    work = Work(epochs=7, codec=4, stratified=1)
+    work = Work(epochs=7, codec=2, masks=3)
     store.opened(1, THETA, (), 1, work=work)
     known = store.resume()
     assert known is not None

@@ -159,10 +159,9 @@ def test_a_rule_says_what_the_work_says() -> None:
         straight_through=1,
         kl=10_000_000,
         sparsity=3_000_000,
-        entropy=500_000,
         rate_decay=100_000,
     )
-    assert rule_of(work, 1) == Rule(2.0, "sgd", 0.9, True, 10.0, 3.0, 0.5)
+    assert rule_of(work, 1) == Rule(2.0, "sgd", 0.9, True, 10.0, 3.0)
     assert rule_of(work, 3).rate == pytest.approx(2.0 * 0.9**2)
 
 
@@ -230,7 +229,7 @@ def test_progress_is_told_before_every_step_and_can_stop_it(
     assert told == [(i, 28) for i in range(14)]
 
 
-@pytest.mark.parametrize("codec", [1, 2, 3, 4])
+@pytest.mark.parametrize("codec", [1, 2, 3])
 @pytest.mark.parametrize("masks", [1, 3])
 def test_the_update_says_what_was_learnt_and_its_masks_can_be_read(
     runtime: Runtime, tiny_spec: ModelSpec, tiny_data: Dataset, codec: int, masks: int
@@ -251,19 +250,16 @@ def test_the_update_says_what_was_learnt_and_its_masks_can_be_read(
     assert len({mask.tobytes() for mask in read}) == masks
 
 
-@pytest.mark.parametrize("codec", [1, 2, 3, 4])
-@pytest.mark.parametrize("stratified", [False, True])
-def test_masks_are_drawn_from_what_was_learnt(tiny_spec: ModelSpec, codec: int, stratified: bool) -> None:
+@pytest.mark.parametrize("codec", [1, 2, 3])
+def test_masks_are_drawn_from_what_was_learnt(tiny_spec: ModelSpec, codec: int) -> None:
     """255 masks of one device: their mean is the probability, within five standard deviations and hmrc's bias."""
     theta = Theta.even(tiny_spec.d)
     scores = np.where(np.arange(tiny_spec.d) % 2, 0.5, -0.5).astype(np.float32)
-    work = Work(codec=codec, masks=255, stratified=int(stratified))
-    names = ("pi-0", "pi-1", "pi-2")
-    announce = announced(tiny_spec, theta, work, names if stratified else ())
+    work = Work(codec=codec, masks=255)
+    announce = announced(tiny_spec, theta, work)
     made = update_of(announce, "pi-1", tiny_spec, theta, Outcome(scores, 0.1, 1), 96, np.random.default_rng(5))
-    stratum = (1, 3) if stratified else None
     read = [
-        by_id(codec).decode(payload, theta, Shared(tiny_spec.seed, 3, "fashion", "pi-1", index, stratum))
+        by_id(codec).decode(payload, theta, Shared(tiny_spec.seed, 3, "fashion", "pi-1", index))
         for index, payload in enumerate(made.payloads)
     ]
     mean, p = np.mean(read, axis=0), 1 / (1 + np.exp(-scores))

@@ -40,11 +40,11 @@ def test_javascript_agrees_both_ways() -> None:
 
 
 def test_the_vectors_stay_small() -> None:
-    assert (VECTORS / "v2.json").stat().st_size < 250_000
+    assert (VECTORS / "v3.json").stat().st_size < 250_000
 
 
 def test_every_error_that_bytes_can_cause_has_a_reject() -> None:
-    rejects = json.loads((VECTORS / "v2.json").read_text(encoding="ascii"))["rejects"]
+    rejects = json.loads((VECTORS / "v3.json").read_text(encoding="ascii"))["rejects"]
     found = {vector["error"] for group in rejects.values() for vector in group}
     codes = {kind.code for kind in errors.ProtocolError.__subclasses__()}
     assert found == codes
@@ -68,7 +68,7 @@ def test_the_protocols_layer_table_is_the_programs() -> None:
 
 
 def test_every_layer_is_in_a_vector() -> None:
-    specs = json.loads((VECTORS / "v2.json").read_text(encoding="ascii"))["specs"]
+    specs = json.loads((VECTORS / "v3.json").read_text(encoding="ascii"))["specs"]
     found = {layer["op"] for vector in specs for layer in json.loads(vector["json"])["layers"]}
     assert found == {kind.op for kind in get_args(layers.Layer)}
 

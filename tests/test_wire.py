@@ -22,7 +22,7 @@ from seedmask.wire import Announce, Chunk, Heartbeat, Message, Phase, Presence, 
 settings.register_profile("no clock", deadline=None)
 settings.load_profile("no clock")
 
-GOLDEN = json.loads((Path(__file__).parent / "vectors" / "v2.json").read_text())["frames"]
+GOLDEN = json.loads((Path(__file__).parent / "vectors" / "v3.json").read_text())["frames"]
 
 NAMES = st.from_regex(r"[a-z0-9][a-z0-9-]{0,62}", fullmatch=True)
 U8, U16, U32, U64 = (st.integers(0, (1 << bits) - 1) for bits in (8, 16, 32, 64))
@@ -56,8 +56,6 @@ def some_chunk(draw: Any) -> Chunk:
 def some_announce(draw: Any) -> Announce:
     work, phase = draw(some_work()), draw(st.sampled_from(Phase))
     selected = draw(st.lists(NAMES, max_size=5))
-    if work.stratified:
-        selected = sorted({*selected, "pi"} if phase is Phase.OPEN else set(selected))
     chunks = draw(st.integers(0, 3))
     delta = (bytes(16), bytes(16), 0) if not chunks else (draw(B16.filter(any)), draw(B16.filter(any)), chunks)
     return Announce(
@@ -83,7 +81,7 @@ MESSAGES = st.one_of(*KINDS.values())
 
 def sealed(kind: int, body: bytes) -> bytes:
     """A frame with a valid CRC around any body."""
-    frame = b"SM" + bytes([2, kind]) + body
+    frame = b"SM" + bytes([3, kind]) + body
     return frame + struct.pack("<I", zlib.crc32(frame))
 
 
@@ -196,10 +194,10 @@ LEAST = Announce(
 AT = len(wire.encode(LEAST)) - 4 - 2 - 2 - 1  # of the number of options: behind it two empty lists and the CRC
 
 
-def told(options: bytes, selected: bytes = b"\0\0") -> Message:
+def told(options: bytes) -> Message:
     """An announcement with these bytes for its work."""
     frame = wire.encode(LEAST)
-    return wire.decode(sealed(1, frame[4:AT] + options + selected + b"\0\0"))
+    return wire.decode(sealed(1, frame[4:AT] + options + bytes(4)))
 
 
 def option(number: int, value: int) -> bytes:
@@ -213,7 +211,7 @@ def test_the_default_work_is_one_byte() -> None:
 
 def test_every_field_of_work_is_an_option() -> None:
     assert [name for name, _, _ in wire._OPTIONS.values()] == [f.name for f in fields(Work)]
-    assert list(wire._OPTIONS) == list(range(1, len(wire._OPTIONS) + 1))
+    assert list(wire._OPTIONS) == sorted(set(range(1, 19)) - {10, 15})  # those two were version 2's
 
 
 @pytest.mark.parametrize("number", wire._OPTIONS)
@@ -227,10 +225,8 @@ def test_each_option_travels_alone_and_only_within_its_range(number: int) -> Non
         more = {"kappa": 1} if name == "kappa_max" and value < Work().kappa else {}
         more = {"kappa_max": most} if name == "kappa" and value > Work().kappa_max else more
         work = replace(work, **more)
-        selected = ("pi",) if work.stratified else ()
-        assert wire.decode(wire.encode(replace(LEAST, work=work, selected=selected))) == replace(
-            LEAST, work=work, selected=selected
-        )
+        announce = replace(LEAST, work=work)
+        assert wire.decode(wire.encode(announce)) == announce
     for value in (least - 1, most + 1):
         if not 0 <= value < 1 << 32:
             continue
@@ -241,13 +237,14 @@ def test_each_option_travels_alone_and_only_within_its_range(number: int) -> Non
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (b"\1" + option(0, 1), "option 0 of the work is unknown; known: 1 .. 18"),
+        (b"\1" + option(0, 1), "option 0 of the work is unknown; known: 1, 2, .*, 18"),
+        (b"\1" + option(10, 1), "option 10 of the work is unknown"),
+        (b"\1" + option(15, 1), "option 15 of the work is unknown"),
         (b"\1" + option(19, 1), "option 19 of the work is unknown"),
         (b"\1" + option(255, 1), "option 255 of the work is unknown"),
         (b"\2" + option(2, 1) + option(1, 1), "ascending order, found 1 after 2"),
         (b"\2" + option(1, 1) + option(1, 2), "ascending order, found 1 after 1"),
         (b"\1" + option(12, 30_000), "kappa 30000 is above kappa_max 24000"),
-        (b"\1" + option(15, 1), "the selected devices are listed"),
     ],
 )
 def test_other_options_are_named_and_refused(options: bytes, says: str) -> None:
@@ -255,17 +252,9 @@ def test_other_options_are_named_and_refused(options: bytes, says: str) -> None:
         told(options)
 
 
-@pytest.mark.parametrize("names", [("b", "a"), ("a", "a")])
-def test_strata_need_the_devices_in_order_each_once(names: tuple[str, ...]) -> None:
-    listed = struct.pack("<H", 2) + b"".join(b"\1" + name.encode() for name in names)
-    with pytest.raises(FieldError, match="listed in order, each once"):
-        told(b"\1" + option(15, 1), listed)
-    assert told(b"\0", listed) == replace(LEAST, selected=names)
-
-
 @given(some_work())
 def test_work_has_one_form_and_it_is_the_shortest(work: Work) -> None:
-    announce = replace(LEAST, work=work, selected=("pi",) if work.stratified else ())
+    announce = replace(LEAST, work=work)
     frame = wire.encode(announce)
     changed = sum(getattr(work, f.name) != getattr(Work(), f.name) for f in fields(Work))
     assert frame[AT] == changed
@@ -384,14 +373,14 @@ def test_what_cannot_be_split_is_a_bug_at_home(length: int, size: int) -> None:
 
 
 def test_topics_are_those_of_protocol_8() -> None:
-    assert topics.round_("j") == "seedmask/2/j/round"
-    assert topics.aggregator("j") == "seedmask/2/j/aggregator"
-    assert topics.theta("j", 3, 0) == "seedmask/2/j/theta/3/0"
-    assert topics.delta("j", 3, 0) == "seedmask/2/j/delta/3/0"
-    assert topics.theta("j", 3, "+") == "seedmask/2/j/theta/3/+"
-    assert topics.presence("j", "a") == "seedmask/2/j/d/a/presence"
-    assert topics.update("j", "+") == "seedmask/2/j/d/+/update"
-    assert topics.receipt("j", "a") == "seedmask/2/j/d/a/receipt"
+    assert topics.round_("j") == "seedmask/3/j/round"
+    assert topics.aggregator("j") == "seedmask/3/j/aggregator"
+    assert topics.theta("j", 3, 0) == "seedmask/3/j/theta/3/0"
+    assert topics.delta("j", 3, 0) == "seedmask/3/j/delta/3/0"
+    assert topics.theta("j", 3, "+") == "seedmask/3/j/theta/3/+"
+    assert topics.presence("j", "a") == "seedmask/3/j/d/a/presence"
+    assert topics.update("j", "+") == "seedmask/3/j/d/+/update"
+    assert topics.receipt("j", "a") == "seedmask/3/j/d/a/receipt"
 
 
 @given(NAMES, NAMES)
@@ -402,7 +391,7 @@ def test_the_device_is_read_back_from_its_topics(job: str, device: str) -> None:
 
 @pytest.mark.parametrize("device", ["+", "#", "", "A", "a b", "a\n", "a" * 64, "\u00e9"])
 def test_a_device_in_a_topic_that_cannot_be_a_name_is_nobody(device: str) -> None:
-    assert topics.device_of(f"seedmask/2/j/d/{device}/update") is None
+    assert topics.device_of(f"seedmask/3/j/d/{device}/update") is None
 
 
 TOPICS: list[Callable[[str], str]] = [topics.round_, topics.aggregator]

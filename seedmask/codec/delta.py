@@ -1,4 +1,4 @@
-"""Codec 17, `delta`: theta's levels, coded under those that a device already holds, for the way down.  PROTOCOL 5.7.
+"""Codec 17, `delta`: theta's levels, coded under those that a device already holds, for the way down.  PROTOCOL 5.6.
 
 Theta moves little from round to round, so each weight's level is coded by rANS under frequencies of its own level of
 the round before. Worth it while both have few levels, since there is a row of frequencies for each.

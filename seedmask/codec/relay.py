@@ -1,4 +1,4 @@
-"""Codec 18, `relay`: theta as the masks that made it, each as its device coded it.  PROTOCOL 5.8.
+"""Codec 18, `relay`: theta as the masks that made it, each as its device coded it.  PROTOCOL 5.7.
 
 Who holds the probabilities of the round before can do what the aggregator did: decode everybody's masks and add them
 up. With `hmrc` that is a few hundredths of a bit per weight and device, less than theta itself by any coding, and theta

@@ -178,7 +178,7 @@ class Inline:
         d, seed = job.theta.d, self.worker.bundle.spec.seed
         bits = 0.0
         for index, payload in enumerate(update.payloads):
-            shared = Shared(seed, update.round, job.announce.job, job.name, index, job.announce.stratum(job.name))
+            shared = Shared(seed, update.round, job.announce.job, job.name, index)
             most = job.announce.work.max_blocks
             share = float(by_id(update.codec).decode(payload, job.theta, shared, most).mean())
             bits += sum(-p * math.log2(p) for p in (share, 1 - share) if p) + math.log2(d) / d
