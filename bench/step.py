@@ -3,7 +3,7 @@
 Each is a process of its own with nothing else in it, opens the same network and takes the same batches with the same
 noise, Adam included, one after another, so that a busy moment of the machine falls on all alike. Reported are medians,
 CPU time first: quote ratios, which are to plain torch; the milliseconds belong to one machine and one hour. Peak
-memory is the process's, beside it stands what `edge_client.memory` estimates for the runtimes that keep to a ceiling.
+memory is the process's, beside it stands what `edge_client.runtimes.footprint` estimates for the runtimes that keep to a ceiling.
 What cannot run here is listed, not left out.
 
     python bench/step.py [--models conv4,conv6,resnet20] [--batches 16,32,128] [--threads 1] [--minutes 10]
@@ -254,16 +254,16 @@ def _median(side: Side, figure: str) -> float:
 
 
 def _estimate(side: str, model: str, batch: int, scratch: Path) -> float | None:
-    """What `edge_client.memory` says of the way in which `side` takes a batch unless it is told otherwise."""
+    """What `edge_client.runtimes.footprint` says of the way in which `side` takes a batch unless it is told otherwise."""
     from edge_client import runtimes
     from seedmask.bundle import load
 
-    if side not in runtimes.names() or (footprint := runtimes.footprint(side)) is None:
+    if side not in runtimes.names() or (footprint := runtimes.registry.footprint(side)) is None:
         return None
     if footprint.fixed and runtimes.missing(side):  # the graphs have to be asked, and theirs is another interpreter
         return None
     bundle = load(bundle_path(side, model, batch, scratch))
-    estimate: int = footprint.bytes_of(bundle, runtimes.usual(side, bundle))
+    estimate: int = footprint.bytes_of(bundle, runtimes.registry.usual(side, bundle))
     return round(estimate / 1e6, 1)
 
 
@@ -279,7 +279,7 @@ def contestants(given: dict[str, str]) -> tuple[dict[str, str], dict[str, str]]:
         code = f"from edge_client import runtimes; print(', '.join(runtimes.missing({name!r})))"
         asked = subprocess.run([python, "-c", code], capture_output=True, text=True)
         if asked.returncode or asked.stdout.strip():
-            missing[name] = f"needs {asked.stdout.strip() or python}: {runtimes.how_to_get(name)}"
+            missing[name] = f"needs {asked.stdout.strip() or python}: {runtimes.registry.how_to_get(name)}"
         else:
             ready[name] = python
     ready[COMPILED] = sys.executable

@@ -83,4 +83,4 @@ def _ask(name: str, python: str) -> None:
         raise UserError(f"--python {name}={python} has no seedmask client of this version: {said}") from None
     if missing.get(name, True):
         lacks = ", ".join(missing[name]) if name in missing else "such a runtime"
-        raise UserError(f"--python {name}={python} lacks {lacks}: {runtimes.how_to_get(name)}")
+        raise UserError(f"--python {name}={python} lacks {lacks}: {runtimes.registry.how_to_get(name)}")

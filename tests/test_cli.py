@@ -111,7 +111,7 @@ def test_inspect_refuses_what_is_neither(tmp_path: Path, capsys: pytest.CaptureF
 def test_runtimes_lists_what_is_ready_with_its_version_and_how_to_get_the_rest(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(runtimes, "missing", lambda name: [] if name == "reference" else ["a_package"])
+    monkeypatch.setattr(runtimes.registry, "missing", lambda name: [] if name == "reference" else ["a_package"])
     assert cli.main(["client", "runtimes", "--json"]) == 0
     rows = {row["runtime"]: row for row in json.loads(capsys.readouterr().out)}
     assert list(rows) == runtimes.names()
@@ -142,13 +142,13 @@ def test_the_version_of_a_package_without_an_init_file_is_found(
         (tmp_path / file).parent.mkdir()
         (tmp_path / file).touch()  # since Python 3.12 only files that are there count
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
-    monkeypatch.setattr(runtimes, "_module", lambda name: types.SimpleNamespace(NEEDS=("abacus.training",)))
-    assert runtimes.versions("abacus") == {"Abacus-Wheel": "1.5.1"}
+    monkeypatch.setattr(runtimes.registry, "_module", lambda name: types.SimpleNamespace(NEEDS=("abacus.training",)))
+    assert runtimes.registry.versions("abacus") == {"Abacus-Wheel": "1.5.1"}
 
 
 def test_runtimes_says_whose_graphs_a_bundle_lacks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "half.bundle"
-    files = dict.fromkeys(runtimes.graphs("ort_training"), b"") | {"onnx/init.onnx": b""}
+    files = dict.fromkeys(runtimes.registry.graphs("ort_training"), b"") | {"onnx/init.onnx": b""}
     path.write_bytes(to_bytes(Bundle(spec(), 16, files)))
     assert cli.main(["client", "runtimes", "--json", "--bundle", str(path)]) == 0
     rows = {row["runtime"]: row["bundle_lacks"] for row in json.loads(capsys.readouterr().out)}
@@ -244,7 +244,7 @@ def answering(monkeypatch: pytest.MonkeyPatch, rows: object) -> None:
 
 def test_an_interpreter_that_lacks_its_runtime_is_named_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     python = f"ort_training={sys.executable}"
-    monkeypatch.setattr(runtimes, "missing", lambda name: [])
+    monkeypatch.setattr(runtimes.registry, "missing", lambda name: [])
     answering(monkeypatch, [{"runtime": "ort_training", "missing": ["onnxruntime.training"]}])
     with pytest.raises(UserError, match=r"lacks onnxruntime.training: pip install 'seedmask\[ort-training\]'"):
         assign("ort_training", [python], False)

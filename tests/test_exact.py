@@ -20,7 +20,7 @@ from aggregator.round import Arrived, Effect, Job, Reply, Seen, announcement, re
 from aggregator.store import Store, outcome
 from edge_client import session as device
 from edge_client.data import Dataset
-from edge_client.runtimes import Rule, State, open_runtime
+from edge_client.runtimes import Rule, State, open_runtime, step_exact
 from edge_client.session import Session, Train
 from edge_client.training import train, update_of
 from seedmask import cli, model, topics, wire
@@ -253,7 +253,7 @@ def test_the_gradient_is_that_of_the_loss(tiny_data: Dataset, rule: Rule) -> Non
 def test_the_optimiser_of_exact_values_goes_on_only_where_the_job_says_so() -> None:
     rule, values = Rule(0.1), np.ones(E, np.float32)
     state = State.start(np.zeros(D, np.float32), rule, values)
-    stepped = replace(state, t=1, exact=state.exact.stepped(np.full(E, 2.0), rule, 1))
+    stepped = replace(state, t=1, exact=step_exact(state.exact, np.full(E, 2.0), rule, 1))
     again = stepped.again(np.zeros(D, np.float32), rule, values)
     assert again.t == 1
     assert again.exact.values is values

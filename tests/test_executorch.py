@@ -216,7 +216,7 @@ def test_a_large_batch_is_done_a_part_at_a_time(bundle: Bundle) -> None:
 def test_fewer_examples_at_a_time_than_the_program_takes_are_the_same_step(bundle: Bundle) -> None:
     """Which saves no memory; `memory_mb` does not choose it."""
     x, y, scores, noise = example(SMALL, 37)
-    assert runtimes.usual("executorch", bundle) == Fit(14)
+    assert runtimes.registry.usual("executorch", bundle) == Fit(14)
     truth = open_runtime("reference", bundle, 1).step(x, y, State.start(scores), noise, Rule(0.1))
     for micro in (8, 14, 40):
         runtime = open_runtime("executorch", bundle, 1, Fit(micro))
@@ -344,7 +344,7 @@ def test_another_executorch_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(library.importlib.metadata, "version", lambda name: "1.7.0")
     with pytest.raises(UserError, match=r"needs executorch 1\.5\.x, found 1\.7\.0"):
         library._home()
-    assert "--no-deps" in runtimes.how_to_get("executorch")
+    assert "--no-deps" in runtimes.registry.how_to_get("executorch")
 
 
 class _Pooled(nn.Module):

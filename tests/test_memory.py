@@ -18,8 +18,8 @@ from test_trainer import announce, following
 from edge_client import memory, runtimes
 from edge_client.config import EdgeConfig
 from edge_client.data import Dataset, DataSettings
-from edge_client.memory import MB, Footprint, activations, tiles
 from edge_client.runtimes import Fit
+from edge_client.runtimes.footprint import MB, Footprint, activations, tiles
 from edge_client.session import Failed, Trained
 from edge_client.trainer import ProcessTrainer
 from seedmask.bundle import Bundle, to_bytes
@@ -82,7 +82,7 @@ def test_the_largest_micro_batch_below_the_ceiling_is_chosen() -> None:
     bundle = Bundle(IMAGES, 4096, {})
     for ceiling in range(50, 400, 10):
         chosen, estimate = memory.fit("reference", bundle, ceiling)
-        footprint = runtimes.footprint("reference")
+        footprint = runtimes.registry.footprint("reference")
         assert estimate == footprint.bytes_of(bundle, chosen) <= ceiling * MB
         assert chosen.micro == 4096 or footprint.bytes_of(bundle, Fit(chosen.micro + 1)) > ceiling * MB
     assert memory.fit("reference", bundle, 100_000)[0].micro == 4096
@@ -120,13 +120,13 @@ def test_the_lean_variant_is_taken_when_too_few_fit(
 ) -> None:
     """Three are enough where 3x3 convolutions are filtered, since `lean` computes them directly."""
     assert bool(tiles(spec)) == (enough == 3)
-    monkeypatch.setattr(runtimes, "footprint", lambda name: replace(PLAIN, stacks=frozenset({"cpu"})))
+    monkeypatch.setattr(runtimes.registry, "footprint", lambda name: replace(PLAIN, stacks=frozenset({"cpu"})))
     bundle = Bundle(spec, 64, {"onnx/grads.onnx": b"", "onnx-lean/grads.onnx": b""})
     chosen = {memory.fit("onnxruntime", bundle, ceiling)[0] for ceiling in (11, 12)}
     assert {fit.variant for fit in chosen} == {"cpu"}
     each = activations(spec, stacks=True) * 2 + tiles(spec)
     monkeypatch.setattr(memory, "MB", 1)
-    monkeypatch.setattr(runtimes, "footprint", lambda name: Footprint(0, 0, 2.0, stacks=frozenset({"cpu"})))
+    monkeypatch.setattr(runtimes.registry, "footprint", lambda name: Footprint(0, 0, 2.0, stacks=frozenset({"cpu"})))
     assert memory.fit("onnxruntime", bundle, enough * each)[0] == Fit(enough, "cpu")
     lean = memory.fit("onnxruntime", bundle, enough * each - 1)[0]
     assert (lean.variant, lean.micro) == ("lean", (enough * each - 1) // (2 * activations(spec)))
@@ -142,14 +142,14 @@ def test_what_fits_nowhere_is_refused_with_numbers_and_with_what_would_help(monk
     assert "memory_mb = 20 is too little for net on runtime reference: one example at a time takes about 49 MB" in text
     assert "45 are the program, 0 vectors of 820 weights and 3 the examples" in text
     assert "a higher ceiling or a network with fewer weights helps, a smaller batch does not" in text
-    monkeypatch.setattr(runtimes, "missing", lambda name: [])
+    monkeypatch.setattr(runtimes.registry, "missing", lambda name: [])
     with pytest.raises(UserError, match="runtime reference would fit"):
         memory.fit("torch", bundle, 60)
 
 
 def test_graphs_made_for_one_micro_batch_fit_as_they_are_or_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runtimes, "footprint", lambda name: replace(PLAIN, fixed=True))
-    monkeypatch.setattr(runtimes, "usual", lambda name, bundle: Fit(32))
+    monkeypatch.setattr(runtimes.registry, "footprint", lambda name: replace(PLAIN, fixed=True))
+    monkeypatch.setattr(runtimes.registry, "usual", lambda name, bundle: Fit(32))
     bundle = Bundle(IMAGES, 64, {})
     least = PLAIN.bytes_of(bundle, Fit(32))
     ceiling = -(-(least + 3 * MB) // MB)
@@ -158,13 +158,13 @@ def test_graphs_made_for_one_micro_batch_fit_as_they_are_or_not_at_all(monkeypat
         memory.fit("executorch", bundle, ceiling - 1, 3 * MB)
     text = str(refusal.value)
     assert f"runtime executorch: the 32 examples at a time of its graphs take about {ceiling} MB, of which 10" in text
-    monkeypatch.setattr(runtimes, "missing", lambda name: ["a_package"])
+    monkeypatch.setattr(runtimes.registry, "missing", lambda name: ["a_package"])
     with pytest.raises(UserError, match="helps, an export with a --batch below 32 helps"):
         memory.fit("executorch", bundle, ceiling - 1, 3 * MB)
 
 
 def test_a_runtime_that_keeps_to_no_ceiling_says_which_do() -> None:
-    unable = [name for name in runtimes.names() if runtimes.footprint(name) is None]
+    unable = [name for name in runtimes.names() if runtimes.registry.footprint(name) is None]
     assert "onnxruntime_cuda" in unable
     for name in unable:
         with pytest.raises(

@@ -17,7 +17,7 @@ onnx = pytest.importorskip("onnx")
 
 import test_runtimes as contract  # noqa: E402
 
-from edge_client.runtimes import Rule, State, StepResult, corrected, open_runtime, pulls  # noqa: E402
+from edge_client.runtimes import Rule, State, StepResult, corrected, open_runtime, pulls, step_exact  # noqa: E402
 from export.make import make_bundle  # noqa: E402
 from seedmask.bundle import Bundle  # noqa: E402
 from seedmask.spec import ModelSpec  # noqa: E402
@@ -83,7 +83,7 @@ def run(folder: str, spec: ModelSpec, x: Any, y: Any, state: State, noise: Any, 
     names += ["exact_grad"] if spec.e else []
     found = dict(zip(names, session(spec, folder, rule.optimizer).run(names, feeds), strict=True))
     m, v = found.get("m_out", state.m), found.get("v_out", state.v)
-    exact = state.exact.stepped(found["exact_grad"], rule, state.t + 1) if spec.e else state.exact
+    exact = step_exact(state.exact, found["exact_grad"], rule, state.t + 1) if spec.e else state.exact
     after = State(found["scores_out"], m, v, state.t + 1, state.anchor, exact)
     return StepResult(after, float(found["loss"]), int(found["correct"]))
 

@@ -161,7 +161,7 @@ def test_the_drawn_mask_is_exactly_zeros_and_ones(bundle: Bundle, tmp_path: Path
 
 
 def test_every_model_is_one_that_this_package_reads_and_says_no_more_than_the_spec(bundle: Bundle) -> None:
-    for name in runtimes.graphs("ort_training"):
+    for name in runtimes.registry.graphs("ort_training"):
         model = onnx.load_from_string(bundle.files[name])
         assert model.ir_version <= 10, name
         assert {o.version for o in model.opset_import if o.domain == ""} == {18}, name

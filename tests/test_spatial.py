@@ -20,7 +20,7 @@ pytest.importorskip("onnxruntime")
 import test_onnx_steps as steps  # noqa: E402
 import test_runtimes as contract  # noqa: E402
 
-from edge_client import memory  # noqa: E402
+from edge_client.runtimes import footprint  # noqa: E402
 from edge_client.runtimes import Fit, open_runtime  # noqa: E402
 from export import spatial, winograd  # noqa: E402
 from export.make import make_bundle  # noqa: E402
@@ -36,7 +36,7 @@ def test_the_estimate_of_memory_knows_which_convolutions_are_of_few_numbers() ->
     found = Counter[bool]()
     for out, channels, side, groups in itertools.product((16, 32, 64), (1, 3, 32), (1, 3, 5), (1, 2)):
         layer, kernel = Conv2d("a", None, (1, 1), (0, 0), groups), (out, channels, side, side)
-        assert memory.is_of_few(layer, kernel) == spatial.is_of_few(layer, kernel)
+        assert footprint.is_of_few(layer, kernel) == spatial.is_of_few(layer, kernel)
         found[spatial.is_of_few(layer, kernel)] += 1
     assert min(found[True], found[False]) > 0
 

@@ -14,25 +14,15 @@ from typing import Any, Final
 
 import numpy as np
 
-from edge_client.memory import MB, Footprint, activations, tiles
-from edge_client.runtimes import (
-    F32,
-    NOTHING,
-    Fit,
-    Rule,
-    State,
-    StepResult,
-    Targets,
-    check_logits,
-    check_step,
-    finite,
-)
-from edge_client.update import Update
+from edge_client.runtimes.arithmetic import step_exact
+from edge_client.runtimes.checks import check_logits, check_step, finite
+from edge_client.runtimes.contract import F32, NOTHING, Fit, Rule, State, StepResult, Targets
+from edge_client.runtimes.footprint import MB, Footprint, activations, tiles
+from edge_client.runtimes.masked_optimizer import MaskedOptimizer
 from seedmask.bundle import Bundle
 from seedmask.seed import weights_key
 
 CPU: Final = "CPUExecutionProvider"
-NAME: Final = "onnxruntime"
 NEEDS: Final = ("onnxruntime",)
 VARIANTS: Final = {"cpu": "onnx/grads.onnx", "lean": "onnx-lean/grads.onnx"}
 GRAPHS: Final = ("onnx/init.onnx", VARIANTS["cpu"], "onnx/eval.onnx")
@@ -57,17 +47,17 @@ class OnnxRuntime:
             self.w = init.run(["w"], {"key": key})[0]
         self._grads = session(bundle.file(VARIANTS[fit.variant]), threads)
         self._eval = session(bundle.file("onnx/eval.onnx"), threads)
-        self._update = Update(self.w)
+        self._optimizer = MaskedOptimizer(self.w)
 
     def step(self, x: F32, y: Targets, state: State, noise: F32, rule: Rule) -> StepResult:
-        """One step on the scores; see `edge_client.runtimes.Runtime`."""
+        """One step on the scores; see `Runtime`."""
         check_step(self.bundle, x, y, state, noise, rule)
         # The masked weights and all parts' gradients are gone, and their memory free, when the optimiser's turn comes.
-        weights = {"masked": self._update.draw(state.scores, noise, rule.mean), **self._unmasked(state.exact.values)}
+        weights = {"masked": self._optimizer.draw(state.scores, noise, rule.mean), **self._unmasked(state.exact.values)}
         gradient, by_exact, loss, correct = self._summed(x, y, weights)
         weights.clear()
-        exact = state.exact.stepped(by_exact, rule, state.t + 1)
-        return finite(StepResult(replace(self._update.apply(gradient, state, rule), exact=exact), loss, correct))
+        exact = step_exact(state.exact, by_exact, rule, state.t + 1)
+        return finite(StepResult(replace(self._optimizer.apply(gradient, state, rule), exact=exact), loss, correct))
 
     def _unmasked(self, exact: F32) -> dict[str, F32]:
         """What graphs take beside masked weights, where the spec has any."""
@@ -79,10 +69,10 @@ class OnnxRuntime:
         `weights`: the flat vector of each kind of tensor.
         """
         first, *others = self.fit.parts(len(y))
-        total = {"masked": self._update.vector(), "exact": np.zeros(self.bundle.spec.e, np.float32)}
+        total = {"masked": self._optimizer.vector(), "exact": np.zeros(self.bundle.spec.e, np.float32)}
         loss, correct = self._gradient(x[first], y[first], len(y), weights, total)
         if others:
-            gradient = {"masked": self._update.vector(), "exact": np.zeros_like(total["exact"])}
+            gradient = {"masked": self._optimizer.vector(), "exact": np.zeros_like(total["exact"])}
         for part in others:
             lost, right = self._gradient(x[part], y[part], len(y), weights, gradient)
             for kind, whole in total.items():
@@ -111,7 +101,7 @@ class OnnxRuntime:
         return float(loss.numpy()), int(correct.numpy())
 
     def logits(self, x: F32, mask: F32, exact: F32 = NOTHING) -> F32:
-        """Class scores [n, classes]; see `edge_client.runtimes.Runtime`."""
+        """Class scores [n, classes]; see `Runtime`."""
         check_logits(self.bundle, x, mask, exact)
         return predicted(self._eval, self.bundle, x, {"w": self.w, "mask": vector(mask), **self._unmasked(exact)})
 

@@ -11,25 +11,14 @@ from typing import Any, Final
 
 import numpy as np
 
-from edge_client.on_device import OnDevice, tensor
-from edge_client.runtimes import (
-    F32,
-    NOTHING,
-    Rule,
-    State,
-    StepResult,
-    Targets,
-    check_logits,
-    check_step,
-    corrected,
-    finite,
-    pulls,
-)
+from edge_client.runtimes.arithmetic import corrected, pulls, step_exact
+from edge_client.runtimes.checks import check_logits, check_step, finite
+from edge_client.runtimes.contract import F32, NOTHING, Rule, State, StepResult, Targets
+from edge_client.runtimes.on_device import OnDevice, on_device
 from edge_client.runtimes.onnxruntime import CPU, predicted, session, vector
 from seedmask.bundle import Bundle
 from seedmask.errors import UserError
 
-NAME: Final = "onnxruntime_cuda"
 NEEDS: Final = ("onnxruntime",)
 NOTE: Final = (
     "x86-64 with the CUDA and cuDNN that it was built for; on a Jetson, NVIDIA's onnxruntime-gpu for its JetPack; "
@@ -61,10 +50,10 @@ class OnnxCuda:
         self._frozen = {"frozen": self._put(bundle.spec.frozen())} if bundle.spec.count("frozen") else {}
 
     def step(self, x: F32, y: Targets, state: State, noise: F32, rule: Rule) -> StepResult:
-        """One step on the scores; see `edge_client.runtimes.Runtime`."""
+        """One step on the scores; see `Runtime`."""
         check_step(self.bundle, x, y, state, noise, rule)
         spec, n, t = self.bundle.spec, len(y), state.t + 1
-        old = {name: tensor(state, name, self._put) for name in rule.needs}
+        old = {name: on_device(state, name, self._put) for name in rule.needs}
         stays = {"scores": old["scores"], "w": self._w, "u": self._put(noise), **self._frozen}
         goes: dict[str, Any] = {
             "x": self._padded(x, np.float32),
@@ -91,7 +80,7 @@ class OnnxCuda:
         seen = ["loss", "correct", "total", *(["exact_grad"] if spec.e else [])]
         found = self._run(rule.optimizer, stays, goes, [f"{name}_out" for name in new], seen)
         loss, correct, total, *by_exact = (value.numpy() for value in found[len(new) :])
-        exact = state.exact.stepped(by_exact[0], rule, t) if by_exact else state.exact
+        exact = step_exact(state.exact, by_exact[0], rule, t) if by_exact else state.exact
         kept = {"anchor": old["anchor"]} if "anchor" in old else {}  # moving it costs as much as a step's noise
         tensors = {**kept, **dict(zip(new, found, strict=False))}
         after = OnDevice(state, tensors, t, exact, lambda value: value.numpy())
@@ -117,7 +106,7 @@ class OnnxCuda:
         return outputs
 
     def logits(self, x: F32, mask: F32, exact: F32 = NOTHING) -> F32:
-        """Class scores [n, classes]; see `edge_client.runtimes.Runtime`."""
+        """Class scores [n, classes]; see `Runtime`."""
         check_logits(self.bundle, x, mask, exact)
         feeds = {"w": self._w, "mask": self._put(mask), **self._frozen}
         if self.bundle.spec.e:

@@ -13,25 +13,13 @@ from typing import Final
 
 import numpy as np
 
-from edge_client.memory import MB, Footprint
-from edge_client.runtimes import (
-    F32,
-    NOTHING,
-    Fit,
-    Rule,
-    State,
-    StepResult,
-    Targets,
-    check_logits,
-    check_step,
-    descended,
-    finite,
-    regularised,
-)
+from edge_client.runtimes.arithmetic import descended, regularised, step_exact
+from edge_client.runtimes.checks import check_logits, check_step, finite
+from edge_client.runtimes.contract import F32, NOTHING, Fit, Rule, State, StepResult, Targets
+from edge_client.runtimes.footprint import MB, Footprint
 from edge_client.runtimes.onnxruntime import predicted, session, vector
 from seedmask.bundle import Bundle
 
-NAME: Final = "ort_training"
 # Not imported, but the sign that the onnxruntime here is the one that trains: both packages install that name.
 NEEDS: Final = ("onnxruntime.training",)
 NOTE: Final = "x86-64 Linux, Python 3.10 or 3.11, in an environment of its own: it takes the place of onnxruntime"
@@ -55,7 +43,7 @@ class OrtTraining:
         self._by_exact: F32 = np.zeros(bundle.spec.e, np.float32)
 
     def step(self, x: F32, y: Targets, state: State, noise: F32, rule: Rule) -> StepResult:
-        """One step on the scores; see `edge_client.runtimes.Runtime`."""
+        """One step on the scores; see `Runtime`."""
         check_step(self.bundle, x, y, state, noise, rule)
         n, g = len(y), self._gradient
         feeds = {"w": self.w, "u": vector(noise), "mean": np.array(rule.mean), "scores": vector(state.scores)}
@@ -79,7 +67,7 @@ class OrtTraining:
             loss, correct = loss + float(lost), correct + int(right)
         g = regularised(g, state, rule, self.bundle.spec.d)
         after = self._adam(g, state, rule) if rule.optimizer == "adam" else descended(g, state, rule)
-        exact = state.exact.stepped(self._by_exact, rule, after.t)
+        exact = step_exact(state.exact, self._by_exact, rule, after.t)
         return finite(StepResult(replace(after, exact=exact), loss, correct))
 
     def _adam(self, g: F32, state: State, rule: Rule) -> State:
@@ -99,7 +87,7 @@ class OrtTraining:
         return State(scores, m, v, state.t + 1, state.anchor, state.exact)
 
     def logits(self, x: F32, mask: F32, exact: F32 = NOTHING) -> F32:
-        """Class scores [n, classes]; see `edge_client.runtimes.Runtime`."""
+        """Class scores [n, classes]; see `Runtime`."""
         check_logits(self.bundle, x, mask, exact)
         feeds = {"w": self.w, "mask": vector(mask), **self._frozen}
         if self.bundle.spec.e:

@@ -1,6 +1,6 @@
 """The reference runtime: NumPy, float64, slow and obvious. Where another disagrees, this one is right.
 
-It reads the layers of the ModelSpec (`edge_client.network`) and needs no graph, so it trains any bundle on any machine;
+It reads the layers of the ModelSpec (`numpy_network`) and needs no graph, so it trains any bundle on any machine;
 good for tests, for small nets, and for a device that no wheel of onnxruntime fits. FedPM: Isik et al., arXiv
 2209.15328.
 """
@@ -11,27 +11,14 @@ from typing import Final
 
 import numpy as np
 
-from edge_client.memory import MB, Footprint
-from edge_client.network import F64, backward, forward
-from edge_client.runtimes import (
-    BETA1,
-    BETA2,
-    EPSILON,
-    F32,
-    NOTHING,
-    Fit,
-    Rule,
-    State,
-    StepResult,
-    Targets,
-    check_logits,
-    check_step,
-    finite,
-)
+from edge_client.runtimes.arithmetic import BETA1, BETA2, EPSILON, step_exact
+from edge_client.runtimes.checks import check_logits, check_step, finite
+from edge_client.runtimes.contract import F32, NOTHING, Fit, Rule, State, StepResult, Targets
+from edge_client.runtimes.footprint import MB, Footprint
+from edge_client.runtimes.numpy_network import F64, backward, forward
 from seedmask.bundle import Bundle
 from seedmask.spec import ModelSpec
 
-NAME: Final = "reference"
 NEEDS: Final[tuple[str, ...]] = ()
 GRAPHS: Final[tuple[str, ...]] = ()
 FOOTPRINT: Final = Footprint(45 * MB, 34, 6)  # float64, and no memory is used twice
@@ -47,7 +34,7 @@ class Reference:
         self.frozen = bundle.spec.frozen().astype(np.float64)
 
     def step(self, x: F32, y: Targets, state: State, noise: F32, rule: Rule) -> StepResult:
-        """One step on the scores; see `edge_client.runtimes.Runtime`."""
+        """One step on the scores; see `Runtime`."""
         check_step(self.bundle, x, y, state, noise, rule)
         s = state.scores.astype(np.float64)
         theta = 1 / (1 + np.exp(-s))
@@ -64,7 +51,7 @@ class Reference:
         by_theta = by_mask * theta if rule.times_theta else by_mask  # straight through
         if rule.kl:
             by_theta = by_theta + rule.kl * (s - state.anchor) / self.spec.d
-        by_theta = by_theta + (rule.sparsity - rule.entropy * s) / self.spec.d
+        by_theta = by_theta + rule.sparsity / self.spec.d
         g = by_theta * theta * (1 - theta)
 
         m, v, t = state.m.astype(np.float64), state.v.astype(np.float64), state.t + 1
@@ -77,12 +64,12 @@ class Reference:
             s = s - rule.rate * m
         else:
             s = s - rule.rate * g
-        exact = state.exact.stepped(by_exact, rule, t)
+        exact = step_exact(state.exact, by_exact, rule, t)
         after = State(s.astype(np.float32), m.astype(np.float32), v.astype(np.float32), t, state.anchor, exact)
         return finite(StepResult(after, loss, correct))
 
     def logits(self, x: F32, mask: F32, exact: F32 = NOTHING) -> F32:
-        """Class scores [n, classes]; see `edge_client.runtimes.Runtime`."""
+        """Class scores [n, classes]; see `Runtime`."""
         check_logits(self.bundle, x, mask, exact)
         tensors = self._tensors(self.w * mask, exact)
         return forward(self.spec, x.astype(np.float64), tensors)[0].astype(np.float32)

@@ -15,25 +15,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from edge_client import on_device
-from edge_client.memory import MB, Footprint
-from edge_client.runtimes import (
-    BETA1,
-    BETA2,
-    F32,
-    NOTHING,
-    Exact,
-    Fit,
-    Rule,
-    State,
-    StepResult,
-    Targets,
-    check_logits,
-    check_step,
-    corrected,
-    finite,
-    pulls,
-)
+from edge_client.runtimes.arithmetic import BETA1, BETA2, corrected, pulls, step_exact
+from edge_client.runtimes.checks import check_logits, check_step, finite
+from edge_client.runtimes.contract import F32, NOTHING, Exact, Fit, Rule, State, StepResult, Targets
+from edge_client.runtimes.footprint import MB, Footprint
+from edge_client.runtimes.on_device import OnDevice, on_device
 from seedmask.bundle import Bundle
 from seedmask.layers import (
     EPSILON,
@@ -63,7 +49,6 @@ from seedmask.spec import ModelSpec
 if TYPE_CHECKING:
     import torch
 
-NAME: Final = "torch"
 NEEDS: Final = ("torch",)
 GRAPHS: Final[tuple[str, ...]] = ()
 FOOTPRINT: Final = Footprint(255 * MB, 16, 2)
@@ -97,12 +82,12 @@ class Torch:
         return self.spec.parts(masked, self._frozen, exact)
 
     def step(self, x: F32, y: Targets, state: State, noise: F32, rule: Rule) -> StepResult:
-        """One step on the scores; see `edge_client.runtimes.Runtime`."""
+        """One step on the scores; see `Runtime`."""
         import torch
         from torch.nn import functional as F
 
         check_step(self.bundle, x, y, state, noise, rule)
-        old = {name: on_device.tensor(state, name, self._vector) for name in rule.needs}
+        old = {name: on_device(state, name, self._vector) for name in rule.needs}
         scores, theta = old["scores"], self._theta
         torch.sigmoid(scores, out=theta)
         if rule.mean:
@@ -161,11 +146,11 @@ class Torch:
         figures = torch.stack([lost, right, new["scores"].sum()])
         news = torch.cat([figures, *by_exact]).cpu().numpy()
         seen, hits, total = news[:3].tolist()
-        after = self._state(state, new, t, state.exact.stepped(news[3:], rule, t))
+        after = self._state(state, new, t, step_exact(state.exact, news[3:], rule, t))
         return finite(StepResult(after, seen, int(hits)), total)
 
     def logits(self, x: F32, mask: F32, exact: F32 = NOTHING) -> F32:
-        """Class scores [n, classes]; see `edge_client.runtimes.Runtime`."""
+        """Class scores [n, classes]; see `Runtime`."""
         import torch
 
         check_logits(self.bundle, x, mask, exact)
@@ -195,7 +180,7 @@ class Torch:
 
     def _state(self, before: State, new: dict[str, torch.Tensor], t: int, exact: Exact) -> State:
         if self._lazy:
-            return on_device.OnDevice(before, new, t, exact, lambda tensor: tensor.cpu().numpy())
+            return OnDevice(before, new, t, exact, lambda tensor: tensor.cpu().numpy())
         arrays = {name: tensor.numpy() for name, tensor in new.items()}
         # Memory that the system has to clear costs as much as the arithmetic, so that of a state which nobody holds any
         # more, and no view of it either, is used again. (A GPU's memory is torch's to recycle.)

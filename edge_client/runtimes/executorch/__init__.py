@@ -14,29 +14,14 @@ from typing import Final
 
 import numpy as np
 
-from edge_client.memory import MB, Footprint
-from edge_client.runtimes import (
-    BETA1,
-    BETA2,
-    F32,
-    NOTHING,
-    Fit,
-    Rule,
-    State,
-    StepResult,
-    Targets,
-    check_logits,
-    check_step,
-    corrected,
-    descended,
-    finite,
-    regularised,
-)
+from edge_client.runtimes.arithmetic import BETA1, BETA2, corrected, descended, regularised, step_exact
+from edge_client.runtimes.checks import check_logits, check_step, finite
+from edge_client.runtimes.contract import F32, NOTHING, Fit, Rule, State, StepResult, Targets
 from edge_client.runtimes.executorch.library import Program, aligned
+from edge_client.runtimes.footprint import MB, Footprint
 from seedmask.bundle import Bundle
 from seedmask.seed import weights_key
 
-NAME: Final = "executorch"
 NEEDS: Final = ("executorch",)
 GRAPHS: Final = ("executorch/model.pte",)
 _TARGETS: Final = {"cross-entropy": np.int64, "mse": np.float32}
@@ -92,7 +77,7 @@ class ExecuTorch:
         self._program.run("weights", [np.array(weights_key(bundle.spec.seed), np.int64)], [self.w, *self._frozen])
 
     def step(self, x: F32, y: Targets, state: State, noise: F32, rule: Rule) -> StepResult:
-        """One step on the scores; see `edge_client.runtimes.Runtime`."""
+        """One step on the scores; see `Runtime`."""
         check_step(self.bundle, x, y, state, noise, rule)
         if rule.optimizer == "adam" and rule.plain and len(y) <= self._micro:
             return self._adam(x, y, state, noise, rule)
@@ -109,7 +94,7 @@ class ExecuTorch:
             [_vector(state.m), _vector(state.v), _one(rate), _one(epsilon)],
             [scores, m, v],
         )
-        exact = state.exact.stepped(np.concatenate([NOTHING, *self._by_exact]), rule, state.t + 1)
+        exact = step_exact(state.exact, np.concatenate([NOTHING, *self._by_exact]), rule, state.t + 1)
         after = State(scores, m, v, state.t + 1, state.anchor, exact)
         return finite(StepResult(after, float(self._loss), int(self._correct)))
 
@@ -159,7 +144,7 @@ class ExecuTorch:
     def _moved(self, state: State, g: F32, by_exact: F32, rule: Rule) -> State:
         """The state after a step along the plain gradients, of which `g` is used up."""
         g = regularised(g, state, rule, self.bundle.spec.d)
-        exact = state.exact.stepped(by_exact, rule, state.t + 1)
+        exact = step_exact(state.exact, by_exact, rule, state.t + 1)
         if rule.optimizer != "adam":
             return replace(descended(g, state, rule), exact=exact)
         rate, epsilon = corrected(rule.rate, state.t + 1)
@@ -169,7 +154,7 @@ class ExecuTorch:
         return State(scores, m, v, state.t + 1, state.anchor, exact)
 
     def logits(self, x: F32, mask: F32, exact: F32 = NOTHING) -> F32:
-        """Class scores [n, classes]; see `edge_client.runtimes.Runtime`."""
+        """Class scores [n, classes]; see `Runtime`."""
         check_logits(self.bundle, x, mask, exact)
         classes, mask = self.bundle.spec.classes, _vector(mask)
         out, part = np.empty((len(x), classes), np.float32), aligned(len(self._x) * classes, np.float32)

@@ -43,7 +43,10 @@ F64 = npt.NDArray[np.float64]
 
 
 def forward(spec: ModelSpec, x: F64, tensors: dict[str, F64]) -> tuple[F64, list[Any]]:
-    """What the last layer gives, [n, classes], and per layer what its gradient needs."""
+    """Return the last layer's output float64 [n, classes], and per layer what its gradient needs.
+
+    x float64 [n, *input]; `tensors`: float64, every tensor of `spec` by name.
+    """
     values, tape = [x], []
     for number, layer in enumerate(spec.layers):
         y, saved = _apply(layer, [values[value] for value in layer.takes(number)], tensors)
@@ -53,7 +56,7 @@ def forward(spec: ModelSpec, x: F64, tensors: dict[str, F64]) -> tuple[F64, list
 
 
 def backward(spec: ModelSpec, tensors: dict[str, F64], tape: list[Any], dy: F64) -> dict[str, F64]:
-    """The loss's gradient by every tensor, given that by what the last layer gives."""
+    """Return the loss's gradient by every tensor, by name, given `dy` float64 [n, classes], that by the last layer."""
     grads: dict[str, F64] = {}
     by_value: dict[int, F64] = {len(spec.layers): dy}
     for number in range(len(spec.layers) - 1, -1, -1):

@@ -1,4 +1,4 @@
-"""What a step does per weight, around the gradient of its examples: the mask before it, estimator and optimiser after.
+"""Masked optimiser: what a step does per weight, the mask before the network's gradient, estimator and optimiser after.
 
 FedPM's masks (Isik et al., arXiv 2209.15328), Adam (Kingma and Ba, arXiv 1412.6980) and SGD, in NumPy. A graph would
 make a pass over all weights for every operation; here a piece of each vector goes through all operations while it lies
@@ -12,7 +12,8 @@ from typing import Final
 
 import numpy as np
 
-from edge_client.runtimes import BETA1, BETA2, F32, Rule, State, corrected, pulls
+from edge_client.runtimes.arithmetic import BETA1, BETA2, corrected, pulls
+from edge_client.runtimes.contract import F32, Rule, State
 
 PIECE: Final = 1 << 16
 """Weights at a time: a dozen pieces of this length fit an L2 cache of a few megabytes."""
@@ -21,8 +22,11 @@ MOST: Final = 7
 """Vectors that one step needs beside the state that it comes from."""
 
 
-class Update:
-    """One model's: float32 [d] of frozen weights `w`, room for theta, and vectors that are used again."""
+class MaskedOptimizer:
+    """Draw masked weights and step scores, for one model with frozen weights `w` float32 [d].
+
+    It keeps room for theta, and vectors that are used again.
+    """
 
     def __init__(self, w: F32) -> None:
         self.w = w
@@ -31,9 +35,10 @@ class Update:
         self._round: weakref.ref[F32] | None = None  # the noise of the last step, one array for all steps of a round
 
     def draw(self, scores: F32, noise: F32, mean: bool) -> F32:
-        """The weights that the network runs, w * (noise < sigmoid(scores)), or w * sigmoid(scores) if `mean`.
+        """Return the weights that the network runs, w * (noise < sigmoid(scores)), or w * sigmoid(scores) if `mean`.
 
-        A `vector`. Room for steps is kept as long as the array `noise` lives: when it goes, so does the memory.
+        All vectors are float32 [d]; the result is a `vector`. Room for steps is kept as long as the array `noise`
+        lives: when it goes, so does the memory.
         """
         if self._round is None or self._round() is not noise:
             free = self._free  # not self: whoever drops a runtime has its memory back at once
@@ -51,10 +56,10 @@ class Update:
         return drawn
 
     def apply(self, gradient: F32, state: State, rule: Rule) -> State:
-        """The state after a step from `state`, whose scores were the last ones drawn from, in new arrays.
+        """Return the state after a step from `state`, whose scores were the last ones drawn from, in new arrays.
 
-        gradient float32 [d] is the loss's by the masked weights; exact values stay as they are.
-        See `edge_client.runtimes.Runtime.step`.
+        `gradient` float32 [d] is the loss's by the masked weights; exact values stay as they are.
+        See `Runtime.step`.
         """
         d, t, adam = len(self.w), state.t + 1, rule.optimizer == "adam"
         rate, epsilon = corrected(rule.rate, t) if adam else (rule.rate, 0.0)
@@ -94,7 +99,7 @@ class Update:
         return State(after["scores"], after.get("m", state.m), after.get("v", state.v), t, state.anchor, state.exact)
 
     def vector(self) -> F32:
-        """Float32 [d] of anything, in the memory of one that nobody holds any more, nor any view of it.
+        """Return a float32 [d] of anything, in the memory of one that nobody holds any more, nor any view of it.
 
         So a step finds room for its gradient where the state before the last one was, and for the state after it where
         the masked weights were.

@@ -1,20 +1,20 @@
-"""A training state whose vectors stay on a GPU until somebody looks at them; for the runtimes that have one."""
+"""Training state whose vectors stay on a GPU until somebody looks at them; for the runtimes that have one."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-from edge_client.runtimes import F32, Exact, State
+from edge_client.runtimes.contract import F32, Exact, State
 
 
 class OnDevice(State):
-    """A State whose vectors come to the host when, and only if, somebody asks for them."""
+    """Hold a State whose vectors come to the host when, and only if, somebody asks for them."""
 
     tensors: dict[str, Any]
 
     def __init__(self, before: State, new: dict[str, Any], t: int, exact: Exact, fetch: Callable[[Any], F32]) -> None:
-        """`new`: vectors on the device, [d]; what `before` has there and `new` has not stays. `fetch` brings one."""
+        """`new`: vectors on the device, [d]; those that only `before` has there are kept. `fetch` brings one."""
         kept = before.tensors if isinstance(before, OnDevice) else {}
         for name, value in {"tensors": {**kept, **new}, "t": t, "exact": exact, "_fetch": fetch}.items():
             object.__setattr__(self, name, value)
@@ -35,8 +35,8 @@ class OnDevice(State):
         return tuple(shape() if callable(shape) else shape)  # a method in onnxruntime
 
 
-def tensor(state: State, name: str, put: Callable[[F32], Any]) -> Any:
-    """A vector of `state` on the device: where it is there already, that; else what `put` makes of it."""
+def on_device(state: State, name: str, put: Callable[[F32], Any]) -> Any:
+    """Return the vector `name` of `state` on the device: the one that is there already, else `put` of the host's."""
     if isinstance(state, OnDevice) and name in state.tensors:
         return state.tensors[name]
     return put(getattr(state, name))

@@ -1,0 +1,78 @@
+"""Formulas that runtimes share: Adam's bias correction, the regularisers' gradient, the optimisers' steps.
+
+Adam: Kingma and Ba, arXiv 1412.6980. The regularisers are those of `Rule`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from edge_client.runtimes.contract import F32, Exact, Rule, State
+
+BETA1: Final = 0.9
+BETA2: Final = 0.999
+EPSILON: Final = 1e-8
+
+
+def corrected(rate: float, t: int) -> tuple[float, float]:
+    """Return Adam's rate and epsilon at step `t`, from 1, such that s -= rate m / (sqrt(v) + epsilon).
+
+    Both bias corrections are inside. On the host, in double: 1 - 0.999**t loses half of float32's digits.
+    """
+    root = math.sqrt(1 - BETA2**t)
+    return rate * root / (1 - BETA1**t), EPSILON * root
+
+
+def pulls(rule: Rule, d: int) -> tuple[float, float, float]:
+    """Return (a, b, c) of the regularisers' gradient by the scores, theta (1 - theta) (a s + b anchor + c)."""
+    return rule.kl / d, -rule.kl / d, rule.sparsity / d
+
+
+def regularised(g: F32, state: State, rule: Rule, d: int) -> F32:
+    """Return `g` float32 [d], the loss's gradient by the scores of `state`, with all that `rule` adds to it.
+
+    `g` is overwritten. For runtimes whose graphs give the loss's gradient alone.
+    """
+    if rule.plain:
+        return g
+    scores = np.asarray(state.scores, np.float32)
+    with np.errstate(over="ignore"):  # exp of a large score: theta is 0
+        theta = 1 / (1 + np.exp(-scores))
+    if rule.times_theta:
+        g *= theta
+    by_score, by_anchor, constant = (np.float32(pull) for pull in pulls(rule, d))
+    pull = by_score * scores + constant
+    if by_anchor:
+        pull += by_anchor * np.asarray(state.anchor, np.float32)
+    g += pull * (theta * (1 - theta))
+    return g
+
+
+def descended(g: F32, state: State, rule: Rule) -> State:
+    """Return the state after a step of SGD, with `rule`'s momentum, along the regularised gradient `g` float32 [d]."""
+    m = np.float32(rule.momentum) * np.asarray(state.m, np.float32) + g if rule.momentum else state.m
+    scores = np.asarray(state.scores, np.float32) - np.float32(rule.rate) * (m if rule.momentum else g)
+    return State(scores, m, state.v, state.t + 1, state.anchor, state.exact)
+
+
+def step_exact(exact: Exact, gradient: npt.NDArray[Any], rule: Rule, t: int) -> Exact:
+    """Return `exact` after step `t`, from 1, along `gradient` float [e], by the rule's optimiser at `exact_rate`.
+
+    Once for all runtimes: a step of these few hundred numbers is no work for a graph.
+    """
+    if not exact.values.size:
+        return exact
+    g, m, v = gradient.astype(np.float64), exact.m.astype(np.float64), exact.v.astype(np.float64)
+    if rule.optimizer == "adam":
+        rate, epsilon = corrected(rule.exact_rate, t)
+        m, v = BETA1 * m + (1 - BETA1) * g, BETA2 * v + (1 - BETA2) * g * g
+        move = rate * m / (np.sqrt(v) + epsilon)
+    else:
+        m = rule.momentum * m + g
+        move = rule.exact_rate * m
+    values, m32, v32 = (array.astype(np.float32) for array in (exact.values - move, m, v))
+    return Exact(values, m32, v32)
