@@ -139,9 +139,7 @@ def targets(y: Targets) -> Targets:
 
 def rule_in_js(rule: Rule) -> dict[str, Any]:
     """`rule` as runtime.mjs names its parts."""
-    values = {
-        name: getattr(rule, name) for name in ("rate", "optimizer", "momentum", "kl", "sparsity", "mean")
-    }
+    values = {name: getattr(rule, name) for name in ("rate", "optimizer", "momentum", "kl", "sparsity", "mean")}
     return {**values, "timesTheta": rule.times_theta, "exactRate": rule.exact_rate}
 
 

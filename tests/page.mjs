@@ -97,9 +97,7 @@ const JOBS = {
     if (done === null) return [{ stopped: seen }, {}];
     const { outcome, update, frame: sent } = done;
     ended = outcome.state;
-    const { work: { stratified }, selected } = announce;
-    const stratum = stratified ? [selected.indexOf(device), selected.length] : null;
-    const who = { seed: runtime.spec.seed, round: announce.round, job: announce.job, device, stratum };
+    const who = { seed: runtime.spec.seed, round: announce.round, job: announce.job, device };
     const masks = update.payloads.map((payload, index) =>
       codecById(update.codec).decode(payload, theta, new Shared({ ...who, index }), announce.work.max_blocks));
     const { loss, correct } = outcome;

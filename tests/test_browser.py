@@ -201,7 +201,7 @@ def announced(spec: ModelSpec, theta: Theta, work: Work, round_: int = ROUND) ->
     nothing = bytes(16)
     return Announce(
         *(JOB, round_, 9, Phase.OPEN, spec.digest, theta.digest(), nothing, 1, nothing, nothing, 0, 0),
-        *(work, ("phone-0", DEVICE) if work.stratified else (), ""),
+        *(work, (), ""),
     )
 
 
@@ -247,7 +247,7 @@ class Followed:
     "work",
     [
         Work(epochs=3, learning_rate=30_000_000, optimizer=1, momentum=500_000, rate_decay=100_000, straight_through=1),
-        Work(epochs=3, optimizer=1, learning_rate=20_000_000, mean_epochs=2, sparsity=20_000_000, entropy=5_000_000),
+        Work(epochs=3, optimizer=1, learning_rate=20_000_000, mean_epochs=2, sparsity=20_000_000),
         Work(epochs=2, learning_rate=50_000, mean_epochs=65535, kl=3_000_000),
     ],
 )
@@ -309,17 +309,14 @@ def test_a_round_can_be_stopped(page: chromium.Page) -> None:
     assert round_in(page, DENSE, announced(DENSE, theta, Work()), theta, data, DEVICE, stop=4) == {"stopped": 5}
 
 
-@pytest.mark.parametrize(("codec", "stratified"), [("packed", 0), ("rans", 0), ("hmrc", 0), ("crn", 0), ("hmrc", 1)])
-def test_the_masks_of_a_round_are_what_python_decodes_and_follow_the_scores(
-    page: chromium.Page, codec: str, stratified: int
-) -> None:
+@pytest.mark.parametrize("name", codec.NAMES)
+def test_the_masks_of_a_round_are_what_python_decodes_and_follow_the_scores(page: chromium.Page, name: str) -> None:
     rng = np.random.default_rng(6)
     PageRuntime(page, make_bundle(DENSE, BATCH))
     data = Dataset(rng.integers(0, 17, (48, *DENSE.input)).astype(np.uint8), rng.integers(0, 10, 48))
     theta = Theta(rng.integers(0, 11, DENSE.d).astype(np.uint16), 10)
-    coder = next(by_id(number) for number in range(1, 5) if codec == by_id(number).NAME)
+    coder = by_id(codec.NAMES[name])
     work = Work(epochs=8, learning_rate=200_000, codec=coder.ID, masks=3, mean_epochs=8, kappa=2000, max_blocks=1100)
-    work = replace(work, stratified=stratified)
     announce = announced(DENSE, theta, work)
     found = round_in(page, DENSE, announce, theta, data, DEVICE, seed=3)
     update = decode(found["frame"].tobytes())
@@ -330,7 +327,7 @@ def test_the_masks_of_a_round_are_what_python_decodes_and_follow_the_scores(
     assert update.loss == int(found["loss"] * 1e6 + 0.5)
     masks = []
     for index, payload in enumerate(update.payloads):
-        shared = Shared(DENSE.seed, ROUND, JOB, DEVICE, index, announce.stratum(DEVICE))
+        shared = Shared(DENSE.seed, ROUND, JOB, DEVICE, index)
         mask = coder.decode(payload, theta, shared, work.max_blocks)
         assert np.array_equal(mask, found[f"mask{index}"])
         masks.append(mask)

@@ -16,7 +16,6 @@ export { CLAMP, EXACT_LIMIT, EXACT_ONE, MAX_D, MAX_EXACT, Theta, table } from ".
 export { begin, canonical, entries, readSpec, weights } from "./spec.mjs";
 export { CODECS, codecById } from "./codec/index.mjs";
 export * as counts from "./codec/counts.mjs";
-export * as crn from "./codec/crn.mjs";
 export * as delta from "./codec/delta.mjs";
 export * as exact from "./codec/exact.mjs";
 export * as hmrc from "./codec/hmrc.mjs";

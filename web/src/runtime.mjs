@@ -26,12 +26,12 @@ export class DivergedError extends Error {
 /**
  * Fill in the defaults of what a step does with its gradient. Throws RangeError for an unknown field.
  * @param given `rate` > 0 of `optimizer` "adam" or "sgd" (then `momentum`, 0 .. 1); `timesTheta`, the estimator of
- *   FedPM's code; weights `kl`, `sparsity`, `entropy` of the regularisers; `mean`: run w * theta, draw no mask;
+ *   FedPM's code; weights `kl` and `sparsity` of the regularisers; `mean`: run w * theta, draw no mask;
  *   `exactRate` > 0, that of exact values, by the same optimiser
  */
 export function ruleOf(given) {
   const standard = {
-    ...{ optimizer: "adam", momentum: 0, timesTheta: false, kl: 0, sparsity: 0, entropy: 0, mean: false },
+    ...{ optimizer: "adam", momentum: 0, timesTheta: false, kl: 0, sparsity: 0, mean: false },
     exactRate: 1e-3,
   };
   const odd = Object.keys(given).filter((key) => key !== "rate" && !(key in standard));
@@ -159,7 +159,7 @@ class Runtime {
       w: this.w,
       u: new Tensor("float32", noise, [spec.d]),
       mean: yes(rule.mean),
-      plain: yes(!(rule.timesTheta || rule.kl || rule.sparsity || rule.entropy)),
+      plain: yes(!(rule.timesTheta || rule.kl || rule.sparsity)),
       terms: new Tensor("float32", Float32Array.of(rule.timesTheta ? 1 : 0, ...pulls(rule, spec.d)), [4]),
       ...this._unmasked(state.exact.values),
     };
@@ -224,7 +224,7 @@ function corrected(rate, t) {
 }
 
 /** Return [a, b, c]: the regularisers' gradient by the scores is theta (1 - theta) (a s + b anchor + c). */
-const pulls = (rule, d) => [(rule.kl - rule.entropy) / d, -rule.kl / d, rule.sparsity / d];
+const pulls = (rule, d) => [rule.kl / d, -rule.kl / d, rule.sparsity / d];
 
 /** Return `values` as a `Kind` of `length`, zeros behind them. */
 function padded(values, Kind, length) {

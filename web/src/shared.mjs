@@ -8,30 +8,19 @@ import { viewOf } from "./bytes.mjs";
 import { uniforms16, uniformsKey } from "./seed.mjs";
 import { sha256 } from "./sha256.mjs";
 
-/**
- * The uniforms that one device and the aggregator have in common for one mask. `seed` as keyOf takes it; `stratum`
- * [k, K]: the k-th of K devices whose uniforms are stratified; null: on its own.
- */
+/** Names the uniforms of one mask. */
 export class Shared {
-  constructor({ seed, round, job, device, index = 0, stratum = null }) {
-    if (stratum && !(stratum[0] >= 0 && stratum[0] < stratum[1] && stratum[1] <= 65535)) {
-      throw new RangeError(`a stratum is [k, K] with 0 <= k < K <= 65535, found [${stratum}]`);
-    }
-    Object.assign(this, { seed, round, job, device, index, stratum });
+  /**
+   * @param who `seed`, the model's, as `keyOf` takes it; `round`; `job` and `device`, names; `index`, which mask of the
+   *   device's update
+   */
+  constructor({ seed, round, job, device, index = 0 }) {
+    Object.assign(this, { seed, round, job, device, index });
   }
 
-  /** `d` uniforms, Uint16Array. */
+  /** Return `d` uniforms, Uint16Array [d]. */
   uniforms(d) {
-    const who = this.stratum ? "" : this.device;
-    const name = sha256(new TextEncoder().encode(`${this.job}/${who}/${this.index}`));
-    const slot = viewOf(name).getBigUint64(0, true);
-    const key = uniformsKey(this.seed, this.round, slot);
-    if (!this.stratum) return uniforms16(key, d);
-    const [k, of] = this.stratum;
-    const pairs = uniforms16(key, 2 * d);
-    return Uint16Array.from({ length: d }, (_, i) => {
-      const turn = Math.floor((pairs[2 * i + 1] * of) / 65536);
-      return Math.floor((((k + turn) % of) * 65536 + pairs[2 * i]) / of);
-    });
+    const name = sha256(new TextEncoder().encode(`${this.job}/${this.device}/${this.index}`));
+    return uniforms16(uniformsKey(this.seed, this.round, viewOf(name).getBigUint64(0, true)), d);
   }
 }

@@ -35,7 +35,6 @@ export function ruleOfWork(work, round) {
     timesTheta: work.straight_through === 1,
     kl: work.kl / 1e6,
     sparsity: work.sparsity / 1e6,
-    entropy: work.entropy / 1e6,
   });
 }
 
@@ -99,14 +98,13 @@ export async function train(runtime, data, theta, work, options = {}) {
  * coded as the job asks. `thrift` is the device's wish for kappa, bits of relative entropy per block of `hmrc`.
  */
 export function updateOf(announce, device, spec, theta, outcome, samples, { chance = systemChance, thrift } = {}) {
-  const { work, selected } = announce;
+  const { work } = announce;
   const codec = codecById(work.codec);
   const [least, most] = [work.kappa / 1000, work.kappa_max / 1000];
   const plan = {
     kappa: thrift === undefined ? least : Math.min(Math.max(thrift, least), most),
     maxBlocks: work.max_blocks,
   };
-  const stratum = work.stratified ? [selected.indexOf(device), selected.length] : null;
   const ready = new Float32Array(1024);
   let left = 0;
   const random = () => {
@@ -115,7 +113,7 @@ export function updateOf(announce, device, spec, theta, outcome, samples, { chan
     return ready[left];
   };
   const payloads = Array.from({ length: work.masks }, (_, index) => {
-    const shared = new Shared({ seed: spec.seed, round: announce.round, job: announce.job, device, index, stratum });
+    const shared = new Shared({ seed: spec.seed, round: announce.round, job: announce.job, device, index });
     return codec.draw(outcome.scores, theta, shared, random, plan);
   });
   return {

@@ -1,4 +1,4 @@
-// Codec 17, `delta`: theta's levels, coded under those of a theta that the receiver holds.  PROTOCOL 5.7.
+// Codec 17, `delta`: theta's levels, coded under those of a theta that the receiver holds.  PROTOCOL 5.6.
 //
 // Theta moves little from round to round, so each weight's level is coded under frequencies of its own level before.
 // Twin of seedmask/codec/delta.py.

@@ -1,4 +1,4 @@
-// Codec 20, `exact`: how far a model's exact values have come, as numbers of variable length.  PROTOCOL 5.10.
+// Codec 20, `exact`: how far a model's exact values have come, as numbers of variable length.  PROTOCOL 5.9.
 //
 // Devices send the difference to the round's values, and so do `delta` and `relay`; `counts` sends it from zero. Twin
 // of seedmask/codec/exact.py.

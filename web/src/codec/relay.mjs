@@ -1,4 +1,4 @@
-// Codec 18, `relay`: theta as the masks that made it, each as its device coded it.  PROTOCOL 5.8.
+// Codec 18, `relay`: theta as the masks that made it, each as its device coded it.  PROTOCOL 5.7.
 //
 // Who holds the probabilities of the round before can decode everybody's masks and add them up, as the aggregator did.
 // After BiCompFL, arXiv 2502.00206. Twin of seedmask/codec/relay.py.

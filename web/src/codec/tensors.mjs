@@ -1,4 +1,4 @@
-// Codec 19, `tensors`: any mask by each tensor's number of ones; for the file of a finished model.  PROTOCOL 5.9.
+// Codec 19, `tensors`: any mask by each tensor's number of ones; for the file of a finished model.  PROTOCOL 5.8.
 //
 // A reader of that file holds no probabilities, so the mask states how many ones each tensor has; all-zero and all-one
 // tensors take no payload. Twin of seedmask/codec/tensors.py.
