@@ -1,4 +1,4 @@
-"""The JavaScript client's package: its version, its modules, its lock file. What it computes: test_vectors, test_browser."""
+"""The JavaScript client as a package: version, modules, lock file. What it computes: test_vectors and test_browser."""
 
 from __future__ import annotations
 
