@@ -9,9 +9,9 @@ from typing import Any, Final
 
 from aggregator.posterior import INITS, Recipe
 from seedmask.codec import NAMES
-from seedmask.codec.relay import MAX_WEIGHT
 from seedmask.io.link import Broker
 from seedmask.mask import CLAMP, MAX_TOP, ONE
+from seedmask.pooling import MAX_WEIGHT
 from seedmask.wire import ESTIMATORS, OPTIMIZERS, Work, check_name
 
 WEIGHTINGS: Final = ("equal", "samples")
@@ -147,9 +147,9 @@ class AggregateSettings:
     `downlink`: "exact" (counts of ones) or the number of levels that probabilities are rounded to. `weighting`: "equal"
     or "samples", as many as a device says it has, at most `max_samples`: what bounds the word of one. `prior`: lambda
     of the Beta prior, at least 1; `carry`: share of the Beta counts that a round hands to the next, 0: reset. `clamp`:
-    least probability. `step`: how far theta goes from where it was to what the masks say. `average_last`: the finished model is the threshold of the mean theta of so many rounds. `relay`: tell theta as the
-    masks that made it where that is shorter; devices can then read each other's masks. `init`: "half", "uniform" or
-    "normal" (scores).
+    least probability. `step`: how far theta goes from where it was to what the masks say. `average_last`: the finished
+    model is the threshold of the mean theta of so many rounds. `relay`: tell theta as the masks that made it where that
+    is shorter; devices can then read each other's masks. `init`: "half", "uniform" or "normal" (scores).
     """
 
     downlink: int | str = "exact"

@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 
 from aggregator.config import RunConfig
+from aggregator.history import outcome
 from aggregator.posterior import finished
-from aggregator.store import outcome
 from seedmask import model
 from seedmask.errors import UserError
 from seedmask.io import settings

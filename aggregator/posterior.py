@@ -21,8 +21,8 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from seedmask.codec.relay import FINE, MAX_WEIGHT, Pooling, pool
 from seedmask.mask import CLAMP, I32, NO_EXACT, ONE, Mask, Theta
+from seedmask.pooling import FINE, MAX_WEIGHT, Pooling, pool
 from seedmask.seed import fold, key_of, uniforms16
 
 I64 = npt.NDArray[np.int64]
@@ -38,7 +38,8 @@ class Recipe:
     """How masks become the next theta; integers. The [learning] table says what each is for.
 
     `top` of the levels that are published, 0: exact counts; `heaviest`: what a mask that weighs as its device's samples
-    weighs at most, 0: all weigh the same; `prior`: lambda - 1 in units of 2**-16; `carry` and `step` in thousandths; `average`: rounds whose mean the finished model is the threshold of.
+    weighs at most, 0: all weigh the same; `prior`: lambda - 1 in units of 2**-16; `carry` and `step` in thousandths;
+    `average`: rounds whose mean the finished model is the threshold of.
     """
 
     top: int = 0
@@ -91,7 +92,8 @@ class Posterior:
         """Add one more mask, uint8 [d], that counts `weight` times, 1 .. MAX_WEIGHT; else ValueError."""
         if not 1 <= weight <= MAX_WEIGHT:
             raise ValueError(f"a weight is 1 .. {MAX_WEIGHT}, found {weight}")
-        total = self.total + weight * mask.astype(np.int64)
+        total = np.multiply(mask, weight, dtype=np.int64)
+        total += self.total
         unit = math.gcd(self.unit, weight)
         return replace(self, total=total, weight=self.weight + weight, masks=self.masks + 1, unit=unit)
 

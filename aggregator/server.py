@@ -102,9 +102,9 @@ class Server:
         known = self.store.resume(recipe.average)
         if known is None:
             return job
-        job = replace(job, round=known.round, theta=known.theta)
+        job = replace(job, round=known.round, theta=known.theta, blob=known.blob)
         job = replace(job, base=known.base, memory=known.memory, recent=known.recent)
-        self._published = (known.round, len(self._cut(known.blob)), len(self._cut(known.delta)))
+        self._published = (known.round, len(self._cut(known.published)), len(self._cut(known.delta)))
         if not known.closed:
             # What its devices were asked for stays what the round is about, whatever the settings say by now.
             job = replace(job, work=known.work, wanted=job.work)
@@ -155,7 +155,7 @@ class Server:
         try:
             if isinstance(frame, ProtocolError):
                 raise frame
-            return Arrived(device, transfer, wire.expect(frame, Update))
+            return Arrived(device, transfer, wire.expect(frame, Update), frame)
         except ProtocolError as error:
             return Broken(device, transfer, error)
 
@@ -169,12 +169,12 @@ class Server:
         match effect:
             case Say(text):
                 log.info(text)
-            case Opened(round_, theta, selected, quorum, delta, work):
-                self.store.opened(round_, theta, selected, quorum, delta, work)
+            case Opened(round_, blob, selected, quorum, delta, work):
+                self.store.opened(round_, blob, selected, quorum, delta, work)
             case Widened(round_, selected):
                 self.store.widened(round_, selected)
-            case Counted(device, transfer, update):
-                self.store.counted(device, transfer, update)
+            case Counted(device, transfer, update, frame):
+                self.store.counted(device, transfer, update, frame)
             case Reply(device, receipt):
                 self.link.publish(topics.receipt(self.config.job, device), wire.encode(receipt))
             case Closed():
@@ -195,7 +195,7 @@ class Server:
             )
         write_atomic(self.config.state_dir / "model.smk", finished)
         keep = self.job.recipe.pools and self.job.phase is not Phase.DONE
-        self.store.closed(round_, closed.theta, record, closed.memory, keep)
+        self.store.closed(round_, closed.blob, record, closed.memory, keep)
         self._list_rounds()
         self._retire()  # before the next round is stored: a restart knows the latest one only
 
@@ -203,7 +203,8 @@ class Server:
         write_atomic(self.config.state_dir / "rounds.json", json.dumps(self.store.records(), indent=1).encode())
 
     def _publicise(self, theta: bool) -> None:
-        chunks, delta = self._cut(self.job.blob), self._cut(self.job.delta)
+        open_ = self.job.phase is Phase.OPEN
+        chunks, delta = (self._cut(blob) if open_ else [] for blob in (self.job.blob, self.job.delta))
         published = (self.job.round, len(chunks), len(delta))
         if self._published != published:
             self._retire()  # of a round that is over, perhaps in an earlier life, or cut for another broker

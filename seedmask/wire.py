@@ -32,6 +32,8 @@ from seedmask.errors import (
 MAGIC: Final = b"SM"
 MAX_FRAME: Final = 1 << 28
 _EXACT: Final = 128  # added to the codec's id where exact values stand behind the masks
+CHECK = False
+"""True: `encode` decodes every frame that it makes and compares. For tests: it finds what no sender's check does."""
 _OVERHEAD: Final = 8  # magic 2, version 1, kind 1, CRC-32 4
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,62}\Z")
 
@@ -331,7 +333,14 @@ def _get_work(r: _Reader) -> Work:
     return work
 
 
+def _is_offer(base: bytes, delta: bytes, chunks: int) -> bool:
+    """True if base, delta and its chunks are given together or are all zero."""
+    return (any(base), any(delta)) == (chunks > 0, chunks > 0)
+
+
 def _put_announce(m: Announce) -> bytes:
+    if not _is_offer(m.base, m.delta, m.delta_chunks):
+        raise ValueError("base, delta and its chunks are given together or are all zero")
     return b"".join(
         [
             _name(m.job),
@@ -355,7 +364,7 @@ def _get_announce(r: _Reader) -> Announce:
         raise KindError(f"phase {phase} is unknown; known: {', '.join(f'{p.value} {p.name.lower()}' for p in Phase)}")
     model, theta, transfer, chunks = r.take(32), r.take(16), r.take(16), r.uint(2)
     base, delta, delta_chunks = r.take(16), r.take(16), r.uint(2)
-    if (any(base), any(delta)) != (delta_chunks > 0, delta_chunks > 0):
+    if not _is_offer(base, delta, delta_chunks):
         raise FieldError("base, delta and its chunks are given together or are all zero")
     deadline, work = r.uint(4), _get_work(r)
     selected = tuple(r.name() for _ in range(r.uint(2)))
@@ -366,6 +375,9 @@ def _get_announce(r: _Reader) -> Announce:
 
 
 def _put_update(m: Update) -> bytes:
+    if not m.samples or not m.payloads or m.codec >= _EXACT:
+        found = f"{m.samples} samples, {len(m.payloads)} masks, codec {m.codec}"
+        raise ValueError(f"an update has samples, masks and a codec below {_EXACT}, found {found}")
     return b"".join(
         [
             struct.pack("<I", m.round) + _digest(m.basis, 16),
@@ -427,13 +439,21 @@ def _get_heartbeat(r: _Reader) -> Heartbeat:
     return Heartbeat(r.name(), r.flag(), r.uint(8))
 
 
+def _is_part(total: int, size: int, index: int, count: int) -> bool:
+    """True if chunk `index` of `count`, `size` bytes each, can be part of `total` bytes."""
+    return size >= 1 and 1 <= total <= MAX_FRAME and count == -(-total // size) and index < count
+
+
 def _put_chunk(m: Chunk) -> bytes:
+    if not _is_part(m.total, m.size, m.index, m.count) or len(m.data) != min(m.size, m.total - m.index * m.size):
+        shape = f"chunk {m.index} of {m.count}, {m.size} bytes each"
+        raise ValueError(f"{shape}, cannot be {len(m.data)} of {m.total} bytes")
     return _digest(m.transfer, 16) + struct.pack("<IIHH", m.total, m.size, m.index, m.count) + m.data
 
 
 def _get_chunk(r: _Reader) -> Chunk:
     transfer, total, size, index, count = r.take(16), r.uint(4), r.uint(4), r.uint(2), r.uint(2)
-    if size < 1 or not 1 <= total <= MAX_FRAME or count != -(-total // size) or index >= count:
+    if not _is_part(total, size, index, count):
         raise FieldError(f"chunk {index} of {count}, {size} bytes each, cannot be part of {total} bytes")
     length = min(size, total - index * size)
     return Chunk(transfer, total, size, index, count, r.take(length))
@@ -458,17 +478,24 @@ _GET: dict[int, Callable[[_Reader], Message]] = {
 
 
 def encode(message: Message) -> bytes:
-    """One frame. Raises ValueError where a field cannot be written, or not be read again: a bug at home."""
+    """Return `message` as one frame.
+
+    Raises ValueError where a field cannot be written, or fields contradict each other: a bug at home. Options of the
+    work are not checked against their ranges here, their settings are; under CHECK everything is, by reading the frame.
+    """
     try:
         body = _PUT[type(message)](message)
     except struct.error as error:
         raise ValueError(f"{type(message).__name__}: {error}") from None
     frame = MAGIC + bytes([PROTOCOL_VERSION, message.KIND]) + body
     frame += struct.pack("<I", zlib.crc32(frame))
-    try:
-        decode(frame)
-    except ProtocolError as error:
-        raise ValueError(f"{type(message).__name__} that nobody would accept: {error}") from None
+    if CHECK:
+        try:
+            read = decode(frame)
+        except ProtocolError as error:
+            raise ValueError(f"{type(message).__name__} that nobody would accept: {error}") from None
+        if read != message:
+            raise ValueError(f"{message} is read as {read}")
     return frame
 
 

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from aggregator.config import WEIGHTINGS, AggregateSettings, Rounds, RunConfig, WorkSettings
+from aggregator.history import reports
 from aggregator.presets import PRESETS, settings_of
-from aggregator.store import reports
 from edge_client.data import Dataset, check
 from edge_client.runtimes import Runtime, names, open_runtime, require_graphs, targets
 from seedmask import bundle as bundles

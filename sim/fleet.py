@@ -16,10 +16,11 @@ from pathlib import Path
 import numpy as np
 
 from aggregator.config import RunConfig
+from aggregator.history import results
 from aggregator.round import Ticked as RoundTicked
 from aggregator.round import waiting_for
 from aggregator.server import Server, will
-from aggregator.store import Store, results
+from aggregator.store import Store
 from edge_client.client import Client, Identity
 from edge_client.data import Dataset
 from edge_client.outbox import Outbox

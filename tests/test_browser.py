@@ -360,10 +360,11 @@ def test_the_aggregator_takes_what_pages_send_and_the_model_learns(
         announce, theta = announcement(job, 1, 1 if job.delta else 0), job.theta
         for device, part in devices.items():
             found = round_in(page, spec, announce, theta, Dataset(x[part], y[part]), device)
-            update = decode(found["frame"].tobytes())
+            frame = found["frame"].tobytes()
+            update = decode(frame)
             assert isinstance(update, Update)
-            assert len(found["frame"]) < spec.d / 8 / 2  # half of one bit a weight, at the very most
-            job, effects = step(job, Arrived(device, transfer_id(found["frame"].tobytes()), update))
+            assert len(frame) < spec.d / 8 / 2  # half of one bit a weight, at the very most
+            job, effects = step(job, Arrived(device, transfer_id(frame), update, frame))
             statuses += [effect.receipt.status for effect in effects if isinstance(effect, Reply)]
             closed += [effect for effect in effects if isinstance(effect, Closed)]
     assert statuses == [Status.ACCEPTED] * 6

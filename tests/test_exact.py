@@ -15,9 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aggregator.config import AggregateSettings, Rounds, RunConfig, WorkSettings
+from aggregator.history import outcome
 from aggregator.posterior import Posterior, Recipe, conclude, finished
 from aggregator.round import Arrived, Effect, Job, Reply, Seen, announcement, resume, step
-from aggregator.store import Store, outcome
+from aggregator.store import Store
 from edge_client import session as device
 from edge_client.data import Dataset
 from edge_client.runtimes import Rule, State, open_runtime, step_exact
@@ -286,7 +287,8 @@ def update(job: Job, name: str, moved: int = 0, **changes: object) -> Update:
 
 
 def arrived(name: str, made: Update) -> Arrived:
-    return Arrived(name, transfer_id(wire.encode(made)), made)
+    frame = wire.encode(made)
+    return Arrived(name, transfer_id(frame), made, frame)
 
 
 def reply(effects: list[Effect]) -> tuple[Status, str]:
@@ -393,11 +395,12 @@ def test_a_restart_loses_no_exact_value(tmp_path: Path, no_sync: None) -> None:
     path = tmp_path / "job.sqlite"
     first = Store(path, "fashion", SPEC.digest, SPEC.canonical(), D, E)
     job = job_of()
-    first.opened(1, job.theta, (), 3, b"", job.work)
+    first.opened(1, job.blob, (), 3, b"", job.work)
     made = [update(job, name, 5) for name in NAMES[:2]]
     live = job
     for name, one in zip(NAMES, made, strict=False):
-        first.counted(name, transfer_id(wire.encode(one)), one)
+        frame = wire.encode(one)
+        first.counted(name, transfer_id(frame), one, frame)
         live, _ = step(live, arrived(name, one))
     first.close()
     second = Store(path, "fashion", SPEC.digest, SPEC.canonical(), D, E)
@@ -408,7 +411,7 @@ def test_a_restart_loses_no_exact_value(tmp_path: Path, no_sync: None) -> None:
     assert back.posterior.digest() == live.posterior.digest()
     ended = [step(each, arrived("pi-3", update(each, "pi-3", 5)))[0] for each in (live, back)]
     assert ended[0].theta.digest() == ended[1].theta.digest()
-    second.closed(1, ended[0].theta, {"round": 1})
+    second.closed(1, counts.encode(ended[0].theta), {"round": 1})
     second.close()
     assert outcome(path).recent[0].exact.tolist() == ended[0].theta.exact.tolist()
 

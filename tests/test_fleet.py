@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from aggregator.config import AggregateSettings, Rounds, RunConfig, WorkSettings
+from aggregator.history import Report
 from aggregator.presets import PRESETS
-from aggregator.store import Report
 from edge_client.client import Client, Identity, read_journal
 from edge_client.data import Dataset
 from edge_client.outbox import Outbox

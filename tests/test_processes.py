@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from aggregator.broker import answers, available, dev_broker, free_port
-from aggregator.store import results
+from aggregator.history import results
 from seedmask.bundle import Bundle, to_bytes
 from seedmask.codec import counts, rans
 from seedmask.errors import UserError

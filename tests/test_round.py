@@ -35,7 +35,7 @@ from aggregator.round import (
 )
 from seedmask import wire
 from seedmask.chunks import transfer_id
-from seedmask.codec import Plan, by_id, counts, delta, hmrc, packed, rans, relay
+from seedmask.codec import by_id, counts, delta, hmrc, packed, rans, relay
 from seedmask.errors import CodecError
 from seedmask.io.link import Connected, Disconnected, Refused
 from seedmask.mask import CLAMP, Mask, Theta
@@ -72,7 +72,8 @@ def mask_of(made: Update, theta: Theta, index: int = 0) -> Mask:
 
 
 def arrived(made: Update, device: str) -> Arrived:
-    return Arrived(device, transfer_id(wire.encode(made)), made)
+    frame = wire.encode(made)
+    return Arrived(device, transfer_id(frame), made, frame)
 
 
 def coming(of: Job, *senders: str, **changes: object) -> list[Event]:
@@ -462,7 +463,7 @@ def test_every_other_update_gets_the_receipt_that_says_why(
     changes: dict[str, object], status: Status, reason: str
 ) -> None:
     job = open_job(2)
-    after_it, effects = after(job, Arrived("pi-1", bytes(16), update(job, "pi-1", **changes)))  # type: ignore[arg-type]
+    after_it, effects = after(job, Arrived("pi-1", bytes(16), update(job, "pi-1", **changes), b""))  # type: ignore[arg-type]
     assert (status_of(effects), kinds(effects)) == (status, [Reply])
     assert reason_of(effects).startswith(reason)
     assert after_it is job
@@ -581,7 +582,7 @@ def test_every_update_gets_one_receipt_and_is_stored_before_it(script: list[obje
     for item in script:
         if isinstance(item, tuple):
             device, sender, changes, seed = item
-            event: Event = Arrived(sender, bytes([seed]) * 16, update(job, device, seed=seed, **changes))
+            event: Event = Arrived(sender, bytes([seed]) * 16, update(job, device, seed=seed, **changes), b"")
         elif isinstance(item, bool):
             event = presence("pi-2", online=item)
         else:

@@ -16,10 +16,11 @@ import pytest
 
 from aggregator import server as shell
 from aggregator.config import AggregateSettings, Rounds, RunConfig, WorkSettings
+from aggregator.history import outcome, results
 from aggregator.posterior import finished
 from aggregator.round import Ticked as RoundTicked
 from aggregator.server import Server, will
-from aggregator.store import Store, outcome, results
+from aggregator.store import Store
 from edge_client.client import Client, Identity, read_journal
 from edge_client.outbox import Outbox
 from edge_client.session import Ticked, Trained

@@ -42,6 +42,7 @@ from seedmask.chunks import split, transfer_id
 from seedmask.codec import Plan, counts, delta, hmrc, relay
 from seedmask.io.link import Connected, Disconnected, Received, Refused
 from seedmask.mask import Theta
+from seedmask.pooling import Pooling
 from seedmask.shared import Shared
 from seedmask.wire import Announce, Chunk, Heartbeat, Message, Phase, Presence, Receipt, Status, Work, encode
 
@@ -321,7 +322,7 @@ def masks_of_round_2(base: Theta, *devices: str) -> bytes:
         rng = np.random.default_rng(k)
         coded = hmrc.draw(base.logit() + np.float32(0.3), base, shared, rng, Plan())
         parts.append(relay.Part(device, 10, hmrc.ID, (coded,)))
-    return relay.encode(base, 2, relay.Pooling(0, 655, True), parts)
+    return relay.encode(base, 2, Pooling(0, 655, True), parts)
 
 
 def test_who_holds_the_base_adds_up_the_masks_that_are_relayed() -> None:

@@ -170,12 +170,31 @@ def test_random_bytes_are_no_message(frame: bytes) -> None:
         Update(1, bytes(16), 1, 0, 0, 128, (b"",)),
         Chunk(bytes(16), 10, 4, 2, 3, b"ijk"),
         Chunk(bytes(16), 10, 4, 2, 3, b"i"),
+        Chunk(bytes(16), 10, 4, 3, 3, b""),
+        Chunk(bytes(16), 10, 0, 0, 1, b""),
+        Chunk(bytes(16), 0, 4, 0, 0, b""),
+        Chunk(bytes(16), 10, 4, 2, 4, b"ij"),
     ],
     ids=repr,
 )
-def test_a_message_that_nobody_would_accept_is_a_bug_at_home(message: Message) -> None:
+@pytest.mark.parametrize("check", [True, False])
+def test_a_message_that_nobody_would_accept_is_a_bug_at_home(
+    message: Message, check: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wire, "CHECK", check)
     with pytest.raises(ValueError, match=r"\w"):
         wire.encode(message)
+
+
+def test_the_check_reads_what_was_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An option out of its range is one that only the check finds: its setting was checked before."""
+    wrong = replace(LEAST, work=Work(masks=256))
+    assert wire.CHECK
+    with pytest.raises(ValueError, match=r"Announce that nobody would accept: masks is 1 \.\. 255, found 256"):
+        wire.encode(wrong)
+    monkeypatch.setattr(wire, "CHECK", False)
+    with pytest.raises(FieldError, match="masks is 1"):
+        wire.decode(wire.encode(wrong))
 
 
 def test_expect_names_both_kinds() -> None:

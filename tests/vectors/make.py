@@ -1,8 +1,9 @@
 """The golden vectors of protocol version 3: `python tests/vectors/make.py` writes v3.json, `--check` verifies it.
 
 Literals that two implementations must agree on. Version 3 is a draft: they may be edited, together with PROTOCOL and
-both implementations, until it is closed; then other bytes are a new version with a file of its own. `verify.mjs` beside it checks the JavaScript client against the same file. Nothing
-here is drawn from a library's generator: what is too long to store is a recipe over PROTOCOL 2's own words.
+both implementations, until it is closed; then other bytes are a new version with a file of its own. `verify.mjs` beside
+this file checks the JavaScript client against the same literals. Nothing here is drawn from a library's generator: what
+is too long to store is a recipe over PROTOCOL 2's own words.
 
 Recipes. With u = uniforms16(uniforms_key(seed, 0, 0), d) and v = uniforms16(uniforms_key(seed, 0, 1), d):
 levels `spread` u * (top + 1) div 65536; `polarised` 0 where u < 26214, top where u >= 39322, between them
@@ -33,6 +34,7 @@ import numpy as np
 from seedmask import PROTOCOL_VERSION, bundle, chunks, codec, layers, mask, model, seed, spec, wire
 from seedmask.codec import Plan, ans, counts, delta, exact, hmrc, packed, rans, relay, tensors, varint
 from seedmask.errors import ProtocolError
+from seedmask.pooling import Pooling
 from seedmask.shared import Shared
 
 FILE = Path(__file__).with_name("v3.json")
@@ -348,7 +350,7 @@ def relay_parts(base: mask.Theta, devices: list[tuple[int, tuple[int, ...]]]) ->
 
 def relay_vector(d: int, top: int, heaviest: int, devices: list[tuple[int, tuple[int, ...]]]) -> dict[str, Any]:
     base = make_theta(d, 10, 655, "spread")
-    payload = relay.encode(base, 9, relay.Pooling(top, 655, heaviest), relay_parts(base, devices))
+    payload = relay.encode(base, 9, Pooling(top, 655, heaviest), relay_parts(base, devices))
     theta = relay.decode(payload, base, SEED + d, "job")
     return {
         "d": d,
@@ -363,8 +365,8 @@ def relay_vector(d: int, top: int, heaviest: int, devices: list[tuple[int, tuple
 def relay_rejects() -> list[dict[str, Any]]:
     base = make_theta(7, 10, 655, "spread")
     parts = relay_parts(base, [(5, (1,)), (6, (1,))])
-    good = relay.encode(base, 9, relay.Pooling(0, 655, 0), parts)
-    first = len(relay.encode(base, 9, relay.Pooling(0, 655, 0), parts[:1])) - 31
+    good = relay.encode(base, 9, Pooling(0, 655, 0), parts)
+    first = len(relay.encode(base, 9, Pooling(0, 655, 0), parts[:1])) - 31
     tries = [
         ("no bytes", b""),
         ("another id", b"\x11" + good[1:]),
@@ -404,7 +406,7 @@ def exact_vector(
     base = replace(make_theta(d, base_top, 655, base_levels), exact=one)
     theta = replace(make_theta(d, top, 655, levels), exact=other)
     parts = relay_parts(base, [(5, (1,)), (6, (2,))])
-    relayed = relay.encode(base, 9, relay.Pooling(0, 655, 0), parts, other)
+    relayed = relay.encode(base, 9, Pooling(0, 655, 0), parts, other)
     return {
         "d": d,
         "seed": f"{SEED + d:016x}",
