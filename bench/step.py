@@ -3,7 +3,7 @@
 Each is a process of its own with nothing else in it, opens the same network and takes the same batches with the same
 noise, Adam included, one after another, so that a busy moment of the machine falls on all alike. Reported are medians,
 CPU time first: quote ratios, which are to plain torch; the milliseconds belong to one machine and one hour. Peak
-memory is the process's, beside it stands what `edge_client.runtimes.footprint` estimates for the runtimes that keep to a ceiling.
+memory is the process's, beside it what `runtimes.footprint` estimates for the runtimes that keep to a ceiling.
 What cannot run here is listed, not left out.
 
     python bench/step.py [--models conv4,conv6,resnet20] [--batches 16,32,128] [--threads 1] [--minutes 10]
@@ -254,7 +254,7 @@ def _median(side: Side, figure: str) -> float:
 
 
 def _estimate(side: str, model: str, batch: int, scratch: Path) -> float | None:
-    """What `edge_client.runtimes.footprint` says of the way in which `side` takes a batch unless it is told otherwise."""
+    """What `runtimes.footprint` says of the way in which `side` takes a batch unless it is told otherwise."""
     from edge_client import runtimes
     from seedmask.bundle import load
 

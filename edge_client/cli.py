@@ -3,30 +3,57 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from edge_client import data as datasets
-from edge_client import memory, runtimes
 from edge_client.client import Client, Identity, new_boot
 from edge_client.config import EXAMPLE, EdgeConfig
 from edge_client.outbox import Outbox
-from edge_client.trainer import ProcessTrainer
+from edge_client.runtimes import registry
+from edge_client.runtimes.footprint import MB
+from edge_client.trainer import Loaded, ProcessTrainer
 from seedmask import bundle as bundles
 from seedmask.io import logs, settings
 from seedmask.io.commands import Command
 from seedmask.io.files import hold
 from seedmask.io.mqtt import MqttLink, check
 from seedmask.io.process import sigterm_interrupts
+from seedmask.spec import ModelSpec
+
+EPILOG = f"""\
+A device needs a bundle (written by `seedmask export`, the same file on every device), data of its own and a broker that
+it can reach. It announces itself, trains when a round selects it, and leaves when the job is done. Killed at any time,
+it goes on where it stood: what it has trained is in state_dir until the aggregator has counted it.
+
+example of edge.toml:
+
+{"".join(f"    {line}" + chr(10) for line in EXAMPLE.splitlines())}
+steps to take:
+  seedmask client runtimes --bundle mlp.bundle        what this machine could train it with
+  seedmask client run --config edge.toml --check      is everything right? says what was found, connects to nothing
+  seedmask client run --config edge.toml              take part
+"""
+_LOADING = """\
+The data is loaded in the training process, which also checks it; this one keeps none of it. Exit status: 0 the job is
+done (--check: all is well), 2 something in the settings, data, bundle or TLS files has to be mended and the line says
+what, 3 a package is missing and the line says which, 130 Ctrl-C or SIGTERM. Logs go to stderr.
+"""
+_LISTING = """\
+A runtime is what computes a training step: NumPy (reference), onnxruntime, torch and others that installed packages
+offer. All give the same step, so devices of one job may differ. Those that are missing come with the command that
+installs them; put the name of one that is ready into edge.toml as `runtime`.
+"""
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
-    parser.epilog = "example of edge.toml:\n\n" + "".join(f"    {line}\n" for line in EXAMPLE.splitlines())
+    parser.epilog = EPILOG
+    raw = argparse.RawDescriptionHelpFormatter
     actions = parser.add_subparsers(dest="action", required=True, metavar="action")
-    run = actions.add_parser("run", help="take part in a job until it is done")
+    run = actions.add_parser("run", help="take part in a job until it is done", epilog=_LOADING, formatter_class=raw)
     run.add_argument("--config", type=Path, required=True, metavar="edge.toml", help="settings of this device")
     run.add_argument(
         "--check",
@@ -34,7 +61,12 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         help="read settings, data, bundle and TLS files, say what was found, and stop before connecting",
     )
     run.add_argument("-v", "--verbose", action="store_true", help="say more")
-    listing = actions.add_parser("runtimes", help="what can train on this machine, and how to get the rest")
+    listing = actions.add_parser(
+        "runtimes",
+        help="what can train on this machine, and how to get the rest",
+        epilog=_LISTING,
+        formatter_class=raw,
+    )
     listing.add_argument("--bundle", type=Path, metavar="FILE", help="also: whose graphs this bundle has")
     listing.add_argument("--json", action="store_true", help="as JSON")
 
@@ -44,40 +76,46 @@ def _run(options: argparse.Namespace) -> int:
         return _runtimes(options.bundle, options.json)
     config = settings.load(EdgeConfig, options.config)
     bundle = bundles.load(config.bundle)
-    data = datasets.load(config.data, bundle.spec)
-    runtimes.require(config.runtime)
-    runtimes.require_graphs([config.runtime], bundle)
+    registry.require(config.runtime)
+    registry.require_graphs([config.runtime], bundle)
+    spec, batch = bundle.spec, bundle.batch
+    del bundle  # graphs of megabytes, which the training process opens for itself
+    check(config.broker)
+    outbox = Outbox(config.state_dir / "outbox", config.job)
+    sigterm_interrupts()
+    with contextlib.closing(ProcessTrainer(config)) as trainer:
+        loaded = trainer.load()
+        print(_found(config, spec, batch, loaded), file=sys.stderr)
+        if loaded.data.doubt:
+            print(f"warning: {loaded.data.doubt}", file=sys.stderr)
+        if options.check:
+            return 0
+        logs.to_stderr(config.device, options.verbose)
+        who = Identity(config.device, config.job, spec, loaded.data.examples, config.runtime, new_boot())
+        # Two clients of one name would take the connection from each other for ever, and send each other's updates.
+        with hold(config.state_dir / "client.lock", f"another client of {config.device}"):
+            return _work(config, who, outbox, trainer)
+
+
+def _found(config: EdgeConfig, spec: ModelSpec, batch: int, loaded: Loaded) -> str:
+    """Who this is, what it trains and how much memory that takes, for people."""
     how = ""
-    if fitted := memory.for_device(config, bundle, data.nbytes):
-        chosen, estimate = fitted
+    if loaded.fit:
+        chosen, estimate = loaded.fit
         variant = f", variant {chosen.variant}" if chosen.variant else ""
         how = (
-            f"\n{chosen.micro} of a step's {bundle.batch} examples at a time{variant}: "
-            f"about {estimate / memory.MB:.0f} of {config.memory_mb} MB while training, an estimate"
+            f"\n{chosen.micro} of a step's {batch} examples at a time{variant}: "
+            f"about {estimate / MB:.0f} of {config.memory_mb} MB while training, an estimate"
         )
-    outbox = Outbox(config.state_dir / "outbox", config.job)
-    check(config.broker)
-    print(
+    return (
         f"device {config.device}, job {config.job} on {config.broker.host}:{config.broker.port}\n"
-        f"model {bundle.spec.name} ({bundle.spec.digest.hex()[:12]}), {bundle.spec.d:,} weights, "
-        f"{len(data.y):,} examples, runtime {config.runtime}{how}",
-        file=sys.stderr,
+        f"model {spec.name} ({spec.digest.hex()[:12]}), {spec.d:,} weights, "
+        f"{loaded.data.examples:,} examples, runtime {config.runtime}{how}"
     )
-    if doubt := datasets.doubtful_range(data, bundle.spec):
-        print(f"warning: {doubt}", file=sys.stderr)
-    if options.check:
-        return 0
-    logs.to_stderr(config.device, options.verbose)
-    sigterm_interrupts()
-    who = Identity(config.device, config.job, bundle.spec, len(data.y), config.runtime, new_boot())
-    # Two clients of one name would take the connection from each other for ever, and send each other's updates.
-    with hold(config.state_dir / "client.lock", f"another client of {config.device}"):
-        return _work(config, who, outbox)
 
 
-def _work(config: EdgeConfig, who: Identity, outbox: Outbox) -> int:
+def _work(config: EdgeConfig, who: Identity, outbox: Outbox, trainer: ProcessTrainer) -> int:
     link = MqttLink(config.broker, f"{config.job}.{config.device}", who.will())
-    trainer = ProcessTrainer(config)
     client = Client(who, link, outbox, trainer, time.monotonic, config.state_dir / "journal.jsonl")
     try:
         client.run(config.stay)
@@ -89,16 +127,16 @@ def _work(config: EdgeConfig, who: Identity, outbox: Outbox) -> int:
 def _runtimes(path: Path | None, as_json: bool) -> int:
     bundle = None if path is None else bundles.load(path)
     rows: list[dict[str, Any]] = []
-    for name in runtimes.names():
-        missing = runtimes.missing(name)
+    for name in registry.names():
+        missing = registry.missing(name)
         row = {
             "runtime": name,
             "ready": not missing,
             "missing": missing,
-            "versions": {} if missing else runtimes.versions(name),
-            "install": runtimes.how_to_get(name),
+            "versions": {} if missing else registry.versions(name),
+            "install": registry.how_to_get(name),
         }
-        rows.append(row if bundle is None else {**row, "bundle_lacks": runtimes.lacking(name, bundle)})
+        rows.append(row if bundle is None else {**row, "bundle_lacks": registry.lacking(name, bundle)})
     print(json.dumps(rows, indent=1) if as_json else "\n".join(map(_runtime, rows)))
     return 0
 
@@ -111,7 +149,7 @@ def _runtime(row: dict[str, Any]) -> str:
         state = f"missing  {', '.join(row['missing'])}: " + row["install"].replace("; ", f"\n{'':<27}")
     line = f"{row['runtime']:<18}{state}"
     if lacks := row.get("bundle_lacks"):
-        target = ",".join(runtimes.targets([row["runtime"]]))
+        target = ",".join(registry.targets([row["runtime"]]))
         line += f"\n{'':<18}not in this bundle: {', '.join(lacks)}; seedmask export --runtimes {target}"
     return line
 

@@ -10,7 +10,7 @@ import json
 import logging
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edge_client.outbox import Outbox
@@ -35,7 +35,7 @@ from edge_client.session import (
     start,
     step,
 )
-from edge_client.trainer import Advanced, Trainer
+from edge_client.trainer import Advanced, Loaded, Trainer
 from seedmask import __version__, topics
 from seedmask.chunks import split
 from seedmask.io.files import append_json
@@ -163,6 +163,18 @@ class Client:
         except OSError as error:  # a log is not worth the work it reports
             log.warning("cannot write %s: %s", self.journal, error.strerror)
 
+    def _loaded(self, news: Loaded) -> None:
+        """A training process has started anew, and may have found other data than the one before."""
+        found, told = news.data.examples, self.who.samples
+        if found == told:
+            return
+        log.warning("the data has changed: it was %s examples, it is %s from now on", f"{told:,}", f"{found:,}")
+        if news.data.doubt:
+            log.warning("%s", news.data.doubt)
+        self.who = replace(self.who, samples=found)
+        if self.session.online:
+            self._do(Greet())
+
     def run(self, stay: bool) -> None:
         """Work until the job is done, or for ever if `stay`. Ends on an exception of the network thread."""
         ticked = said = self.clock()
@@ -174,6 +186,8 @@ class Client:
             while news is not None:
                 if isinstance(news, Advanced):
                     self.progress = (news.step, news.steps)
+                elif isinstance(news, Loaded):
+                    self._loaded(news)
                 elif isinstance(news, Trained | Failed):
                     self.feed(news)
                 news = self.trainer.news()

@@ -1,7 +1,8 @@
 """Training in a process of its own, so that it can neither starve the network nor take the client down with it.
 
 A runtime may hold Python's lock for seconds, use all memory or crash in native code; the client outlives each of these
-and says what happened. The child gets its work through a pipe and ends when the pipe does.
+and says what happened. The child gets its work through a pipe and ends when the pipe does. It alone holds the data:
+what the client has to know of them comes through the pipe, from each child that has loaded them.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import signal
 import time
 import traceback
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from typing import Final, Protocol, TypeAlias
 
@@ -21,7 +23,8 @@ import numpy as np
 from edge_client import data as datasets
 from edge_client import memory
 from edge_client.config import EdgeConfig
-from edge_client.runtimes import DivergedError, State, open_runtime
+from edge_client.data import DataSummary
+from edge_client.runtimes import DivergedError, Fit, State, open_runtime
 from edge_client.session import Failed, Trained
 from edge_client.training import train, update_of
 from seedmask import bundle as bundles
@@ -40,6 +43,14 @@ class Advanced:
 
     step: int
     steps: int
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A training process has loaded the `data`; `fit` and its estimate in bytes where there is a ceiling."""
+
+    data: DataSummary
+    fit: tuple[Fit, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -65,11 +76,11 @@ class _Broken:
     reason: str
 
 
-News: TypeAlias = Trained | Failed | Advanced
+News: TypeAlias = Trained | Failed | Advanced | Loaded
 
 
 class Trainer(Protocol):
-    """Something that trains one round at a time."""
+    """Train one round at a time."""
 
     def begin(self, announce: Announce, theta: Theta) -> None:
         """Start; `news` brings Trained or Failed in the end."""
@@ -78,14 +89,14 @@ class Trainer(Protocol):
         """Give up what was begun, if anything."""
 
     def news(self) -> News | None:
-        """What happened since, None for nothing."""
+        """Return what happened since, one at a time; None for nothing more."""
 
     def close(self) -> None:
         """End."""
 
 
 class ProcessTrainer:
-    """A Trainer in a child process, which starts with the first round and again after a crash.
+    """Train in a child process, which starts with `load` or the first round, and again after a crash.
 
     Work waits here until the child says that it is ready: both ends block when both write at once and nobody reads.
     """
@@ -101,6 +112,22 @@ class ProcessTrainer:
         self._ready = False
         self._asked = 0.0  # when work began to wait for a child that is not ready
 
+    def load(self) -> Loaded:
+        """Start the child and wait until it has loaded the data. Raises UserError: why it cannot."""
+        if self._pipe is None:
+            self._spawn()
+        assert self._pipe is not None
+        try:
+            message = self._pipe.recv()  # Ctrl-C ends the waiting, `close` the child
+        except (EOFError, OSError):
+            why = self._end()
+            raise UserError(f"{why} while it loaded the data") from None
+        if isinstance(message, _Broken):
+            self.close()
+            raise UserError(message.reason)
+        assert isinstance(message, Loaded), message
+        return message
+
     def begin(self, announce: Announce, theta: Theta) -> None:
         """See Trainer."""
         self._begun, self._next = (announce.round, announce.theta), _Begin(announce, theta)
@@ -113,7 +140,14 @@ class ProcessTrainer:
         self.close()
         self._pipe, theirs = self._context.Pipe()
         self._process = self._context.Process(target=_serve, args=(self._config, theirs), daemon=True)
-        self._process.start()
+        # Ctrl-C reaches every process of a terminal. The child ignores it from `_serve` on, and must not hear of it
+        # before. The tracker is started first, because its start would unblock the signal.
+        resource_tracker.ensure_running()
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            self._process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()
 
     def _hand_over(self) -> None:
@@ -149,6 +183,8 @@ class ProcessTrainer:
                 begun, self._begun = self._begun, None
                 self.close()
                 return None if begun is None else Failed(*begun, message.reason)
+            elif isinstance(message, Loaded):
+                return message
             elif isinstance(message, Advanced):
                 if self._begun is not None:
                     return message
@@ -159,17 +195,20 @@ class ProcessTrainer:
         return None
 
     def _died(self) -> Failed | None:
+        begun, self._begun, self._next = self._begun, None, None
+        why = self._end()
+        return None if begun is None else Failed(*begun, why)
+
+    def _end(self) -> str:
+        """Clean up after a child that is gone; say how it ended."""
         code = None
         if self._process is not None:
             self._process.join(5)
             code = self._process.exitcode
-        begun, self._begun, self._next = self._begun, None, None
         self.close()
-        if begun is None:
-            return None
         why = f"signal {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit status {code}"
         hint = " (out of memory? set memory_mb)" if code == -signal.SIGKILL else ""
-        return Failed(*begun, f"the training process ended with {why}{hint}")
+        return f"the training process ended with {why}{hint}"
 
     def close(self) -> None:
         """See Trainer."""
@@ -197,6 +236,7 @@ def _serve(config: EdgeConfig, pipe: Connection) -> None:
             bundle = bundles.load(config.bundle)
             data = datasets.load(config.data, bundle.spec)
             fitted = memory.for_device(config, bundle, data.nbytes)
+            pipe.send(Loaded(datasets.summary(data, bundle.spec), fitted))
             runtime = open_runtime(config.runtime, bundle, config.threads, fitted[0] if fitted else None)
         except (UserError, ProtocolError) as error:
             pipe.send(_Broken(str(error)))

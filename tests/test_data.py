@@ -15,9 +15,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edge_client.config import EdgeConfig
 from edge_client.data import Dataset, DataSettings, formats, load
 from edge_client.data.idx import read
 from seedmask.errors import UserError
+from seedmask.io import settings
 from seedmask.spec import Linear, ModelSpec, Tensor, scale_bits
 
 X = np.arange(6 * 16, dtype=np.uint8).reshape(6, 4, 4)
@@ -41,20 +43,20 @@ def npz(**arrays: Any) -> bytes:
 
 def from_npz(folder: Path, spec: ModelSpec, content: bytes) -> Dataset:
     (folder / "mine.npz").write_bytes(content)
-    return load(DataSettings("npz", path=folder / "mine.npz"), spec)
+    return load(DataSettings("npz", {"path": str(folder / "mine.npz")}), spec)
 
 
 def from_idx(folder: Path, spec: ModelSpec, images: bytes, labels: bytes) -> Dataset:
     (folder / "images").write_bytes(images)
     (folder / "labels").write_bytes(labels)
-    return load(DataSettings("idx", images=folder / "images", labels=folder / "labels"), spec)
+    return load(DataSettings("idx", {"images": str(folder / "images"), "labels": str(folder / "labels")}), spec)
 
 
 # --- good files ---
 
 
-def test_the_formats_are_the_files_of_the_folder() -> None:
-    assert formats() == ["idx", "npz"]
+def test_our_formats_are_found_as_those_of_any_package() -> None:
+    assert {"idx", "npz"} <= set(formats())
 
 
 @pytest.mark.parametrize("x", [X, X.reshape(6, 1, 4, 4), X.reshape(6, 16), X.astype(np.float32), X.astype(np.int32)])
@@ -234,17 +236,111 @@ def test_any_bytes_are_an_idx_array_or_refused(tmp_path_factory: pytest.TempPath
 
 def test_files_that_are_not_there_are_named(tmp_path: Path, tiny_spec: ModelSpec) -> None:
     absent = tmp_path / "absent"
-    for settings in (DataSettings("npz", path=absent), DataSettings("idx", images=absent, labels=absent)):
+    labelled = {"images": str(absent), "labels": str(absent)}
+    for wrong in (DataSettings("npz", {"path": str(absent)}), DataSettings("idx", labelled)):
         with pytest.raises(UserError, match=r"cannot read .*absent: No such file"):
-            load(settings, tiny_spec)
+            load(wrong, tiny_spec)
     with pytest.raises(UserError, match=r"cannot read .*: Is a directory"):
-        load(DataSettings("npz", path=tmp_path), tiny_spec)
+        load(DataSettings("npz", {"path": str(tmp_path)}), tiny_spec)
 
 
 def test_settings_that_name_no_file_or_no_format_say_so(tiny_spec: ModelSpec) -> None:
-    with pytest.raises(UserError, match="format npz needs `path`"):
+    with pytest.raises(UserError, match=r"\[data\], format npz: 'path' is missing"):
         load(DataSettings("npz"), tiny_spec)
-    with pytest.raises(UserError, match="format idx needs `images` and `labels`"):
-        load(DataSettings("idx", images=Path("x")), tiny_spec)
-    with pytest.raises(UserError, match="format 'csv' is unknown; there are idx, npz"):
+    with pytest.raises(UserError, match=r"\[data\], format idx: 'labels' is missing"):
+        load(DataSettings("idx", {"images": "x"}), tiny_spec)
+    with pytest.raises(UserError, match=r"\[data\] format 'csv' is unknown; there are .*idx, npz"):
         load(DataSettings("csv"), tiny_spec)
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        ({"pth": "mine.npz"}, r"\[data\]: unknown key 'pth'; did you mean 'path'\?"),
+        ({"fromat": "idx"}, r"\[data\]: unknown key 'fromat'; did you mean 'format'\?"),
+        ({"path": "mine.npz", "zoom": 2}, r"\[data\]: unknown key 'zoom'; format npz has path"),
+        ({"path": 3}, r"format npz: path is a path, found 3"),
+    ],
+    ids=told,
+)
+def test_a_key_that_the_format_does_not_have_is_refused_and_the_nearest_named(
+    tiny_spec: ModelSpec, keys: dict[str, object], says: str
+) -> None:
+    with pytest.raises(UserError, match=says):
+        load(DataSettings("npz", keys), tiny_spec)
+
+
+def test_paths_of_the_table_are_relative_to_the_file_that_it_stands_in(tmp_path: Path, tiny_spec: ModelSpec) -> None:
+    (tmp_path / "mine.npz").write_bytes(npz(x=X, y=Y))
+    edge = tmp_path / "edge.toml"
+    edge.write_text('device = "a"\njob = "b"\nbundle = "c"\nstate_dir = "d"\n[data]\npath = "mine.npz"\n')
+    assert len(load(settings.load(EdgeConfig, edge).data, tiny_spec).y) == 6
+    edge.write_text(edge.read_text().replace("path", "pth"))
+    with pytest.raises(UserError, match=r"edge\.toml: data: unknown key 'pth'; did you mean 'path'\?"):
+        load(settings.load(EdgeConfig, edge).data, tiny_spec)
+    edge.write_text(edge.read_text().replace('pth = "mine.npz"', "format = 7"))
+    with pytest.raises(UserError, match=r"edge\.toml: data: format is a text, found 7"):
+        settings.load(EdgeConfig, edge)
+
+
+# --- sources of other packages ---
+
+CAMERA = """
+from dataclasses import dataclass
+import numpy as np
+from edge_client.data import Dataset
+
+@dataclass(frozen=True)
+class Settings:
+    seed: int
+    count: int = 6
+
+    def __post_init__(self):
+        if self.count < 1:
+            raise ValueError(f"count is 1 or more, found {self.count}")
+
+def load(settings):
+    if settings.seed == 13:
+        raise RuntimeError("no light")
+    rng = np.random.default_rng(settings.seed)
+    return Dataset(rng.integers(0, 256, (settings.count, 4, 4), np.uint8), np.arange(settings.count) % 4)
+"""
+
+
+@pytest.fixture
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A package on the path with three sources of data, one of which cannot be imported, one of which is none."""
+    site = tmp_path / "site"
+    info = site / "seedmask_camera-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: seedmask-camera\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(
+        "[seedmask.data]\ncamera = seedmask_camera\nblind = seedmask_blind\nhollow = colorsys\n"
+    )
+    (site / "seedmask_camera.py").write_text(CAMERA)
+    (site / "seedmask_blind.py").write_text("import a_package_that_is_not_here\n")
+    monkeypatch.syspath_prepend(str(site))
+
+
+@pytest.mark.usefixtures("installed")
+def test_a_package_brings_a_source_of_data_with_settings_of_its_own(tiny_spec: ModelSpec) -> None:
+    assert {"blind", "camera", "hollow", "idx", "npz"} <= set(formats())
+    assert len(load(DataSettings("camera", {"seed": 1, "count": 9}), tiny_spec).y) == 9
+    wrong: list[tuple[dict[str, object], str]] = [
+        ({}, r"\[data\], format camera: 'seed' is missing"),
+        ({"seed": 1, "cont": 2}, "unknown key 'cont'; did you mean 'count'"),
+        ({"seed": 1, "count": 0}, "count is 1 or more, found 0"),
+        ({"seed": 13}, r"camera of seedmask.data \(package seedmask-camera\) failed to load: RuntimeError: no light"),
+    ]
+    for keys, says in wrong:
+        with pytest.raises(UserError, match=says):
+            load(DataSettings("camera", keys), tiny_spec)
+
+
+@pytest.mark.usefixtures("installed")
+def test_a_source_that_is_broken_is_named_and_breaks_no_other(tmp_path: Path, tiny_spec: ModelSpec) -> None:
+    with pytest.raises(UserError, match=r"blind of .*seedmask-camera.* cannot be imported: ModuleNotFoundError: "):
+        load(DataSettings("blind"), tiny_spec)
+    with pytest.raises(UserError, match=r"hollow of .* lacks Settings, load; it has to have Settings, load"):
+        load(DataSettings("hollow"), tiny_spec)
+    assert len(from_npz(tmp_path, tiny_spec, npz(x=X, y=Y)).y) == 6

@@ -280,7 +280,7 @@ def test_later_rounds_take_no_more_than_the_first_may(tmp_path: Path, conv4: Mod
     (tmp_path / "conv4.bundle").write_bytes(to_bytes(make_bundle(spec, 128)))
     x = rng.integers(0, 255, (129, *spec.input)).astype(np.uint8)
     np.savez(tmp_path / "mine.npz", x=x, y=rng.integers(0, spec.classes, 129))
-    data = DataSettings("npz", path=tmp_path / "mine.npz")
+    data = DataSettings("npz", {"path": str(tmp_path / "mine.npz")})
     config = EdgeConfig("pi-1", "fashion", tmp_path / "conv4.bundle", tmp_path, data, threads=1, memory_mb=200)
     trainer, theta, peaks = ProcessTrainer(config), Theta.even(spec.d), []
     try:

@@ -20,8 +20,11 @@ pytest.importorskip("onnxruntime")
 import test_onnx_steps as steps  # noqa: E402
 import test_runtimes as contract  # noqa: E402
 
-from edge_client.runtimes import footprint  # noqa: E402
-from edge_client.runtimes import Fit, open_runtime  # noqa: E402
+from edge_client.runtimes import (  # noqa: E402
+    Fit,
+    footprint,
+    open_runtime,
+)
 from export import spatial, winograd  # noqa: E402
 from export.make import make_bundle  # noqa: E402
 from export.spatial import pays  # noqa: E402

@@ -18,10 +18,10 @@ import numpy as np
 import pytest
 
 from edge_client.config import EdgeConfig
-from edge_client.data import Dataset, DataSettings
+from edge_client.data import Dataset, DataSettings, DataSummary
 from edge_client.runtimes import State
 from edge_client.session import Failed, Trained
-from edge_client.trainer import Advanced, News, ProcessTrainer, _Begin, _Ready, _serve
+from edge_client.trainer import Advanced, Loaded, News, ProcessTrainer, _Begin, _Ready, _serve
 from edge_client.training import Outcome
 from seedmask.bundle import Bundle, to_bytes
 from seedmask.chunks import transfer_id
@@ -87,7 +87,7 @@ def made(folder: Path) -> Iterator[Made]:
         job="fashion",
         bundle=folder / "tiny.bundle",
         state_dir=folder,
-        data=DataSettings("npz", path=folder / "mine.npz"),
+        data=DataSettings("npz", {"path": str(folder / "mine.npz")}),
         runtime="reference",
         threads=1,
     )
@@ -166,7 +166,7 @@ def test_a_large_round_that_is_given_up_at_its_last_step_blocks_nobody(made: Mad
     )
     (folder / "wide.bundle").write_bytes(to_bytes(Bundle(wide, 8, {})))
     np.savez(folder / "wide.npz", x=np.ones((1, 1200), np.uint8), y=np.array([3]))
-    trainer = made(bundle=folder / "wide.bundle", data=DataSettings("npz", path=folder / "wide.npz"))
+    trainer = made(bundle=folder / "wide.bundle", data=DataSettings("npz", {"path": str(folder / "wide.npz")}))
     theta = Theta.even(wide.d)
     work = Work(epochs=1, codec=1)
     trainer.begin(announce(wide, theta, 1, work), theta)
@@ -183,7 +183,7 @@ def test_a_large_round_that_is_given_up_at_its_last_step_blocks_nobody(made: Mad
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"data": DataSettings("npz", path=Path("/nowhere/mine.npz"))}, "cannot read /nowhere/mine.npz"),
+        ({"data": DataSettings("npz", {"path": "/nowhere/mine.npz"})}, "cannot read /nowhere/mine.npz"),
         ({"bundle": Path("/nowhere/tiny.bundle")}, "cannot read the bundle /nowhere/tiny.bundle"),
         ({"runtime": "abacus"}, "no runtime called 'abacus'"),
         ({"memory_mb": 40}, "memory_mb = 40 is too little for tiny on runtime reference: one example at a time takes"),
@@ -253,12 +253,13 @@ def test_the_optimiser_lives_from_round_to_round_if_the_job_wants_it(
     monkeypatch.setattr("edge_client.trainer.train", noting)
     monkeypatch.setattr("edge_client.trainer.signal.signal", lambda *arguments: None)
     monkeypatch.setattr(os, "nice", lambda by: None)
-    data = DataSettings("npz", path=folder / "mine.npz")
+    data = DataSettings("npz", {"path": str(folder / "mine.npz")})
     config = EdgeConfig("pi-1", "fashion", folder / "tiny.bundle", folder, data, "reference", 1)
     ours, theirs = Pipe()
     child = threading.Thread(target=_serve, args=(config, theirs))
     child.start()
     theta, trained = Theta.even(tiny_spec.d), []
+    assert ours.recv() == Loaded(DataSummary(96, 96 * (16 + 8)))
     for round_ in (1, 2, 3, 3):
         while not isinstance(message := ours.recv(), _Ready):
             trained.append(message)

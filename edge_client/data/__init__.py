@@ -1,27 +1,64 @@
-"""A device's own examples: one file per format, its name is the `format` in the configuration.
+"""A device's own examples: one module per source of data, found by entry point; its name is `format` in edge.toml.
 
-A format module has `load(settings) -> Dataset`. Inputs stay as they are stored (bytes for images); the model's spec
-says how they are scaled, batch by batch.
+A package of your own offers one by a line in its pyproject.toml:
+
+    [project.entry-points."seedmask.data"]
+    camera = "seedmask_camera.data"
+
+and a module with a frozen dataclass `Settings`, which holds the keys of [data] beside `format`, and `load`:
+
+    @dataclass(frozen=True)
+    class Settings:                      # fields are int, float, str, bool, Path or such dataclasses
+        folder: Path                     # a relative path is relative to edge.toml
+        size: int = 32
+
+        def __post_init__(self):         # its ValueError is told to the user
+            if self.size < 1:
+                raise ValueError(f"size is 1 or more, found {self.size}")
+
+    def load(settings: Settings) -> Dataset:
+        ...                              # a UserError is told to the user as it is
+
+Keys that `Settings` does not have are refused, and the nearest one is named. Inputs stay as they are stored (bytes for
+images); the model's spec says how they are scaled, batch by batch. Data is loaded in the training process, never in the
+one that talks to the network. This contract is provisional: it may change until it is declared stable.
 """
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
-from dataclasses import dataclass
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from seedmask.errors import UserError
+from seedmask.io import plugins, settings
+from seedmask.io.plugins import PluginError
 from seedmask.spec import ModelSpec
+
+GROUP: Final = "seedmask.data"
+
+__all__ = [
+    "DataSettings",
+    "DataSummary",
+    "Dataset",
+    "check",
+    "check_inputs",
+    "check_targets",
+    "doubtful_range",
+    "formats",
+    "load",
+    "summary",
+]
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Inputs `x` [n, ...] as stored (uint8 or float); labels `y` int64 [n], or float32 [n, outputs] for an "mse"."""
+    """Hold inputs `x` [n, ...] as stored, uint8 or float, and labels `y` int64 [n]; float32 [n, outputs] for "mse"."""
 
     x: npt.NDArray[Any]
     y: npt.NDArray[Any]
@@ -33,30 +70,78 @@ class Dataset:
 
 
 @dataclass(frozen=True)
+class DataSummary:
+    """Tell what a process that does not hold the data has to know of it.
+
+    Number of `examples`, their `nbytes`, and `doubt`: a sentence where their range is not the model's, or None.
+    """
+
+    examples: int
+    nbytes: int
+    doubt: str | None = None
+
+
+@dataclass(frozen=True)
 class DataSettings:
-    """The [data] table: `format`, and the files it needs: `path` for npz; `images` and `labels` for idx."""
+    """Hold the [data] table: `format`, and the other keys as they stand, for the source of data to read.
+
+    `where` names the table in errors; relative paths in it are relative to `base`.
+    """
 
     format: str = "npz"
-    path: Path | None = None
-    images: Path | None = None
-    labels: Path | None = None
+    keys: Mapping[str, Any] = field(default_factory=dict)
+    where: str = "[data]"
+    base: Path = Path()
+
+    @classmethod
+    def from_table(cls, table: Mapping[str, Any], where: str, base: Path) -> DataSettings:
+        """Take `format` out of a table of a TOML file. Raises UserError."""
+        keys = dict(table)
+        name = keys.pop("format", "npz")
+        if not isinstance(name, str):
+            raise UserError(f"{where}: format is a text, found {name!r}")
+        return cls(name, keys, where, base)
 
 
 def formats() -> list[str]:
-    """Every format there is a file for."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+    """Return the name of every source of data that an installed package offers; nothing is imported."""
+    return plugins.names(GROUP)
 
 
-def load(settings: DataSettings, spec: ModelSpec) -> Dataset:
-    """Read the data and hold it against the model. Raises UserError: what was found, what was expected."""
-    if settings.format not in formats():
-        raise UserError(f"[data] format {settings.format!r} is unknown; there are {', '.join(formats())}")
-    module: Any = importlib.import_module(f"{__name__}.{settings.format}")
-    return check(module.load(settings), spec)
+def load(given: DataSettings, spec: ModelSpec) -> Dataset:
+    """Return the data in the shape of `spec`. Raises UserError: what was found, what was expected."""
+    if given.format not in formats():
+        raise UserError(f"{given.where} format {given.format!r} is unknown; there are {', '.join(formats())}")
+    source = plugins.load(GROUP, given.format, ("Settings", "load"))
+    where = f"{given.format} of {GROUP} (package {plugins.distribution(GROUP, given.format)})"
+    kind: Any = source.Settings
+    if not is_dataclass(kind):
+        raise PluginError(f"{where}: Settings is a dataclass, found {kind!r}")
+    known = ["format", *(each.name for each in fields(kind))]
+    for key in given.keys:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"format {given.format} has {', '.join(known[1:])}"
+            raise UserError(f"{given.where}: unknown key {key!r}; {hint}")
+    built = settings.build(kind, given.keys, f"{given.where}, format {given.format}", given.base)
+    try:
+        data = source.load(built)
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:  # anything: it may be somebody else's program
+        raise PluginError(f"{where} failed to load: {type(error).__name__}: {error}") from error
+    if not (isinstance(data, Dataset) and isinstance(data.x, np.ndarray) and isinstance(data.y, np.ndarray)):
+        raise PluginError(f"{where} has to return a Dataset of two arrays, found {type(data).__name__}")
+    return check(data, spec)
+
+
+def summary(data: Dataset, spec: ModelSpec) -> DataSummary:
+    """Return what is to be known of `data` where it is not held."""
+    return DataSummary(len(data.y), data.nbytes, doubtful_range(data, spec))
 
 
 def doubtful_range(data: Dataset, spec: ModelSpec) -> str | None:
-    """A sentence if the inputs do not look like the range that the model was exported for, None if they do."""
+    """Return a sentence if the inputs are not in the range that the model was exported for, None if they are."""
     low, high = spec.range
     found_low, found_high = float(data.x.min()), float(data.x.max())
     span = high - low
@@ -66,13 +151,13 @@ def doubtful_range(data: Dataset, spec: ModelSpec) -> str | None:
 
 
 def check(data: Dataset, spec: ModelSpec) -> Dataset:
-    """`data` in the model's shape. Raises UserError where it cannot train `spec`."""
+    """Return `data` in the model's shape. Raises UserError where it cannot train `spec`."""
     y = check_targets(data.y, len(data.x), spec)
     return Dataset(check_inputs(data.x, spec), y)
 
 
 def check_targets(y: npt.NDArray[Any], n: int, spec: ModelSpec) -> npt.NDArray[Any]:
-    """`y` for `n` inputs as `spec` takes it: int64 [n], or float32 [n, outputs] for "mse". Raises UserError."""
+    """Return `y` for `n` inputs as `spec` takes it: int64 [n], or float32 [n, outputs] for "mse". Raises UserError."""
     if y.ndim == 0 or len(y) == 0 or len(y) != n:
         raise UserError(f"data: {n} inputs and {f'{len(y)} labels' if y.ndim else 'a single label'}")
     return _numbers(y, spec) if spec.loss == "mse" else _labels(y, spec)
@@ -101,7 +186,7 @@ def _numbers(y: npt.NDArray[Any], spec: ModelSpec) -> npt.NDArray[np.float32]:
 
 
 def check_inputs(x: npt.NDArray[Any], spec: ModelSpec) -> npt.NDArray[Any]:
-    """`x` in the model's shape, [n, *input]. Raises UserError where it does not fit `spec`."""
+    """Return `x` in the model's shape, [n, *input]. Raises UserError where it does not fit `spec`."""
     if x.dtype.kind not in "uif" or x.ndim == 0 or len(x) == 0:
         raise UserError(f"data: inputs are numbers [n, ...], found {x.dtype} {list(x.shape)}")
     if int(np.prod(x.shape[1:])) != int(np.prod(spec.input)):

@@ -10,19 +10,26 @@ import gzip
 import math
 import struct
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from edge_client.data import Dataset, DataSettings
+from edge_client.data import Dataset
 from seedmask.errors import UserError
 
 
-def load(settings: DataSettings) -> Dataset:
-    """Read settings.images and settings.labels. Raises UserError."""
-    if settings.images is None or settings.labels is None:
-        raise UserError("[data] format idx needs `images` and `labels`")
+@dataclass(frozen=True)
+class Settings:
+    """Name the two files: `images`, bytes [n, ...], and `labels`, bytes [n]."""
+
+    images: Path
+    labels: Path
+
+
+def load(settings: Settings) -> Dataset:
+    """Return the arrays of both files, labels as int64. Raises UserError."""
     labels = read(settings.labels)
     if labels.ndim != 1:
         raise UserError(f"{settings.labels}: labels have one dimension, found {list(labels.shape)}")
@@ -30,7 +37,7 @@ def load(settings: DataSettings) -> Dataset:
 
 
 def read(path: Path) -> npt.NDArray[np.uint8]:
-    """The array in one IDX file, uint8. Raises UserError."""
+    """Return the array in one IDX file, uint8. Raises UserError."""
     try:
         raw = path.read_bytes()
         if raw[:2] == b"\x1f\x8b":

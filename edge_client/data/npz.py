@@ -5,21 +5,27 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from edge_client.data import Dataset, DataSettings
+from edge_client.data import Dataset
 from seedmask.errors import UserError
 
 
-def load(settings: DataSettings) -> Dataset:
-    """Read settings.path. Raises UserError."""
+@dataclass(frozen=True)
+class Settings:
+    """Name the archive: `path`."""
+
+    path: Path
+
+
+def load(settings: Settings) -> Dataset:
+    """Return arrays `x` and `y` of the archive. Raises UserError."""
     path = settings.path
-    if path is None:
-        raise UserError("[data] format npz needs `path`")
     found = arrays(path)
     if absent := {"x", "y"} - set(found):
         raise UserError(f"{path} has arrays {', '.join(found)}; it lacks {', '.join(sorted(absent))}")
@@ -31,7 +37,7 @@ def load(settings: DataSettings) -> Dataset:
 
 
 def arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
-    """Those of `x` and `y` that an archive has, and any other's name with nothing behind it. Raises UserError."""
+    """Return `x` and `y` of an archive as far as it has them, and other names with nothing behind. Raises UserError."""
     try:
         archive: Any = np.load(path, allow_pickle=False)  # a pickle is a program, not data
         if not isinstance(archive, np.lib.npyio.NpzFile):

@@ -36,8 +36,12 @@ def load(kind: type[T], path: Path) -> T:
 def build(kind: type[T], values: Mapping[str, Any], where: str, base: Path) -> T:
     """A `kind` from `values`, nested tables into nested dataclasses. Raises UserError that names the key.
 
+    A kind with a class method `from_table(values, where, base)` reads them itself: its keys are not ours to know.
+
     A kind with a class method `completed(values)` says first what they are short of; its ValueError is the user's.
     """
+    if (own := getattr(kind, "from_table", None)) is not None:
+        return typing.cast("T", own(values, where, base))
     if (completed := getattr(kind, "completed", None)) is not None:
         try:
             values = completed(values)
