@@ -1,6 +1,6 @@
 // Training on ONNX Runtime in JavaScript: the bundle's step graph, run by whichever `ort` the page hands in.
 //
-// The contract is that of edge_client/runtimes/__init__.py, and tests/test_browser.py holds this file to it in a real
+// The contract is that of edge_client/runtimes/contract.py, and tests/test_browser.py holds this file to it in a real
 // browser. `ort` is the module object of onnxruntime-web (its wasm build is what is tested); this file loads nothing
 // itself, touches no DOM, and so runs in a worker as well, which is where a page wants it: a step blocks its thread.
 // FedPM: Isik et al., arXiv 2209.15328.
