@@ -72,6 +72,12 @@ bench-generators: setup  ## Threefry against Philox (DECISIONS.md)
 browser:         ## Chromium and onnxruntime-web, for the browser's tests: from apt where we may, and from npm
 	@.ci/browser
 
+.PHONY: web
+web:             ## the JavaScript client: its tests, and one minified module of it in web/dist
+	npm --prefix web ci --no-audit --no-fund --silent
+	npm --prefix web test
+	npm --prefix web run build
+
 bench-browser: setup browser  ## a training step in Chromium against native; into out/bench/browser.json
 	OMP_NUM_THREADS=1 $(BIN)/python bench/browser.py --json out/bench/browser.json
 

@@ -1,7 +1,7 @@
 """Seedmask's shared library: what a client in any other language has to reproduce exactly.
 
-`PROTOCOL.md` beside this file is normative; this package is one implementation of it, `edge_client/web/seedmask.mjs`
-is the second, and `tests/vectors/v3.json` holds the literals both must agree on.
+`PROTOCOL.md` beside this file is normative; this package is one implementation of it, `web/src` is the second, in
+JavaScript, and `tests/vectors/v3.json` holds the literals both must agree on.
 """
 
 __version__ = "0.1.0"

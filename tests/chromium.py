@@ -27,6 +27,7 @@ from edge_client.runtimes import F32, NOTHING, DivergedError, Exact, Rule, State
 from seedmask.bundle import Bundle, to_bytes
 
 ROOT = Path(__file__).resolve().parent.parent
+WEB = ROOT / "web" / "src"
 ORT = ROOT / ".venvs" / "onnxruntime-web"
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 HTML = b"""<!doctype html><title>seedmask</title><script>
@@ -159,6 +160,15 @@ def _unpack(data: bytes) -> dict[str, Any]:
     return head
 
 
+def _served(url: str) -> Path | None:
+    """The file behind a path of the page: /web/ the client's modules, /ort/ onnxruntime-web, else a file of tests/."""
+    prefix, home = next(
+        pair for pair in (("/web/", WEB), ("/ort/", ORT), ("/", ROOT / "tests")) if url.startswith(pair[0])
+    )
+    path = home / url.removeprefix(prefix)
+    return path if ".." not in path.parts and path.suffix in TYPES and path.is_file() else None
+
+
 def _handler(jobs: queue.Queue[bytes], results: queue.Queue[bytes | str]) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -170,10 +180,7 @@ def _handler(jobs: queue.Queue[bytes], results: queue.Queue[bytes | str]) -> typ
                     return self._answer(200, jobs.get(timeout=10), "application/octet-stream")
                 except queue.Empty:
                     return self._answer(204, b"", "text/plain")
-            folder, _, name = self.path.lstrip("/").rpartition("/")
-            home = {"": ROOT / "tests", "web": ROOT / "edge_client" / "web", "ort": ORT}.get(folder)
-            path = None if home is None else home / name
-            if path is None or path.suffix not in TYPES or not path.is_file():
+            if (path := _served(self.path)) is None:
                 return self._answer(404, b"", "text/plain")
             return self._answer(200, path.read_bytes(), TYPES[path.suffix])
 

@@ -3,10 +3,10 @@
 // A message is a u32 length, JSON of that length, and the arrays that it lists, one behind the other.
 
 import * as ort from "/ort/ort.wasm.min.mjs";
-import { openBundle } from "/web/bundle.mjs";
-import { openRuntime, ruleOf, startState } from "/web/runtime.mjs";
-import { Theta, codecById, decode, Shared, fold, keyOf, words } from "/web/seedmask.mjs";
-import { systemChance, trainRound } from "/web/training.mjs";
+import {
+  Shared, Theta, codecById, decode, fold, keyOf, openBundle, openRuntime, ruleOf, startState, systemChance, trainRound,
+  words,
+} from "/web/index.mjs";
 
 ort.env.wasm.wasmPaths = new URL("/ort/", self.location).href;
 ort.env.wasm.numThreads = 1; // more want cross-origin isolation
@@ -97,9 +97,7 @@ const JOBS = {
     if (done === null) return [{ stopped: seen }, {}];
     const { outcome, update, frame: sent } = done;
     ended = outcome.state;
-    const { work: { stratified }, selected } = announce;
-    const stratum = stratified ? [selected.indexOf(device), selected.length] : null;
-    const who = { seed: runtime.spec.seed, round: announce.round, job: announce.job, device, stratum };
+    const who = { seed: runtime.spec.seed, round: announce.round, job: announce.job, device };
     const masks = update.payloads.map((payload, index) =>
       codecById(update.codec).decode(payload, theta, new Shared({ ...who, index }), announce.work.max_blocks));
     const { loss, correct } = outcome;

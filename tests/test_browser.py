@@ -1,4 +1,4 @@
-"""The web client in a real browser: bundle.mjs, runtime.mjs and training.mjs on onnxruntime-web, against Python's."""
+"""The web client in a real browser: web/src on onnxruntime-web, against Python's runtimes and training."""
 
 from __future__ import annotations
 
@@ -201,7 +201,7 @@ def announced(spec: ModelSpec, theta: Theta, work: TrainingConfig, round_: int =
     nothing = bytes(16)
     return Announce(
         *(JOB, round_, 9, Phase.OPEN, spec.digest, theta.digest(), nothing, 1, nothing, nothing, 0, 0),
-        *(work, ("phone-0", DEVICE) if work.stratified else (), ""),
+        *(work, (), ""),
     )
 
 
@@ -313,19 +313,14 @@ def test_a_round_can_be_stopped(page: chromium.Page) -> None:
     }
 
 
-@pytest.mark.parametrize(("codec", "stratified"), [("packed", 0), ("rans", 0), ("hmrc", 0), ("crn", 0), ("hmrc", 1)])
-def test_the_masks_of_a_round_are_what_python_decodes_and_follow_the_scores(
-    page: chromium.Page, codec: str, stratified: int
-) -> None:
+@pytest.mark.parametrize("name", codec.NAMES)
+def test_the_masks_of_a_round_are_what_python_decodes_and_follow_the_scores(page: chromium.Page, name: str) -> None:
     rng = np.random.default_rng(6)
     PageRuntime(page, make_bundle(DENSE, BATCH))
     data = Dataset(rng.integers(0, 17, (48, *DENSE.input)).astype(np.uint8), rng.integers(0, 10, 48))
     theta = Theta(rng.integers(0, 11, DENSE.d).astype(np.uint16), 10)
-    coder = next(by_id(number) for number in range(1, 5) if codec == by_id(number).NAME)
-    work = TrainingConfig(
-        epochs=8, learning_rate=0.2, codec=coder.NAME, masks=3, mean_epochs=8, kappa=2.0, max_blocks=1100
-    )
-    work = replace(work, stratified=stratified)
+    coder = by_id(codec.NAMES[name])
+    work = TrainingConfig(epochs=8, learning_rate=0.2, codec=name, masks=3, mean_epochs=8, kappa=2.0, max_blocks=1100)
     announce = announced(DENSE, theta, work)
     found = round_in(page, DENSE, announce, theta, data, DEVICE, seed=3)
     update = decode(found["frame"].tobytes())
@@ -336,7 +331,7 @@ def test_the_masks_of_a_round_are_what_python_decodes_and_follow_the_scores(
     assert update.loss == int(found["loss"] * 1e6 + 0.5)
     masks = []
     for index, payload in enumerate(update.payloads):
-        shared = Shared(DENSE.seed, ROUND, JOB, DEVICE, index, announce.stratum(DEVICE))
+        shared = Shared(DENSE.seed, ROUND, JOB, DEVICE, index)
         mask = coder.decode(payload, theta, shared, work.max_blocks)
         assert np.array_equal(mask, found[f"mask{index}"])
         masks.append(mask)
@@ -407,10 +402,10 @@ def test_private_randomness_is_uniform_and_never_the_same(page: chromium.Page) -
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="needs Node.js, which is not installed")
 def test_the_guides_example_imports_what_there_is() -> None:
-    web = chromium.ROOT / "edge_client" / "web"
-    lines = re.findall(r'^import (.*) from "\./(\w+\.mjs)";$', (chromium.ROOT / "docs" / "web.md").read_text(), re.M)
-    assert {file for _, file in lines} == {path.name for path in web.glob("*.mjs")}
-    code = "\n".join(f'import {names} from "{(web / file).as_uri()}";' for names, file in lines)
+    guide = (chromium.ROOT / "docs" / "web.md").read_text(encoding="utf-8")
+    names = re.findall(r'^import (\{.*\}) from "\./seedmask\.mjs";$', guide, re.M)
+    assert names
+    code = "\n".join(f'import {each} from "{(chromium.WEB / "index.mjs").as_uri()}";' for each in names)
     done = subprocess.run(["node", "--input-type=module", "-e", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
@@ -428,10 +423,9 @@ def test_the_guides_example_imports_what_there_is() -> None:
 )
 def test_a_round_that_is_not_ours_is_refused_before_training(change: dict[str, Any], error: str) -> None:
     announce = replace(announced(DENSE, Theta.even(DENSE.d), TrainingConfig()), **change)
-    web = (chromium.ROOT / "edge_client" / "web").as_uri()
+    web = (chromium.WEB / "index.mjs").as_uri()
     code = f"""
-        import {{ Theta, decode, readSpec }} from "{web}/seedmask.mjs";
-        import {{ trainRound }} from "{web}/training.mjs";
+        import {{ Theta, decode, readSpec, trainRound }} from "{web}";
         const bytes = (hex) => Uint8Array.from(Buffer.from(hex, "hex"));
         const spec = readSpec(bytes("{DENSE.canonical().hex()}"));
         const step = () => {{ throw new Error("it trains"); }};

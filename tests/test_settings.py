@@ -70,10 +70,10 @@ def test_what_is_not_said_has_its_default(tmp_path: Path) -> None:
 
 
 def test_paths_are_relative_to_the_file_and_absolute_ones_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = edge(tmp_path, EDGE + '[data]\npath = "mine/train.npz"\nimages = "~/x"')
+    config = edge(tmp_path, EDGE + '[data]\nformat = "idx"\nimages = "mine/x"\nlabels = "~/y"')
     assert config.bundle == tmp_path / "mlp.bundle"
-    assert config.data.path == tmp_path / "mine" / "train.npz"
-    assert config.data.images == Path("~/x").expanduser()
+    found = build(idx.Settings, config.data.keys, "data", config.data.base)
+    assert found == idx.Settings(tmp_path / "mine" / "x", Path("~/y").expanduser())
     assert run(tmp_path, RUN).state_dir == Path("/srv/state")
     monkeypatch.chdir(tmp_path)
     assert load(EdgeConfig, Path("edge.toml")).bundle == tmp_path / "mlp.bundle"

@@ -1,12 +1,16 @@
-// A bundle in JavaScript: open what `seedmask export` writes, every byte under a digest.  PROTOCOL 9.1.
+// The bundle that `seedmask export` writes, every byte under a digest, twin of seedmask/bundle.py.  PROTOCOL 9.1.
 //
 // No zip library: members are stored, and the zip structures have no freedom, so that the reader walks the local
-// headers and then holds the whole file against what the rules give. Nothing is executed or extracted. SHA-256 is
-// seedmask.mjs's and not WebCrypto's, which is absent on a plain http page, where a phone in a workshop may well be.
+// headers and then compares the whole file with what the rules give. Nothing is executed or extracted.
 
-import { ProtocolError, concat, crc32, readSpec, same, sha256, toHex } from "./seedmask.mjs";
+import { concat, crc32, same, toHex } from "./bytes.mjs";
+import { ProtocolError } from "./errors.mjs";
+import { sha256 } from "./sha256.mjs";
+import { readSpec } from "./spec.mjs";
 
+/** Version of the bundle's format. */
 export const FORMAT = 1;
+/** Most bytes of a bundle. */
 export const MAX_BYTES = 2 ** 28;
 const MEMBER = /^[a-z0-9_-]+(\/[a-z0-9_-]+)*\.[a-z0-9]+$/;
 const [LOCAL, CENTRAL, END] = [0x04034b50, 0x02014b50, 0x06054b50];
@@ -14,19 +18,24 @@ const ASCII = new TextEncoder();
 
 const fail = (text) => { throw new ProtocolError("bundle", text); };
 
-/** `spec` as readSpec gives it; `batch`, the examples per training step its graphs take; `files`, name to bytes. */
+/** An opened bundle. */
 export class Bundle {
+  /**
+   * @param spec as readSpec returns it
+   * @param {number} batch examples that a training step of its graphs takes
+   * @param {Map<string, Uint8Array>} files its other members, by name
+   */
   constructor(spec, batch, files) {
     Object.assign(this, { spec, batch, files });
   }
 
-  /** One member, Uint8Array. Throws `bundle` and lists what there is. */
+  /** Return one member, Uint8Array. Throws `bundle`, with the names of all members, where there is none of `name`. */
   file(name) {
     return this.files.get(name) ?? fail(`the bundle has no ${name}; it has ${[...this.files.keys()].join(", ")}`);
   }
 }
 
-/** Open a bundle, Uint8Array. Throws `bundle` or `spec` and says which check failed, and nothing else. */
+/** Open a bundle, Uint8Array. Throws `bundle` or `spec`, with the check that failed, and nothing else. */
 export function openBundle(bytes) {
   if (bytes.length > MAX_BYTES) fail(`a bundle is at most ${MAX_BYTES} bytes, found ${bytes.length}`);
   const files = members(bytes);
@@ -59,7 +68,10 @@ export function openBundle(bytes) {
   return new Bundle(spec, batch, files);
 }
 
-/** The one file that a spec (bytes of its canonical form), a batch and `files` (Map of name to bytes) make. */
+/**
+ * Return the bundle, Uint8Array, of a `spec` (the bytes of its canonical JSON), a `batch` and `files` (Map of name to
+ * Uint8Array). The same parts make the same bytes.
+ */
 export function bundleBytes(spec, batch, files) {
   const sorted = [["spec.json", spec], ...files].sort(([a], [b]) => (a < b ? -1 : 1));
   const manifest = {
@@ -87,7 +99,7 @@ function readManifest(bytes) {
   return manifest;
 }
 
-/** Members in the order of their local headers, name to bytes; that the rest of the file fits, the caller checks. */
+/** Read the members in the order of their local headers, a Map of name to bytes; the caller checks all other bytes. */
 function members(bytes) {
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
   const found = new Map();
@@ -107,7 +119,7 @@ function members(bytes) {
   return found;
 }
 
-/** The zip file of [name, bytes] pairs as PROTOCOL 9.1 fixes it. */
+/** Return the zip file of [name, bytes] pairs as PROTOCOL 9.1 fixes it. */
 function zip(entries) {
   const [body, directory] = [[], []];
   let at = 0;
@@ -129,7 +141,7 @@ function zip(entries) {
   return concat([...body, central, end]);
 }
 
-/** Little-endian integers, each [bytes, value]. */
+/** Return little-endian integers one after the other; each field is [bytes, value]. */
 function numbers(...fields) {
   const out = new Uint8Array(fields.reduce((sum, [size]) => sum + size, 0));
   let at = 0;

@@ -1,13 +1,13 @@
 // Training on ONNX Runtime in JavaScript: the bundle's step graph, run by whichever `ort` the page hands in.
 //
-// The contract is that of edge_client/runtimes/__init__.py, and tests/test_browser.py holds this file to it in a real
+// The contract is that of edge_client/runtimes/contract.py, and tests/test_browser.py holds this file to it in a real
 // browser. `ort` is the module object of onnxruntime-web (its wasm build is what is tested); this file loads nothing
 // itself, touches no DOM, and so runs in a worker as well, which is where a page wants it: a step blocks its thread.
 // FedPM: Isik et al., arXiv 2209.15328.
 //
 // Wrong arguments are a RangeError, training that left the numbers a DivergedError, a bundle without graphs `bundle`.
 
-import { entries, weights } from "./seedmask.mjs";
+import { entries, weights } from "./spec.mjs";
 
 const BETA1 = 0.9;
 const BETA2 = 0.999;
@@ -15,7 +15,7 @@ const EPSILON = 1e-8;
 const GRAPHS = { adam: "onnx/step.onnx", sgd: "onnx/step_sgd.onnx" };
 const NOTHING = new Float32Array(0);
 
-/** Scores or loss are NaN or infinite. The round is lost; its start is not. */
+/** Thrown by a step that leaves scores or loss NaN or infinite. The round is lost; the state it began from is not. */
 export class DivergedError extends Error {
   constructor(text) {
     super(text);
@@ -24,13 +24,14 @@ export class DivergedError extends Error {
 }
 
 /**
- * What one step does with the gradient, defaults filled in: `rate` > 0 of `optimizer` "adam" or "sgd" (then `momentum`
- * 0 .. 1); `timesTheta`, the estimator of FedPM's code; weights `kl`, `sparsity`, `entropy` of the regularisers;
- * `mean`: run w * theta, draw no mask; `exactRate` > 0, that of exact values, by the same optimiser.
+ * Fill in the defaults of what a step does with its gradient. Throws RangeError for an unknown field.
+ * @param given `rate` > 0 of `optimizer` "adam" or "sgd" (then `momentum`, 0 .. 1); `timesTheta`, the estimator of
+ *   FedPM's code; weights `kl` and `sparsity` of the regularisers; `mean`: run w * theta, draw no mask;
+ *   `exactRate` > 0, that of exact values, by the same optimiser
  */
 export function ruleOf(given) {
   const standard = {
-    ...{ optimizer: "adam", momentum: 0, timesTheta: false, kl: 0, sparsity: 0, entropy: 0, mean: false },
+    ...{ optimizer: "adam", momentum: 0, timesTheta: false, kl: 0, sparsity: 0, mean: false },
     exactRate: 1e-3,
   };
   const odd = Object.keys(given).filter((key) => key !== "rate" && !(key in standard));
@@ -38,7 +39,7 @@ export function ruleOf(given) {
   return { ...standard, ...given };
 }
 
-/** The vectors of a state that a rule uses; any other may be empty. */
+/** List the vectors of a state that `rule` uses; any other may be empty. */
 export function needs(rule) {
   const out = ["scores"];
   if (rule.optimizer === "adam" || rule.momentum) out.push("m");
@@ -48,9 +49,13 @@ export function needs(rule) {
 }
 
 /**
- * A new optimiser at `scores`, Float32Array [d], anchored there: {scores, m, v, t, anchor, exact}; exact is {values, m,
- * v}, of the model's exact values, Float32Array [e]. With `kept`, the state that a round before ended with, its moments
- * go on, if it has what `rule` needs.
+ * Return a new optimiser state that begins at `scores` and is anchored there.
+ * @param {Float32Array} scores [d], logits
+ * @param rule as `ruleOf` returns it
+ * @param kept the state that the round before ended with: its moments go on if it has what `rule` needs; or null
+ * @param {Float32Array} values exact values [e]
+ * @returns {scores, m, v, t, anchor, exact}, where exact is {values, m, v}; every vector Float32Array [d], or [e] in
+ *   exact, or empty where the rule has no use for it; t counts steps
  */
 export function startState(scores, rule, kept = null, values = NOTHING) {
   const used = needs(rule);
@@ -64,7 +69,7 @@ export function startState(scores, rule, kept = null, values = NOTHING) {
   return { scores, m: zeros("m"), v: zeros("v"), t: 0, anchor, exact };
 }
 
-/** Exact values and their moments after step `t`, from 1, along `gradient`; in doubles, as few as they are. */
+/** Return exact values and moments after step `t`, from 1, along `gradient` [e]; in doubles, few as they are. */
 function stepped({ values, m, v }, gradient, rule, t) {
   const adam = rule.optimizer === "adam";
   const { rate, epsilon } = adam ? corrected(rule.exactRate, t) : { rate: rule.exactRate };
@@ -78,7 +83,11 @@ function stepped({ values, m, v }, gradient, rule, t) {
   return out;
 }
 
-/** Make `bundle` (bundle.mjs) ready on `ort`. Rejects with a ProtocolError or with what `ort` says of a graph. */
+/**
+ * Make a bundle ready to train on `ort`, the module object of onnxruntime-web.
+ * @param bundle as `openBundle` returns it
+ * @returns {Promise<Runtime>} rejects with `bundle` where it lacks a graph, or with what `ort` says of one
+ */
 export async function openRuntime(ort, bundle) {
   const runtime = new Runtime(ort, bundle);
   // Now, since a bundle that cannot train should say so at the start. One after the other: they share one engine.
@@ -99,7 +108,7 @@ class Runtime {
     this.sessions = new Map();
   }
 
-  /** What graphs take beside masked weights, where the spec has any. */
+  /** Return the feeds beside masked weights that a spec with frozen or exact tensors asks for. */
   _unmasked(exact) {
     const { e } = this.spec;
     return e ? { ...this.frozen, exact: new this.ort.Tensor("float32", Float32Array.from(exact), [e]) } : this.frozen;
@@ -114,10 +123,15 @@ class Runtime {
   }
 
   /**
-   * One step on the scores. `x` Float32Array [n * input] normalised, 1 <= n <= batch; `y` class numbers (array of n),
-   * or Float32Array [n * classes] where the loss is "mse"; `noise` Float32Array [d], uniform in 0 .. 1: the mask is
-   * noise < sigmoid(scores), or sigmoid(scores) itself if rule.mean. Resolves to {state, loss, correct}: the state
-   * after the step, the mean loss and the correct predictions before it (0 for "mse"). Arguments stay as they were.
+   * Take one step on the scores; arguments stay as they were.
+   * @param {Float32Array} x [n * input], normalised, 1 <= n <= batch
+   * @param y class numbers, an array [n], or Float32Array [n * classes] where the loss is "mse"
+   * @param state as `startState` or a step returns it
+   * @param {Float32Array} noise [d], uniform in 0 .. 1: the mask is noise < sigmoid(scores); unused if rule.mean, where
+   *   it is sigmoid(scores) itself
+   * @param rule as `ruleOf` takes it
+   * @returns {Promise<{state, loss, correct}>} the state after the step; the mean loss and the number of correct
+   *   predictions before it (0 for "mse"). Rejects with RangeError for wrong arguments, and with DivergedError
    */
   async step(x, y, state, noise, rule) {
     rule = ruleOf(rule);
@@ -145,7 +159,7 @@ class Runtime {
       w: this.w,
       u: new Tensor("float32", noise, [spec.d]),
       mean: yes(rule.mean),
-      plain: yes(!(rule.timesTheta || rule.kl || rule.sparsity || rule.entropy)),
+      plain: yes(!(rule.timesTheta || rule.kl || rule.sparsity)),
       terms: new Tensor("float32", Float32Array.of(rule.timesTheta ? 1 : 0, ...pulls(rule, spec.d)), [4]),
       ...this._unmasked(state.exact.values),
     };
@@ -167,8 +181,11 @@ class Runtime {
   }
 
   /**
-   * What the last layer gives, Float32Array [n * classes], any n, under weights w * mask; `mask` [d] of 0 .. 1, `exact`
-   * [e] the exact values.
+   * Predict under weights w * mask.
+   * @param {Float32Array} x [n * input], normalised, any n
+   * @param mask [d] of 0 .. 1: a mask, or probabilities
+   * @param exact exact values [e]
+   * @returns {Promise<Float32Array>} [n * classes], the values of the last layer; rejects with RangeError
    */
   async logits(x, mask, exact = NOTHING) {
     const { spec, bundle: { batch } } = this;
@@ -190,26 +207,26 @@ class Runtime {
     return out;
   }
 
-  /** Give the engine's memory back; the runtime is of no use after it. */
+  /** Release the engine's memory; use the runtime no more. */
   async release() {
     for (const session of this.sessions.values()) await session.release();
     this.sessions.clear();
   }
 }
 
-/** Values of one example. */
+/** Return how many numbers one example of a spec has. */
 export const size = (spec) => spec.input.reduce((a, b) => a * b, 1);
 
-/** Adam's rate and epsilon at step t, from 1, with both bias corrections inside; here, since a graph has no doubles. */
+/** Return Adam's rate and epsilon at step `t`, from 1, both bias corrections inside; graphs have no doubles for it. */
 function corrected(rate, t) {
   const root = Math.sqrt(1 - BETA2 ** t);
   return { rate: (rate * root) / (1 - BETA1 ** t), epsilon: EPSILON * root };
 }
 
-/** [a, b, c]: the regularisers' gradient by the scores is theta (1 - theta) (a s + b anchor + c). */
-const pulls = (rule, d) => [(rule.kl - rule.entropy) / d, -rule.kl / d, rule.sparsity / d];
+/** Return [a, b, c]: the regularisers' gradient by the scores is theta (1 - theta) (a s + b anchor + c). */
+const pulls = (rule, d) => [rule.kl / d, -rule.kl / d, rule.sparsity / d];
 
-/** `values` in an array of `length` of their kind, zeros behind them. */
+/** Return `values` as a `Kind` of `length`, zeros behind them. */
 function padded(values, Kind, length) {
   if (values instanceof Kind && values.length === length) return values;
   const out = new Kind(length);
@@ -217,7 +234,7 @@ function padded(values, Kind, length) {
   return out;
 }
 
-/** How many examples there are; RangeError unless a step takes these arguments. */
+/** Return the number of examples. Throws RangeError unless a step takes these arguments. */
 function checkStep(spec, batch, x, y, state, noise, rule) {
   const mse = spec.loss === "mse";
   const n = mse ? y.length / spec.classes : y.length;
@@ -246,12 +263,14 @@ function checkStep(spec, batch, x, y, state, noise, rule) {
   return n;
 }
 
+/** Throw RangeError unless `values` is a typed array [length]. */
 function checkVector(name, values, length) {
   if (!(ArrayBuffer.isView(values) && values.length === length)) {
     throw new RangeError(`${name} is [${length}], found [${values?.length}]`);
   }
 }
 
+/** Return `result`. Throws DivergedError unless its loss, scores and exact values are finite. */
 function finite(result) {
   const { state, loss } = result;
   let sum = 0; // finite only if every score is

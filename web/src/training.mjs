@@ -3,14 +3,18 @@
 // The twin of edge_client/training.py. What it leaves to others is the conversation: fetching theta, storing the frame
 // before it is sent, and sending it until a receipt comes (PROTOCOL 8).
 
+import { same, toHex } from "./bytes.mjs";
+import * as exact from "./codec/exact.mjs";
+import { codecById } from "./codec/index.mjs";
+import { ProtocolError } from "./errors.mjs";
+import { EXACT_ONE, table } from "./mask.mjs";
 import { ruleOf, size, startState } from "./runtime.mjs";
-import {
-  EXACT_ONE, ProtocolError, Shared, basis, codecById, encode, exact, same, table, toHex,
-} from "./seedmask.mjs";
+import { Shared } from "./shared.mjs";
+import { basis, encode } from "./wire.mjs";
 
 /**
- * Private randomness: fill a Float32Array with uniforms in 0 .. 1 (24 bits each). Straight from the system's generator,
- * no generator of ours and no Math.random: a mask must not be guessable by whoever knows this page.
+ * Fill `out`, a Float32Array, with private uniforms in 0 .. 1, 24 bits each, straight from the system's generator: a
+ * mask must not be guessable by whoever knows this page.
  */
 export function systemChance(out) {
   const words = new Uint32Array(Math.min(out.length, 16384)); // 65536 bytes are all that one call gives
@@ -20,7 +24,7 @@ export function systemChance(out) {
   }
 }
 
-/** What a job's `work` asks of every step in round `round`; the mean network's epochs are `train`'s affair. */
+/** Return the rule of every step that a job's `work` asks for in `round`, from 1. `mean` is left to `train`. */
 export function ruleOfWork(work, round) {
   const decayed = (rate) => Math.max((rate / 1e6) * (1 - work.rate_decay / 1e6) ** (round - 1), 1e-12);
   return ruleOf({
@@ -31,11 +35,10 @@ export function ruleOfWork(work, round) {
     timesTheta: work.straight_through === 1,
     kl: work.kl / 1e6,
     sparsity: work.sparsity / 1e6,
-    entropy: work.entropy / 1e6,
   });
 }
 
-/** Raw inputs (bytes or floats) as the network takes them, Float32Array in -1 .. 1. */
+/** Map raw inputs, bytes or floats, from the range of `spec` to -1 .. 1, as the network takes them: Float32Array. */
 export function normalise(spec, raw) {
   const [low, high] = spec.range;
   const [floor, factor] = [Math.fround(low), Math.fround(2 / (high - low))];
@@ -45,11 +48,15 @@ export function normalise(spec, raw) {
 }
 
 /**
- * Train `work.epochs` passes over `data`: {x, typed array [n * input] as stored; y, class numbers [n] or Float32Array
- * [n * classes]}. Resolves to {scores, exact, loss, correct, state}: the logits and the exact values that were learnt,
- * the last epoch's mean loss and correct predictions, and where the optimiser stands; or to null if `progress(step, steps)` gave false.
- *
- * `kept` is the state of the round before where the optimiser goes on; `chance` is the device's own randomness.
+ * Train `work.epochs` passes over `data`.
+ * @param runtime as `openRuntime` returns it
+ * @param data {x, y}: x a typed array [n * input] as stored; y class numbers [n], for "mse" Float32Array [n * classes]
+ * @param theta the Theta to begin from
+ * @param work what the announcement asks for
+ * @param options `round`, from 1; `kept`, the state of the round before where the optimiser goes on; `chance(out)`
+ *   fills a Float32Array with private uniforms; `progress(step, steps)` is called before each step, false stops
+ * @returns {Promise<{scores, exact, loss, correct, state}>} the logits [d] and exact values [e] that were learnt, the
+ *   last epoch's mean loss and correct predictions, the optimiser's state; or null if it was stopped
  */
 export async function train(runtime, data, theta, work, options = {}) {
   const { round = 1, kept = null, chance = systemChance, progress = () => true } = options;
@@ -86,16 +93,18 @@ export async function train(runtime, data, theta, work, options = {}) {
   return { scores: state.scores, exact: state.exact.values, loss: losses / n, correct, state };
 }
 
-/** The update message that reports `outcome` of `samples` examples: `work.masks` masks, coded as the job asks. */
+/**
+ * Return the update message that reports an `outcome` of `train` on `samples` examples: `work.masks` masks, drawn and
+ * coded as the job asks. `thrift` is the device's wish for kappa, bits of relative entropy per block of `hmrc`.
+ */
 export function updateOf(announce, device, spec, theta, outcome, samples, { chance = systemChance, thrift } = {}) {
-  const { work, selected } = announce;
+  const { work } = announce;
   const codec = codecById(work.codec);
   const [least, most] = [work.kappa / 1000, work.kappa_max / 1000];
   const plan = {
     kappa: thrift === undefined ? least : Math.min(Math.max(thrift, least), most),
     maxBlocks: work.max_blocks,
   };
-  const stratum = work.stratified ? [selected.indexOf(device), selected.length] : null;
   const ready = new Float32Array(1024);
   let left = 0;
   const random = () => {
@@ -104,7 +113,7 @@ export function updateOf(announce, device, spec, theta, outcome, samples, { chan
     return ready[left];
   };
   const payloads = Array.from({ length: work.masks }, (_, index) => {
-    const shared = new Shared({ seed: spec.seed, round: announce.round, job: announce.job, device, index, stratum });
+    const shared = new Shared({ seed: spec.seed, round: announce.round, job: announce.job, device, index });
     return codec.draw(outcome.scores, theta, shared, random, plan);
   });
   return {
@@ -120,7 +129,7 @@ export function updateOf(announce, device, spec, theta, outcome, samples, { chan
   };
 }
 
-/** Throw a ProtocolError unless `device` can train this round at all: better now than when it has trained. */
+/** Throw a ProtocolError unless `device` can train this round: better now than when it has trained. */
 function checkRound(announce, spec, theta, device) {
   const { job, model, round, selected, theta: wanted, work } = announce;
   const fail = (code, text) => { throw new ProtocolError(code, text); };
@@ -135,11 +144,11 @@ function checkRound(announce, spec, theta, device) {
 }
 
 /**
- * A whole round of `device`: train on `data` as `announce` (a decoded message) asks, from `theta`, and draw the masks
- * once. Resolves to {outcome, update, frame}: `frame` is to be stored, then sent; or to null if it was stopped.
+ * Carry out a round of `device`: train on `data` from `theta` as `announce`, a decoded message, asks, and draw masks.
+ * @param options those of `train` and `updateOf`; `kept`, the outcome.state of the round before, is used if the job
+ *   keeps optimisers
+ * @returns {Promise<{outcome, update, frame}>} store `frame`, Uint8Array, then send it; or null if it was stopped.
  * Rejects with a ProtocolError for a round that is not for this device, its model or this theta.
- * `options` are those of `train` and `updateOf`; `kept`, the outcome.state of the round before, is used if the job says
- * so.
  */
 export async function trainRound(runtime, data, announce, theta, device, options = {}) {
   const { work, round } = announce;
@@ -152,7 +161,7 @@ export async function trainRound(runtime, data, announce, theta, device, options
   return { outcome, update, frame: encode(update) };
 }
 
-/** 0 .. n-1 in random order (Fisher and Yates), Uint32Array. */
+/** Return 0 .. n - 1 in random order (Fisher and Yates), Uint32Array [n]. */
 function permutation(n, chance) {
   const order = Uint32Array.from({ length: n }, (_, i) => i);
   const uniforms = new Float32Array(n);
@@ -164,7 +173,7 @@ function permutation(n, chance) {
   return order;
 }
 
-/** The rows `pick` of `values`, each `width` long, one behind the other in the same kind of array. */
+/** Return the rows `pick` of `values`, each `width` long, one after the other in the same kind of array. */
 function rows(values, pick, width) {
   const out = new values.constructor(pick.length * width);
   pick.forEach((row, i) => {
