@@ -75,6 +75,10 @@ browser:         ## Chromium and onnxruntime-web, for the browser's tests: from 
 bench-browser: setup browser  ## a training step in Chromium against native; into out/bench/browser.json
 	OMP_NUM_THREADS=1 $(BIN)/python bench/browser.py --json out/bench/browser.json
 
+.PHONY: zoo
+zoo: setup       ## write the bundles that ship with the package again, from what the exporter makes now
+	$(BIN)/python -m sim.bundles
+
 vectors: setup   ## both implementations against the golden vectors
 	$(BIN)/python tests/vectors/make.py --check
 	node tests/vectors/verify.mjs
