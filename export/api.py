@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from export.make import make_bundle, names
 from seedmask.bundle import MAX_BYTES, Bundle, to_bytes
-from seedmask.errors import UserError
+from seedmask.errors import MissingPackageError, UserError
 from seedmask.io.files import write_atomic
 from seedmask.spec import LOSSES
 from seedmask.wire import is_name
@@ -80,13 +80,16 @@ def export_bundle(
     on_target: is told each target's name before its graphs are made.
 
     Raises UserError (`seedmask.errors`) for an argument out of range, a layer that is not supported (it is named, with
-    what is) or a bundle too large to be opened; its subclass MissingPackageError if a target's packages are not
-    installed; TypeError if `module` is no torch module; FileExistsError or another OSError if `path` cannot be written.
+    what is) or a bundle too large to be opened; its subclass MissingPackageError if torch or a target's packages are
+    not installed; TypeError if `module` is no torch module; FileExistsError or another OSError if `path` cannot be
+    written.
     """
-    from torch import nn
+    try:
+        from torch import nn
 
-    from export.trace import trace
-
+        from export.trace import trace
+    except ModuleNotFoundError as error:
+        raise MissingPackageError(f"export_bundle needs {error.name}: pip install 'seedmask[export]'") from None
     if not isinstance(module, nn.Module):
         raise TypeError(f"module is a torch.nn.Module, found a {type(module).__name__}")
     shape = tuple(input.shape[1:]) if hasattr(input, "shape") else tuple(input)

@@ -935,7 +935,18 @@ def test_importing_the_package_is_cheap_and_shows_what_it_offers() -> None:
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "export_bundle set()"
     with pytest.raises(AttributeError, match="module 'export' has no attribute 'export_model'"):
-            _ = exporter.export_model
+        _ = exporter.export_model
+
+
+def test_where_torch_is_not_it_says_what_to_install() -> None:
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "from export import export_bundle\n"
+        "try: export_bundle(object(), input=(4,), classes=2)\n"
+        "except Exception as error: print(type(error).__name__, error)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "MissingPackageError export_bundle needs torch: pip install 'seedmask[export]'"
 
 
 def test_a_module_becomes_a_bundle_in_memory_or_in_a_file(here: Path) -> None:
