@@ -74,7 +74,7 @@ class Sgd(Generic[V]):
 
 
 def pool_first(spec: ModelSpec) -> ModelSpec:
-    """The same network with every ReLU before a MaxPool2d moved behind it, where there is less to do.
+    """Return the same network with every ReLU before a MaxPool2d moved behind it, where there is less to do.
 
     Exact, gradients included: the maximum of what ReLU leaves is what ReLU leaves of the maximum, the first
     winner stays the first winner, and a window without a positive entry passes no gradient either way.
@@ -89,10 +89,7 @@ def pool_first(spec: ModelSpec) -> ModelSpec:
 
 
 def shapes_beside(spec: ModelSpec) -> dict[str, Shape]:
-    """Every tensor's shape as its layer takes it: as it is, but for what goes with channels, which lead.
-
-    A group norm's scale [c] is multiplied by [batch, c, h, w] as [c, 1, 1].
-    """
+    """Return shapes that broadcast against activations: GroupNorm's scales and shifts [c] become [c, 1, 1]."""
     shapes = {tensor.name: tensor.shape for tensor in spec.tensors}
     for layer, after in zip(spec.layers, spec.shapes()[1:], strict=True):
         if isinstance(layer, GroupNorm):
@@ -101,7 +98,7 @@ def shapes_beside(spec: ModelSpec) -> dict[str, Shape]:
 
 
 def unpack(ops: Ops[V], spec: ModelSpec, masked: V, frozen: V | None = None, exact: V | None = None) -> dict[str, V]:
-    """Every tensor by name, from the flat vector of its kind; None where the spec has no tensor of it."""
+    """Return every tensor by name, cut from the flat vector of its kind; None: the spec has no tensor of that kind."""
     out, shapes = dict[str, V](), shapes_beside(spec)
     for kind, flat in zip(KINDS, (masked, frozen, exact), strict=True):
         names = [tensor.name for tensor in spec.tensors if tensor.kind == kind]
@@ -111,7 +108,7 @@ def unpack(ops: Ops[V], spec: ModelSpec, masked: V, frozen: V | None = None, exa
 
 
 def forward(ops: Ops[V], spec: ModelSpec, x: V, weights: dict[str, V]) -> tuple[V, list[tuple[V, ...]]]:
-    """Logits [batch, classes] under `weights`, and the tape: per layer what its gradient needs."""
+    """Return logits [batch, classes] under `weights`, and the tape: per layer what its gradient needs."""
     shapes, values, tape = spec.shapes(), [x], list[tuple[V, ...]]()
     for i, layer in enumerate(spec.layers):
         takes = layer.takes(i)
@@ -123,7 +120,7 @@ def forward(ops: Ops[V], spec: ModelSpec, x: V, weights: dict[str, V]) -> tuple[
 
 
 def backward(ops: Ops[V], spec: ModelSpec, weights: dict[str, V], tape: list[tuple[V, ...]], dy: V) -> dict[str, V]:
-    """The loss's gradient by every tensor in `weights` that is trained, given that by the logits."""
+    """Return the loss's gradient by every tensor in `weights` that is trained, given that by the logits."""
     shapes = spec.shapes()
     # What has no weights before it is not worth a gradient.
     trained = [False]
@@ -152,7 +149,7 @@ def backward(ops: Ops[V], spec: ModelSpec, weights: dict[str, V], tape: list[tup
 def gradient_of(
     ops: Ops[V], spec: ModelSpec, *, x: V, y: V, weight: V, weights: dict[str, V]
 ) -> tuple[V, V, dict[str, V]]:
-    """Loss [], correct, int64 [], and the loss's gradient by every tensor of the network that runs `weights`."""
+    """Return loss [], correct, int64 [], and the loss's gradient by every tensor of the network under `weights`."""
     spec = pool_first(spec)
     logits, tape = forward(ops, spec, x, weights)
     score = ops.squared_error if spec.loss == "mse" else ops.cross_entropy
@@ -175,7 +172,7 @@ def train_step(
     frozen: V | None = None,
     exact: V | None = None,
 ) -> Step[V]:
-    """One step on the scores of the mask u < sigmoid(scores).
+    """Take one step on the scores of the mask u < sigmoid(scores).
 
     `frozen` and `exact` are the flat vectors of these tensors, None where there are none.
 

@@ -19,11 +19,11 @@ V = torch.Tensor
 def finished_pte(
     model: FinishedModel, int8: bool = False, calibration: npt.NDArray[Any] | None = None, batch: int = 1
 ) -> bytes:
-    """A finished network for inference: `forward`, raw x float32 [batch, *input] -> logits [batch, classes].
+    """Return an ExecuTorch file with one method, `forward`: raw x float32 [batch, *input] -> logits [batch, classes].
 
-    Its weights are in the file. `int8`: weights, which have three values a tensor, stay exact; what flows between the
-    layers is rounded to 256 levels, over the ranges that `calibration`, raw inputs [n, *input], shows. Raises
-    ValueError if it is needed and not there, MissingPackageError.
+    Its weights are in the file. `int8`: weights, which have three values a tensor, stay exact; activations are rounded
+    to 256 levels over the ranges that `calibration`, raw inputs [n >= batch, *input], shows. Raises ValueError if
+    `int8` lacks such inputs, MissingPackageError if ExecuTorch is not installed.
     """
     require()
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
