@@ -24,9 +24,9 @@ HOLDINGS: Final = ("float32", "ternary", "seed")
 
 
 def final_graph(model: FinishedModel, holding: str = "float32", batch: int = 0) -> bytes:
-    """x float32 [n, *input], raw values in the spec's range -> logits float32 [n, classes].
+    """Return the ONNX file: x float32 [n, *input], raw values in the spec's range -> logits float32 [n, classes].
 
-    For any n, or for n = `batch` if it is not 0. `holding` is one of HOLDINGS.
+    It takes any n, or n = `batch` if that is not 0. `holding` is one of HOLDINGS; raises ValueError if not.
     """
     if holding not in HOLDINGS:
         raise ValueError(f"weights are held as {', '.join(HOLDINGS)}, found {holding!r}")

@@ -24,7 +24,10 @@ class Kinds:
     _used: set[tuple[str, str]] = field(default_factory=set)
 
     def of(self, name: str, norm: bool = False) -> str:
-        """The kind of parameter `name`, that of a normalisation if `norm`. Raises UserError if it is told two."""
+        """Return "masked", "frozen" or "exact" for parameter `name`; `norm`: it belongs to a normalisation.
+
+        Raises UserError if patterns give it two kinds, or freeze a normalisation's.
+        """
         self._seen[name] = norm
         patterns = [(kind, pattern) for kind in ("exact", "frozen") for pattern in getattr(self, kind)]
         told = {kind for kind, pattern in patterns if self._hit(kind, pattern, name)}

@@ -42,7 +42,7 @@ from seedmask.spec import ModelSpec
 def forward(
     spec: ModelSpec, x: Tensor, flat: Tensor, exact: Tensor | None = None, frozen: Tensor | None = None
 ) -> Tensor:
-    """Logits [n, classes] of x [n, *input] under effective weights `flat` [d].
+    """Return logits [n, classes] of x [n, *input], scaled to -1 .. 1, under effective weights `flat` [d].
 
     `exact` and `frozen`: the flat vectors of these tensors, None where the spec has none.
     """
@@ -50,7 +50,7 @@ def forward(
 
 
 def network(spec: ModelSpec, x: Tensor, weights: dict[str, Tensor]) -> Tensor:
-    """Logits [n, classes] of x [n, *input] under effective `weights` by name."""
+    """Return logits [n, classes] of x [n, *input], scaled to -1 .. 1, under effective `weights` by name."""
     values = [x]
     for i, layer in enumerate(spec.layers):
         taken = [values[value] for value in layer.takes(i)]
@@ -122,7 +122,11 @@ class Masked:
         self.adam = torch.optim.Adam(groups)
 
     def step(self, x: Tensor, y: Tensor, noise: Tensor) -> tuple[float, int]:
-        """Mean loss (nats, or squares) and correct predictions, both before the step; the mask is noise < theta."""
+        """Take one step with the mask noise < theta, `noise` [d]; return loss and correct predictions before it.
+
+        x [n, *input], scaled to -1 .. 1; y int64 [n], or [n, classes] for "mse". The loss is a mean, in nats or
+        squares; "mse" has no correct predictions, 0.
+        """
         theta = self.scores.sigmoid()
         # The value of the mask, the derivative of theta.
         mask = (noise < theta).to(theta.dtype) + (theta - theta.detach())

@@ -47,7 +47,7 @@ def trace(
     exact: Sequence[str] = (),
     frozen: Sequence[str] = (),
 ) -> ModelSpec:
-    """The ModelSpec of `model` for inputs [n, *input_shape] with raw values in `value_range`.
+    """Return the ModelSpec of `model` for inputs [n, *input_shape] with raw values in `value_range`.
 
     `gain` > 0 multiplies the size of the weights: one number, or one for each layer that has any. `replace_batchnorm`
     "group" puts GroupNorm where a BatchNorm was. `announce` is told whatever the spec does otherwise than the module: a

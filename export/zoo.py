@@ -216,7 +216,7 @@ def mixer() -> nn.Module:
 
 @dataclass(frozen=True)
 class Entry:
-    """A network by name: how to make it, the shape of one `input`, its `classes`, its masked weights `d`."""
+    """A network of the zoo: `factory` makes it; the shape of one `input`, its `classes`, its masked weights `d`."""
 
     factory: Callable[[], nn.Module]
     input: tuple[int, ...]

@@ -19,6 +19,7 @@ from aggregator.presets import PRESETS, settings_of
 from aggregator.settings import AggregationConfig, RoundsConfig
 from edge_client.config import EXAMPLE as EDGE_EXAMPLE
 from edge_client.config import EdgeConfig
+from edge_client.data import idx
 from seedmask import cli
 from seedmask.errors import UserError
 from seedmask.io import explain

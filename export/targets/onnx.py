@@ -16,7 +16,7 @@ from seedmask.spec import ModelSpec
 
 
 def files(spec: ModelSpec, batch: int) -> dict[str, bytes]:
-    """The bundle's members; the training steps take `batch` examples, the others any number."""
+    """Return the bundle's members; the training steps take `batch` examples, the others any number."""
     return {
         "onnx/init.onnx": init_graph(spec),
         "onnx/step.onnx": step_graph(spec, batch),
@@ -27,7 +27,7 @@ def files(spec: ModelSpec, batch: int) -> dict[str, bytes]:
 
 
 def step_graph(spec: ModelSpec, batch: int, ops: type[OnnxOps] = SpatialOps) -> bytes:
-    """The training step with Adam.
+    """Return the ONNX file of the training step with Adam.
 
     As `sgd_graph`, but m float32 [d], v float32 [d] and epsilon float32 [] for momentum, and v_out float32 [d]; rate
     and epsilon already hold their step's bias correction (`export.graph.Adam`).
@@ -36,7 +36,8 @@ def step_graph(spec: ModelSpec, batch: int, ops: type[OnnxOps] = SpatialOps) -> 
 
 
 def sgd_graph(spec: ModelSpec, batch: int, ops: type[OnnxOps] = SpatialOps) -> bytes:
-    """The training step with SGD, which holds two vectors of d less than Adam's, or one with momentum.
+    """Return the ONNX file of the training step with SGD, which holds two vectors [d] less than Adam's, or one with
+    momentum.
 
     x float32 [batch, *input]; y int64 [batch], or float32 [batch, outputs] if the loss is "mse"; weight float32
     [batch], 1/n for a real example and 0 for padding; scores, w (weights), u (noise) float32 [d]; anchor float32 [d] or
@@ -82,7 +83,7 @@ def _step_graph(spec: ModelSpec, batch: int, ops: type[OnnxOps], adam: bool) -> 
 
 
 def grads_graph(spec: ModelSpec, ops: type[OnnxOps] = SpatialOps) -> bytes:
-    """The loss's gradient by the network's weights, for any number of examples: the middle of a step.
+    """Return the ONNX file of the loss's gradient by the weights, for any number of examples: the middle of a step.
 
     What comes before it (weights = w * mask) and after it (estimator, optimiser) is per weight and the host's; so that
     a step may take its examples a few at a time, under one mask, and sum. x float32 [n, *input]; y int64 [n], or
@@ -119,9 +120,9 @@ def _unmasked(g: Graph, spec: ModelSpec) -> dict[str, Name]:
 
 
 def eval_graph(spec: ModelSpec) -> bytes:
-    """x float32 [n, *input], w and mask float32 [d] -> logits float32 [n, classes], for any n.
+    """Return the ONNX file of inference: x float32 [n, *input], w, mask float32 [d] -> logits float32 [n, classes].
 
-    And frozen and exact, as in the step.
+    For any n. Inputs frozen and exact as in the step.
     """
     g, d = Graph(), spec.d
     x = g.input("x", np.float32, ["n", *spec.input])
@@ -133,9 +134,9 @@ def eval_graph(spec: ModelSpec) -> bytes:
 
 
 def init_graph(spec: ModelSpec) -> bytes:
-    """key int64 [2], from `seedmask.seed.weights_key` -> w float32 [d], bit for bit spec.weights().
+    """Return the ONNX file that makes the weights: key int64 [2] (`seedmask.seed.weights_key`) -> w float32 [d].
 
-    And frozen, bit for bit spec.frozen(), where there are any.
+    Bit for bit spec.weights(); where there are frozen tensors also frozen, bit for bit spec.frozen().
     """
     g = Graph()
     masked, always = drawn(g, spec, g.input("key", np.int64, [2]))
@@ -146,7 +147,10 @@ def init_graph(spec: ModelSpec) -> bytes:
 
 
 def drawn(g: Graph, spec: ModelSpec, key: Name) -> tuple[Name, Name | None]:
-    """The random weights from their key, int64 [2]: those of masked tensors, float32 [d], of frozen ones if any."""
+    """Add the random weights to `g`: return those of masked tensors, float32 [d], and of frozen ones, if any.
+
+    `key`: int64 [2], as `init_graph` has it.
+    """
     tensors = [tensor for tensor in spec.tensors if tensor.kind != "exact"]
     total = sum(tensor.size for tensor in tensors)
     count = (total + 31) // 32

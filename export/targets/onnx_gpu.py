@@ -53,7 +53,7 @@ class GpuOps(OnnxOps):
 
 
 def files(spec: ModelSpec, batch: int) -> dict[str, bytes]:
-    """The bundle's members; they go with `init` and `eval` of `onnx`. The steps take `batch` examples."""
+    """Return the bundle's members; they go with `init` and `eval` of `onnx`. The steps take `batch` examples."""
     return {
         "onnx-gpu/step.onnx": step_graph(spec, batch, GpuOps),
         "onnx-gpu/step_sgd.onnx": sgd_graph(spec, batch, GpuOps),

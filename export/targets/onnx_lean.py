@@ -21,5 +21,5 @@ class LeanOps(OnnxOps):
 
 
 def files(spec: ModelSpec, batch: int) -> dict[str, bytes]:
-    """The bundle's member; it goes with those of `onnx`. Any number of examples, so `batch` is not in it."""
+    """Return the bundle's member; it goes with those of `onnx`. Any number of examples, so `batch` is not in it."""
     return {"onnx-lean/grads.onnx": grads_graph(spec, LeanOps)}

@@ -42,7 +42,7 @@ class DifferentiableOps(OnnxOps):
 
 
 def files(spec: ModelSpec, batch: int) -> dict[str, bytes]:
-    """The bundle's members; any number of examples, so `batch` is not in them. Raises MissingPackageError.
+    """Return the bundle's members; any number of examples, so `batch` is not in them. Raises MissingPackageError.
 
     The checkpoint is a nominal one: it names `scores`, and `exact` if the spec has exact tensors, and leaves their
     values to `copy_buffer_to_parameters(scores, trainable_only=False)`, because a round begins with the fleet's.
@@ -59,7 +59,7 @@ def files(spec: ModelSpec, batch: int) -> dict[str, bytes]:
 
 
 def forward_graph(spec: ModelSpec) -> bytes:
-    """The model that is differentiated by its initialiser `scores` float32 [d], and by `exact` [e] if there are any.
+    """Return the ONNX model that is differentiated by its initialisers `scores` float32 [d] and, if any, `exact` [e].
 
     x float32 [n, *input]; y int64 [n], or float32 [n, outputs] if the loss is "mse"; weight float32 [n], 1/n each;
     w (weights), u (noise) float32 [d]; mean bool [] -> loss float32 [], correct int64 [], logits float32 [n, classes].

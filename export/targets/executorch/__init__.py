@@ -150,13 +150,13 @@ def _if_any(value: V | None) -> tuple[V, ...]:
 
 
 def files(spec: ModelSpec, batch: int) -> dict[str, bytes]:
-    """The bundle's member; a step of `batch` examples is a few of the program's. Raises MissingPackageError."""
+    """Return the bundle's member; a step of `batch` examples is a few of the program's. Raises MissingPackageError."""
     require()
     return {"executorch/model.pte": program(spec, micro_batch(spec, batch))}
 
 
 def micro_batch(spec: ModelSpec, batch: int) -> int:
-    """How many examples the program takes at once for steps of `batch`.
+    """Return how many examples the program takes at once for steps of `batch`.
 
     Patches make a convolution's memory several times its image's, and fall out of the cache: 32 of ResNet-20's at once
     take a sixth longer than twice 16, of CONV-4's and CONV-6's 1 to 3 % less.
@@ -168,7 +168,7 @@ def micro_batch(spec: ModelSpec, batch: int) -> int:
 
 @quiet()
 def program(spec: ModelSpec, batch: int, methods: Collection[str] = METHODS) -> bytes:
-    """The program of `spec` for steps of `batch` examples, with `methods` of METHODS."""
+    """Return the program of `spec` for `batch` examples at once, with `methods` of METHODS."""
 
     def flat() -> V:  # another one each time: torch.export takes one tensor given twice for one input
         return torch.zeros(spec.d)

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from export import final
+from export import final_torch
 from export.targets.executorch.lowering import lower, quiet, require
 from seedmask.model import FinishedModel
 
@@ -19,17 +19,17 @@ V = torch.Tensor
 def finished_pte(
     model: FinishedModel, int8: bool = False, calibration: npt.NDArray[Any] | None = None, batch: int = 1
 ) -> bytes:
-    """A finished network for inference: `forward`, raw x float32 [batch, *input] -> logits [batch, classes].
+    """Return an ExecuTorch file with one method, `forward`: raw x float32 [batch, *input] -> logits [batch, classes].
 
-    Its weights are in the file. `int8`: weights, which have three values a tensor, stay exact; what flows between the
-    layers is rounded to 256 levels, over the ranges that `calibration`, raw inputs [n, *input], shows. Raises
-    ValueError if it is needed and not there, MissingPackageError.
+    Its weights are in the file. `int8`: weights, which have three values a tensor, stay exact; activations are rounded
+    to 256 levels over the ranges that `calibration`, raw inputs [n >= batch, *input], shows. Raises ValueError if
+    `int8` lacks such inputs, MissingPackageError if ExecuTorch is not installed.
     """
     require()
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
 
     x = torch.zeros(batch, *model.spec.input)
-    network = final.network(model)
+    network = final_torch.network(model)
     if int8:
         if calibration is None or calibration.shape[1:] != model.spec.input or len(calibration) < batch:
             found = None if calibration is None else list(calibration.shape)

@@ -38,7 +38,7 @@ def quiet() -> Iterator[None]:
 
 
 def training_partitioner() -> XnnpackPartitioner:
-    """For programs whose weights change from step to step."""
+    """Return XNNPACK's partitioner for programs whose weights change from step to step."""
     from executorch.backends.xnnpack.partition.config import ALL_PARTITIONER_CONFIGS
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
 
@@ -49,7 +49,7 @@ def training_partitioner() -> XnnpackPartitioner:
 
 
 def lower(exported: dict[str, Any], partitioners: dict[str, XnnpackPartitioner]) -> bytes:
-    """The file of these programs by method; those without a partitioner run on ExecuTorch's own kernels."""
+    """Return the file of these programs by method; those without a partitioner run on ExecuTorch's own kernels."""
     from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge_transform_and_lower
     from executorch.exir.passes import MemoryPlanningPass
 
