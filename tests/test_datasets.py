@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edge_client.data import TrainTest
 from seedmask.errors import UserError
 from sim import datasets
-from sim.datasets import Images, cifar, load, subset
+from sim.datasets import cifar, load, subset
 
 
 def idx(array: np.ndarray) -> bytes:
@@ -36,7 +37,7 @@ def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def holds(images: Images) -> None:
+def holds(images: TrainTest) -> None:
     for data in (images.train, images.test):
         assert (data.x.dtype, data.x.shape[1:]) == (np.uint8, (1, 28, 28))
         assert (data.y.dtype, data.y.shape) == (np.int64, data.x.shape[:1])
@@ -134,9 +135,9 @@ def test_mnist_is_read_under_both_names_of_its_files(nowhere: Path) -> None:
 
 
 def test_a_data_set_that_nobody_knows_or_that_needs_a_folder_says_so() -> None:
-    with pytest.raises(UserError, match="no data set called 'imagenet'; there are auto, fashion-mnist, mnist"):
+    with pytest.raises(UserError, match="no data set called 'imagenet'; there are auto, cifar-10, cifar-100, digits"):
         load("imagenet", None)
-    with pytest.raises(UserError, match="put its files into a folder and pass --data"):
+    with pytest.raises(UserError, match="put its files into a folder and pass --data-dir"):
         load("cifar-10", None)
 
 
