@@ -16,7 +16,7 @@ DEVICES ?= 8
 ROUNDS  ?= 15
 
 .PHONY: help setup system demo test check parity bench bench-step bench-bits bench-finished compare-quick \
-	bench-generators vectors device mixed clean
+	zoo vectors device mixed clean
 
 help:            ## this list
 	@grep -E '^[a-z-]+: .*##|^[a-z]+: *##' $(MAKEFILE_LIST) | sed -E 's/:.*## ?/\t/' | expand -t 18
@@ -65,15 +65,15 @@ bench-finished: setup  ## a finished model's size, loading, latency and memory a
 compare-quick: setup  ## masks against every baseline, up to 20 minutes; goes on where it stopped; into out/compare
 	$(BIN)/seedmask compare --grid quick --out out/compare
 
-bench-generators: setup  ## Threefry against Philox (DECISIONS.md)
-	$(BIN)/python bench/generators.py --json out/bench/generators.json
-
 .PHONY: browser bench-browser
 browser:         ## Chromium and onnxruntime-web, for the browser's tests: from apt where we may, and from npm
 	@.ci/browser
 
 bench-browser: setup browser  ## a training step in Chromium against native; into out/bench/browser.json
 	OMP_NUM_THREADS=1 $(BIN)/python bench/browser.py --json out/bench/browser.json
+
+zoo: setup       ## write the bundles that ship with the package again, from what the exporter makes now
+	$(BIN)/python -m sim.bundles
 
 vectors: setup   ## both implementations against the golden vectors
 	$(BIN)/python tests/vectors/make.py --check

@@ -10,11 +10,11 @@ from aggregator.config import RunConfig
 from aggregator.posterior import finished
 from aggregator.store import outcome
 from seedmask import model
+from seedmask.describe import size_facts, size_lines
 from seedmask.errors import UserError
 from seedmask.io import settings
 from seedmask.io.commands import Command
 from seedmask.io.files import check_output, write_atomic
-from seedmask.io.inspect import size_facts, size_lines
 
 EPILOG = """\
 A running aggregator writes state_dir/model.smk after every round; this makes the same file of any round whose results

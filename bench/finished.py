@@ -165,8 +165,8 @@ def write_forms(smk: Path, folder: Path) -> dict[str, Path]:
     """A file for every format."""
     import sim.datasets
     from edge_client import runtimes
-    from export.final import FORMATS, Wish
     from export.final_onnx import final_graph
+    from export.formats import FORMATS, Wish
     from seedmask import model as models
 
     model = models.load(smk)

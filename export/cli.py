@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from export.make import make_bundle, names
 from seedmask.bundle import MAX_BYTES, to_bytes
+from seedmask.describe import by, is_chain, label
 from seedmask.errors import UserError
 from seedmask.io.commands import Command
 from seedmask.io.files import check_output, write_atomic
-from seedmask.io.inspect import is_chain, label
 from seedmask.layers import Weighted
 from seedmask.spec import LOSSES, ModelSpec
 from seedmask.wire import is_name
@@ -310,7 +310,7 @@ def _table(spec: ModelSpec, made: dict[str, Any]) -> str:
         rows = [(f"{value:>3}  {what}", shape, numbers) for value, (what, shape, numbers) in enumerate(rows)]
     width = max(34, *(len(what) + 2 for what, *_ in rows))
     lines = [f"{'layer':<{width}}{'output':<16}{'weights':>12}   each +- c"]
-    lines += [f"{what:<{width}}{_by(shape):<16}{numbers}".rstrip() for what, shape, numbers in rows]
+    lines += [f"{what:<{width}}{by(shape):<16}{numbers}".rstrip() for what, shape, numbers in rows]
     lines += ["", *(f"note    {note}" for note in made["notes"])] if made["notes"] else []
     return "\n".join(
         [

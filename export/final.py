@@ -1,31 +1,23 @@
-"""`seedmask export-model`: a finished model for other programs to run. The networks are the same, the files are not.
-
-Another format is a function from a FinishedModel and the options to a file's bytes, and a line in FORMATS.
-"""
+"""`seedmask export-model`: a finished model for other programs to run, in one of the formats of `export.formats`."""
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
-import io
 import json
 import zipfile
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
+from export.formats import FORMATS, Wish
 from seedmask import model as models
 from seedmask.errors import MissingPackageError, UserError
 from seedmask.io.commands import Command
 from seedmask.io.files import check_output, write_atomic
 from seedmask.model import FinishedModel
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
 
 EPILOG: Final = """\
 The ONNX files take raw inputs x float32 [n, ...], as the devices' data holds them (0 .. 255 for images), and give
@@ -41,95 +33,6 @@ examples:
   seedmask export-model model.smk --to torch -o model.pt
   seedmask export-model model.smk --to executorch-int8 --calibration mine.npz -o model.pte
 """
-
-
-@dataclass(frozen=True)
-class Wish:
-    """`batch` examples at a time, 0: any number, or one where that cannot be; raw inputs for `calibration`, or None."""
-
-    batch: int = 0
-    calibration: npt.NDArray[Any] | None = None
-
-
-@dataclass(frozen=True)
-class Format:
-    """`what` for people; the package it `needs`; `write` makes a file's bytes; `calibrated`: it takes calibration."""
-
-    what: str
-    needs: str
-    write: Callable[[FinishedModel, Wish], bytes]
-    calibrated: bool = False
-
-
-def _onnx(holding: str) -> Callable[[FinishedModel, Wish], bytes]:
-    def write(model: FinishedModel, wish: Wish) -> bytes:
-        from export.final_onnx import final_graph
-
-        return final_graph(model, holding, wish.batch)
-
-    return write
-
-
-def _executorch(int8: bool) -> Callable[[FinishedModel, Wish], bytes]:
-    def write(model: FinishedModel, wish: Wish) -> bytes:
-        from export.targets.executorch.final import finished_pte
-
-        return finished_pte(model, int8, wish.calibration, wish.batch or 1)
-
-    return write
-
-
-def state_dict(model: FinishedModel) -> dict[str, Tensor]:
-    """The parameters float32 under torch's names: `module.load_state_dict` of the module that was exported takes it.
-
-    But for a Conv1d's weight, which a spec has as [out, in, 1, k]; drop that dimension first.
-    """
-    import torch
-
-    return {name: torch.from_numpy(values.copy()) for name, values in model.parameters().items()}
-
-
-def network(model: FinishedModel) -> nn.Module:
-    """The network as a torch module for whoever has no other: raw inputs [n, *input] in, logits [n, classes] out."""
-    import torch
-
-    from export import masked
-
-    spec = model.spec
-
-    class Network(torch.nn.Module):
-        """Reads the layers from the spec; a buffer for each tensor, as XNNPACK wants what is constant."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            for number, part in enumerate(model.parameters().values()):
-                self.register_buffer(f"w{number}", torch.from_numpy(part.copy()))
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            """Logits of raw x."""
-            low, high = spec.range
-            weights = {tensor.name: self.get_buffer(f"w{i}") for i, tensor in enumerate(spec.tensors)}
-            return masked.network(spec, (x.float() - low) * (2.0 / (high - low)) - 1, weights)
-
-    return Network()
-
-
-def _torch(model: FinishedModel, wish: Wish) -> bytes:
-    import torch
-
-    out = io.BytesIO()
-    torch.save(state_dict(model), out)
-    return out.getvalue()
-
-
-FORMATS: Final = {
-    "onnx": Format("ONNX, float32 weights", "onnx", _onnx("float32")),
-    "onnx-int8": Format("ONNX, weights -1, 0 and 1 in int8 and a scale per tensor", "onnx", _onnx("ternary")),
-    "onnx-seed": Format("ONNX, mask and seed; the weights are made while it loads", "onnx", _onnx("seed")),
-    "torch": Format("torch state_dict, float32", "torch", _torch),
-    "executorch": Format("ExecuTorch for XNNPACK, float32", "executorch", _executorch(int8=False)),
-    "executorch-int8": Format("ExecuTorch, int8 products", "executorch", _executorch(int8=True), calibrated=True),
-}
 
 
 def _calibration(path: Path, model: FinishedModel) -> npt.NDArray[Any]:

@@ -1,4 +1,4 @@
-"""ONNX nodes and the operations of `export.graph` spelled in them, as onnxruntime's CPU runs them fastest.
+"""ONNX nodes and the operations of `export.ops` spelled in them, as onnxruntime's CPU runs them fastest.
 
 Plain inference operators, so that every onnxruntime there is can train: opset 18, IR 8, domain ai.onnx only, built with
 onnx.helper (onnxscript's optimiser deletes Adam's epsilon). Which graphs are made of them is the targets' affair; a
@@ -16,7 +16,7 @@ import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
-from export.graph import Ops
+from export.ops import Ops
 from seedmask.layers import EPSILON, Conv2d, GroupNorm, MaxPool2d, Shape
 
 OPSET: Final = 18
@@ -114,7 +114,7 @@ class Graph:
 
 
 class OnnxOps(Ops[Name]):
-    """`export.graph.Ops` as ONNX nodes. A batch is a number, or -1 for that of the input x, any size."""
+    """`export.ops.Ops` as ONNX nodes. A batch is a number, or -1 for that of the input x, any size."""
 
     GRAPH: type[Graph] = Graph
     """What nodes are collected in."""

@@ -1,4 +1,4 @@
-"""What each layer computes and its gradient, once for all targets, in the few operations that `export.graph.Ops` names.
+"""What each layer computes and its gradient, once for all targets, in the few operations that `export.ops.Ops` names.
 
 A layer that a target does better as a whole (products, convolutions, pooling, GroupNorm) is an operation of its own;
 all others are put together here, so that a new target writes none of them.
@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import Final, TypeVar
 
+from export.ops import Ops
 from seedmask.layers import (
     EPSILON,
     GELU,
@@ -36,9 +37,6 @@ from seedmask.layers import (
     Tanh,
     TrailingNorm,
 )
-
-if TYPE_CHECKING:
-    from export.graph import Ops
 
 V = TypeVar("V")
 

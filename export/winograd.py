@@ -81,7 +81,24 @@ def _matrices(m: int) -> tuple[Any, Any, Any]:
     def powers(count: int) -> npt.NDArray[np.float64]:
         return np.array([[p**k for k in range(count)] for p in points] + [[0.0] * (count - 1) + [1.0]])
 
-    out, taps, into = powers(m).T, powers(TAPS), np.linalg.inv(powers(m + TAPS - 1)).T
+    out, taps, into = powers(m).T, powers(TAPS), _interpolation(POINTS[m])
     sizes = np.stack([np.linalg.norm(out, axis=0), np.linalg.norm(taps, axis=1), np.linalg.norm(into, axis=1)])
     scale = np.exp2(np.rint(np.log2(np.prod(sizes, axis=0) ** (1 / 3) / sizes)))
     return out * scale[0], taps / (scale[0] * scale[2])[:, None], into * scale[2][:, None]
+
+
+def _interpolation(points: tuple[Fraction, ...]) -> npt.NDArray[np.float64]:
+    """The polynomials that are 1 at one point and 0 at the others, the last for infinity: a row of coefficients each.
+
+    Exact, since an inverse in floats has rounding noise where zeros belong, another with every LAPACK, and graphs
+    should have the same bytes wherever they are made.
+    """
+    rows = []
+    for point in (*points, None):
+        row = [Fraction(1)]
+        for other in points:
+            if other != point:
+                below = Fraction(1) if point is None else point - other
+                row = [(a - other * b) / below for a, b in zip([Fraction(0), *row], [*row, Fraction(0)], strict=True)]
+        rows.append([float(x) for x in row] + [0.0] * (len(points) + 1 - len(row)))
+    return np.array(rows)

@@ -535,14 +535,14 @@ def test_everything_is_written_and_the_summary_is_a_list_of_rows(tmp_path: Path)
 
 def test_dense_training_learns_and_is_the_same_every_time() -> None:
     needs_torch()
-    from export.dense import Dense as Net
     from export.trace import trace
     from export.zoo import ZOO
     from sim import datasets
+    from sim.compare.dense import DenseTraining
 
     train: Dataset = datasets.load("digits", None).train
     entry = ZOO["mlp"]
-    net = Net(trace(entry.factory(), "mlp", 1, entry.input, (0, 255), entry.classes, "kaiming"), 1)
+    net = DenseTraining(trace(entry.factory(), "mlp", 1, entry.input, (0, 255), entry.classes, "kaiming"), 1)
     start = net.start(5)
     assert np.array_equal(start, net.start(5))
     assert start[:200_704].std() == pytest.approx(math.sqrt(2 / 784), rel=0.02)

@@ -27,8 +27,9 @@ from seedmask import cli, model, topics, wire
 from seedmask.bundle import Bundle
 from seedmask.chunks import split, transfer_id
 from seedmask.codec import Plan, counts, delta, exact, hmrc, packed
+from seedmask.describe import size_lines
 from seedmask.errors import BundleError, CodecError, SpecError
-from seedmask.io.inspect import describe, size_lines
+from seedmask.io.inspect import describe
 from seedmask.io.link import Connected, Received
 from seedmask.layers import Flatten, GroupNorm, LayerNorm, Linear, ReLU, RMSNorm
 from seedmask.mask import EXACT_LIMIT, EXACT_ONE, I32, Theta
@@ -516,7 +517,7 @@ def test_every_format_says_the_same_with_exact_and_frozen_tensors() -> None:
     pytest.importorskip("onnx")
     ort = pytest.importorskip("onnxruntime")
     from edge_client.predict import logits_of
-    from export import final
+    from export import final_torch
     from export.final_onnx import HOLDINGS, final_graph
     from export.make import make_bundle
 
@@ -531,9 +532,9 @@ def test_every_format_says_the_same_with_exact_and_frozen_tensors() -> None:
         (found,) = session.run(None, {"x": x.astype(np.float32)})
         np.testing.assert_allclose(found, truth, rtol=0, atol=1e-5 * np.abs(truth).max(), err_msg=holding)
     with torch.no_grad():
-        found = final.network(made)(torch.from_numpy(x)).numpy()
+        found = final_torch.network(made)(torch.from_numpy(x)).numpy()
     np.testing.assert_allclose(found, truth, rtol=0, atol=1e-5 * np.abs(truth).max())
-    state = final.state_dict(made)
+    state = final_torch.state_dict(made)
     assert list(state) == [tensor.name for tensor in SPEC.tensors]
     assert state["n.bias"].tolist() == (made.exact[16:32] / EXACT_ONE).tolist()
     assert state["a.bias"].abs().tolist() == [0.5] * 16

@@ -273,17 +273,17 @@ def test_scales_and_shifts_stay_where_they_are_exact() -> None:
 
 
 def test_a_module_with_exact_and_frozen_tensors_is_the_spec_traced_from_it() -> None:
-    from export import final
+    from export import final_torch
 
     spec = trace(affine(), "affine", 0, (1, 8, 8), exact=("norm", "bias"), frozen=("7.weight",))
     rng = np.random.default_rng(1)
     values = spec.begin() + rng.integers(-2500, 2500, spec.e).astype(np.int32)
     made = FinishedModel(spec, rng.integers(0, 2, spec.d).astype(np.uint8), values)
     module = affine().eval()
-    module.load_state_dict(final.state_dict(made))
+    module.load_state_dict(final_torch.state_dict(made))
     raw = torch.randint(0, 256, (3, 1, 8, 8)).float()
     with torch.no_grad():
-        found, wanted = final.network(made)(raw), module(raw * (2 / 255) - 1)
+        found, wanted = final_torch.network(made)(raw), module(raw * (2 / 255) - 1)
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
 
 

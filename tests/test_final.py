@@ -24,8 +24,9 @@ torch = pytest.importorskip("torch")
 onnx = pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")
 
-from export import final  # noqa: E402
+from export import final_torch  # noqa: E402
 from export.final_onnx import HOLDINGS, final_graph  # noqa: E402
+from export.formats import FORMATS, Wish  # noqa: E402
 from export.trace import trace  # noqa: E402
 from export.zoo import ZOO  # noqa: E402
 
@@ -119,7 +120,7 @@ def test_weights_are_the_models_to_the_bit_under_torchs_names(model: FinishedMod
     }
     ternary = onnx.load_from_string(final_graph(model, "ternary")).graph
     signs = {t.name: onnx.numpy_helper.to_array(t) for t in ternary.initializer}
-    state = final.state_dict(model)
+    state = final_torch.state_dict(model)
     assert list(state) == [tensor.name for tensor in model.spec.tensors]
     for name, (tensor, at) in model.spec.offsets.items():
         wanted = flat[at : at + tensor.size].reshape(tensor.shape)
@@ -169,11 +170,11 @@ def test_torchs_own_module_takes_the_state_dict() -> None:
     model = FinishedModel(spec, np.random.default_rng(1).integers(0, 2, spec.d).astype(np.uint8))
     x = np.random.default_rng(2).integers(0, 256, (5, 1, 28, 28)).astype(np.float32)
     module = ZOO["conv4n"].factory()
-    loaded = torch.load(io.BytesIO(final.FORMATS["torch"].write(model, final.Wish())), weights_only=True)
+    loaded = torch.load(io.BytesIO(FORMATS["torch"].write(model, Wish())), weights_only=True)
     module.load_state_dict(loaded)
     with torch.no_grad():
         own = module(torch.from_numpy(spec.normalise(x))).numpy()
-        ours = final.network(model)(torch.from_numpy(x)).numpy()
+        ours = final_torch.network(model)(torch.from_numpy(x)).numpy()
     assert np.allclose(own, truth(model, x), rtol=1e-4, atol=1e-4)
     assert np.allclose(ours, own, rtol=1e-5, atol=1e-5)
 
@@ -185,7 +186,7 @@ def test_the_command_writes_every_format(
     smk.write_bytes(encode(model))
     shown = tmp_path / "shown.npy"
     np.save(shown, images)
-    for name, made in final.FORMATS.items():
+    for name, made in FORMATS.items():
         if importlib.util.find_spec(made.needs) is None:
             continue
         out = tmp_path / f"out.{name}"
@@ -230,8 +231,8 @@ def test_all_formats_say_the_same_about_ten_thousand_images(name: str) -> None:
 
     raw = found.test.x.astype(np.float32)
     module = entry.factory()
-    module.load_state_dict(final.state_dict(model))
-    own, network = module.eval(), final.network(model)
+    module.load_state_dict(final_torch.state_dict(model))
+    own, network = module.eval(), final_torch.network(model)
     with torch.no_grad():
         wanted = classes(lambda x: own(torch.from_numpy(spec.normalise(x))).numpy(), raw)
         assert np.array_equal(classes(lambda x: network(torch.from_numpy(x)).numpy(), raw), wanted)

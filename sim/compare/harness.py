@@ -237,9 +237,9 @@ def _baseline(declaration: Declaration, home: World, runtime: str, threads: int,
         def reached() -> Score:
             return score(opened, spec, home.test, masks.theta, private)
     else:
-        from export.dense import Dense
+        from sim.compare.dense import DenseTraining
 
-        net = Dense(spec, threads)
+        net = DenseTraining(spec, threads)
         rate, optimizer = float(settings.get("rate", 0.001)), str(settings.get("optimizer", "adam"))
 
         def shared(number: int, device: str) -> Shared:

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from export import final
+from export import final_torch
 from export.targets.executorch.lowering import lower, quiet, require
 from seedmask.model import FinishedModel
 
@@ -29,7 +29,7 @@ def finished_pte(
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
 
     x = torch.zeros(batch, *model.spec.input)
-    network = final.network(model)
+    network = final_torch.network(model)
     if int8:
         if calibration is None or calibration.shape[1:] != model.spec.input or len(calibration) < batch:
             found = None if calibration is None else list(calibration.shape)

@@ -1,4 +1,4 @@
-"""`export.graph.Ops` as torch calls, in the forms that XNNPACK takes.
+"""`export.ops.Ops` as torch calls, in the forms that XNNPACK takes.
 
 What has three dimensions besides the batch's, an image of [channels, height, width], is kept as [batch, height, width,
 channels], where a convolution is a gather and a product; everything else lies as in `Ops`. What has no batch and goes
@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch.nn import functional as F
 
-from export.graph import Ops
+from export.ops import Ops
 from export.targets.executorch.convolution import Convolutions
 from export.targets.executorch.products import mean, mean_of_groups, over_rows, positive, product, total, total_by_image
 from seedmask.layers import EPSILON, Conv2d, GroupNorm, MaxPool2d, Shape
@@ -22,7 +22,7 @@ V = torch.Tensor
 
 
 class TorchOps(Ops[V]):
-    """`export.graph.Ops` for one batch size."""
+    """`export.ops.Ops` for one batch size."""
 
     def __init__(self, batch: int) -> None:
         self.batch = batch

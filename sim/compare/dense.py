@@ -21,8 +21,8 @@ OPTIMIZERS = ("adam", "sgd")
 _EVALUATE = 500
 
 
-class Dense:
-    """One architecture, ready to train; `threads` counts for the whole process, 0 leaves torch's choice."""
+class DenseTraining:
+    """One architecture to train densely. `threads` holds for the whole process; 0 leaves torch's choice."""
 
     def __init__(self, spec: ModelSpec, threads: int = 0) -> None:
         if threads:
@@ -31,7 +31,7 @@ class Dense:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     def start(self, seed: int) -> F32:
-        """Weights to begin with, float32 [d]: torch's Kaiming normal for ReLU, biases 0; the same for a seed."""
+        """Return initial weights, float32 [d]: torch's Kaiming normal for ReLU, biases 0; the same for a seed."""
         generator = torch.Generator().manual_seed(seed % (1 << 63))
         parts = []
         for tensor in self.spec.tensors:
@@ -54,10 +54,11 @@ class Dense:
         optimizer: str,
         rng: np.random.Generator,
     ) -> tuple[F32, float]:
-        """`epochs` passes over x [n, *input] as stored and y [n] from `weights` [d]; new weights, mean loss (nats).
+        """Train `epochs` passes from `weights` [d]; return new weights [d] and the last pass's mean loss in nats.
 
-        `optimizer` "adam" or "sgd" (momentum 0.9), new at every call, as the masks' is. The order comes from `rng` in
-        the way of `edge_client.training.train`.
+        `x` uint8 [n, *input] as stored, `y` int64 [n]. `optimizer`: "adam" or "sgd" (momentum 0.9), new at every call,
+        as the masks' is. The order comes from `rng` in the way of `edge_client.training.train`. Raises ValueError for
+        another optimizer.
         """
         if optimizer not in OPTIMIZERS:
             raise ValueError(f"optimizer is one of {', '.join(OPTIMIZERS)}, found {optimizer!r}")
@@ -83,7 +84,7 @@ class Dense:
         return out, losses / len(y)
 
     def accuracy(self, weights: F32, x: npt.NDArray[np.uint8], y: npt.NDArray[np.int64]) -> float:
-        """Share of x, y that the network under `weights` [d] gets right, 0 .. 1."""
+        """Return the share of x, y that the network under `weights` [d] classifies correctly, 0 .. 1."""
         correct = 0
         with torch.no_grad():
             flat = torch.from_numpy(weights).to(self.device)
