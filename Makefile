@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 # What this project is tested with. Where pip would fetch a CUDA build of it (gigabytes), name a CPU build:
-# make TORCH='...' demo, with a version or the path of a wheel.
+# make TORCH='...' setup, with a version or the path of a wheel.
 TORCH  ?= torch==2.13.0
 # Without what it names and nobody here uses: tokenizers, Core ML, settings of language models.
 EXECUTORCH := executorch==1.5.1 torchao==0.18.0
