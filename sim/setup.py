@@ -122,10 +122,12 @@ def prepare(asked: Parameters, where: str) -> Setup:
     broker = _address(asked.broker)
     seed = asked.seed if asked.seed is not None else secrets.randbits(32)
     data = _data(asked, seed)
-    bundle = _bundle(asked, runtimes, data)
+    notes: list[str] = []
+    bundle = _bundle(asked, runtimes, data, notes)
     require_graphs(runtimes.all, bundle)
     data = _fitting(data, bundle)
-    notes = [] if (doubt := doubtful_range(data.train, bundle.spec)) is None else [doubt]
+    if (doubt := doubtful_range(data.train, bundle.spec)) is not None:
+        notes.append(doubt)
     n, total = _per_device(asked, data), len(data.train.y)
     if asked.examples and asked.examples > total // asked.devices:
         notes.append(
@@ -218,7 +220,7 @@ def _is_file(text: str, suffix: str) -> bool:
     return text.endswith(suffix) or "/" in text
 
 
-def _bundle(asked: Parameters, runtimes: Assignment, data: TrainTest) -> Bundle:
+def _bundle(asked: Parameters, runtimes: Assignment, data: TrainTest, notes: list[str]) -> Bundle:
     """Return the bundle of the model, however it was given; exported in memory if need be. Raises UserError."""
     model = asked.model
     if isinstance(model, Bundle):
@@ -228,7 +230,7 @@ def _bundle(asked: Parameters, runtimes: Assignment, data: TrainTest) -> Bundle:
     elif isinstance(model, str):
         return _of_zoo(asked, model, runtimes)
     else:
-        return _of_module(asked, model, runtimes, data)
+        return _of_module(asked, model, runtimes, data, notes)
     for name in ("exact", "frozen", "model_seed"):
         if getattr(asked, name) not in (None, (), []):
             raise UserError(f"`{name}` is for an export; that of {bundle.spec.name} is behind it")
@@ -264,8 +266,11 @@ def _of_zoo(asked: Parameters, model: str, runtimes: Assignment) -> Bundle:
     return make_bundle(spec, BATCH, wanted)
 
 
-def _of_module(asked: Parameters, model: Any, runtimes: Assignment, data: TrainTest) -> Bundle:
-    """Export a torch module for the shapes, the range and the targets of `data`. Raises UserError."""
+def _of_module(asked: Parameters, model: Any, runtimes: Assignment, data: TrainTest, notes: list[str]) -> Bundle:
+    """Export a torch module for the shapes, the range and the targets of `data`. Raises UserError.
+
+    `notes` gets a sentence for whatever the bundle does otherwise than the module.
+    """
     if not callable(getattr(model, "forward", None)):
         raise UserError(
             "`model` is a torch module, a bundle, the path of one or a network's name, found "
@@ -290,6 +295,7 @@ def _of_module(asked: Parameters, model: Any, runtimes: Assignment, data: TrainT
         runtimes=targets(["onnxruntime", *runtimes.all]),
         exact=asked.exact,
         frozen=asked.frozen,
+        on_note=notes.append,
     )
 
 
