@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
-import secrets
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
-from export.make import make_bundle, names
-from seedmask.bundle import MAX_BYTES, to_bytes
+from export.api import check, export_bundle
+from export.make import names
 from seedmask.describe import by, is_chain, label
 from seedmask.errors import UserError
 from seedmask.io.commands import Command
-from seedmask.io.files import check_output, write_atomic
+from seedmask.io.files import check_output
 from seedmask.layers import Weighted
 from seedmask.spec import LOSSES, ModelSpec
-from seedmask.wire import is_name
-
-if TYPE_CHECKING:
-    from torch import nn
 
 EPILOG: Final = """\
 The model is a name from the zoo, or module:factory, where calling the factory without arguments gives a
@@ -136,131 +129,54 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     output: Path = options.output
-    _check(options)
-
-    from export.trace import trace
-
-    factory, shape, classes, name = _find(options)
-    model = _build(options.model, factory)
-    seed = secrets.randbits(64) if options.seed is None else options.seed
-    gain = options.gain[0] if len(options.gain) == 1 else options.gain
-    notes: list[str] = []
-    spec = trace(
-        *(model, name, seed, shape, options.range, classes, options.scale, gain),
+    check_output(output)
+    check(
+        input=options.input,
+        classes=options.classes,
+        name=options.name,
+        range=options.range,
+        batch=options.batch,
+        runtimes=options.runtimes,
         loss=options.loss,
-        replace_batchnorm=options.replace_batchnorm,
-        announce=notes.append,
-        exact=options.exact,
-        frozen=options.frozen,
+        prefix="--",
     )
-    if output.exists() and not options.force:  # last: what --force cannot mend is said first
-        raise UserError(f"{output} exists; --force overwrites it")
-    if "executorch" in options.runtimes:
-        print("making the program for executorch: half a minute, deep networks several", file=sys.stderr, flush=True)
-    data = to_bytes(make_bundle(spec, options.batch, options.runtimes))
-    if len(data) > MAX_BYTES:
-        raise UserError(f"the bundle has {len(data):,} bytes; at most {MAX_BYTES:,} can be opened")
+    from export.find import find
+
+    found = find(options.model, options.input, options.classes, options.name)
+    notes: list[str] = []
     try:
-        write_atomic(output, data)
+        bundle = export_bundle(
+            found.module,
+            input=found.input,
+            classes=found.classes,
+            name=found.name,
+            seed=options.seed,
+            range=options.range,
+            batch=options.batch,
+            runtimes=options.runtimes,
+            scale=options.scale,
+            gain=options.gain[0] if len(options.gain) == 1 else options.gain,
+            loss=options.loss,
+            replace_batchnorm=options.replace_batchnorm,
+            exact=options.exact,
+            frozen=options.frozen,
+            path=output,
+            overwrite=options.force,
+            on_note=notes.append,
+            on_target=_patience,
+        )
+    except FileExistsError:
+        raise UserError(f"{output} exists; --force overwrites it") from None
     except OSError as error:
         raise UserError(f"cannot write {output}: {error.strerror}") from None
-
-    made = {**_description(spec, options.batch, output, len(data)), "notes": notes}
-    print(json.dumps(made) if options.json else _table(spec, made))
+    made = {**_description(bundle.spec, options.batch, output, output.stat().st_size), "notes": notes}
+    print(json.dumps(made) if options.json else _table(bundle.spec, made))
     return 0
 
 
-# What devices call runtimes, where the graphs are called otherwise.
-_OF_RUNTIME = {
-    "onnxruntime": "; runtime onnxruntime trains with onnx",
-    "onnxruntime-cuda": "; runtime onnxruntime_cuda trains with onnx,onnx-gpu",
-    **dict.fromkeys(("torch", "reference"), "; that runtime needs no graphs, any bundle will do"),
-}
-
-
-def _check(options: argparse.Namespace) -> None:
-    """Hold every option against what is possible before torch is loaded. Raises UserError."""
-    check_output(options.output)
-    if not 1 <= options.batch <= 1 << 16:
-        raise UserError(f"--batch is 1 .. 65536, found {options.batch}")
-    if len(options.range) != 2 or not -(1 << 31) <= options.range[0] < options.range[1] < 1 << 31:
-        raise UserError(f"--range is LOW,HIGH, 32-bit integers with LOW below HIGH, found {_comma(options.range)}")
-    for name in options.runtimes:
-        if name not in names():
-            raise UserError(f"--runtimes is of {', '.join(names())}, found {name!r}{_OF_RUNTIME.get(name, '')}")
-    least = 1 if options.loss == "mse" else 2
-    if options.classes is not None and not least <= options.classes <= 1 << 16:
-        raise UserError(f"--classes is {least} .. 65536, found {options.classes}")
-    if options.name is not None and not is_name(options.name):
-        raise UserError(f"--name is a-z, 0-9 and '-', at most 63 characters, found {options.name!r}")
-    if options.input is not None and (len(options.input) > 3 or min(options.input) < 1):
-        raise UserError(f"--input is one to three sides of at least 1, like 1,28,28, found {_comma(options.input)}")
-
-
-def _find(options: argparse.Namespace) -> tuple[Callable[[], Any], tuple[int, ...], int, str]:
-    """Factory, input shape, classes and name of the model that was asked for."""
-    if ":" not in options.model:
-        from export.zoo import ZOO
-
-        if options.model not in ZOO:
-            raise UserError(
-                f"no model {options.model!r} in the zoo; there are {', '.join(ZOO)}.\n"
-                "A model of your own is package.module:factory"
-            )
-        entry = ZOO[options.model]
-        shape, classes = options.input or entry.input, options.classes or entry.classes
-        return entry.factory, shape, classes, options.name or options.model
-    if options.input is None or options.classes is None:
-        raise UserError("a model of your own needs --input (shape of one example, like 1,28,28) and --classes")
-    factory = _import(options.model)
-    name = options.name or options.model.partition(":")[2].rpartition(".")[2].lower().replace("_", "-").strip("-")
-    if not is_name(name):
-        raise UserError(f"{name!r} cannot be a model's name; choose one with --name")
-    return factory, options.input, options.classes, name
-
-
-def _import(path: str) -> Callable[[], Any]:
-    """The object that package.module:factory names."""
-    module_name, _, attribute = path.partition(":")
-    if not module_name or not attribute:
-        raise UserError(f"a model is package.module:factory, found {path!r}")
-    if module_name.endswith(".py") or "/" in module_name:
-        dotted = module_name.removesuffix(".py").removeprefix("./").replace("/", ".").strip(".")
-        raise UserError(f"a model is package.module:factory, no file; write {dotted}:{attribute}")
-    if "" not in sys.path:
-        sys.path.insert(0, "")
-    try:
-        found: Any = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        parents = [module_name.rsplit(".", i)[0] for i in range(module_name.count(".") + 1)]
-        if error.name in parents:
-            raise UserError(f"no module {error.name!r} in {Path.cwd()} or among the installed packages") from None
-        raise UserError(f"importing {module_name} needs {error.name}, which is not installed") from None
-    # A user's module can fail in any way at all; what it said is what helps.
-    except Exception as error:
-        raise UserError(f"importing {module_name} failed: {type(error).__name__}: {error}") from None
-    for part in attribute.split("."):
-        if not hasattr(found, part):
-            public = [name for name in vars(found) if not name.startswith("_") and callable(getattr(found, name))]
-            raise UserError(f"{module_name} has no {attribute!r}; it has {', '.join(public) or 'nothing to call'}")
-        found = getattr(found, part)
-    if not callable(found):
-        raise UserError(f"{path} is no factory but a {type(found).__name__}; name what makes the model")
-    return found  # type: ignore[no-any-return]
-
-
-def _build(path: str, factory: Callable[[], Any]) -> nn.Module:
-    from torch import nn
-
-    if isinstance(factory, nn.Module):  # a finished module at the top of a file
-        return factory
-    try:
-        model = factory()
-    except Exception as error:
-        raise UserError(f"{path}() failed: {type(error).__name__}: {error}") from None
-    if not isinstance(model, nn.Module):
-        raise UserError(f"{path}() gave a {type(model).__name__}, not a torch.nn.Module")
-    return model
+def _patience(target: str) -> None:
+    if target == "executorch":
+        print("making the program for executorch: half a minute, deep networks several", file=sys.stderr, flush=True)
 
 
 def _description(spec: ModelSpec, batch: int, output: Path, size: int) -> dict[str, Any]:
@@ -329,10 +245,6 @@ def _table(spec: ModelSpec, made: dict[str, Any]) -> str:
 
 def _by(shape: Any) -> str:
     return "x".join(map(str, shape))
-
-
-def _comma(numbers: tuple[int, ...]) -> str:
-    return ",".join(map(str, numbers))
 
 
 def _integers(text: str) -> tuple[int, ...]:

@@ -14,7 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+import export as exporter
+from export import export_bundle
 from export.cli import COMMAND
+from export.make import make_bundle, names
 from seedmask import bundle, layers
 from seedmask.errors import MissingPackageError, UserError
 from seedmask.io import inspect
@@ -39,7 +42,6 @@ onnx = pytest.importorskip("onnx")
 from torch import nn  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
-from export.make import make_bundle  # noqa: E402
 from export.trace import trace  # noqa: E402
 from export.zoo import ZOO  # noqa: E402
 
@@ -915,3 +917,158 @@ def test_a_graphs_layers_are_called_by_number(here: Path, capsys: pytest.Capture
     facts = inspect.describe(here / "r.bundle")
     assert facts["layers"][29] == "conv2d 1x1 stride 2x2 of 24"
     assert not facts["chain"]
+
+
+# --------------------------------------------------------------------------------------------------- from Python
+
+
+def small(**changes: Any) -> bundle.Bundle:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(12, 8), nn.Dropout(), nn.Linear(8, 3))
+    return export_bundle(net, **{"input": (1, 3, 4), "classes": 3, "seed": 7, "batch": 4, **changes})
+
+
+def test_importing_the_package_is_cheap_and_shows_what_it_offers() -> None:
+    code = (
+        "import sys, export, export.make, export.cli; assert 'export_bundle' in dir(export) and export.make.names()\n"
+        "from export import export_bundle; print(export_bundle.__name__, {'torch', 'onnx'} & sys.modules.keys())"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "export_bundle set()"
+    with pytest.raises(AttributeError, match="module 'export' has no attribute 'export_model'"):
+            _ = exporter.export_model
+
+
+def test_a_module_becomes_a_bundle_in_memory_or_in_a_file(here: Path) -> None:
+    notes: list[str] = []
+    made = small(on_note=notes.append)
+    assert list(here.iterdir()) == []
+    assert (made.spec.name, made.spec.seed, made.spec.classes, made.batch) == ("sequential", 7, 3, 4)
+    assert notes == ["Dropout '2' is left out: every step already draws a random mask"]
+    written = small(path="m.bundle", name="mine", range=(-8, 8))
+    assert bundle.load(here / "m.bundle") == written
+    assert (written.spec.name, written.spec.range) == ("mine", (-8, 8))
+
+
+@pytest.mark.parametrize("example", [torch.zeros(5, 1, 3, 4), np.zeros((5, 1, 3, 4), np.uint8)])
+def test_a_batch_of_examples_says_their_shape(example: Any) -> None:
+    assert small(input=example) == small()
+
+
+def test_the_loss_may_be_mse_and_the_seed_is_random() -> None:
+    one, two = (small(loss="mse", classes=3, seed=None) for _ in range(2))
+    assert one.spec.loss == "mse"
+    assert one.spec.seed != two.spec.seed
+    step = onnx.load_from_string(one.files["onnx/step.onnx"]).graph
+    assert [side.dim_value for i in step.input if i.name == "y" for side in i.type.tensor_type.shape.dim] == [4, 3]
+
+
+def test_the_command_makes_the_same_bundle(here: Path) -> None:
+    assert export("mlp", "-o", "m.bundle", "--seed", "5", "--batch", "8", "--gain", "0.5") == 0
+    entry = ZOO["mlp"]
+    made = export_bundle(entry.factory(), input=entry.input, classes=10, name="mlp", seed=5, batch=8, gain=0.5)
+    assert bundle.to_bytes(made) == (here / "m.bundle").read_bytes()
+
+
+def test_a_file_that_exists_is_kept_unless_overwriting_is_asked_for(here: Path) -> None:
+    small(path="m.bundle")
+    before = (here / "m.bundle").read_bytes()
+    with pytest.raises(FileExistsError, match="exists, and overwrite is not set"):
+        small(path="m.bundle", seed=8)
+    assert (here / "m.bundle").read_bytes() == before
+    assert small(path="m.bundle", seed=8, overwrite=True) == bundle.load(here / "m.bundle")
+
+
+@pytest.mark.parametrize(
+    ("bad", "says"),
+    [
+        ({"classes": 1}, r"^classes is 2 \.\. 65536, found 1"),
+        ({"classes": 0, "loss": "mse"}, r"^classes is 1 \.\. 65536, found 0"),
+        ({"classes": 4}, "an example gives .*, not one number for each of 4 classes"),
+        ({"input": ()}, "^input is one to three sides of at least 1, like 1,28,28, found nothing"),
+        ({"input": np.zeros(5)}, "^input is one to three sides"),
+        ({"input": (1, 4, 4)}, r"Linear '1' takes 12 numbers and gets \[16\]"),
+        ({"name": "My Net"}, "^name is a-z, 0-9 and '-', at most 63 characters, found 'My Net'"),
+        ({"seed": 1 << 64}, r"^seed is 0 \.\. 2\*\*64 - 1, found 18446744073709551616"),
+        ({"range": (255, 0)}, "^range is LOW,HIGH, 32-bit integers with LOW below HIGH, found 255,0"),
+        ({"batch": 0}, r"^batch is 1 \.\. 65536, found 0"),
+        ({"runtimes": ("torch",)}, "^runtimes is of executorch, onnx, .* that runtime needs no graphs"),
+        ({"loss": "hinge"}, "^loss is of cross-entropy, mse, found 'hinge'"),
+        ({"scale": "xavier"}, "scale is one of kaiming, paper, unit; found 'xavier'"),
+        ({"gain": (1.0,)}, "gain is a number above 0, or 2 of them"),
+        ({"exact": ("head.*",)}, r"'head\.\*' names no parameter"),
+    ],
+)
+def test_arguments_that_make_no_sense_are_named(bad: dict[str, Any], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        small(**bad)
+
+
+def test_what_is_no_module_is_a_type_error() -> None:
+    with pytest.raises(TypeError, match=r"module is a torch\.nn\.Module, found a type"):
+        export_bundle(nn.Flatten, input=(1, 3, 4), classes=3)  # type: ignore[arg-type]
+
+
+# -------------------------------------------------------------------------------------------------------- targets
+
+
+class Announced:
+    """A distribution on disk whose metadata announces targets, as pip would have installed it."""
+
+    def __init__(self, site: Path, targets: dict[str, str], name: str = "my-targets") -> None:
+        info = site / f"{name.replace('-', '_')}-1.2.dist-info"
+        info.mkdir(parents=True)
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.2\n")
+        lines = [f"{target} = {value}" for target, value in targets.items()]
+        (info / "entry_points.txt").write_text("\n".join(["[seedmask.targets]", *lines]))
+
+
+@pytest.fixture
+def site(here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.syspath_prepend(str(here))
+    return here
+
+
+def test_a_target_of_ones_own_is_found_by_its_entry_point(site: Path) -> None:
+    Announced(site, {"text": "my_text_target"})
+    (site / "my_text_target.py").write_text(
+        "def files(spec, batch):\n    return {'text/about.txt': f'{spec.name} by {batch}'.encode()}\n"
+    )
+    told: list[str] = []
+    made = small(runtimes=("onnx", "text"), name="mine", on_target=told.append)
+    assert made.file("text/about.txt") == b"mine by 4"
+    assert "onnx/step.onnx" in made.files
+    assert told == ["onnx", "text"]
+    assert export("mlp", "-o", "m.bundle", "--runtimes", "text") == 0
+    assert list(bundle.load(site / "m.bundle").files) == ["text/about.txt"]
+
+
+def test_a_target_that_is_of_no_use_is_named_with_whoever_announced_it(site: Path) -> None:
+    Announced(
+        site,
+        {
+            "broken": "my_broken_target",
+            "needy": "my_needy_target",
+            "empty": "my_empty_target",
+            "onyx": "my_onyx_target",
+            "gone": "my_empty_target:nothing",
+        },
+    )
+    Announced(site, {"onnx-lean": "my_onyx_target"}, name="rival")
+    (site / "my_broken_target.py").write_text("1 / 0")
+    (site / "my_needy_target.py").write_text("import my_absent_module")
+    (site / "my_empty_target.py").write_text("")
+    (site / "my_onyx_target.py").write_text("def files(spec, batch):\n    return {'onnx/step.onnx': b''}\n")
+    for name, error, says in (
+        ("broken", UserError, r"'broken' \(my_broken_target of my-targets 1\.2\) does not load: ZeroDivisionError: "),
+        ("needy", MissingPackageError, r"'needy' \(my_needy_target of my-targets 1\.2\) needs my_absent_module"),
+        ("empty", UserError, r"'empty' \(my_empty_target of my-targets 1\.2\) has no function files\(spec, batch\)"),
+        ("gone", UserError, r"'gone' \(my_empty_target:nothing of my-targets 1\.2\) does not load: AttributeError: "),
+        ("onyx", UserError, r"'onyx' writes onnx/step\.onnx, which another target has written"),
+        ("onnx-lean", UserError, r"'onnx-lean' is announced twice, by .*my_onyx_target of rival 1\.2"),
+    ):
+        with pytest.raises(error, match=says):
+            small(runtimes=("onnx", name))
+
+
+def test_our_own_targets_are_announced_like_anybodys() -> None:
+    assert {"executorch", "onnx", "onnx-gpu", "onnx-lean", "ort-training"} <= set(names())
