@@ -15,7 +15,7 @@ from sim import simulate
 figure, axes = pyplot.subplots(figsize=(8, 5), dpi=120)
 
 for split in ("iid", "dirichlet:0.3", "classes:2"):
-    history = simulate("mlpn", "digits", devices=5, rounds=8, split=split, examples=200, seed=1)
+    history = simulate("mlpn", "digits", devices=10, rounds=8, split=split, examples=100, seed=1)
     accuracy = [record.accuracy.mean for record in history.rounds]
     axes.plot(range(1, len(accuracy) + 1), accuracy, marker="o", label=split)
     print(f"{split:<14} accuracy {accuracy[0]:.1%} after the first round, {accuracy[-1]:.1%} after the last")

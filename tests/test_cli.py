@@ -190,6 +190,10 @@ def test_export_answers_the_name_of_every_runtime_with_what_it_opens(capsys: pyt
         (["--virtual", "--crash", "1.5"], "--crash is a chance, 0 .. 1, found 1.5"),
         (["--virtual", "--crash", "0.6", "--cut", "0.6"], "together are at most 1, found 1.2"),
         (["--per-round", "9"], "--per-round 9: there are only 8 devices"),
+        (["--test-share", "0.5"], "--test-share is for your own data; digits has a test set"),
+        (["--data", "/nowhere/mine.npz"], "cannot read /nowhere/mine.npz"),
+        (["--data", "imagenet"], "no data set called 'imagenet'; there are auto, "),
+        (["--model-seed", "7"], "--model-seed is for an export; that of tiny is behind it"),
         (["--threads", "0"], "--threads is at least 1"),
         (["--examples", "-1"], "--examples is at least 0"),
         (["--set", "hysterese=0.1"], "--set: unknown key 'hysterese'; did you mean 'hysteresis'?"),
@@ -384,6 +388,23 @@ def test_simulate_measures_the_error_of_a_model_that_gives_numbers(
     assert "mean squared error on 60 examples: " in printed
     assert "%" not in printed
     assert (tmp_path / "out" / "error.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_simulate_measures_with_the_test_set_that_is_named(
+    tmp_path: Path, simulate: Callable[..., tuple[int, str, str]]
+) -> None:
+    rng = np.random.default_rng(1)
+    for name, n in (("mine.npz", 60), ("test.npz", 20)):
+        np.savez(tmp_path / name, x=rng.integers(0, 256, (n, 784)).astype(np.uint8), y=np.arange(n) % 10)
+    data = ["--data", str(tmp_path / "mine.npz"), "--rounds", "1"]
+    status, printed, _ = simulate(*data, "--test", str(tmp_path / "test.npz"))
+    assert status == 0
+    assert "test accuracy on 20 images" in printed
+    assert f"mine ({tmp_path / 'mine.npz'}); 3 devices, 20 images each" in printed
+    status, printed, _ = simulate(*data, "--test-share", "0.25")
+    assert status == 0
+    assert "15 of its 60 examples held out as a test set" in printed
+    assert simulate(*data, "--test-share", "0.25", "--test", str(tmp_path / "test.npz"))[0] == 2
 
 
 def test_simulate_offers_what_the_zoo_has_for_its_images() -> None:

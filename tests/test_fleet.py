@@ -33,7 +33,7 @@ from sim.broker import MemoryLink, Wire
 from sim.evaluate import Score, score
 from sim.fleet import Faults, Fleet
 from sim.partition import split
-from sim.pool import Pool
+from sim.pool import Pool, Threads
 from sim.processes import ProcessFleet, _Process
 from sim.runtimes import Assignment
 
@@ -63,7 +63,7 @@ def made(tmp_path: Path, tiny_bundle: Bundle, parts: list[Dataset], pool: Pool, 
     def make(
         seed: int = 1,
         faults: Faults = NONE,
-        workers: Pool = pool,
+        workers: Pool | Threads = pool,
         work: WorkSettings = RANS,
         learning: AggregateSettings = EXACT,
         **rounds: float,
@@ -124,6 +124,27 @@ def test_a_fleet_learns_and_every_round_counts_every_device(made: Made, tiny_dat
     for device in fleet.devices:
         notes = read_journal(device.folder / "journal.jsonl")
         assert [note["status"] for note in notes] == ["accepted"] * ROUNDS + ["done"]
+
+
+@pytest.mark.parametrize("which", ["state", "devices"])
+def test_a_fleet_deletes_nothing_and_refuses_a_folder_that_has_something_in_it(
+    tiny_bundle: Bundle, parts: list[Dataset], pool: Pool, tmp_path: Path, which: str
+) -> None:
+    precious = tmp_path / which / "precious"
+    precious.parent.mkdir()
+    precious.write_text("years of work")
+    config = RunConfig("sim", tmp_path / "x", tmp_path / "state", Rounds(devices=DEVICES), RANS, EXACT)
+    with pytest.raises(UserError, match=rf"{which} is not empty \(it has precious\); a fleet begins in a new folder"):
+        Fleet(config, tmp_path / "devices", tiny_bundle, parts, pool, "reference", 1, NONE)
+    assert precious.read_text() == "years of work"
+
+
+def test_threads_train_to_the_same_bytes_as_processes(
+    made: Made, tiny_data: Dataset, tiny_bundle: Bundle, parts: list[Dataset]
+) -> None:
+    by_processes = ran(made(7), tiny_data)
+    with Threads(tiny_bundle, parts, "reference", 1, 3) as threads:
+        assert ran(made(7, workers=threads), tiny_data) == by_processes
 
 
 @pytest.mark.parametrize("name", PRESETS)
