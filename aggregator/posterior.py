@@ -3,9 +3,7 @@
 FedPM's server (Isik et al., arXiv 2209.15328, section 3): Beta(alpha, beta) per weight with alpha = lambda + ones and
 beta = lambda + zeros; theta is the mode. With lambda = 1 and a reset every round, which is what the authors published,
 that is ones / K, an integer count. Around it: weights by examples, counts that are carried over to the next round, a
-server step, levels for a cheap downlink (rounded here, so that everybody uses the rounded value), and a control variate
-under shared uniforms: the masks that the devices would have drawn without training are known, and what they add by
-chance is taken away again, which removes the drift of theta by resampling (Wright and Fisher's, of allele frequencies).
+server step, and levels for a cheap downlink (rounded here, so that everybody uses the rounded value).
 
 Fixed point: a *share* is a probability before the clamp in units of 2**-16, 0 .. 65536. The probability of a share s
 is clamp + s (1 - 2 clamp).
@@ -23,58 +21,21 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from seedmask.codec.relay import FINE, MAX_WEIGHT, Pooling, pool
+from aggregator.settings import AggregationConfig
 from seedmask.mask import CLAMP, I32, NO_EXACT, ONE, Mask, Theta
+from seedmask.pooling import FINE, MAX_WEIGHT, pool
 from seedmask.seed import fold, key_of, uniforms16
 
 I64 = npt.NDArray[np.int64]
 
-INITS: Final = ("half", "uniform", "normal")
 INIT_TOP: Final = 255
 INIT_STREAM: Final = 3
 """The aggregator's own stream, beside WEIGHTS and UNIFORMS of PROTOCOL 2: no two uses share a word."""
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """How masks become the next theta; integers. The [learning] table says what each is for.
-
-    `top` of the levels that are published, 0: exact counts; `heaviest`: what a mask that weighs as its device's samples
-    weighs at most, 0: all weigh the same; `prior`: lambda - 1 and `hysteresis` in units of 2**-16;
-    `carry` and `step` in thousandths; `average`: rounds whose mean the finished model is the threshold of.
-    """
-
-    top: int = 0
-    heaviest: int = 0
-    prior: int = 0
-    carry: int = 0
-    clamp: int = CLAMP
-    step: int = 1000
-    control_variate: bool = False
-    hysteresis: int = 0
-    average: int = 1
-    init: str = "half"
-    relay: bool = True
-
-    @property
-    def remembers(self) -> bool:
-        """Whether a round needs more of the one before than its theta."""
-        return bool(self.carry or self.step != 1000 or self.control_variate)
-
-    @property
-    def pooling(self) -> Pooling:
-        """What a device must know to add masks up as we do."""
-        return Pooling(self.top, self.clamp, self.heaviest)
-
-    @property
-    def pools(self) -> bool:
-        """Whether theta follows from a round's masks by `pooling` alone, and may be told that way."""
-        return self.relay and not (self.remembers or self.prior or self.hysteresis)
-
-
 @dataclass(frozen=True, eq=False)
 class Posterior:
-    """Masks so far: `total` int64 [d] is the sum of weight times mask, or times what the mask adds to its control.
+    """Masks so far: `total` int64 [d] is the sum of weight times mask.
 
     `weight`: sum of the `masks`' weights, each a multiple of `unit`. `moved` int64 [e]: the sum of weight times how far
     each device's exact values are from the round's, `movers` that of these weights, one for each device.
@@ -92,19 +53,14 @@ class Posterior:
         """No mask yet."""
         return cls(np.zeros(d, np.int64), moved=np.zeros(e, np.int64))
 
-    def fold(self, mask: Mask, weight: int = 1, control: npt.NDArray[np.int32] | None = None) -> Posterior:
-        """With one more mask, uint8 [d], that counts `weight` times, 1 .. MAX_WEIGHT.
-
-        `control` int32 [d], units of 2**-16: what the mask would be without training, taken off it.
-        """
+    def fold(self, mask: Mask, weight: int = 1) -> Posterior:
+        """Add one more mask, uint8 [d], that counts `weight` times, 1 .. MAX_WEIGHT; else ValueError."""
         if not 1 <= weight <= MAX_WEIGHT:
             raise ValueError(f"a weight is 1 .. {MAX_WEIGHT}, found {weight}")
-        part = mask.astype(np.int64)
-        if control is not None:
-            part = (part << 16) - control
+        total = np.multiply(mask, weight, dtype=np.int64)
+        total += self.total
         unit = math.gcd(self.unit, weight)
-        total, all_, masks = self.total + weight * part, self.weight + weight, self.masks + 1
-        return replace(self, total=total, weight=all_, masks=masks, unit=unit)
+        return replace(self, total=total, weight=self.weight + weight, masks=self.masks + 1, unit=unit)
 
     def move(self, moved: I64, weight: int = 1) -> Posterior:
         """With one more device's exact values, `moved` [e] from the round's, each within `exact.REACH`."""
@@ -168,7 +124,7 @@ def start(init: str, seed: int, d: int, clamp: int = CLAMP, exact: I32 = NO_EXAC
 
 
 def conclude(
-    posterior: Posterior, recipe: Recipe, theta: Theta, memory: Memory | None = None
+    posterior: Posterior, recipe: AggregationConfig, theta: Theta, memory: Memory | None = None
 ) -> tuple[Theta, Memory | None]:
     """The next theta and what the round after will need, from the masks drawn under `theta` and what is remembered.
 
@@ -184,27 +140,20 @@ def conclude(
 
 
 def _probabilities(
-    posterior: Posterior, recipe: Recipe, theta: Theta, memory: Memory | None
+    posterior: Posterior, recipe: AggregationConfig, theta: Theta, memory: Memory | None
 ) -> tuple[Theta, Memory | None]:
-    if not (recipe.prior or recipe.remembers or recipe.hysteresis):
-        return pool(*posterior.sums, recipe.top, recipe.clamp), None
+    if not (recipe.prior_q16 or recipe.remembers):
+        return pool(*posterior.sums, recipe.top, recipe.clamp_q16), None
     before = memory.share if memory is not None else _share(theta)
-    ones, masks = np.zeros(theta.d, np.int64), 0
-    if recipe.control_variate:
-        moved = _divided(posterior.total, posterior.weight)
-        share = before + _divided(moved * (recipe.step * ONE), 1000 * (ONE - 2 * recipe.clamp))
-    else:
-        if memory is not None:
-            ones, masks = memory.ones, memory.masks
-        ones = ones + _divided(posterior.total << 16, posterior.weight) * posterior.masks
-        masks = masks + posterior.masks * ONE
-        of = masks + 2 * recipe.prior
-        spare = max(0, of.bit_length() - 46)  # bits that 63 of them have no room for, after years of carrying over
-        mode = _divided((ones + recipe.prior) >> spare << 16, of >> spare)
-        share = before + _divided((mode - before) * recipe.step, 1000)
-        ones, masks = ones * recipe.carry // 1000, masks * recipe.carry // 1000
-    share = np.clip(share, 0, ONE)
-    after = _levels(share, recipe, theta)
+    ones, masks = (memory.ones, memory.masks) if memory is not None else (np.zeros(theta.d, np.int64), 0)
+    ones = ones + _divided(posterior.total << 16, posterior.weight) * posterior.masks
+    masks = masks + posterior.masks * ONE
+    of = masks + 2 * recipe.prior_q16
+    spare = max(0, of.bit_length() - 46)  # bits that 63 of them have no room for, after years of carrying over
+    mode = _divided((ones + recipe.prior_q16) >> spare << 16, of >> spare)
+    share = np.clip(before + _divided((mode - before) * recipe.step_milli, 1000), 0, ONE)
+    ones, masks = ones * recipe.carry_milli // 1000, masks * recipe.carry_milli // 1000
+    after = _levels(share, recipe)
     return after, Memory(share, ones, masks) if recipe.remembers else None
 
 
@@ -217,15 +166,10 @@ def finished(recent: tuple[Theta, ...]) -> tuple[Mask, I32]:
     return (2 * total >= len(recent) * ONE).astype(np.uint8), _divided(exact, len(recent)).astype(np.int32)
 
 
-def _levels(share: I64, recipe: Recipe, before: Theta) -> Theta:
-    """`share` to the nearest level, half a level up; near the border between two it stays where it was."""
+def _levels(share: I64, recipe: AggregationConfig) -> Theta:
+    """Round `share` to the nearest level, half a level up."""
     top = recipe.top or FINE
-    exact = share * top
-    level = (exact + ONE // 2) >> 16
-    if recipe.hysteresis and before.top == top:
-        was = before.level.astype(np.int64)
-        level = np.where(np.abs(exact - (was << 16)) <= ONE // 2 + recipe.hysteresis, was, level)
-    return Theta(level.astype(np.uint16), top, recipe.clamp)
+    return Theta(((share * top + ONE // 2) >> 16).astype(np.uint16), top, recipe.clamp_q16)
 
 
 def _share(theta: Theta) -> I64:

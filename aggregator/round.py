@@ -14,15 +14,17 @@ from typing import Final, TypeAlias
 
 import numpy as np
 
-from aggregator.config import Rounds
-from aggregator.posterior import Memory, Posterior, Recipe, conclude, finished
+from aggregator.posterior import Memory, Posterior, conclude, finished
+from aggregator.settings import AggregationConfig, RoundsConfig
 from seedmask.chunks import transfer_id
-from seedmask.codec import by_id, counts, crn, delta, exact, packed, relay
+from seedmask.codec import by_id, counts, delta, exact, packed, relay
 from seedmask.errors import ProtocolError
 from seedmask.io.link import Connected, Disconnected, Refused
-from seedmask.mask import I32, MAX_TOP, ONE, Mask, Theta
+from seedmask.mask import I32, MAX_TOP, Mask, Theta
+from seedmask.pooling import weight_of
 from seedmask.shared import Shared
-from seedmask.wire import Announce, Phase, Presence, Receipt, Status, Update, Work, basis
+from seedmask.training import TrainingConfig
+from seedmask.wire import Announce, Phase, Presence, Receipt, Status, Update, basis
 
 REMIND_SECONDS: Final = 10.0
 
@@ -43,11 +45,12 @@ class Seen:
 
 @dataclass(frozen=True)
 class Arrived:
-    """A whole update came on the topic of `device`, as transfer `transfer`."""
+    """A whole update came on the topic of `device`, as transfer `transfer`; `frame` holds its bytes."""
 
     device: str
     transfer: bytes
     update: Update
+    frame: bytes
 
 
 @dataclass(frozen=True)
@@ -64,17 +67,18 @@ Event: TypeAlias = Ticked | Seen | Arrived | Broken | Connected | Disconnected |
 
 @dataclass(frozen=True)
 class Opened:
-    """Store that `round` began, with `theta`, for the devices `selected` (empty: all), to close at `quorum`.
+    """Store that `round` began, for the devices `selected` (empty: all), to close at `quorum`.
 
-    `delta`: theta for those who hold the one before, as it is published; empty if it is not.
+    `blob`: its theta as it is published whole, which is what the round before left; `delta`: the same for those who
+    hold the one before, empty if it is not published so.
     """
 
     round: int
-    theta: Theta
+    blob: bytes
     selected: tuple[str, ...]
     quorum: int
     delta: bytes
-    work: Work
+    training: TrainingConfig
 
 
 @dataclass(frozen=True)
@@ -87,11 +91,12 @@ class Widened:
 
 @dataclass(frozen=True)
 class Counted:
-    """Store an accepted update of `device`."""
+    """Store an accepted update of `device`, as the `frame` that came."""
 
     device: str
     transfer: bytes
     update: Update
+    frame: bytes
 
 
 @dataclass(frozen=True)
@@ -104,13 +109,15 @@ class Reply:
 
 @dataclass(frozen=True)
 class Closed:
-    """Store that `round` ended, `theta`, which came of it, and `memory`; save the finished model.
+    """Store that `round` ended, what came of it, and `memory`; save the finished model.
 
-    That is the one of `mask` uint8 [d] and the `exact` values int32 [e].
+    `theta` came of it, `blob` is the same coded. The finished model is that of `mask` uint8 [d] and the `exact` values
+    int32 [e].
     """
 
     round: int
     theta: Theta
+    blob: bytes
     updates: int
     memory: Memory | None
     mask: Mask
@@ -143,25 +150,26 @@ Effect: TypeAlias = Opened | Widened | Counted | Reply | Closed | Publicise | Sa
 class Job:
     """All that the aggregator knows.
 
-    `seed`: the model's. `work` is the open round's, `wanted` that of the next one if the settings changed meanwhile.
+    `seed`: the model's. `training`: what the open round's devices do, `wanted`: what those of the next one do if the
+    settings changed meanwhile.
     `round` is the open round, or the last one while waiting or done; `theta` the probabilities it started from, or what
     came of it; `base` those of the round before, which its devices hold; `memory` what the last closed round left
-    beside theta; `recent` the results of the last rounds that the finished model is the mean of. `blob` and `delta`:
-    theta as it is published, whole and for those who hold `base`. `parts`: the updates of the open round as they came;
-    `made`: those that made theta, for a relay. `online`: device to its presence; `silent`: the same for those that let
-    a round run out of time. `accepted`: device to transfer id, this round. `counted`: the same for each device's latest
-    accepted update of any round.
+    beside theta; `recent` the results of the last rounds that the finished model is the mean of. `blob`: theta, coded
+    once, when it is made (empty before the first round); `delta`: theta as the open round publishes it for those who
+    hold `base`. `parts`: the updates of the open round as they came; `made`: those that made theta, for a relay.
+    `online`: device to its presence; `silent`: the same for those that let a round run out of time. `accepted`: device
+    to transfer id, this round. `counted`: the same for each device's latest accepted update of any round.
     """
 
     name: str
     model: bytes
     d: int
     seed: int
-    rounds: Rounds
-    work: Work
-    recipe: Recipe
+    rounds: RoundsConfig
+    training: TrainingConfig
+    recipe: AggregationConfig
     theta: Theta
-    wanted: Work | None = None
+    wanted: TrainingConfig | None = None
     phase: Phase = Phase.WAITING
     round: int = 0
     now: float = 0.0
@@ -193,8 +201,8 @@ def step(job: Job, event: Event) -> Step:
             return _ticked(replace(job, now=now))
         case Seen(presence):
             return _seen(job, presence)
-        case Arrived(device, transfer, update):
-            return _arrived(job, device, transfer, update)
+        case Arrived():
+            return _arrived(job, event)
         case Broken(device, transfer, error):
             text = f"{error.code}: {error}"
             return job, [
@@ -213,7 +221,7 @@ def step(job: Job, event: Event) -> Step:
 def resume(
     job: Job, selected: tuple[str, ...], quorum: int, updates: list[tuple[str, bytes, Update]], delta: bytes = b""
 ) -> Job:
-    """`job` (its round, theta, base and memory as stored) with that round open again, `delta` as it was published.
+    """`job` (its round, theta, blob, base and memory as stored) with that round open again, `delta` as published.
 
     The stored updates, (device, transfer, update) each, are counted again.
     """
@@ -221,11 +229,6 @@ def resume(
     for device, transfer, update in updates:
         job = _counted(job, device, transfer, update, _folded(job, device, update))
     return job
-
-
-def relays(job: Job) -> bool:
-    """Whether the theta of this job's rounds may be told as the masks that made it."""
-    return job.recipe.pools and not job.work.stratified
 
 
 def part_of(device: str, update: Update) -> relay.Part:
@@ -260,13 +263,13 @@ def announcement(job: Job, chunks: int, delta_chunks: int = 0) -> Announce:
         phase=job.phase,
         model=job.model,
         theta=job.theta.digest(),
-        transfer=transfer_id(job.blob) if job.blob else bytes(16),
+        transfer=transfer_id(job.blob) if job.phase is Phase.OPEN else bytes(16),
         chunks=chunks,
         base=job.base.digest() if job.base is not None and job.delta else bytes(16),
         delta=transfer_id(job.delta) if job.delta else bytes(16),
         delta_chunks=delta_chunks,
         deadline_ms=round(left * 1000),
-        work=job.work,
+        training=job.training,
         selected=job.selected,
         text="" if job.phase is Phase.OPEN else waiting_for(job),
     )
@@ -278,12 +281,7 @@ def _ticked(job: Job) -> Step:
     if job.phase is Phase.OPEN and job.now >= job.deadline:
         if len(job.accepted) >= job.rounds.minimum:
             return _close(_doubt(job), "time is up")
-        # The strata of shared uniforms are those of the first announcement: such a round asks nobody else, waits for
-        # its own devices once more, and then makes do with what it has.
-        if job.work.stratified and job.accepted and job.now >= job.deadline + job.rounds.deadline_s:
-            return _close(_doubt(job), "time is up twice")
-        widens = bool(job.selected) and not job.work.stratified
-        if others := sorted(set(job.online) - set(job.selected)) if widens else []:
+        if others := sorted(set(job.online) - set(job.selected)) if job.selected else []:
             return _widen(job, others)
     if job.phase is not Phase.DONE and job.now - job.reminded >= REMIND_SECONDS:
         return replace(job, reminded=job.now), [Say(waiting_for(job))]
@@ -338,15 +336,14 @@ def _maybe_open(job: Job) -> Step:
     """Open the next round if enough devices are online; otherwise say what is missing."""
     if len(job.online) < job.rounds.devices:
         return job, [Publicise(theta=False), Say(waiting_for(job))]
-    job = replace(job, work=job.wanted or job.work)
+    job = replace(job, training=job.wanted or job.training)
     names = sorted(job.online)
     few = 0 < job.rounds.per_round < len(names)
-    asked = _draw(job, names, job.rounds.per_round) if few else names[:MAX_TOP]
-    selected = tuple(sorted(asked)) if few or job.work.stratified else ()
+    selected = tuple(sorted(_draw(job, names, job.rounds.per_round))) if few else ()
     quorum = min(job.rounds.quorum or len(selected or names), MAX_TOP)
     job = _opened(replace(job, round=job.round + 1), selected, quorum)
     return job, [
-        Opened(job.round, job.theta, selected, quorum, job.delta, job.work),
+        Opened(job.round, job.blob, selected, quorum, job.delta, job.training),
         Publicise(theta=True),
         Say(waiting_for(job)),
     ]
@@ -363,7 +360,7 @@ def _draw(job: Job, names: list[str], n: int) -> list[str]:
 
 def _opened(job: Job, selected: tuple[str, ...], quorum: int, published: bytes | None = None) -> Job:
     """With its round open; `published`: how theta went out beside the whole, if that has been settled before."""
-    blob = counts.encode(job.theta)
+    blob = job.blob or counts.encode(job.theta)
     return replace(
         job,
         phase=Phase.OPEN,
@@ -381,26 +378,32 @@ def _opened(job: Job, selected: tuple[str, ...], quorum: int, published: bytes |
 
 
 def _delta(job: Job, whole: int) -> bytes:
-    """Theta for those who hold the one before, the shortest way that takes less than `whole` bytes; else nothing."""
+    """Theta for those who hold the one before, the shorter way if that takes less than `whole` bytes; else nothing.
+
+    What changed is coded only if it is about to be shorter than the masks, which are there already.
+    """
     if job.base is None:
         return b""
-    ways = [delta.encode(job.theta, job.base)] if delta.possible(job.theta, job.base) else []
     masks, size = relay.size(job.made)
-    if masks and size < whole and masks * job.d <= relay.MAX_WORK:
-        ways.append(relay.encode(job.base, job.round - 1, job.recipe.pooling, job.made, job.theta.exact))
-    best = min(ways, key=len, default=b"")
+    relayed = bool(masks) and size < whole and masks * job.d <= relay.MAX_WORK
+    best = b""
+    if delta.possible(job.theta, job.base) and not (relayed and size < delta.estimate(job.theta, job.base)):
+        best = delta.encode(job.theta, job.base)
+    elif relayed:
+        best = relay.encode(job.base, job.round - 1, job.recipe.pooling, job.made, job.theta.exact)
     return best if len(best) < whole else b""
 
 
-def _arrived(job: Job, device: str, transfer: bytes, update: Update) -> Step:
+def _arrived(job: Job, event: Arrived) -> Step:
     back: list[Effect] = []
-    if device in job.silent:  # slow, not gone
-        job, back = _seen(job, job.silent[device])
-    job, effects = _answered(job, device, transfer, update)
+    if event.device in job.silent:  # slow, not gone
+        job, back = _seen(job, job.silent[event.device])
+    job, effects = _answered(job, event)
     return job, back + effects
 
 
-def _answered(job: Job, device: str, transfer: bytes, update: Update) -> Step:
+def _answered(job: Job, event: Arrived) -> Step:
+    device, transfer, update = event.device, event.transfer, event.update
     status, reason = _judge(job, device, transfer, update)
     if status is Status.ACCEPTED:
         try:
@@ -414,7 +417,7 @@ def _answered(job: Job, device: str, transfer: bytes, update: Update) -> Step:
             Say(f"{device}, round {update.round}: {status.name.lower().replace('_', '-')}: {reason}"),
         ]
     job = _counted(job, device, transfer, update, posterior)
-    effects: list[Effect] = [Counted(device, transfer, update), reply, Say(waiting_for(job))]
+    effects: list[Effect] = [Counted(device, transfer, update, event.frame), reply, Say(waiting_for(job))]
     if len(job.accepted) < job.quorum:
         return job, effects
     job, more = _close(job, "quorum")
@@ -437,27 +440,20 @@ def _judge(job: Job, device: str, transfer: bytes, update: Update) -> tuple[Stat
         return Status.STALE, "made for another job or model, or under other probabilities than this round's"
     if job.selected and device not in job.selected:
         return Status.NOT_SELECTED, "not asked in this round"
-    if update.codec not in (job.work.codec, packed.ID):
-        return Status.INVALID, f"codec {update.codec}, the job asks for {job.work.codec}"
-    if len(update.payloads) != job.work.masks:
-        return Status.INVALID, f"{len(update.payloads)} mask(s), the job asks for {job.work.masks}"
+    if update.codec not in (job.training.codec_id, packed.ID):
+        return Status.INVALID, f"codec {update.codec}, the job asks for {job.training.codec_id}"
+    if len(update.payloads) != job.training.masks:
+        return Status.INVALID, f"{len(update.payloads)} mask(s), the job asks for {job.training.masks}"
     return Status.ACCEPTED, ""
 
 
 def _folded(job: Job, device: str, update: Update) -> Posterior:
     """What is known with the masks and exact values of one more update. Raises ProtocolError."""
     codec, recipe, posterior = by_id(update.codec), job.recipe, job.posterior
-    weight = relay.weight_of(update.samples, recipe.heaviest)
-    stratum = (job.selected.index(device), len(job.selected)) if job.work.stratified else None
-    q16 = job.theta.q16() if recipe.control_variate else None
+    weight = weight_of(update.samples, recipe.heaviest)
     for index, payload in enumerate(update.payloads):
-        shared = Shared(job.seed, job.round, job.name, device, index, stratum)
-        mask = codec.decode(payload, job.theta, shared, job.work.max_blocks)
-        control = None
-        if q16 is not None:
-            # What the mask is without training: under `crn` the shared uniforms say, else its expectation, theta.
-            control = ((shared.uniforms(job.d) < q16) * ONE if update.codec == crn.ID else q16).astype(np.int32)
-        posterior = posterior.fold(mask, weight, control)
+        shared = Shared(job.seed, job.round, job.name, device, index)
+        posterior = posterior.fold(codec.decode(payload, job.theta, shared, job.training.max_blocks), weight)
     before = job.theta.exact
     return posterior.move(exact.decode(update.exact, before, exact.REACH).astype(np.int64) - before, weight)
 
@@ -466,7 +462,7 @@ def _counted(job: Job, device: str, transfer: bytes, update: Update, posterior: 
     return replace(
         job,
         posterior=posterior,
-        parts=(*job.parts, part_of(device, update)) if relays(job) else (),
+        parts=(*job.parts, part_of(device, update)) if job.recipe.pools else (),
         accepted={**job.accepted, device: transfer},
         counted={**job.counted, device: transfer},
     )
@@ -474,14 +470,15 @@ def _counted(job: Job, device: str, transfer: bytes, update: Update, posterior: 
 
 def _close(job: Job, why: str) -> Step:
     theta, memory = conclude(job.posterior, job.recipe, job.theta, job.memory)
-    recent = (*job.recent, theta)[-job.recipe.average :]
+    blob = counts.encode(theta)
+    recent = (*job.recent, theta)[-job.recipe.average_last :]
     effects: list[Effect] = [
-        Closed(job.round, theta, len(job.accepted), memory, *finished(recent)),
+        Closed(job.round, theta, blob, len(job.accepted), memory, *finished(recent)),
         Say(f"round {job.round} closed ({why}) with {job.posterior.masks} masks"),
     ]
     last = job.round >= job.rounds.total
     job = replace(job, phase=Phase.DONE if last else Phase.WAITING, base=job.theta, theta=theta)
-    job = replace(job, memory=memory, recent=recent, blob=b"", delta=b"", made=job.parts, selected=())
+    job = replace(job, memory=memory, recent=recent, blob=blob, delta=b"", made=job.parts, selected=())
     if last:
         return job, [*effects, Publicise(theta=False), Finish()]
     job, more = _maybe_open(job)

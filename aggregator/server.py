@@ -32,7 +32,6 @@ from aggregator.round import (
     Widened,
     announcement,
     part_of,
-    relays,
     resume,
     step,
     waiting_for,
@@ -72,7 +71,7 @@ class Server:
         self.config, self.spec, self.link, self.store = config, spec, link, store
         self.clock, self.boot = clock, boot
         # Coded worse than four bits a weight, an update is no mask of this model.
-        largest = config.work.masks * (spec.d // 2 + (1 << 16)) + exact.MAX_BYTES * spec.e
+        largest = config.training.masks * (spec.d // 2 + (1 << 16)) + exact.MAX_BYTES * spec.e
         self.inbox = Inbox(min(largest, wire.MAX_FRAME))
         # (round, chunks, chunks of the delta) whose probabilities are retained
         self._published: tuple[int, int, int] | None = None
@@ -87,28 +86,30 @@ class Server:
 
     def _resumed(self) -> Job:
         config, spec = self.config, self.spec
-        recipe = config.learning.recipe()
+        for change in self.store.ran_with(config.tables):
+            log.info("settings changed: %s", change)
+        recipe = config.aggregation
         job = Job(
             name=config.job,
             model=spec.digest,
             d=spec.d,
             seed=spec.seed,
             rounds=config.rounds,
-            work=config.work.work(),
+            training=config.training,
             recipe=recipe,
-            theta=start(recipe.init, spec.seed, spec.d, recipe.clamp, spec.begin()),
+            theta=start(recipe.init, spec.seed, spec.d, recipe.clamp_q16, spec.begin()),
             now=self.clock(),
             counted=self.store.last_transfers(),
         )
-        known = self.store.resume(recipe.average)
+        known = self.store.resume(recipe.average_last)
         if known is None:
             return job
-        job = replace(job, round=known.round, theta=known.theta)
+        job = replace(job, round=known.round, theta=known.theta, blob=known.blob)
         job = replace(job, base=known.base, memory=known.memory, recent=known.recent)
-        self._published = (known.round, len(self._cut(known.blob)), len(self._cut(known.delta)))
+        self._published = (known.round, len(self._cut(known.published)), len(self._cut(known.delta)))
         if not known.closed:
             # What its devices were asked for stays what the round is about, whatever the settings say by now.
-            job = replace(job, work=known.work, wanted=job.work)
+            job = replace(job, training=known.training, wanted=job.training)
             job = resume(job, known.selected, known.quorum, known.updates, known.delta)
             log.info("resumed: %s", waiting_for(job))
         elif known.round >= config.rounds.total:
@@ -156,7 +157,7 @@ class Server:
         try:
             if isinstance(frame, ProtocolError):
                 raise frame
-            return Arrived(device, transfer, wire.expect(frame, Update))
+            return Arrived(device, transfer, wire.expect(frame, Update), frame)
         except ProtocolError as error:
             return Broken(device, transfer, error)
 
@@ -170,12 +171,12 @@ class Server:
         match effect:
             case Say(text):
                 log.info(text)
-            case Opened(round_, theta, selected, quorum, delta, work):
-                self.store.opened(round_, theta, selected, quorum, delta, work)
+            case Opened(round_, blob, selected, quorum, delta, work):
+                self.store.opened(round_, blob, selected, quorum, delta, work)
             case Widened(round_, selected):
                 self.store.widened(round_, selected)
-            case Counted(device, transfer, update):
-                self.store.counted(device, transfer, update)
+            case Counted(device, transfer, update, frame):
+                self.store.counted(device, transfer, update, frame)
             case Reply(device, receipt):
                 self.link.publish(topics.receipt(self.config.job, device), wire.encode(receipt))
             case Closed():
@@ -195,8 +196,8 @@ class Server:
                 *(round_, record["train_loss"], 100 * record["train_accuracy"], f"{record['update_bytes']:,}"),
             )
         write_atomic(self.config.state_dir / "model.smk", finished)
-        keep = relays(self.job) and self.job.phase is not Phase.DONE
-        self.store.closed(round_, closed.theta, record, closed.memory, keep)
+        keep = self.job.recipe.pools and self.job.phase is not Phase.DONE
+        self.store.closed(round_, closed.blob, record, closed.memory, keep)
         self._list_rounds()
         self._retire()  # before the next round is stored: a restart knows the latest one only
 
@@ -204,7 +205,8 @@ class Server:
         write_atomic(self.config.state_dir / "rounds.json", json.dumps(self.store.records(), indent=1).encode())
 
     def _publicise(self, theta: bool) -> None:
-        chunks, delta = self._cut(self.job.blob), self._cut(self.job.delta)
+        open_ = self.job.phase is Phase.OPEN
+        chunks, delta = (self._cut(blob) if open_ else [] for blob in (self.job.blob, self.job.delta))
         published = (self.job.round, len(chunks), len(delta))
         if self._published != published:
             self._retire()  # of a round that is over, perhaps in an earlier life, or cut for another broker

@@ -26,10 +26,10 @@ from edge_client.training import train
 from export.make import make_bundle
 from export.trace import trace
 from export.zoo import ZOO
-from seedmask.codec import CODECS, Plan, counts, crn, delta, hmrc, packed, rans
+from seedmask.codec import CODECS, Plan, counts, delta, hmrc, packed, rans
 from seedmask.mask import Theta
 from seedmask.shared import Shared
-from seedmask.wire import Work
+from seedmask.training import TrainingConfig
 from sim import datasets, partition
 
 ROUNDS = (1, 2, 5, 10)
@@ -48,7 +48,7 @@ def snapshots(model: str, rounds: int) -> list[tuple[int, Theta, Theta, np.ndarr
     images = datasets.load("auto", None)
     rng = np.random.default_rng(SEED)
     parts = partition.split("iid", images.train.y, DEVICES, min(IMAGES, len(images.train.y) // DEVICES), rng)
-    work = Work(epochs=3, learning_rate=100_000, kl=3_000_000, mean_epochs=65535)
+    work = TrainingConfig(epochs=3, learning_rate=0.1, kl=3.0, mean_epochs=65535)
     before = theta = Theta.even(spec.d)
     out = []
     for round_ in range(1, rounds + 1):
@@ -107,16 +107,13 @@ def measure(round_: int, before: Theta, theta: Theta, scores: np.ndarray, repeat
             }
         )
 
-    trials = [(name, codec, Plan()) for codec in (packed, rans, crn) for name in [codec.NAME]]
+    trials = [(name, codec, Plan()) for codec in (packed, rans) for name in [codec.NAME]]
     trials += [("hmrc" if kappa == Plan().kappa else f"hmrc kappa {kappa:g}", hmrc, Plan(kappa)) for kappa in KAPPAS]
     for name, codec, plan in trials:
         payload, encode_ms = timed(lambda c=codec, p=plan: c.draw(scores, theta, shared, rng, p), repeats)
         mask, decode_ms = timed(lambda c=codec, b=payload: c.decode(b, theta, shared), repeats)
         assert CODECS[codec.ID] is codec
         more: Row = {"slope": float(((mask - q) * moved).sum() / (moved**2).sum())}
-        if codec is crn:
-            own = np.rint(65536 / (1 + np.exp(-scores.astype(np.float64))))
-            more["weights_off_the_exact_sample"] = int((mask != (shared.uniforms(theta.d) < own)).sum())
         add(name, len(payload), encode_ms, decode_ms, **more)
     payload, encode_ms = timed(lambda: counts.encode(theta), repeats)
     _, decode_ms = timed(lambda: counts.decode(payload, theta.d), repeats)

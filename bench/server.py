@@ -1,6 +1,9 @@
 """How many updates a second one aggregator takes in: chunks to frame to mask to counts to disk to receipt.
 
 The deployed Server and Store, with updates handed over as a broker would hand them; the network itself is not in it.
+Rates are of whole rounds: taking in all updates, closing the round and opening the next. `round CPU` is the CPU time
+of one such round of DEVICES updates, `closing` that of its last message beyond what the others' take: the next theta,
+its coding, the finished model, storing and publishing both.
 Run: python bench/server.py [--json FILE]
 """
 
@@ -16,8 +19,10 @@ from pathlib import Path
 
 import numpy as np
 
-from aggregator.config import Rounds, RunConfig
+from aggregator.config import RunConfig
+from aggregator.round import waiting_for
 from aggregator.server import Server
+from aggregator.settings import RoundsConfig
 from aggregator.store import Store
 from seedmask import topics
 from seedmask.chunks import split
@@ -26,6 +31,7 @@ from seedmask.io.link import Event, Received
 from seedmask.mask import Theta
 from seedmask.shared import Shared
 from seedmask.spec import Linear, ModelSpec, Tensor, scale_bits
+from seedmask.training import TrainingConfig
 from seedmask.wire import Presence, Update, basis, encode
 from sim.broker import Agenda, MemoryBroker, MemoryLink, Wire
 
@@ -44,7 +50,8 @@ def measure(d: int, codec: MaskCodec) -> dict[str, object]:
     spec = spec_of(d)
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
-        config = RunConfig("bench", Path("-"), Path(folder), Rounds(total=100, devices=DEVICES))
+        rounds, training = RoundsConfig(total=100, devices=DEVICES), TrainingConfig(codec=codec.NAME)
+        config = RunConfig("bench", Path("-"), Path(folder), rounds, training)
         store = Store(Path(folder) / "job.sqlite", "bench", spec.digest, spec.canonical(), spec.d)
         agenda = Agenda()
 
@@ -57,23 +64,32 @@ def measure(d: int, codec: MaskCodec) -> dict[str, object]:
         for name in names:
             hello = Presence(name, True, 1, spec.digest, 1, "bench", "0")
             server.receive(Received(topics.presence("bench", name), encode(hello)))
-        rates, sizes = [], []
+        rates, sizes, cpu, closing = [], [], [], []
         for _ in range(3):
             theta: Theta = server.job.theta
+            round_ = server.job.round
             messages = []
             for name in names:
                 # Masks as after some learning: likelier where theta is high, and not quite theta.
                 tilt = np.clip(theta.probability() + rng.normal(0, 0.1, spec.d), 0.01, 0.99)
-                scores, round_ = np.log(tilt / (1 - tilt)).astype(np.float32), server.job.round
+                scores = np.log(tilt / (1 - tilt)).astype(np.float32)
                 payload = codec.draw(scores, theta, Shared(spec.seed, round_, "bench", name), rng, Plan())
                 bound = basis("bench", spec.digest, theta.digest())
                 frame = encode(Update(round_, bound, 1, 0, 0, codec.ID, (payload,)))
                 sizes.append(len(frame))
                 messages += [Received(topics.update("bench", name), encode(chunk)) for chunk in split(frame)]
-            began = time.perf_counter()
-            for message in messages:
+            last = len(messages) // DEVICES
+            began, cpu_began = time.perf_counter(), time.process_time()
+            for message in messages[:-last]:
                 server.receive(message)
+            almost = time.process_time() - cpu_began
+            for message in messages[-last:]:
+                server.receive(message)
+            cpu.append(time.process_time() - cpu_began)
             rates.append(DEVICES / (time.perf_counter() - began))
+            closing.append(cpu[-1] - almost - almost / (DEVICES - 1))
+            if server.job.round != round_ + 1:
+                raise RuntimeError(f"round {round_} did not close: {waiting_for(server.job)}")
         store.close()
     return {
         "parameters": spec.d,
@@ -81,6 +97,8 @@ def measure(d: int, codec: MaskCodec) -> dict[str, object]:
         "devices": DEVICES,
         "update_bytes": round(statistics.mean(sizes)),
         "updates_per_second": round(statistics.median(rates), 1),
+        "round_cpu_seconds": round(statistics.median(cpu), 3),
+        "closing_cpu_seconds": round(statistics.median(closing), 3),
     }
 
 
@@ -90,9 +108,10 @@ def main() -> int:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     rows = [measure(d, CODECS[NAMES[name]]) for d in (234_752, 1_933_000) for name in ("rans", "hmrc")]
-    print(f"{'weights':>12}{'codec':>8}{'bytes/update':>14}{'updates/s':>12}")
+    print(f"{'weights':>12}{'codec':>8}{'bytes/update':>14}{'updates/s':>12}{'round CPU s':>14}{'closing CPU s':>15}")
     for row in rows:
         numbers = f"{row['update_bytes']:>14,}{row['updates_per_second']:>12,}"
+        numbers += f"{row['round_cpu_seconds']:>14.3f}{row['closing_cpu_seconds']:>15.3f}"
         print(f"{row['parameters']:>12,}{row['codec']:>8}{numbers}")
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)

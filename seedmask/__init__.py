@@ -1,7 +1,7 @@
 """Seedmask's shared library: what a client in any other language has to reproduce exactly.
 
 `PROTOCOL.md` beside this file is normative; this package is one implementation of it, `edge_client/web/seedmask.mjs`
-is the second, and `tests/vectors/v2.json` holds the literals both must agree on.
+is the second, and `tests/vectors/v3.json` holds the literals both must agree on.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 """The one place where the version stands; packages and `seedmask --version` take it from here."""
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 
 _HOMES = {
     "Bundle": "seedmask.bundle",

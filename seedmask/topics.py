@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from seedmask.wire import check_name, is_name
 
-ROOT = "seedmask/2"
+ROOT = "seedmask/3"
 
 
 def round_(job: str) -> str:

@@ -12,9 +12,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from aggregator.config import AggregateSettings, WorkSettings
+from aggregator.settings import AggregationConfig
 from edge_client.data import Dataset
 from seedmask.errors import UserError
+from seedmask.training import TrainingConfig
 from sim import output
 from sim.datasets.own import Arrays
 from sim.history import History
@@ -23,7 +24,7 @@ from sim.report import RoundRecord
 from sim.run import run
 from sim.setup import Parameters, prepare
 
-_TABLES: Final = {"training": WorkSettings, "aggregation": AggregateSettings}
+_TABLES: Final = {"training": TrainingConfig, "aggregation": AggregationConfig}
 
 
 def simulate(

@@ -9,14 +9,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from aggregator.config import WEIGHTINGS
 from aggregator.presets import PRESETS
+from aggregator.settings import AggregationConfig
 from edge_client.runtimes import names
-from seedmask.codec import NAMES as CODECS
 from seedmask.errors import UserError
 from seedmask.io import settings
 from seedmask.io.commands import Command
 from seedmask.io.process import sigterm_interrupts
+from seedmask.knobs import knobs as known_knobs
+from seedmask.training import TrainingConfig
 from sim import datasets, output, partition, report
 from sim.datasets.own import SHARE
 from sim.history import History
@@ -30,7 +31,6 @@ examples:
     seedmask simulate --model conv4 --rounds 10      another network
     seedmask simulate --split c_max:2                two classes per device
     seedmask simulate --preset thrifty --kappa 24    least bytes; what each knob is for: docs/learning.md
-    seedmask simulate --codec crn --set control_variate=true --set stratified=true
     seedmask simulate --data mine.npz --bundle mine.bundle --split dirichlet:0.3
     seedmask simulate --virtual --devices 100 --per-round 10 --rounds 50 --seed 1 --json run.json
     seedmask simulate --bundle my.bundle --broker 127.0.0.1:1883
@@ -115,24 +115,20 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     work.add_argument(
         "--preset", default="default", choices=sorted(PRESETS), help="what the knobs begin with (default)"
     )
-    work.add_argument("--epochs", type=int, metavar="N", help="passes over a device's data per round")
-    work.add_argument("--learning-rate", type=float, metavar="X", help="of the optimiser on the mask scores")
-    work.add_argument("--codec", choices=sorted(CODECS), help="how masks are drawn and coded")
-    work.add_argument("--kappa", type=float, metavar="BITS", help="codec hmrc: bits of relative entropy per byte sent")
-    work.add_argument("--downlink", metavar="LEVELS", help="levels of the probabilities that are published, or exact")
-    work.add_argument("--weighting", choices=WEIGHTINGS, help="of devices: all equal, or by their samples")
     work.add_argument(
         "--set",
         action="append",
         default=[],
         dest="knobs",
         metavar="KEY=VALUE",
-        help="any key of run.toml's [work] and [learning]; may be given often",
+        help="any key of run.toml's [training] and [aggregation]; may be given often",
     )
     work.add_argument("--per-round", type=int, default=0, metavar="N", help="ask only N devices each round, 0: all")
     work.add_argument("--quorum", type=int, default=0, metavar="N", help="close a round at N updates, 0: all asked")
     work.add_argument("--minimum", type=int, default=1, metavar="N", help="updates that are enough when time is up (1)")
     work.add_argument("--deadline", type=float, default=600.0, metavar="S", help="seconds per round (600)")
+    settings.add_options(parser, "training: what each device does", known_knobs(TrainingConfig), "default")
+    settings.add_options(parser, "aggregation: what the server makes of it", known_knobs(AggregationConfig), "default")
     out = parser.add_argument_group("output")
     out.add_argument("--seed", type=int, metavar="N", help="of the split and all virtual chance (random)")
     out.add_argument(
@@ -226,11 +222,8 @@ def _knobs(options: argparse.Namespace) -> dict[str, Any]:
         if not equals:
             raise UserError(f"--set is KEY=VALUE, found {text!r}")
         knobs[key.strip().replace("-", "_")] = settings.literal(value.strip())
-    for key in ("epochs", "learning_rate", "codec", "kappa", "downlink", "weighting"):
-        value = getattr(options, key)
-        if value is not None:
-            knobs[key] = settings.literal(value) if key == "downlink" else value
-    return knobs
+    named = [one.name for one in (*known_knobs(TrainingConfig), *known_knobs(AggregationConfig))]
+    return knobs | {name: getattr(options, name) for name in named if getattr(options, name) is not None}
 
 
 def _inputs(options: argparse.Namespace) -> list[Path | str]:

@@ -15,10 +15,11 @@ from pathlib import Path
 import numpy as np
 
 from aggregator.config import RunConfig
+from aggregator.history import results
 from aggregator.round import Ticked as RoundTicked
 from aggregator.round import waiting_for
 from aggregator.server import Server, will
-from aggregator.store import Store, results
+from aggregator.store import Store
 from edge_client.client import Client, Identity
 from edge_client.data import Dataset
 from edge_client.outbox import Outbox
@@ -90,7 +91,7 @@ class Device:
         """Train in reality on some core, and be done after the virtual time that this profile takes."""
         self._token += 1
         token, agenda = self._token, self.fleet.agenda
-        steps = announce.work.epochs * -(-len(self.data.y) // self.fleet.bundle.batch)
+        steps = announce.training.epochs * -(-len(self.data.y) // self.fleet.bundle.batch)
         seconds = steps * theta.d / self.profile.weights_per_second * float(self.rng.uniform(0.9, 1.2))
         fate = float(self.rng.random())
         faults = self.fleet.faults

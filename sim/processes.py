@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from aggregator.broker import dev_broker, free_port
-from aggregator.store import results
+from aggregator.history import results
 from edge_client.client import read_journal
 from edge_client.data import Dataset
 from seedmask.errors import UserError

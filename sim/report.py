@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aggregator.store import Report
+from aggregator.history import Report
 from seedmask.io.files import write_atomic
 from sim.evaluate import Score
 

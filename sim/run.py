@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from aggregator.config import RunConfig
+from aggregator.history import outcome, reports
 from aggregator.posterior import finished
-from aggregator.store import outcome, reports
 from seedmask import bundle as bundles
 from seedmask.io.files import write_atomic
 from seedmask.io.models import Model
@@ -82,7 +82,7 @@ def run(setup: Setup, out: Path, on_round: OnRound, waiting: Waiting, pool: type
     else:
         ended = _processes(setup, out, closed, waiting, clock)
     database = out / "aggregator" / "job.sqlite"
-    job = outcome(database, setup.learning.average_last, rounds[-1].round)
+    job = outcome(database, setup.aggregation.average_last, rounds[-1].round)
     final = score(setup.evaluator, spec, setup.data.test, thetas[0], rng)
     facts = report.Facts(
         model=spec.name,
@@ -109,7 +109,7 @@ def _virtual(
     setup: Setup, out: Path, closed: Closed, waiting: Waiting, clock: list[float], pool: type[Pool] | type[Threads]
 ) -> _Ended:
     asked = setup.asked
-    config = RunConfig("sim", out / "model.bundle", out / "aggregator", setup.rounds, setup.work, setup.learning)
+    config = RunConfig("sim", out / "model.bundle", out / "aggregator", setup.rounds, setup.training, setup.aggregation)
     faults = Faults(asked.cut, asked.crash)
     workers = min(asked.devices, max(1, (os.cpu_count() or 1) // asked.threads))
     with pool(setup.bundle, setup.parts, setup.runtimes.here, asked.threads, workers) as trains:
@@ -132,7 +132,7 @@ def _processes(setup: Setup, out: Path, closed: Closed, waiting: Waiting, clock:
         # A name of its own: a broker that others use too may retain the end of an earlier simulation.
         job=f"sim-{secrets.token_hex(4)}",
         parts=setup.parts,
-        settings={"rounds": setup.rounds, "work": setup.work, "learning": setup.learning},
+        settings={"rounds": setup.rounds, "training": setup.training, "aggregation": setup.aggregation},
         runtimes=setup.runtimes,
         threads=setup.asked.threads,
         broker=setup.broker,

@@ -15,13 +15,14 @@ from typing import Any, Final
 
 import numpy as np
 
-from aggregator.config import AggregateSettings, Rounds, WorkSettings
 from aggregator.presets import settings_of
+from aggregator.settings import AggregationConfig, RoundsConfig
 from edge_client.data import Dataset, TrainTest, check, doubtful_range
 from edge_client.runtimes import Runtime, open_runtime, require_graphs, targets
 from seedmask import bundle as bundles
 from seedmask.bundle import Bundle
 from seedmask.errors import UserError
+from seedmask.training import TrainingConfig
 from sim import datasets, partition
 from sim.bundles import BATCH, RUNTIMES, shipped
 from sim.datasets import own
@@ -92,9 +93,9 @@ class Setup:
     """
 
     asked: Parameters
-    rounds: Rounds
-    work: WorkSettings
-    learning: AggregateSettings
+    rounds: RoundsConfig
+    training: TrainingConfig
+    aggregation: AggregationConfig
     broker: tuple[str, int] | None
     bundle: Bundle
     data: TrainTest
@@ -117,7 +118,7 @@ def prepare(asked: Parameters, where: str) -> Setup:
     `where` names the place of an unknown knob in errors. Raises UserError: what was found, what was possible.
     """
     rounds = _checked(asked)
-    work, learning = settings_of(asked.preset, _completed(asked.knobs), where)
+    training, aggregation = settings_of(asked.preset, _completed(asked.knobs), where)
     runtimes = assign(asked.runtime, asked.pythons, asked.virtual)
     broker = _address(asked.broker)
     seed = asked.seed if asked.seed is not None else secrets.randbits(32)
@@ -141,11 +142,23 @@ def prepare(asked: Parameters, where: str) -> Setup:
     few = rng.permutation(len(data.test.y))[: asked.eval_examples or None]
     eval_set = datasets.subset(data.test, few)
     return Setup(
-        *(asked, rounds, work, learning, broker, bundle, data, parts, runtimes, evaluator, eval_set, seed, tuple(notes))
+        asked=asked,
+        rounds=rounds,
+        training=training,
+        aggregation=aggregation,
+        broker=broker,
+        bundle=bundle,
+        data=data,
+        parts=parts,
+        runtimes=runtimes,
+        evaluator=evaluator,
+        eval_set=eval_set,
+        seed=seed,
+        notes=tuple(notes),
     )
 
 
-def _checked(asked: Parameters) -> Rounds:
+def _checked(asked: Parameters) -> RoundsConfig:
     """Hold every number against its range, and return those of rounds. Raises UserError."""
     for name in ("devices", "rounds", "threads"):
         if getattr(asked, name) < 1:
@@ -170,7 +183,7 @@ def _checked(asked: Parameters) -> Rounds:
         if value is not None and not 0 <= value < 1 << most:
             raise UserError(f"`{name}` is 0 .. 2**{most} - 1, found {value}")
     try:
-        return Rounds(
+        return RoundsConfig(
             total=asked.rounds,
             devices=asked.devices,
             per_round=asked.per_round,
@@ -186,7 +199,7 @@ def _completed(knobs: Mapping[str, Any]) -> dict[str, Any]:
     """Return `knobs` with a kappa_max that a kappa fits below, where nobody named one."""
     completed = dict(knobs)
     if "kappa" in knobs and "kappa_max" not in knobs and isinstance(knobs["kappa"], int | float):
-        completed["kappa_max"] = max(float(knobs["kappa"]), WorkSettings().kappa_max)
+        completed["kappa_max"] = max(float(knobs["kappa"]), TrainingConfig().kappa_max)
     return completed
 
 

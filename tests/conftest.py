@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from edge_client.data import Dataset
+from seedmask import wire
 from seedmask.bundle import Bundle
 from seedmask.spec import Flatten, Linear, ModelSpec, ReLU, Tensor, scale_bits
 
@@ -21,6 +22,9 @@ with contextlib.suppress(ImportError):
     # No wall clock, and the same examples every time: a test that fails here fails on every machine.
     settings.register_profile("seedmask", deadline=None, derandomize=True)
     settings.load_profile("seedmask")
+
+
+wire.CHECK = True  # every frame that a test's own process makes is read again
 
 
 @pytest.fixture(scope="session")

@@ -21,8 +21,8 @@ import pytest
 import seedmask
 import sim
 from aggregator.broker import available
+from aggregator.history import outcome
 from aggregator.posterior import finished
-from aggregator.store import outcome
 from edge_client.data import Dataset
 from seedmask import Model, UserError, load_model
 from seedmask.bundle import Bundle, to_bytes

@@ -10,6 +10,7 @@ import pytest
 
 from aggregator.store import Store
 from seedmask import cli, model
+from seedmask.codec import counts
 from seedmask.mask import Theta
 from seedmask.spec import ModelSpec
 
@@ -24,9 +25,9 @@ def state(tmp_path: Path, tiny_spec: ModelSpec, no_sync: None) -> Path:
     folder = tmp_path / "state"
     store = Store(folder / "job.sqlite", "fashion", tiny_spec.digest, tiny_spec.canonical(), tiny_spec.d)
     for round_ in (1, 2, 3):
-        store.opened(round_, theta(tiny_spec, round_ - 1), (), 1)
-        store.closed(round_, theta(tiny_spec, round_), {"round": round_})
-    store.opened(4, theta(tiny_spec, 3), (), 1)
+        store.opened(round_, counts.encode(theta(tiny_spec, round_ - 1)), (), 1)
+        store.closed(round_, counts.encode(theta(tiny_spec, round_)), {"round": round_})
+    store.opened(4, counts.encode(theta(tiny_spec, 3)), (), 1)
     store.close()
     return folder
 
@@ -71,7 +72,7 @@ def test_any_round_and_the_mean_of_several(state: Path, tmp_path: Path, tiny_spe
 
 def test_a_job_is_named_by_its_settings_or_the_folder_above(state: Path, tmp_path: Path, tiny_spec: ModelSpec) -> None:
     settings = tmp_path / "run.toml"
-    settings.write_text('job = "fashion"\nbundle = "none"\nstate_dir = "state"\n[learning]\naverage_last = 2\n')
+    settings.write_text('job = "fashion"\nbundle = "none"\nstate_dir = "state"\n[aggregation]\naverage_last = 2\n')
     first, second = tmp_path / "first.smk", tmp_path / "second.smk"
     assert cli.main(["finalize", str(settings), "-o", str(first)]) == 0
     mean = theta(tiny_spec, 2).probability() + theta(tiny_spec, 3).probability()
@@ -121,7 +122,7 @@ def test_a_damaged_result_is_no_traceback(state: Path, tmp_path: Path, capsys: p
     import sqlite3
 
     with sqlite3.connect(state / "job.sqlite") as db:
-        db.execute("UPDATE rounds SET result = x'0102' WHERE round = 3")
+        db.execute("UPDATE thetas SET counts = x'0102' WHERE number = 3")
     db.close()
     assert cli.main(["finalize", str(state), "-o", str(tmp_path / "model.smk")]) == 2
     assert "damaged" in capsys.readouterr().err

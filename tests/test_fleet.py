@@ -15,9 +15,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from aggregator.config import AggregateSettings, Rounds, RunConfig, WorkSettings
+from aggregator.config import RunConfig
+from aggregator.history import Report
 from aggregator.presets import PRESETS
-from aggregator.store import Report
+from aggregator.settings import AggregationConfig, RoundsConfig
 from edge_client.client import Client, Identity, read_journal
 from edge_client.data import Dataset
 from edge_client.outbox import Outbox
@@ -27,6 +28,7 @@ from seedmask.bundle import Bundle
 from seedmask.errors import UserError
 from seedmask.io.files import append_json
 from seedmask.mask import Theta
+from seedmask.training import TrainingConfig
 from seedmask.wire import Announce
 from sim import report
 from sim.broker import MemoryLink, Wire
@@ -41,7 +43,7 @@ DEVICES, ROUNDS = 4, 4
 
 Made = Callable[..., Fleet]
 NONE = Faults()
-RANS, EXACT = WorkSettings(epochs=2, codec="rans"), AggregateSettings()
+RANS, EXACT = TrainingConfig(epochs=2, codec="rans"), AggregationConfig()
 
 
 @pytest.fixture(scope="module")
@@ -64,13 +66,13 @@ def made(tmp_path: Path, tiny_bundle: Bundle, parts: list[Dataset], pool: Pool, 
         seed: int = 1,
         faults: Faults = NONE,
         workers: Pool | Threads = pool,
-        work: WorkSettings = RANS,
-        learning: AggregateSettings = EXACT,
+        work: TrainingConfig = RANS,
+        aggregation: AggregationConfig = EXACT,
         **rounds: float,
     ) -> Fleet:
-        settings = Rounds(**{"total": ROUNDS, "devices": DEVICES, **rounds})  # type: ignore[arg-type]
+        settings = RoundsConfig(**{"total": ROUNDS, "devices": DEVICES, **rounds})  # type: ignore[arg-type]
         home = next(folders)
-        config = RunConfig("sim", tmp_path / "x", home / "state", settings, work, learning)
+        config = RunConfig("sim", tmp_path / "x", home / "state", settings, work, aggregation)
         return Fleet(config, home / "devices", tiny_bundle, parts, workers, "reference", seed, faults)
 
     return make
@@ -133,7 +135,7 @@ def test_a_fleet_deletes_nothing_and_refuses_a_folder_that_has_something_in_it(
     precious = tmp_path / which / "precious"
     precious.parent.mkdir()
     precious.write_text("years of work")
-    config = RunConfig("sim", tmp_path / "x", tmp_path / "state", Rounds(devices=DEVICES), RANS, EXACT)
+    config = RunConfig("sim", tmp_path / "x", tmp_path / "state", RoundsConfig(devices=DEVICES), RANS, EXACT)
     with pytest.raises(UserError, match=rf"{which} is not empty \(it has precious\); a fleet begins in a new folder"):
         Fleet(config, tmp_path / "devices", tiny_bundle, parts, pool, "reference", 1, NONE)
     assert precious.read_text() == "years of work"
@@ -150,18 +152,16 @@ def test_threads_train_to_the_same_bytes_as_processes(
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_trains_to_its_end(made: Made, tiny_data: Dataset, name: str) -> None:
     preset = PRESETS[name]
-    fleet = made(work=preset.work, learning=preset.learning)
+    fleet = made(work=preset.training, aggregation=preset.aggregation)
     summary = ran(fleet, tiny_data)
     assert [row["updates"] for row in history(summary)] == [DEVICES] * ROUNDS
     everything_is_answered(fleet)
 
 
 @pytest.mark.parametrize("faults", [NONE, Faults(crash=0.5)], ids=["quiet", "faults"])
-def test_stratified_uniforms_under_the_control_variate_train_to_the_end(
-    made: Made, tiny_data: Dataset, faults: Faults
-) -> None:
-    work = WorkSettings(epochs=2, codec="crn", stratified=True, keep_optimizer=True, rate_decay=0.1)
-    fleet = made(5, faults, work=work, learning=AggregateSettings(downlink=8, control_variate=True))
+def test_kept_optimisers_and_carried_counts_train_to_the_end(made: Made, tiny_data: Dataset, faults: Faults) -> None:
+    work = TrainingConfig(epochs=2, codec="rans", keep_optimizer=True, rate_decay=0.1)
+    fleet = made(5, faults, work=work, aggregation=AggregationConfig(downlink=8, carry=0.5))
     assert [row["updates"] for row in history(ran(fleet, tiny_data))] == [DEVICES] * ROUNDS
     everything_is_answered(fleet)
 

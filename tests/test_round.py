@@ -9,8 +9,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aggregator.config import Rounds
-from aggregator.posterior import Recipe
 from aggregator.round import (
     REMIND_SECONDS,
     Arrived,
@@ -33,22 +31,24 @@ from aggregator.round import (
     step,
     waiting_for,
 )
+from aggregator.settings import AggregationConfig, RoundsConfig
 from seedmask import wire
 from seedmask.chunks import transfer_id
-from seedmask.codec import Plan, by_id, counts, crn, delta, hmrc, packed, rans, relay
+from seedmask.codec import by_id, counts, delta, hmrc, packed, rans, relay
 from seedmask.errors import CodecError
 from seedmask.io.link import Connected, Disconnected, Refused
 from seedmask.mask import CLAMP, Mask, Theta
 from seedmask.shared import Shared
-from seedmask.wire import Phase, Presence, Status, Update, Work, basis
+from seedmask.training import TrainingConfig
+from seedmask.wire import Phase, Presence, Status, Update, basis
 
-WORK, COUNTS = Work(), Recipe()
+WORK, COUNTS = TrainingConfig(), AggregationConfig()
 JOB, MODEL, D, SEED = "fashion", bytes(range(32)), 300, 7
 NAMES = ["pi-1", "pi-2", "pi-3", "pi-4", "pi-5"]
 
 
-def job_of(devices: int = 3, work: Work = WORK, recipe: Recipe = COUNTS, **rounds: float) -> Job:
-    settings = Rounds(devices=devices, **{"total": 3, **rounds})  # type: ignore[arg-type]
+def job_of(devices: int = 3, work: TrainingConfig = WORK, recipe: AggregationConfig = COUNTS, **rounds: float) -> Job:
+    settings = RoundsConfig(devices=devices, **{"total": 3, **rounds})  # type: ignore[arg-type]
     return Job(JOB, MODEL, D, SEED, settings, work, recipe, Theta.even(D))
 
 
@@ -60,7 +60,7 @@ def update(of: Job, sender: str, coded: int = packed.ID, seed: int = 0, **change
     """What `sender` would send in the open round, with `changes`."""
     rng = np.random.default_rng([seed, of.round, NAMES.index(sender)])
     payloads = []
-    for _ in range(of.work.masks):
+    for _ in range(of.training.masks):
         mask = rng.integers(0, 2, D).astype(np.uint8)
         payloads.append((rans if coded == rans.ID else packed).encode(mask, of.theta))
     made = Update(of.round, basis(JOB, MODEL, of.theta.digest()), 100, 700_000, 60, coded, tuple(payloads))
@@ -72,7 +72,8 @@ def mask_of(made: Update, theta: Theta, index: int = 0) -> Mask:
 
 
 def arrived(made: Update, device: str) -> Arrived:
-    return Arrived(device, transfer_id(wire.encode(made)), made)
+    frame = wire.encode(made)
+    return Arrived(device, transfer_id(frame), made, frame)
 
 
 def coming(of: Job, *senders: str, **changes: object) -> list[Event]:
@@ -88,7 +89,7 @@ def after(job: Job, *events: Event) -> tuple[Job, list[Effect]]:
     return job, effects
 
 
-def open_job(devices: int = 3, work: Work = WORK, recipe: Recipe = COUNTS, **rounds: float) -> Job:
+def open_job(devices: int = 3, work: TrainingConfig = WORK, recipe: AggregationConfig = COUNTS, **rounds: float) -> Job:
     """With its first round open and `devices` devices online."""
     job, _ = after(job_of(devices, work, recipe, **rounds), *[presence(name) for name in NAMES[:devices]])
     assert job.phase is Phase.OPEN
@@ -230,7 +231,7 @@ def test_a_device_that_let_a_round_run_out_is_not_waited_for_again_until_it_is_h
 
 def test_a_minimum_that_the_devices_cannot_reach_is_refused() -> None:
     with pytest.raises(ValueError, match=r"minimum \(5\) cannot be above devices \(1\)"):
-        Rounds(devices=1, minimum=5)
+        RoundsConfig(devices=1, minimum=5)
 
 
 def test_more_correct_than_samples_is_invalid() -> None:
@@ -340,7 +341,7 @@ def thrifty(job: Job, *senders: str) -> list[Event]:
         rng = np.random.default_rng([NAMES.index(name), job.round])
         scores = (job.theta.logit() + rng.normal(0, 0.3, D)).astype(np.float32)
         shared = Shared(SEED, job.round, JOB, name)
-        coded = hmrc.draw(scores, job.theta, shared, rng, job.work.plan())
+        coded = hmrc.draw(scores, job.theta, shared, rng, job.training.plan())
         found.append(arrived(update(job, name, codec=hmrc.ID, payloads=(coded,)), name))
     return found
 
@@ -353,7 +354,7 @@ def test_the_first_round_is_told_whole() -> None:
 
 @pytest.mark.parametrize("by_samples", [False, True])
 def test_masks_that_are_shorter_than_theta_are_relayed_and_give_it(by_samples: bool) -> None:
-    first = open_job(3, recipe=Recipe(heaviest=1000 if by_samples else 0))
+    first = open_job(3, recipe=AggregationConfig(weighting="samples" if by_samples else "equal", max_samples=1000))
     job, _ = after(first, *thrifty(first, "pi-3", "pi-1", "pi-2"))
     assert job.delta[0] == relay.ID
     assert len(job.delta) < len(job.blob)
@@ -362,27 +363,17 @@ def test_masks_that_are_shorter_than_theta_are_relayed_and_give_it(by_samples: b
     assert (told.base, told.delta, told.delta_chunks) == (first.theta.digest(), transfer_id(job.delta), 2)
 
 
-@pytest.mark.parametrize(
-    ("recipe", "work"),
-    [
-        (Recipe(relay=False), WORK),
-        (Recipe(prior=1), WORK),
-        (Recipe(top=3, hysteresis=1), WORK),
-        (Recipe(step=900), WORK),
-        (Recipe(carry=1), WORK),
-        (COUNTS, replace(WORK, stratified=1)),
-    ],
-)
-def test_nothing_is_relayed_that_devices_could_not_add_up_or_should_not_see(recipe: Recipe, work: Work) -> None:
-    first = open_job(3, work, recipe)
-    updates = thrifty(first, *NAMES[:3]) if not work.stratified else coming(first, *NAMES[:3])
-    job, _ = after(first, *updates)
+@pytest.mark.parametrize("said", [{"relay": False}, {"prior": 1.5}, {"step": 0.9}, {"carry": 0.001}])
+def test_nothing_is_relayed_that_devices_could_not_add_up_or_should_not_see(said: dict[str, float]) -> None:
+    recipe = AggregationConfig(**said)  # type: ignore[arg-type]
+    first = open_job(3, recipe=recipe)
+    job, _ = after(first, *thrifty(first, *NAMES[:3]))
     assert job.round == 2
     assert job.delta[:1] != bytes([relay.ID])
 
 
 def test_levels_are_told_as_what_changed_where_that_is_shorter_than_the_masks() -> None:
-    first = open_job(3, recipe=Recipe(top=3))
+    first = open_job(3, recipe=AggregationConfig(downlink=4))
     second, _ = after(first, *coming(first, *NAMES[:3]))
     made_for = basis(JOB, MODEL, second.theta.digest())
     same = [replace(update(first, name), round=2, basis=made_for) for name in NAMES[:3]]
@@ -392,7 +383,7 @@ def test_levels_are_told_as_what_changed_where_that_is_shorter_than_the_masks() 
     assert delta.decode(third.delta, second.theta).digest() == third.theta.digest()
 
 
-# --- several masks, weights, strata ---
+# --- several masks, weights ---
 
 
 def test_every_mask_of_an_update_counts() -> None:
@@ -407,7 +398,7 @@ def test_every_mask_of_an_update_counts() -> None:
 
 def test_a_device_with_more_examples_counts_more_if_the_job_says_so() -> None:
     for by_samples, top in ((True, 4), (False, 2)):
-        job = open_job(2, recipe=Recipe(heaviest=1000 if by_samples else 0))
+        job = open_job(2, recipe=AggregationConfig(weighting="samples" if by_samples else "equal", max_samples=1000))
         one, three = update(job, "pi-1", samples=100), update(job, "pi-2", samples=300)
         after_it, _ = after(job, arrived(one, "pi-1"), arrived(three, "pi-2"))
         assert after_it.theta.top == top
@@ -416,61 +407,12 @@ def test_a_device_with_more_examples_counts_more_if_the_job_says_so() -> None:
         assert np.array_equal(after_it.theta.level, total)
 
 
-def test_under_strata_everybody_is_named_and_each_masks_uniforms_are_those_of_its_place() -> None:
-    job = open_job(3, replace(WORK, stratified=1, codec=crn.ID))
-    assert job.selected == announcement(job, 1).selected == tuple(NAMES[:3])
-    scores = np.random.default_rng(1).normal(0, 1, D).astype(np.float32)
-    rng, events, masks = np.random.default_rng(0), [], []
-    for k, name in enumerate(NAMES[:3]):
-        shared = Shared(SEED, 1, JOB, name, 0, (k, 3))
-        coded = crn.draw(scores, job.theta, shared, rng, Plan())
-        masks.append(crn.decode(coded, job.theta, shared))
-        events.append(arrived(update(job, name, codec=crn.ID, payloads=(coded,)), name))
-    found, _ = after(job, *events)
-    assert np.array_equal(found.theta.level, np.sum(masks, axis=0))
-    # Three strata: the number of ones is three times the probability, but for rounding to a whole number.
-    assert np.abs(found.theta.level - 3 / (1 + np.exp(-scores.astype(float)))).max() < 1.001
-
-
-def test_a_stratified_round_is_not_widened_and_makes_do_with_what_came_after_another_deadline() -> None:
-    job, _ = after(
-        job_of(3, replace(WORK, stratified=1), per_round=2, minimum=2, deadline_s=60), *map(presence, NAMES[:3])
-    )
-    gone, stays = job.selected
-    job, _ = after(job, arrived(update(job, stays), stays), presence(gone, online=False))
-    asked = job.selected
-    job, effects = after(job, Ticked(60.0), Ticked(119.0))
-    assert not {Widened, Closed} & set(kinds(effects))
-    assert job.selected == asked
-    job, effects = after(job, Ticked(121.0))
-    assert Closed in kinds(effects)
-
-
-def test_devices_that_learn_nothing_leave_theta_where_it_is_under_the_control_variate() -> None:
-    """The whole way: crn, strata, three rounds; without the control variate the same masks move theta."""
-    for recipe, stays in ((Recipe(top=255, control_variate=True), True), (Recipe(top=255), False)):
-        job = open_job(3, replace(WORK, stratified=1, codec=crn.ID), recipe, total=9)
-        job = replace(job, theta=Theta(np.arange(D, dtype=np.uint16) % 200 + 20, 255))
-        first = job.theta
-        for _ in range(3):
-            events = []
-            for k, name in enumerate(NAMES[:3]):
-                shared = Shared(SEED, job.round, JOB, name, 0, (k, 3))
-                coded = crn.draw(job.theta.logit(), job.theta, shared, np.random.default_rng(0), Plan())
-                events.append(arrived(update(job, name, codec=crn.ID, payloads=(coded,)), name))
-            job, _ = after(job, *events)
-        assert job.round == 4
-        moved = np.abs(job.theta.q16().astype(int) - first.q16()) / 65536
-        assert bool(moved.mean() < 0.001) is stays
-        assert bool(moved.mean() > 0.1) is not stays
-
-
 # --- what becomes of an update ---
 
 
 @pytest.mark.parametrize("codec", [packed.ID, rans.ID])
 def test_a_good_update_of_either_codec_is_accepted(codec: int) -> None:
-    job = open_job(2, replace(WORK, codec=rans.ID))  # packed may stand in for any
+    job = open_job(2, replace(WORK, codec=rans.NAME))  # packed may stand in for any
     job, effects = after(job, arrived(update(job, "pi-1", codec), "pi-1"))
     assert status_of(effects) is Status.ACCEPTED
     assert job.posterior.masks == 1
@@ -522,7 +464,7 @@ def test_every_other_update_gets_the_receipt_that_says_why(
     changes: dict[str, object], status: Status, reason: str
 ) -> None:
     job = open_job(2)
-    after_it, effects = after(job, Arrived("pi-1", bytes(16), update(job, "pi-1", **changes)))  # type: ignore[arg-type]
+    after_it, effects = after(job, Arrived("pi-1", bytes(16), update(job, "pi-1", **changes), b""))  # type: ignore[arg-type]
     assert (status_of(effects), kinds(effects)) == (status, [Reply])
     assert reason_of(effects).startswith(reason)
     assert after_it is job
@@ -641,7 +583,7 @@ def test_every_update_gets_one_receipt_and_is_stored_before_it(script: list[obje
     for item in script:
         if isinstance(item, tuple):
             device, sender, changes, seed = item
-            event: Event = Arrived(sender, bytes([seed]) * 16, update(job, device, seed=seed, **changes))
+            event: Event = Arrived(sender, bytes([seed]) * 16, update(job, device, seed=seed, **changes), b"")
         elif isinstance(item, bool):
             event = presence("pi-2", online=item)
         else:

@@ -21,7 +21,7 @@ from seedmask.spec import Conv2d, Flatten, GroupNorm, Linear, MaxPool2d, ModelSp
 settings.register_profile("no clock", deadline=None)
 settings.load_profile("no clock")
 
-VECTORS = json.loads((Path(__file__).parent / "vectors" / "v2.json").read_text())
+VECTORS = json.loads((Path(__file__).parent / "vectors" / "v3.json").read_text())
 
 MODEL = ModelSpec(
     name="net",

@@ -17,12 +17,13 @@ from hypothesis import strategies as st
 
 from seedmask import chunks, errors, topics, wire
 from seedmask.errors import ChecksumError, FieldError, KindError, LimitError, ProtocolError
-from seedmask.wire import Announce, Chunk, Heartbeat, Message, Phase, Presence, Receipt, Status, Update, Work
+from seedmask.training import OPTIONS, TrainingConfig
+from seedmask.wire import Announce, Chunk, Heartbeat, Message, Phase, Presence, Receipt, Status, Update
 
 settings.register_profile("no clock", deadline=None)
 settings.load_profile("no clock")
 
-GOLDEN = json.loads((Path(__file__).parent / "vectors" / "v2.json").read_text())["frames"]
+GOLDEN = json.loads((Path(__file__).parent / "vectors" / "v3.json").read_text())["frames"]
 
 NAMES = st.from_regex(r"[a-z0-9][a-z0-9-]{0,62}", fullmatch=True)
 U8, U16, U32, U64 = (st.integers(0, (1 << bits) - 1) for bits in (8, 16, 32, 64))
@@ -31,14 +32,14 @@ B16, B32 = st.binary(min_size=16, max_size=16), st.binary(min_size=32, max_size=
 
 
 @st.composite
-def some_work(draw: Any) -> Work:
+def some_work(draw: Any) -> TrainingConfig:
     """Any work that can travel: each option at its default or anywhere in its range."""
     said = {}
-    for name, least, most in wire._OPTIONS.values():
+    for one in OPTIONS.values():
         if draw(st.booleans()):
-            said[name] = draw(st.integers(least, most))
-    work = Work(**said)
-    return work if work.kappa <= work.kappa_max else replace(work, kappa=work.kappa_max)
+            said[one.name] = one.value(draw(st.integers(*one.span)))
+    low, high = sorted((said.get("kappa", 5.0), said.get("kappa_max", 24.0)))
+    return TrainingConfig(**{**said, "kappa": low, "kappa_max": high})
 
 
 def positive(numbers: st.SearchStrategy[int]) -> st.SearchStrategy[int]:
@@ -54,15 +55,13 @@ def some_chunk(draw: Any) -> Chunk:
 
 @st.composite
 def some_announce(draw: Any) -> Announce:
-    work, phase = draw(some_work()), draw(st.sampled_from(Phase))
+    training, phase = draw(some_work()), draw(st.sampled_from(Phase))
     selected = draw(st.lists(NAMES, max_size=5))
-    if work.stratified:
-        selected = sorted({*selected, "pi"} if phase is Phase.OPEN else set(selected))
     chunks = draw(st.integers(0, 3))
     delta = (bytes(16), bytes(16), 0) if not chunks else (draw(B16.filter(any)), draw(B16.filter(any)), chunks)
     return Announce(
         *(draw(NAMES), draw(U32), draw(U32), phase, draw(B32), draw(B16), draw(B16), draw(U16), *delta, draw(U32)),
-        *(work, tuple(selected), draw(TEXT)),
+        *(training, tuple(selected), draw(TEXT)),
     )
 
 
@@ -83,7 +82,7 @@ MESSAGES = st.one_of(*KINDS.values())
 
 def sealed(kind: int, body: bytes) -> bytes:
     """A frame with a valid CRC around any body."""
-    frame = b"SM" + bytes([2, kind]) + body
+    frame = b"SM" + bytes([3, kind]) + body
     return frame + struct.pack("<I", zlib.crc32(frame))
 
 
@@ -172,12 +171,31 @@ def test_random_bytes_are_no_message(frame: bytes) -> None:
         Update(1, bytes(16), 1, 0, 0, 128, (b"",)),
         Chunk(bytes(16), 10, 4, 2, 3, b"ijk"),
         Chunk(bytes(16), 10, 4, 2, 3, b"i"),
+        Chunk(bytes(16), 10, 4, 3, 3, b""),
+        Chunk(bytes(16), 10, 0, 0, 1, b""),
+        Chunk(bytes(16), 0, 4, 0, 0, b""),
+        Chunk(bytes(16), 10, 4, 2, 4, b"ij"),
     ],
     ids=repr,
 )
-def test_a_message_that_nobody_would_accept_is_a_bug_at_home(message: Message) -> None:
+@pytest.mark.parametrize("check", [True, False])
+def test_a_message_that_nobody_would_accept_is_a_bug_at_home(
+    message: Message, check: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wire, "CHECK", check)
     with pytest.raises(ValueError, match=r"\w"):
         wire.encode(message)
+
+
+def test_the_check_reads_what_was_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A status that there is not is something that only the check finds."""
+    wrong = Receipt("a", 1, bytes(16), 9, "")  # type: ignore[arg-type]
+    assert wire.CHECK
+    with pytest.raises(ValueError, match=r"Receipt that nobody would accept: receipt status 9 is unknown"):
+        wire.encode(wrong)
+    monkeypatch.setattr(wire, "CHECK", False)
+    with pytest.raises(KindError, match="receipt status 9 is unknown"):
+        wire.decode(wire.encode(wrong))
 
 
 def test_expect_names_both_kinds() -> None:
@@ -191,15 +209,15 @@ def test_expect_names_both_kinds() -> None:
 
 
 LEAST = Announce(
-    *("j", 1, 1, Phase.OPEN, bytes(32), bytes(16), bytes(16), 1, bytes(16), bytes(16), 0, 0, Work(), (), "")
+    *("j", 1, 1, Phase.OPEN, bytes(32), bytes(16), bytes(16), 1, bytes(16), bytes(16), 0, 0, TrainingConfig(), (), "")
 )
 AT = len(wire.encode(LEAST)) - 4 - 2 - 2 - 1  # of the number of options: behind it two empty lists and the CRC
 
 
-def told(options: bytes, selected: bytes = b"\0\0") -> Message:
+def told(options: bytes) -> Message:
     """An announcement with these bytes for its work."""
     frame = wire.encode(LEAST)
-    return wire.decode(sealed(1, frame[4:AT] + options + selected + b"\0\0"))
+    return wire.decode(sealed(1, frame[4:AT] + options + bytes(4)))
 
 
 def option(number: int, value: int) -> bytes:
@@ -212,25 +230,22 @@ def test_the_default_work_is_one_byte() -> None:
 
 
 def test_every_field_of_work_is_an_option() -> None:
-    assert [name for name, _, _ in wire._OPTIONS.values()] == [f.name for f in fields(Work)]
-    assert list(wire._OPTIONS) == list(range(1, len(wire._OPTIONS) + 1))
+    assert [one.name for one in OPTIONS.values()] == [f.name for f in fields(TrainingConfig)]
+    assert list(OPTIONS) == sorted(set(range(1, 19)) - {10, 15})  # those two were version 2's
 
 
-@pytest.mark.parametrize("number", wire._OPTIONS)
+@pytest.mark.parametrize("number", OPTIONS)
 def test_each_option_travels_alone_and_only_within_its_range(number: int) -> None:
-    name, least, most = wire._OPTIONS[number]
-    default = getattr(Work(), name)
+    one = OPTIONS[number]
+    name, (least, most), default = one.name, one.span, one.number(one.default)
     with pytest.raises(FieldError, match=f"{name} is {default} without being said"):
         told(b"\1" + option(number, default))
     for value in {least, most} - {default}:
-        work = Work(**{name: value})
-        more = {"kappa": 1} if name == "kappa_max" and value < Work().kappa else {}
-        more = {"kappa_max": most} if name == "kappa" and value > Work().kappa_max else more
-        work = replace(work, **more)
-        selected = ("pi",) if work.stratified else ()
-        assert wire.decode(wire.encode(replace(LEAST, work=work, selected=selected))) == replace(
-            LEAST, work=work, selected=selected
-        )
+        said = {name: one.value(value)}
+        more = {"kappa": 0.001} if name == "kappa_max" and value == least else {}
+        more = {"kappa_max": 1000} if name == "kappa" and value == most else more
+        announce = replace(LEAST, training=TrainingConfig(**{**more, **said}))
+        assert wire.decode(wire.encode(announce)) == announce
     for value in (least - 1, most + 1):
         if not 0 <= value < 1 << 32:
             continue
@@ -241,13 +256,14 @@ def test_each_option_travels_alone_and_only_within_its_range(number: int) -> Non
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (b"\1" + option(0, 1), "option 0 of the work is unknown; known: 1 .. 18"),
-        (b"\1" + option(19, 1), "option 19 of the work is unknown"),
-        (b"\1" + option(255, 1), "option 255 of the work is unknown"),
+        (b"\1" + option(0, 1), "training option 0 is unknown; known: 1, 2, .*, 18"),
+        (b"\1" + option(10, 1), "training option 10 is unknown"),
+        (b"\1" + option(15, 1), "training option 15 is unknown"),
+        (b"\1" + option(19, 1), "training option 19 is unknown"),
+        (b"\1" + option(255, 1), "training option 255 is unknown"),
         (b"\2" + option(2, 1) + option(1, 1), "ascending order, found 1 after 2"),
         (b"\2" + option(1, 1) + option(1, 2), "ascending order, found 1 after 1"),
-        (b"\1" + option(12, 30_000), "kappa 30000 is above kappa_max 24000"),
-        (b"\1" + option(15, 1), "the selected devices are listed"),
+        (b"\1" + option(12, 30_000), r"kappa \(30\) cannot be above kappa_max \(24\)"),
     ],
 )
 def test_other_options_are_named_and_refused(options: bytes, says: str) -> None:
@@ -255,21 +271,13 @@ def test_other_options_are_named_and_refused(options: bytes, says: str) -> None:
         told(options)
 
 
-@pytest.mark.parametrize("names", [("b", "a"), ("a", "a")])
-def test_strata_need_the_devices_in_order_each_once(names: tuple[str, ...]) -> None:
-    listed = struct.pack("<H", 2) + b"".join(b"\1" + name.encode() for name in names)
-    with pytest.raises(FieldError, match="listed in order, each once"):
-        told(b"\1" + option(15, 1), listed)
-    assert told(b"\0", listed) == replace(LEAST, selected=names)
-
-
 @given(some_work())
-def test_work_has_one_form_and_it_is_the_shortest(work: Work) -> None:
-    announce = replace(LEAST, work=work, selected=("pi",) if work.stratified else ())
+def test_work_has_one_form_and_it_is_the_shortest(work: TrainingConfig) -> None:
+    announce = replace(LEAST, training=work)
     frame = wire.encode(announce)
-    changed = sum(getattr(work, f.name) != getattr(Work(), f.name) for f in fields(Work))
+    changed = sum(getattr(work, f.name) != getattr(TrainingConfig(), f.name) for f in fields(TrainingConfig))
     assert frame[AT] == changed
-    assert len(frame) == len(wire.encode(replace(announce, work=Work()))) + 5 * changed
+    assert len(frame) == len(wire.encode(replace(announce, training=TrainingConfig()))) + 5 * changed
     assert wire.decode(frame) == announce
 
 
@@ -290,14 +298,14 @@ def test_half_an_offer_of_a_delta_is_no_announcement(base: bytes, delta: bytes, 
 
 
 def test_a_device_chooses_its_kappa_within_the_jobs_bounds() -> None:
-    work = Work(kappa=6000, kappa_max=12_000, max_blocks=9)
+    work = TrainingConfig(kappa=6.0, kappa_max=12.0, max_blocks=9)
     assert [work.plan(wish).kappa for wish in (None, 1.0, 7.5, 99.0)] == [6.0, 6.0, 7.5, 12.0]
     assert work.plan().max_blocks == 9
 
 
 def test_the_rate_shrinks_by_the_same_share_each_round() -> None:
-    assert [Work().rate(round_) for round_ in (1, 2, 50)] == [0.1] * 3
-    halved = Work(learning_rate=200_000, rate_decay=500_000)
+    assert [TrainingConfig().rate(round_) for round_ in (1, 2, 50)] == [0.1] * 3
+    halved = TrainingConfig(learning_rate=0.2, rate_decay=0.5)
     assert [halved.rate(round_) for round_ in (1, 2, 3)] == [0.2, 0.1, 0.05]
 
 
@@ -384,14 +392,14 @@ def test_what_cannot_be_split_is_a_bug_at_home(length: int, size: int) -> None:
 
 
 def test_topics_are_those_of_protocol_8() -> None:
-    assert topics.round_("j") == "seedmask/2/j/round"
-    assert topics.aggregator("j") == "seedmask/2/j/aggregator"
-    assert topics.theta("j", 3, 0) == "seedmask/2/j/theta/3/0"
-    assert topics.delta("j", 3, 0) == "seedmask/2/j/delta/3/0"
-    assert topics.theta("j", 3, "+") == "seedmask/2/j/theta/3/+"
-    assert topics.presence("j", "a") == "seedmask/2/j/d/a/presence"
-    assert topics.update("j", "+") == "seedmask/2/j/d/+/update"
-    assert topics.receipt("j", "a") == "seedmask/2/j/d/a/receipt"
+    assert topics.round_("j") == "seedmask/3/j/round"
+    assert topics.aggregator("j") == "seedmask/3/j/aggregator"
+    assert topics.theta("j", 3, 0) == "seedmask/3/j/theta/3/0"
+    assert topics.delta("j", 3, 0) == "seedmask/3/j/delta/3/0"
+    assert topics.theta("j", 3, "+") == "seedmask/3/j/theta/3/+"
+    assert topics.presence("j", "a") == "seedmask/3/j/d/a/presence"
+    assert topics.update("j", "+") == "seedmask/3/j/d/+/update"
+    assert topics.receipt("j", "a") == "seedmask/3/j/d/a/receipt"
 
 
 @given(NAMES, NAMES)
@@ -402,7 +410,7 @@ def test_the_device_is_read_back_from_its_topics(job: str, device: str) -> None:
 
 @pytest.mark.parametrize("device", ["+", "#", "", "A", "a b", "a\n", "a" * 64, "\u00e9"])
 def test_a_device_in_a_topic_that_cannot_be_a_name_is_nobody(device: str) -> None:
-    assert topics.device_of(f"seedmask/2/j/d/{device}/update") is None
+    assert topics.device_of(f"seedmask/3/j/d/{device}/update") is None
 
 
 TOPICS: list[Callable[[str], str]] = [topics.round_, topics.aggregator]

@@ -10,7 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
-from seedmask.codec import crn, hmrc, packed, rans
+from seedmask.codec import hmrc, packed, rans
 from seedmask.codec.plan import Plan
 from seedmask.errors import KindError
 from seedmask.mask import F32, Mask, Theta
@@ -43,7 +43,7 @@ class MaskCodec(Protocol):
         """
 
 
-CODECS: dict[int, MaskCodec] = {codec.ID: codec for codec in (packed, rans, hmrc, crn)}
+CODECS: dict[int, MaskCodec] = {codec.ID: codec for codec in (packed, rans, hmrc)}
 NAMES: dict[str, int] = {codec.NAME: codec.ID for codec in CODECS.values()}
 
 

@@ -1,4 +1,4 @@
-"""Weights in the order of a small number each, their bucket: what `rans` and `crn` group bits of equal odds by.
+"""Weights in the order of a small number each, their bucket: what `rans` groups bits of equal odds by.
 
 The order is that of a stable sort. It is kept by pieces that stay in the processor's cache, which makes sorting, and
 moving bits there and back, three times faster than one sort of millions.

@@ -1,4 +1,4 @@
-"""Codec 17, `delta`: theta's levels, coded under those that a device already holds, for the way down.  PROTOCOL 5.7.
+"""Codec 17, `delta`: theta's levels, coded under those that a device already holds, for the way down.  PROTOCOL 5.6.
 
 Theta moves little from round to round, so each weight's level is coded by rANS under frequencies of its own level of
 the round before. Worth it while both have few levels, since there is a row of frequencies for each.
@@ -29,13 +29,26 @@ def possible(theta: Theta, base: Theta) -> bool:
     return (theta.d, theta.e) == (base.d, base.e) and few
 
 
+def estimate(theta: Theta, base: Theta) -> int:
+    """Return about how many bytes `encode` gives, without coding a weight: frequencies and the levels' cross-entropy.
+
+    Raises ValueError where `encode` does.
+    """
+    _check(theta, base)
+    counts = _counts(theta.level, theta.top, _contexts(base))
+    frequency = _normalised(counts)
+    there = counts > 0
+    bits = float((counts[there] * np.log2(ans.TOTAL / frequency[there])).sum())
+    states = 2 * ans.lanes_of(theta.d)  # of the four bytes each, those that say nothing of the levels
+    return _HEAD.size + len(exact.put(theta.exact, base.exact)) + 2 * counts.size + states + int(bits / 8)
+
+
 def encode(theta: Theta, base: Theta) -> bytes:
     """u8 17 | base digest | u16 top | u16 clamp | u16 frequencies per level of the base that occurs | rANS payload.
 
     Exact values' differences, where there are any, stand behind the clamp, with their length.
     """
-    if not possible(theta, base):
-        raise ValueError(f"no delta of {theta.top + 1} levels on {base.top + 1}, {theta.d} weights on {base.d}")
+    _check(theta, base)
     contexts = _contexts(base)
     frequency = _rows(theta.level, theta.top, contexts)
     coded = ans.encode(theta.level, contexts, frequency)
@@ -67,6 +80,11 @@ def decode(payload: bytes, base: Theta) -> Theta:
     return Theta(level, top, clamp, values)
 
 
+def _check(theta: Theta, base: Theta) -> None:
+    if not possible(theta, base):
+        raise ValueError(f"no delta of {theta.top + 1} levels on {base.top + 1}, {theta.d} weights on {base.d}")
+
+
 def _contexts(base: Theta) -> npt.NDArray[np.intp]:
     """Of each weight the number of its level among those that occur, intp [d]."""
     there = np.bincount(base.level, minlength=base.top + 1) > 0
@@ -76,9 +94,17 @@ def _contexts(base: Theta) -> npt.NDArray[np.intp]:
 
 def _rows(level: npt.NDArray[Any], top: int, contexts: npt.NDArray[np.intp]) -> npt.NDArray[np.uint32]:
     """Frequencies of the levels 0 .. `top` by context, uint32 [contexts, top + 1]."""
+    return _normalised(_counts(level, top, contexts))
+
+
+def _normalised(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.uint32]:
+    return np.stack([ans.normalise(row) for row in counts])
+
+
+def _counts(level: npt.NDArray[Any], top: int, contexts: npt.NDArray[np.intp]) -> npt.NDArray[np.int64]:
+    """How often each level 0 .. `top` occurs by context, int64 [contexts, top + 1]."""
     columns = top + 1
     rows = int(contexts.max()) + 1
     cells = contexts * columns
     cells += level
-    counts = np.bincount(cells, minlength=rows * columns).reshape(rows, columns)
-    return np.stack([ans.normalise(row) for row in counts])
+    return np.bincount(cells, minlength=rows * columns).reshape(rows, columns).astype(np.int64, copy=False)

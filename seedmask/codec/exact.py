@@ -1,4 +1,4 @@
-"""Codec 20, `exact`: how far a model's exact values have come, as numbers of variable length.  PROTOCOL 5.10.
+"""Codec 20, `exact`: how far a model's exact values have come, as numbers of variable length.  PROTOCOL 5.9.
 
 A few hundred values (scales of a normalisation, a last layer's biases) that are trained as they are need no mask, and
 integers in units of 2**-12 need no agreement about floats. Devices send the difference to the round's values and so

@@ -1,9 +1,9 @@
-"""Codec 18, `relay`: theta as the masks that made it, each as its device coded it.  PROTOCOL 5.8.
+"""Codec 18, `relay`: theta as the masks that made it, each as its device coded it.  PROTOCOL 5.7.
 
 Who holds the probabilities of the round before can do what the aggregator did: decode everybody's masks and add them
 up. With `hmrc` that is a few hundredths of a bit per weight and device, less than theta itself by any coding, and theta
 need not be rounded for it. The idea is BiCompFL's (arXiv 2502.00206). Cost: a device decodes the masks of all others,
-and can read them; in a fleet whose devices must not see each other's masks it is switched off ([learning] relay).
+and can read them; in a fleet whose devices must not see each other's masks it is switched off ([aggregation] relay).
 Exact values come as their mean alone, which is as long as one device's.
 """
 
@@ -16,23 +16,19 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
 from seedmask.codec import by_id, exact, varint
 from seedmask.errors import CodecError, LimitError, ThetaMismatchError
-from seedmask.mask import I32, MAX_TOP, ONE, Mask, Theta
+from seedmask.mask import I32, ONE, Mask, Theta
+from seedmask.pooling import MAX_WEIGHT, Pooling, pool, weight_of
 from seedmask.shared import Shared
 
 ID = 18
 NAME = "relay"
 
 _HEAD: Final = struct.Struct("<B16sIHHIH")  # id, digest of the base, round, top, clamp, heaviest, devices
-MAX_WEIGHT: Final = 1 << 22
-"""What a mask may weigh at most, so that sums of all masks fit."""
 MAX_WORK: Final = 1 << 30
 """Masks times weights that a relay may make its reader decode: some seconds of `hmrc` on one core."""
-FINE: Final = 255
-"""Levels above zero that are enough where exact ones would be more than this, and more than there are masks."""
 
 
 @dataclass(frozen=True)
@@ -43,36 +39,6 @@ class Part:
     samples: int
     codec: int
     payloads: tuple[bytes, ...]
-
-
-@dataclass(frozen=True)
-class Pooling:
-    """How masks are added up: `top` of the levels, 0: exact counts; how much a mask may weigh.
-
-    `heaviest` 0: every mask weighs the same; else as many as its device has samples, at most so many.
-    """
-
-    top: int
-    clamp: int
-    heaviest: int
-
-
-def pool(total: npt.NDArray[np.int64], weight: int, unit: int, masks: int, top: int, clamp: int) -> Theta:
-    """The next theta. `total` int64 [d]: sum of weight times mask; `weight` of all `masks`; `unit` divides each weight.
-
-    With `top` 0 the exact share where that has no more levels than masks, or than FINE; else the nearest level, halves
-    up.
-    """
-    if not top and (exact := weight // unit) <= min(max(masks, FINE), MAX_TOP):
-        return Theta((total // unit).astype(np.uint16), exact, clamp)
-    top = top or FINE
-    share = ((total << 16) + weight // 2) // weight
-    return Theta(((share * top + ONE // 2) >> 16).astype(np.uint16), top, clamp)
-
-
-def weight_of(samples: int, heaviest: int) -> int:
-    """What one mask of a device with `samples` examples weighs; `heaviest` as in Pooling."""
-    return min(samples, heaviest) if heaviest else 1
 
 
 def size(parts: Sequence[Part]) -> tuple[int, int]:

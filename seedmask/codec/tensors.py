@@ -1,4 +1,4 @@
-"""Codec 19, `tensors`: any mask by each tensor's number of ones; for the file of a finished model.  PROTOCOL 5.9.
+"""Codec 19, `tensors`: any mask by each tensor's number of ones; for the file of a finished model.  PROTOCOL 5.8.
 
 A reader of that file holds no probabilities, so the mask states how many ones each tensor has and then costs its
 entropy under these shares, plus one or two percent. What `rans` spends on lanes for speed would be several percent of a

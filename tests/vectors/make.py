@@ -1,8 +1,9 @@
-"""The golden vectors of protocol version 2: `python tests/vectors/make.py` writes v2.json, `--check` verifies it.
+"""The golden vectors of protocol version 3: `python tests/vectors/make.py` writes v3.json, `--check` verifies it.
 
-Literals that two implementations must agree on, and that only change together with the protocol's version; then this
-file gets a sibling, never an edit. `verify.mjs` beside it checks the JavaScript client against the same file. Nothing
-here is drawn from a library's generator: what is too long to store is a recipe over PROTOCOL 2's own words.
+Literals that two implementations must agree on. Version 3 is a draft: they may be edited, together with PROTOCOL and
+both implementations, until it is closed; then other bytes are a new version with a file of its own. `verify.mjs` beside
+this file checks the JavaScript client against the same literals. Nothing here is drawn from a library's generator: what
+is too long to store is a recipe over PROTOCOL 2's own words.
 
 Recipes. With u = uniforms16(uniforms_key(seed, 0, 0), d) and v = uniforms16(uniforms_key(seed, 0, 1), d):
 levels `spread` u * (top + 1) div 65536; `polarised` 0 where u < 26214, top where u >= 39322, between them
@@ -31,18 +32,21 @@ from typing import Any
 import numpy as np
 
 from seedmask import PROTOCOL_VERSION, bundle, chunks, codec, layers, mask, model, seed, spec, wire
-from seedmask.codec import Plan, ans, counts, crn, delta, exact, hmrc, packed, rans, relay, tensors, varint
+from seedmask.codec import Plan, ans, counts, delta, exact, hmrc, packed, rans, relay, tensors, varint
 from seedmask.errors import ProtocolError
+from seedmask.pooling import Pooling
 from seedmask.shared import Shared
+from seedmask.training import OPTIONS as TRAINING
+from seedmask.training import TrainingConfig
 
-FILE = Path(__file__).with_name("v2.json")
+FILE = Path(__file__).with_name("v3.json")
 LONG = 700
 SEED = 0x5EED_0123_4567_89AB
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Write or check the golden vectors.")
-    parser.add_argument("--check", action="store_true", help="compare with v2.json instead of writing it")
+    parser.add_argument("--check", action="store_true", help="compare with v3.json instead of writing it")
     if not parser.parse_args().check:
         FILE.write_text(text(vectors()), encoding="ascii")
         print(f"{FILE.name}: {FILE.stat().st_size} bytes")
@@ -54,8 +58,8 @@ def main() -> int:
 
 def vectors() -> dict[str, Any]:
     return {
-        "about": "Golden vectors of Seedmask protocol 2; tests/vectors/make.py says how to read them.",
-        "protocol": 2,
+        "about": "Golden vectors of Seedmask protocol 3, a draft; tests/vectors/make.py says how to read them.",
+        "protocol": 3,
         "generator": generator(),
         "tables": tables(),
         "shared": [shared_vector(**who) for who in SHARED],
@@ -218,7 +222,7 @@ CASES = [
 def case(d: int, top: int, clamp: int, levels: str, bits: str) -> dict[str, Any]:
     theta = make_theta(d, top, clamp, levels)
     m = make_mask(theta, bits)
-    coded = {"packed": packed.encode(m, theta), "rans": rans.encode(m, theta), "crn": crn.encode(m, theta, shared(d))}
+    coded = {"packed": packed.encode(m, theta), "rans": rans.encode(m, theta)}
     return {
         "d": d,
         "top": top,
@@ -239,28 +243,16 @@ def shared(d: int) -> Shared:
 
 
 SHARED: list[dict[str, Any]] = [
-    {"seed": SEED, "round": 1, "job": "job", "device": "dev", "index": 0, "stratum": None, "n": 9},
-    {"seed": SEED, "round": 1, "job": "job", "device": "dev", "index": 1, "stratum": None, "n": 9},
-    {
-        "seed": (1 << 64) - 1,
-        "round": (1 << 32) - 1,
-        "job": "a",
-        "device": "b-2",
-        "index": 0,
-        "stratum": None,
-        "n": 9001,
-    },
-    {"seed": SEED, "round": 1, "job": "job", "device": "dev", "index": 0, "stratum": (0, 1), "n": 9},
-    {"seed": SEED, "round": 1, "job": "job", "device": "dev", "index": 0, "stratum": (0, 3), "n": 9},
-    {"seed": SEED, "round": 1, "job": "job", "device": "another", "index": 0, "stratum": (2, 3), "n": 9},
-    {"seed": SEED, "round": 2, "job": "job", "device": "dev", "index": 0, "stratum": (65534, 65535), "n": 1000},
+    {"seed": SEED, "round": 1, "job": "job", "device": "dev", "index": 0, "n": 9},
+    {"seed": SEED, "round": 1, "job": "job", "device": "dev", "index": 1, "n": 9},
+    {"seed": (1 << 64) - 1, "round": (1 << 32) - 1, "job": "a", "device": "b-2", "index": 0, "n": 9001},
+    {"seed": SEED, "round": 2, "job": "job", "device": "another", "index": 0, "n": 1000},
 ]
 
 
 def shared_vector(n: int, **who: Any) -> dict[str, Any]:
     found = le16(Shared(**who).uniforms(n))
-    stratum = None if who["stratum"] is None else list(who["stratum"])
-    return {**who, "seed": f"{who['seed']:016x}", "stratum": stratum, "n": n, "values": blob(found)}
+    return {**who, "seed": f"{who['seed']:016x}", "n": n, "values": blob(found)}
 
 
 # d, top, clamp, levels, kappa, most blocks
@@ -331,9 +323,9 @@ def delta_vector(d: int, base_top: int, base_levels: str, top: int, levels: str)
 # d, top, heaviest, then of each device its samples and codecs of its masks; the masks are those of the base, drawn
 # with uniforms16(uniforms_key(seed, 1, n), d), n counting the masks from 0, and for `hmrc` bytes of the same numbers.
 RELAYS: list[tuple[int, int, int, list[tuple[int, tuple[int, ...]]]]] = [
-    (7, 0, 0, [(5, (1,)), (6, (2,)), (7, (4,))]),
+    (7, 0, 0, [(5, (1,)), (6, (2,)), (7, (2,))]),
     (300, 0, 1 << 22, [(2000, (3,)), (1000, (3, 3)), (500, (1,))]),
-    (300, 3, 1500, [(2000, (3,)), (999, (1,)), (1, (4,))]),
+    (300, 3, 1500, [(2000, (3,)), (999, (1,)), (1, (2,))]),
     (4099, 0, 1 << 22, [((1 << 32) - 1, (3,)), (65537, (2,))]),
 ]
 
@@ -342,7 +334,7 @@ def relay_parts(base: mask.Theta, devices: list[tuple[int, tuple[int, ...]]]) ->
     parts, number = [], 0
     for at, (samples, codecs) in enumerate(devices):
         payloads = []
-        for index, which in enumerate(codecs):
+        for which in codecs:
             u = seed.uniforms16(seed.uniforms_key(SEED + base.d, 1, number), base.d)
             drawn = (u < base.q16()).astype(np.uint8)
             number += 1
@@ -352,7 +344,6 @@ def relay_parts(base: mask.Theta, devices: list[tuple[int, tuple[int, ...]]]) ->
                     1: lambda m=drawn: packed.encode(m, base),
                     2: lambda m=drawn: rans.encode(m, base),
                     3: lambda v=u, n=blocks: varint.put(n) + (v[:n] % 256).astype(np.uint8).tobytes(),
-                    4: lambda m=drawn, k=index, n=at: crn.encode(m, base, Shared(SEED + base.d, 9, "job", f"d-{n}", k)),
                 }[which]()
             )
         parts.append(relay.Part(f"d-{at}", samples, codecs[0], tuple(payloads)))
@@ -361,7 +352,7 @@ def relay_parts(base: mask.Theta, devices: list[tuple[int, tuple[int, ...]]]) ->
 
 def relay_vector(d: int, top: int, heaviest: int, devices: list[tuple[int, tuple[int, ...]]]) -> dict[str, Any]:
     base = make_theta(d, 10, 655, "spread")
-    payload = relay.encode(base, 9, relay.Pooling(top, 655, heaviest), relay_parts(base, devices))
+    payload = relay.encode(base, 9, Pooling(top, 655, heaviest), relay_parts(base, devices))
     theta = relay.decode(payload, base, SEED + d, "job")
     return {
         "d": d,
@@ -376,8 +367,8 @@ def relay_vector(d: int, top: int, heaviest: int, devices: list[tuple[int, tuple
 def relay_rejects() -> list[dict[str, Any]]:
     base = make_theta(7, 10, 655, "spread")
     parts = relay_parts(base, [(5, (1,)), (6, (1,))])
-    good = relay.encode(base, 9, relay.Pooling(0, 655, 0), parts)
-    first = len(relay.encode(base, 9, relay.Pooling(0, 655, 0), parts[:1])) - 31
+    good = relay.encode(base, 9, Pooling(0, 655, 0), parts)
+    first = len(relay.encode(base, 9, Pooling(0, 655, 0), parts[:1])) - 31
     tries = [
         ("no bytes", b""),
         ("another id", b"\x11" + good[1:]),
@@ -417,7 +408,7 @@ def exact_vector(
     base = replace(make_theta(d, base_top, 655, base_levels), exact=one)
     theta = replace(make_theta(d, top, 655, levels), exact=other)
     parts = relay_parts(base, [(5, (1,)), (6, (2,))])
-    relayed = relay.encode(base, 9, relay.Pooling(0, 655, 0), parts, other)
+    relayed = relay.encode(base, 9, Pooling(0, 655, 0), parts, other)
     return {
         "d": d,
         "seed": f"{SEED + d:016x}",
@@ -757,15 +748,12 @@ _A, _B, _C = bytes(range(32)), bytes(range(16, 32)), bytes(range(240, 256))
 _NONE = (bytes(16), bytes(16), 0)
 _announce = wire.Announce(
     *("digits", 1, 20, wire.Phase.OPEN, _A, _B, _C, 3, *_NONE, 90_000),
-    *(wire.Work(epochs=2, codec=2), ("phone-1", "pi-2"), "go"),
+    *(TrainingConfig(epochs=2, codec="rans"), ("phone-1", "pi-2"), "go"),
 )
-_every = wire.Work(
-    *(65535, 0xFFFFFFFF, 255, 1, 999_999, 1, 1, 0xFFFFFFFF, 0xFFFFFFFF, 0xFFFFFFFF),
-    *(255, 1_000_000, 1_000_000, 1 << 28, 1, 65535, 999_999),
-)
-_strata = wire.Announce(
+_every = TrainingConfig(**{one.name: one.value(one.span[1]) for one in TRAINING.values() if one.wire < 18})
+_delta = wire.Announce(
     *("digits", 7, 20, wire.Phase.OPEN, _A, _B, _C, 3, _B[::-1], _C[::-1], 1, 90_000),
-    *(wire.Work(codec=4, stratified=1), ("phone-1", "pi-2"), ""),
+    *(TrainingConfig(masks=2), ("phone-1", "pi-2"), ""),
 )
 _basis = wire.basis("digits", _A, _B)
 _update = wire.Update(1, _basis, 2000, 693_147, 1234, 2, (b"payload",))
@@ -775,14 +763,14 @@ _seven = make_theta(7, 10, 655, "spread")
 MESSAGES: dict[str, wire.Message] = {
     "announce": _announce,
     "announce, least": wire.Announce(
-        *("j", 0, 0, wire.Phase.WAITING, bytes(32), bytes(16), bytes(16), 0, *_NONE, 0, wire.Work(), (), "")
+        *("j", 0, 0, wire.Phase.WAITING, bytes(32), bytes(16), bytes(16), 0, *_NONE, 0, TrainingConfig(), (), "")
     ),
     "announce, greatest": wire.Announce(
         *("z" * 63, 0xFFFFFFFF, 0xFFFFFFFF, wire.Phase.DONE, b"\xff" * 32, b"\xff" * 16, b"\xff" * 16, 65535),
         *(b"\xff" * 16, b"\xff" * 16, 65535, 0xFFFFFFFF, _every, ("0" * 63,), "\u00e9\u4e2d\U0001f331\ufeff"),
     ),
-    "announce, a delta and strata": _strata,
-    "announce, a rate of exact values": replace(_announce, work=wire.Work(exact_rate=0xFFFFFFFF)),
+    "announce, a delta": _delta,
+    "announce, a rate of exact values": replace(_announce, training=TrainingConfig(exact_rate=0xFFFFFFFF / 1e6)),
     "update": _update,
     "update, empty payload": replace(_update, payloads=(b"",), samples=1, loss=0, correct=0, codec=1),
     "update, a mask": replace(
@@ -817,13 +805,16 @@ def bases() -> list[dict[str, Any]]:
 
 def plain(value: Any) -> Any:
     """A message as JSON: bytes in hexadecimal, `boot` as 16 digits, its type by name."""
+    if isinstance(value, TrainingConfig):
+        return {one.name: one.number(getattr(value, one.name)) for one in TRAINING.values()}
     if is_dataclass(value):
         made = {f.name: plain(getattr(value, f.name)) for f in fields(value)}
         if made.get("exact") == "":  # no such field on the wire either
             del made["exact"]
         if "boot" in made:
             made["boot"] = f"{made['boot']:016x}"
-        return made if isinstance(value, wire.Work) else {"type": type(value).__name__.lower(), **made}
+        made = {"work" if name == "training" else name: part for name, part in made.items()}
+        return {"type": type(value).__name__.lower(), **made}
     if isinstance(value, bytes):
         return value.hex()
     return [plain(item) for item in value] if isinstance(value, tuple) else value
@@ -919,6 +910,7 @@ def frame_rejects() -> list[tuple[str, bytes]]:
         ("other magic", b"SN" + good[2:]),
         ("version 0", good[:2] + b"\0" + good[3:]),
         ("version 1", good[:2] + b"\1" + good[3:]),
+        ("version 2", good[:2] + b"\2" + good[3:]),
         ("kind 0", sealed(0, b"")),
         ("kind 7", sealed(7, b"")),
         ("one bit of the body", good[:6] + bytes([good[6] ^ 1]) + good[7:]),
@@ -997,29 +989,24 @@ def work_rejects() -> list[tuple[str, bytes]]:
         number = bytes([len(options) if count is None else count])
         return sealed(1, body[:at] + number + said + body[at + 11 :])
 
-    defaults = [getattr(wire.Work(), f.name) for f in fields(wire.Work)]
+    defaults = {number: one.number(one.default) for number, one in TRAINING.items()}
     over = {1: 65536, 3: 256, 11: 256, 12: 1_000_001, 13: 1_000_001, 14: (1 << 28) + 1, 16: 65536}
-    over |= dict.fromkeys((4, 6, 7, 15), 2) | dict.fromkeys((5, 17), 1_000_000)
+    over |= dict.fromkeys((4, 6, 7), 2) | dict.fromkeys((5, 17), 1_000_000)
     return [
         ("an option 0", with_options((0, 1))),
         ("an unknown option", with_options((19, 1))),
+        ("an option of version 2, entropy", with_options((10, 1))),
+        ("an option of version 2, stratified", with_options((15, 1))),
         ("an unknown option among others", with_options((1, 2), (200, 1))),
         ("options in another order", with_options((3, 2), (1, 2))),
         ("an option twice", with_options((1, 2), (1, 2))),
         ("fewer options than said", with_options((1, 2), count=255)),
-        *[(f"option {n} at its default", with_options((n, value))) for n, value in enumerate(defaults, 1)],
+        *[(f"option {n} at its default", with_options((n, value))) for n, value in defaults.items()],
         *[(f"option {n} of 0", with_options((n, 0))) for n in (1, 2, 11, 12, 13, 18)],
         *[(f"option {n} above its range", with_options((n, value))) for n, value in sorted(over.items())],
         ("least kappa above the largest", with_options((12, 24_001))),
         ("largest kappa below the least", with_options((13, 4_999))),
-        ("strata without the devices' names", sealed(1, body_of(_strata)[:-23] + bytes(4))),
-        ("strata of devices in another order", sealed(1, body_of(_strata)[:-23] + NAMED_BACKWARDS + bytes(2))),
-        ("strata of one device twice", sealed(1, body_of(_strata)[:-23] + NAMED_TWICE + bytes(2))),
     ]
-
-
-NAMED_BACKWARDS = b"\2\0\4pi-2\7phone-1"
-NAMED_TWICE = b"\2\0\4pi-2\4pi-2"
 
 
 def mask_rejects() -> list[dict[str, Any]]:
@@ -1043,7 +1030,7 @@ def mask_rejects() -> list[dict[str, Any]]:
         (rans, one, "a share that is not that of the bits", stated(one, 2)),
         (rans, one, "a padding bit", padded(one)),
     ]
-    tries += crn_rejects() + hmrc_rejects()
+    tries += hmrc_rejects()
     out = []
     for c, t, why, data in tries:
         error = code_of(c.decode, data, t, shared(t.d))
@@ -1051,37 +1038,10 @@ def mask_rejects() -> list[dict[str, Any]]:
             {"why": why, "codec": c.ID, "level": t.level.tolist(), "top": t.top, "clamp": t.clamp}
             | {"payload": data.hex(), "error": error}
         )
-    error = code_of(codec.by_id, 5)
-    return [
-        *out,
-        {
-            "why": "an unknown codec",
-            "codec": 5,
-            "level": [1],
-            "top": 2,
-            "clamp": 655,
-            "payload": "",
-            "error": error,
-        },
-    ]
-
-
-def crn_rejects() -> list[tuple[Any, mask.Theta, str, bytes]]:
-    theta = make_theta(40, 2, 655, "spread")
-    coded = crn.encode(make_mask(theta, "drawn"), theta, shared(40))
-    used = len(np.unique(crn._BUCKET[np.abs(crn._LOGIT[shared(40).uniforms(40) >> 4] - crn._LOGIT[theta.q16() >> 4])]))
-    one = make_theta(1, 2, 655, "bottom")  # one bucket of one weight; a flip of it is raw
-    return [
-        (crn, theta, "no bytes", b""),
-        (crn, theta, "numbers only", coded[:used]),
-        (crn, theta, "all but the last byte", coded[:-1]),
-        (crn, theta, "a byte more", coded + b"\0"),
-        (crn, theta, "more flips than weights", b"\x29" + coded[1:]),
-        (crn, one, "a number not in its shortest form", b"\x80\0"),
-        (crn, one, "a number of six bytes", b"\xff" * 6),
-        (crn, one, "a number of 33 bits", b"\xff\xff\xff\xff\x1f"),
-        (crn, one, "a padding bit", b"\0\1"),
-    ]
+    for number, why in ((5, "an unknown codec"), (4, "a codec of version 2")):
+        some = {"level": [1], "top": 2, "clamp": 655, "payload": ""}
+        out.append({"why": why, "codec": number, **some, "error": code_of(codec.by_id, number)})
+    return out
 
 
 def hmrc_rejects() -> list[tuple[Any, mask.Theta, str, bytes]]:
