@@ -110,7 +110,7 @@ class AggregationConfig:
 
     @property
     def prior_q16(self) -> int:
-        """Return lambda - 1 in units of 2**-16."""
+        """Lambda - 1 in units of 2**-16."""
         return round((self.prior - 1) * ONE)
 
     @property
@@ -135,7 +135,7 @@ class AggregationConfig:
 
     @property
     def pooling(self) -> Pooling:
-        """What a device must know to add masks up as the aggregator does."""
+        """Parameters with which a device adds masks up as the aggregator does."""
         return Pooling(self.top, self.clamp_q16, self.heaviest)
 
     @property

@@ -119,7 +119,7 @@ class Knob:
 
     @property
     def range(self) -> str:
-        """What is possible, in words."""
+        """Possible values, in words."""
         if self.choices:
             return ", ".join(self.choices)
         if bool in self.kinds:

@@ -30,7 +30,12 @@ class TrainingConfig:
 
     epochs: int = knob(3, "passes over a device's data per round", least=1, most=65535, wire=1)
     learning_rate: float = knob(
-        *(0.1, "learning rate of the mask scores"), least=1 / MILLION, most=U32 / MILLION, scale=MILLION, wire=2
+        0.1,
+        "learning rate of the mask scores",
+        least=1 / MILLION,
+        most=U32 / MILLION,
+        scale=MILLION,
+        wire=2,
     )
     codec: str = knob(
         "hmrc",
@@ -91,7 +96,8 @@ class TrainingConfig:
         presets={"default": 65535, "thrifty": 65535},
     )
     rate_decay: float = knob(
-        *(0.0, "share of itself by which a learning rate shrinks each round"),
+        0.0,
+        "share of itself by which a learning rate shrinks each round",
         least=0,
         most=0.999_999,
         scale=MILLION,

@@ -194,7 +194,7 @@ def test_a_round_interrupted_by_a_kill_gives_the_counts_of_the_masks_that_were_s
 
 def decode_mask_sum(run: Simulation, rows: list[tuple[object, ...]]) -> np.ndarray:
     """The sum of the masks in stored frames of round 2."""
-    began = run.rows("SELECT theta FROM rounds WHERE round = 2")[0][0]
+    began = run.rows("SELECT counts FROM thetas WHERE number = 1")[0][0]
     assert isinstance(began, bytes)
     theta = counts.decode(began, small_spec().d)
     total = np.zeros(small_spec().d, int)

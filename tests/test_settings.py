@@ -313,7 +313,7 @@ def test_any_settings_are_taken_or_refused_as_the_users_error(
 
 
 def agreed(kind: type, value: Any) -> bool:
-    """Whether the loader takes `value`; if it does, so must the schema."""
+    """True if the loader takes `value`; the schema must take it too then."""
     jsonschema = pytest.importorskip("jsonschema")
     judge = jsonschema.Draft202012Validator(schema(kind, "here"))
     try:
