@@ -24,7 +24,8 @@ from seedmask.io.process import sigterm_interrupts
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
-    parser.epilog = "example of run.toml:\n\n" + "".join(f"    {line}\n" for line in EXAMPLE.splitlines())
+    lines = "".join(f"    {line}\n" for line in EXAMPLE.splitlines())
+    parser.epilog = f"example of run.toml (`seedmask settings` explains every key):\n\n{lines}"
     actions = parser.add_subparsers(dest="action", required=True, metavar="action")
     run = actions.add_parser("run", help="run a job; started again after a crash, it continues the same round")
     run.add_argument("--config", type=Path, required=True, metavar="run.toml", help="settings of this job")
@@ -50,11 +51,13 @@ def _run(options: argparse.Namespace) -> int:
         f"broker {config.broker.host}:{config.broker.port}",
         file=sys.stderr,
     )
-    work, learning = config.work, config.learning
+    training, aggregation = config.training, config.aggregation
     print(
-        f"{work.codec}, kappa {work.kappa:g}, {work.epochs} epochs, learning rate {work.learning_rate:g}, "
-        f"{'the mean network' if work.mean_epochs >= work.epochs else 'sampled masks'} in training; weighting "
-        f"{learning.weighting}, downlink {learning.downlink}, relay {'on' if learning.relay else 'off'}",
+        f"{training.codec}, kappa {training.kappa:g}, {training.epochs} epochs, "
+        f"learning rate {training.learning_rate:g}, "
+        f"{'the mean network' if training.mean_epochs >= training.epochs else 'sampled masks'} in training; "
+        f"weighting {aggregation.weighting}, downlink {aggregation.downlink}, "
+        f"relay {'on' if aggregation.relay else 'off'}",
         file=sys.stderr,
     )
     check(config.broker)

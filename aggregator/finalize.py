@@ -36,7 +36,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         "--average-last",
         type=int,
         metavar="N",
-        help="threshold the mean of N rounds (run.toml's [learning] average_last, else 1)",
+        help="threshold the mean of N rounds (run.toml's [aggregation] average_last, else 1)",
     )
     parser.add_argument("--force", action="store_true", help="overwrite FILE where it holds another model")
     parser.add_argument("--json", action="store_true", help="as JSON")
@@ -48,7 +48,7 @@ def _run(options: argparse.Namespace) -> int:
     database: Path = options.job
     if options.job.suffix == ".toml":
         config = settings.load(RunConfig, options.job)
-        database, average = config.state_dir / "job.sqlite", config.learning.average_last
+        database, average = config.state_dir / "job.sqlite", config.aggregation.average_last
     elif options.job.is_dir():
         database = _database(options.job)
     average = average if options.average_last is None else options.average_last

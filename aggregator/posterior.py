@@ -21,51 +21,16 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from aggregator.settings import AggregationConfig
 from seedmask.mask import CLAMP, I32, NO_EXACT, ONE, Mask, Theta
-from seedmask.pooling import FINE, MAX_WEIGHT, Pooling, pool
+from seedmask.pooling import FINE, MAX_WEIGHT, pool
 from seedmask.seed import fold, key_of, uniforms16
 
 I64 = npt.NDArray[np.int64]
 
-INITS: Final = ("half", "uniform", "normal")
 INIT_TOP: Final = 255
 INIT_STREAM: Final = 3
 """The aggregator's own stream, beside WEIGHTS and UNIFORMS of PROTOCOL 2: no two uses share a word."""
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How masks become the next theta; integers. The [learning] table says what each is for.
-
-    `top` of the levels that are published, 0: exact counts; `heaviest`: what a mask that weighs as its device's samples
-    weighs at most, 0: all weigh the same; `prior`: lambda - 1 in units of 2**-16; `carry` and `step` in thousandths;
-    `average`: rounds whose mean the finished model is the threshold of.
-    """
-
-    top: int = 0
-    heaviest: int = 0
-    prior: int = 0
-    carry: int = 0
-    clamp: int = CLAMP
-    step: int = 1000
-    average: int = 1
-    init: str = "half"
-    relay: bool = True
-
-    @property
-    def remembers(self) -> bool:
-        """Whether a round needs more of the one before than its theta."""
-        return bool(self.carry or self.step != 1000)
-
-    @property
-    def pooling(self) -> Pooling:
-        """What a device must know to add masks up as we do."""
-        return Pooling(self.top, self.clamp, self.heaviest)
-
-    @property
-    def pools(self) -> bool:
-        """Whether theta follows from a round's masks by `pooling` alone, and may be told that way."""
-        return self.relay and not (self.remembers or self.prior)
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,7 +124,7 @@ def start(init: str, seed: int, d: int, clamp: int = CLAMP, exact: I32 = NO_EXAC
 
 
 def conclude(
-    posterior: Posterior, recipe: Recipe, theta: Theta, memory: Memory | None = None
+    posterior: Posterior, recipe: AggregationConfig, theta: Theta, memory: Memory | None = None
 ) -> tuple[Theta, Memory | None]:
     """The next theta and what the round after will need, from the masks drawn under `theta` and what is remembered.
 
@@ -175,19 +140,19 @@ def conclude(
 
 
 def _probabilities(
-    posterior: Posterior, recipe: Recipe, theta: Theta, memory: Memory | None
+    posterior: Posterior, recipe: AggregationConfig, theta: Theta, memory: Memory | None
 ) -> tuple[Theta, Memory | None]:
-    if not (recipe.prior or recipe.remembers):
-        return pool(*posterior.sums, recipe.top, recipe.clamp), None
+    if not (recipe.prior_q16 or recipe.remembers):
+        return pool(*posterior.sums, recipe.top, recipe.clamp_q16), None
     before = memory.share if memory is not None else _share(theta)
     ones, masks = (memory.ones, memory.masks) if memory is not None else (np.zeros(theta.d, np.int64), 0)
     ones = ones + _divided(posterior.total << 16, posterior.weight) * posterior.masks
     masks = masks + posterior.masks * ONE
-    of = masks + 2 * recipe.prior
+    of = masks + 2 * recipe.prior_q16
     spare = max(0, of.bit_length() - 46)  # bits that 63 of them have no room for, after years of carrying over
-    mode = _divided((ones + recipe.prior) >> spare << 16, of >> spare)
-    share = np.clip(before + _divided((mode - before) * recipe.step, 1000), 0, ONE)
-    ones, masks = ones * recipe.carry // 1000, masks * recipe.carry // 1000
+    mode = _divided((ones + recipe.prior_q16) >> spare << 16, of >> spare)
+    share = np.clip(before + _divided((mode - before) * recipe.step_milli, 1000), 0, ONE)
+    ones, masks = ones * recipe.carry_milli // 1000, masks * recipe.carry_milli // 1000
     after = _levels(share, recipe)
     return after, Memory(share, ones, masks) if recipe.remembers else None
 
@@ -201,10 +166,10 @@ def finished(recent: tuple[Theta, ...]) -> tuple[Mask, I32]:
     return (2 * total >= len(recent) * ONE).astype(np.uint8), _divided(exact, len(recent)).astype(np.int32)
 
 
-def _levels(share: I64, recipe: Recipe) -> Theta:
+def _levels(share: I64, recipe: AggregationConfig) -> Theta:
     """Round `share` to the nearest level, half a level up."""
     top = recipe.top or FINE
-    return Theta(((share * top + ONE // 2) >> 16).astype(np.uint16), top, recipe.clamp)
+    return Theta(((share * top + ONE // 2) >> 16).astype(np.uint16), top, recipe.clamp_q16)
 
 
 def _share(theta: Theta) -> I64:

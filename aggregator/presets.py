@@ -1,8 +1,9 @@
-"""Named sets of knobs: values of the [work] and [learning] tables that a job begins with; its own keys override them.
+"""Named sets of settings: values of [training] and [aggregation] that a job begins with; its own keys override them.
 
 `paper` is FedPM (Isik et al., arXiv 2209.15328) as its authors published it, with their estimator, their optimiser that
 lives as long as the device, and their aggregation; only the masks are entropy coded, which theirs were by formula.
-`default` is what measured best (docs/learning.md), `thrifty` spends half of its bytes for a point less.
+`default` is what measured best (docs/learning.md), `thrifty` spends half of its bytes for a point less. Which value a
+setting has in which set is said where the setting is declared.
 """
 
 from __future__ import annotations
@@ -13,49 +14,69 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from aggregator.config import AggregateSettings, WorkSettings
+from aggregator.settings import AggregationConfig
 from seedmask.errors import UserError
 from seedmask.io import settings
+from seedmask.knobs import preset_of
+from seedmask.training import TrainingConfig
 
 
 @dataclass(frozen=True)
 class Preset:
     """Both tables."""
 
-    work: WorkSettings
-    learning: AggregateSettings
+    training: TrainingConfig
+    aggregation: AggregationConfig
 
 
-PRESETS: Final = {
-    "default": Preset(
-        WorkSettings(kappa=5.0, kl=3.0, mean_epochs=65535),
-        AggregateSettings(weighting="samples", clamp=0.002),
-    ),
-    "thrifty": Preset(
-        WorkSettings(kappa=24.0, kl=3.0, mean_epochs=65535),
-        AggregateSettings(weighting="samples", clamp=0.002),
-    ),
-    "paper": Preset(
-        WorkSettings(epochs=3, learning_rate=0.1, codec="rans", keep_optimizer=True, straight_through="theta"),
-        AggregateSettings(downlink="exact", weighting="equal", prior=1.0, carry=0.0, init="normal"),
-    ),
+MEANINGS: Final = {
+    "default": "what measured best",
+    "thrifty": "half of the bytes of default, for a point of accuracy less",
+    "paper": "FedPM as its authors published it",
 }
+PRESETS: Final = {
+    name: Preset(preset_of(TrainingConfig, name), preset_of(AggregationConfig, name)) for name in MEANINGS
+}
+
+RENAMED: Final = {"work": "training", "learning": "aggregation"}
+GONE: Final = ("stratified", "entropy", "control_variate", "hysteresis")
+GONE_CODECS: Final = ("crn",)
 
 
 def tables(name: object) -> dict[str, dict[str, Any]]:
-    """The tables of preset `name`, as a file would say them. Raises ValueError."""
+    """Return the tables of preset `name`, as a file would say them. Raises ValueError."""
     if not isinstance(name, str) or name not in PRESETS:
         near = difflib.get_close_matches(str(name), PRESETS, 1)
         hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(PRESETS)}"
         raise ValueError(f"preset {name!r} is unknown; {hint}")
-    preset: Mapping[str, Any] = asdict(PRESETS[name])
-    return dict(preset)
+    return asdict(PRESETS[name])
 
 
-def settings_of(name: str, changes: Mapping[str, Any], where: str) -> tuple[WorkSettings, AggregateSettings]:
-    """Preset `name` with `changes`, by key of either table. Raises UserError that names the nearest key."""
+def completed(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a file's `values`, with those of its preset wherever it says nothing.
+
+    Raises ValueError for what stood in earlier files and for what stands in another table, naming its place of today.
+    """
+    for old, new in RENAMED.items():
+        if old in values:
+            raise ValueError(f"table [{old}] is called [{new}] now")
+    begun = tables(values.get("preset", "default"))
+    said = {table: found for table in begun if isinstance(found := values.get(table, {}), Mapping)}
+    for table, found in said.items():
+        for key, value in found.items():
+            _refuse_gone(key, value)
+            place = next((other for other, known in begun.items() if key in known), table)
+            if place != table:
+                raise ValueError(f"{key} stands in [{place}], not in [{table}]")
+    return {**values, **{table: {**begun[table], **found} for table, found in said.items()}}
+
+
+def settings_of(name: str, changes: Mapping[str, Any], where: str) -> tuple[TrainingConfig, AggregationConfig]:
+    """Return preset `name` with `changes`, by key of either table. Raises UserError that names the nearest key."""
     try:
         both = tables(name)
+        for key, value in changes.items():
+            _refuse_gone(key, value)
     except ValueError as error:
         raise UserError(f"{where}: {error}") from None
     for key, value in changes.items():
@@ -66,6 +87,12 @@ def settings_of(name: str, changes: Mapping[str, Any], where: str) -> tuple[Work
             hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
             raise UserError(f"{where}: unknown key {key!r}; {hint}")
         table[key] = value
-    work = settings.build(WorkSettings, both["work"], where, Path())
-    learning = settings.build(AggregateSettings, both["learning"], where, Path())
-    return work, learning
+    training = settings.build(TrainingConfig, both["training"], where, Path())
+    return training, settings.build(AggregationConfig, both["aggregation"], where, Path())
+
+
+def _refuse_gone(key: str, value: Any) -> None:
+    """Raise ValueError for a setting of earlier versions that was measured and taken out."""
+    if key in GONE or (key == "codec" and value in GONE_CODECS):
+        what = f"codec {value!r}" if key == "codec" else key
+        raise ValueError(f"{what} is gone: measured, it cost more than it brought (docs/learning.md)")

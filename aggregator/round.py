@@ -14,8 +14,8 @@ from typing import Final, TypeAlias
 
 import numpy as np
 
-from aggregator.config import Rounds
-from aggregator.posterior import Memory, Posterior, Recipe, conclude, finished
+from aggregator.posterior import Memory, Posterior, conclude, finished
+from aggregator.settings import AggregationConfig, RoundsConfig
 from seedmask.chunks import transfer_id
 from seedmask.codec import by_id, counts, delta, exact, packed, relay
 from seedmask.errors import ProtocolError
@@ -23,7 +23,8 @@ from seedmask.io.link import Connected, Disconnected, Refused
 from seedmask.mask import I32, MAX_TOP, Mask, Theta
 from seedmask.pooling import weight_of
 from seedmask.shared import Shared
-from seedmask.wire import Announce, Phase, Presence, Receipt, Status, Update, Work, basis
+from seedmask.training import TrainingConfig
+from seedmask.wire import Announce, Phase, Presence, Receipt, Status, Update, basis
 
 REMIND_SECONDS: Final = 10.0
 
@@ -77,7 +78,7 @@ class Opened:
     selected: tuple[str, ...]
     quorum: int
     delta: bytes
-    work: Work
+    training: TrainingConfig
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,8 @@ Effect: TypeAlias = Opened | Widened | Counted | Reply | Closed | Publicise | Sa
 class Job:
     """All that the aggregator knows.
 
-    `seed`: the model's. `work` is the open round's, `wanted` that of the next one if the settings changed meanwhile.
+    `seed`: the model's. `training`: what the open round's devices do, `wanted`: what those of the next one do if the
+    settings changed meanwhile.
     `round` is the open round, or the last one while waiting or done; `theta` the probabilities it started from, or what
     came of it; `base` those of the round before, which its devices hold; `memory` what the last closed round left
     beside theta; `recent` the results of the last rounds that the finished model is the mean of. `blob`: theta, coded
@@ -163,11 +165,11 @@ class Job:
     model: bytes
     d: int
     seed: int
-    rounds: Rounds
-    work: Work
-    recipe: Recipe
+    rounds: RoundsConfig
+    training: TrainingConfig
+    recipe: AggregationConfig
     theta: Theta
-    wanted: Work | None = None
+    wanted: TrainingConfig | None = None
     phase: Phase = Phase.WAITING
     round: int = 0
     now: float = 0.0
@@ -267,7 +269,7 @@ def announcement(job: Job, chunks: int, delta_chunks: int = 0) -> Announce:
         delta=transfer_id(job.delta) if job.delta else bytes(16),
         delta_chunks=delta_chunks,
         deadline_ms=round(left * 1000),
-        work=job.work,
+        training=job.training,
         selected=job.selected,
         text="" if job.phase is Phase.OPEN else waiting_for(job),
     )
@@ -334,14 +336,14 @@ def _maybe_open(job: Job) -> Step:
     """Open the next round if enough devices are online; otherwise say what is missing."""
     if len(job.online) < job.rounds.devices:
         return job, [Publicise(theta=False), Say(waiting_for(job))]
-    job = replace(job, work=job.wanted or job.work)
+    job = replace(job, training=job.wanted or job.training)
     names = sorted(job.online)
     few = 0 < job.rounds.per_round < len(names)
     selected = tuple(sorted(_draw(job, names, job.rounds.per_round))) if few else ()
     quorum = min(job.rounds.quorum or len(selected or names), MAX_TOP)
     job = _opened(replace(job, round=job.round + 1), selected, quorum)
     return job, [
-        Opened(job.round, job.blob, selected, quorum, job.delta, job.work),
+        Opened(job.round, job.blob, selected, quorum, job.delta, job.training),
         Publicise(theta=True),
         Say(waiting_for(job)),
     ]
@@ -438,10 +440,10 @@ def _judge(job: Job, device: str, transfer: bytes, update: Update) -> tuple[Stat
         return Status.STALE, "made for another job or model, or under other probabilities than this round's"
     if job.selected and device not in job.selected:
         return Status.NOT_SELECTED, "not asked in this round"
-    if update.codec not in (job.work.codec, packed.ID):
-        return Status.INVALID, f"codec {update.codec}, the job asks for {job.work.codec}"
-    if len(update.payloads) != job.work.masks:
-        return Status.INVALID, f"{len(update.payloads)} mask(s), the job asks for {job.work.masks}"
+    if update.codec not in (job.training.codec_id, packed.ID):
+        return Status.INVALID, f"codec {update.codec}, the job asks for {job.training.codec_id}"
+    if len(update.payloads) != job.training.masks:
+        return Status.INVALID, f"{len(update.payloads)} mask(s), the job asks for {job.training.masks}"
     return Status.ACCEPTED, ""
 
 
@@ -451,7 +453,7 @@ def _folded(job: Job, device: str, update: Update) -> Posterior:
     weight = weight_of(update.samples, recipe.heaviest)
     for index, payload in enumerate(update.payloads):
         shared = Shared(job.seed, job.round, job.name, device, index)
-        posterior = posterior.fold(codec.decode(payload, job.theta, shared, job.work.max_blocks), weight)
+        posterior = posterior.fold(codec.decode(payload, job.theta, shared, job.training.max_blocks), weight)
     before = job.theta.exact
     return posterior.move(exact.decode(update.exact, before, exact.REACH).astype(np.int64) - before, weight)
 
@@ -469,7 +471,7 @@ def _counted(job: Job, device: str, transfer: bytes, update: Update, posterior: 
 def _close(job: Job, why: str) -> Step:
     theta, memory = conclude(job.posterior, job.recipe, job.theta, job.memory)
     blob = counts.encode(theta)
-    recent = (*job.recent, theta)[-job.recipe.average :]
+    recent = (*job.recent, theta)[-job.recipe.average_last :]
     effects: list[Effect] = [
         Closed(job.round, theta, blob, len(job.accepted), memory, *finished(recent)),
         Say(f"round {job.round} closed ({why}) with {job.posterior.masks} masks"),

@@ -71,7 +71,7 @@ class Server:
         self.config, self.spec, self.link, self.store = config, spec, link, store
         self.clock, self.boot = clock, boot
         # Coded worse than four bits a weight, an update is no mask of this model.
-        largest = config.work.masks * (spec.d // 2 + (1 << 16)) + exact.MAX_BYTES * spec.e
+        largest = config.training.masks * (spec.d // 2 + (1 << 16)) + exact.MAX_BYTES * spec.e
         self.inbox = Inbox(min(largest, wire.MAX_FRAME))
         # (round, chunks, chunks of the delta) whose probabilities are retained
         self._published: tuple[int, int, int] | None = None
@@ -86,20 +86,22 @@ class Server:
 
     def _resumed(self) -> Job:
         config, spec = self.config, self.spec
-        recipe = config.learning.recipe()
+        for change in self.store.ran_with(config.tables):
+            log.info("settings changed: %s", change)
+        recipe = config.aggregation
         job = Job(
             name=config.job,
             model=spec.digest,
             d=spec.d,
             seed=spec.seed,
             rounds=config.rounds,
-            work=config.work.work(),
+            training=config.training,
             recipe=recipe,
-            theta=start(recipe.init, spec.seed, spec.d, recipe.clamp, spec.begin()),
+            theta=start(recipe.init, spec.seed, spec.d, recipe.clamp_q16, spec.begin()),
             now=self.clock(),
             counted=self.store.last_transfers(),
         )
-        known = self.store.resume(recipe.average)
+        known = self.store.resume(recipe.average_last)
         if known is None:
             return job
         job = replace(job, round=known.round, theta=known.theta, blob=known.blob)
@@ -107,7 +109,7 @@ class Server:
         self._published = (known.round, len(self._cut(known.published)), len(self._cut(known.delta)))
         if not known.closed:
             # What its devices were asked for stays what the round is about, whatever the settings say by now.
-            job = replace(job, work=known.work, wanted=job.work)
+            job = replace(job, training=known.training, wanted=job.training)
             job = resume(job, known.selected, known.quorum, known.updates, known.delta)
             log.info("resumed: %s", waiting_for(job))
         elif known.round >= config.rounds.total:

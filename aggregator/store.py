@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -20,20 +20,23 @@ from aggregator.posterior import Memory
 from seedmask.codec import counts
 from seedmask.errors import UserError
 from seedmask.io.files import hold
+from seedmask.knobs import changes
 from seedmask.mask import Theta
-from seedmask.wire import Update, Work, expect
+from seedmask.training import TrainingConfig
+from seedmask.wire import Update, expect
 
-DEFAULT_WORK: Final = Work()
+DEFAULT_TRAINING: Final = TrainingConfig()
 LAYOUT: Final = 4
 """Of the tables below."""
 _SCHEMA: Final = f"""
 PRAGMA user_version = {LAYOUT};
 CREATE TABLE IF NOT EXISTS job (name TEXT NOT NULL, model BLOB NOT NULL, spec BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS settings (name TEXT PRIMARY KEY, config TEXT NOT NULL);
 -- theta number 0 is what the job began with, number n what came of round n and what round n + 1 begins with
 CREATE TABLE IF NOT EXISTS thetas (number INTEGER PRIMARY KEY, counts BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS rounds (
     round INTEGER PRIMARY KEY, selected TEXT NOT NULL, quorum INTEGER NOT NULL, delta BLOB NOT NULL,
-    work TEXT NOT NULL, memory BLOB, record TEXT
+    training TEXT NOT NULL, memory BLOB, record TEXT
 );
 CREATE TABLE IF NOT EXISTS updates (
     round INTEGER NOT NULL, device TEXT NOT NULL, transfer BLOB NOT NULL, frame BLOB, bytes INTEGER NOT NULL,
@@ -48,8 +51,8 @@ class Resumed:
     """What the store knows: the latest `round` with the `theta` it began from or, if `closed`, what came of it.
 
     `blob`: theta as stored. `updates`: (device, transfer, update). `published`, `delta`: the probabilities that were
-    published for it, `work` what its devices were asked for. `base`: the theta before that one; `memory`: what the last
-    closed round left; `recent`: the last results.
+    published for it, `training` what its devices were asked for. `base`: the theta before that one; `memory`: what the
+    last closed round left; `recent`: the last results.
     """
 
     round: int
@@ -61,7 +64,7 @@ class Resumed:
     blob: bytes
     published: bytes
     delta: bytes
-    work: Work
+    training: TrainingConfig
     base: Theta | None
     memory: Memory | None
     recent: tuple[Theta, ...]
@@ -98,6 +101,17 @@ class Store:
                 f"{model.hex()[:12]}; choose another state_dir or remove it"
             )
 
+    def ran_with(self, tables: Mapping[str, Any]) -> list[str]:
+        """Keep the job's settings, dataclasses by the name of their table; return what differs from the last run's.
+
+        One line each, in people's form: "[rounds] deadline_s: 600 -> 300". Nothing at the job's first run.
+        """
+        before = {name: json.loads(text) for name, text in self._db.execute("SELECT name, config FROM settings")}
+        rows = [(name, json.dumps(asdict(table))) for name, table in tables.items()]
+        with self._at_once():
+            self._db.executemany("INSERT OR REPLACE INTO settings VALUES (?, ?)", rows)
+        return changes(before, tables)
+
     def opened(
         self,
         round_: int,
@@ -105,11 +119,11 @@ class Store:
         selected: tuple[str, ...],
         quorum: int,
         delta: bytes = b"",
-        work: Work = DEFAULT_WORK,
+        training: TrainingConfig = DEFAULT_TRAINING,
     ) -> None:
         """Store that a round began with the theta in `blob` (codec `counts`): round 1 stores it, others have it stored.
 
-        `delta`: how theta was published beside the whole; `work`: what the round's devices are to do. Raises
+        `delta`: how theta was published beside the whole; `training`: what the round's devices are to do. Raises
         sqlite3.IntegrityError if the round began before, or does not begin with what the one before left.
         """
         with self._at_once():
@@ -117,8 +131,10 @@ class Store:
                 self._db.execute("INSERT INTO thetas VALUES (0, ?)", (blob,))
             elif self._theta(round_ - 1) != blob:
                 raise sqlite3.IntegrityError(f"round {round_} begins with what round {round_ - 1} left")
-            row = (round_, json.dumps(selected), quorum, delta, json.dumps(asdict(work)))
-            self._db.execute("INSERT INTO rounds (round, selected, quorum, delta, work) VALUES (?, ?, ?, ?, ?)", row)
+            row = (round_, json.dumps(selected), quorum, delta, json.dumps(asdict(training)))
+            self._db.execute(
+                "INSERT INTO rounds (round, selected, quorum, delta, training) VALUES (?, ?, ?, ?, ?)", row
+            )
 
     def widened(self, round_: int, selected: tuple[str, ...]) -> None:
         """The open round asks more devices."""
@@ -195,11 +211,12 @@ class Store:
     def resume(self, average: int = 1) -> Resumed | None:
         """Where the job stands, with the last `average` results; None if no round ever began."""
         row = self._db.execute(
-            "SELECT round, delta, work, record IS NOT NULL, selected, quorum FROM rounds ORDER BY round DESC LIMIT 1"
+            "SELECT round, delta, training, record IS NOT NULL, selected, quorum FROM rounds"
+            " ORDER BY round DESC LIMIT 1"
         ).fetchone()
         if row is None:
             return None
-        round_, delta, work, closed, selected, quorum = row
+        round_, delta, training, closed, selected, quorum = row
         wanted = "SELECT device, transfer, frame FROM updates WHERE round = ? ORDER BY device"
         rows = self._db.execute(wanted, (round_,))
         updates = [(device, transfer, expect(frame, Update)) for device, transfer, frame in rows if frame is not None]
@@ -220,7 +237,7 @@ class Store:
             blob=stored[results],
             published=self._theta(round_ - 1) or b"",
             delta=delta,
-            work=Work(**json.loads(work)),
+            training=TrainingConfig(**json.loads(training)),
             base=thetas.get(results - 1),
             memory=None if left is None or left[0] is None else Memory.from_bytes(left[0], self._sizes[0]),
             recent=tuple(thetas[number] for number in range(max(1, results - average + 1), results + 1)),

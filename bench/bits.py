@@ -29,7 +29,7 @@ from export.zoo import ZOO
 from seedmask.codec import CODECS, Plan, counts, delta, hmrc, packed, rans
 from seedmask.mask import Theta
 from seedmask.shared import Shared
-from seedmask.wire import Work
+from seedmask.training import TrainingConfig
 from sim import datasets, partition
 
 ROUNDS = (1, 2, 5, 10)
@@ -48,7 +48,7 @@ def snapshots(model: str, rounds: int) -> list[tuple[int, Theta, Theta, np.ndarr
     images = datasets.load("auto", None)
     rng = np.random.default_rng(SEED)
     parts = partition.split("iid", images.train.y, DEVICES, min(IMAGES, len(images.train.y) // DEVICES), rng)
-    work = Work(epochs=3, learning_rate=100_000, kl=3_000_000, mean_epochs=65535)
+    work = TrainingConfig(epochs=3, learning_rate=0.1, kl=3.0, mean_epochs=65535)
     before = theta = Theta.even(spec.d)
     out = []
     for round_ in range(1, rounds + 1):

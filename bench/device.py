@@ -100,7 +100,9 @@ def job(python: Path, folder: Path, bundle: bytes, runtime: str) -> str:
     port = free_port()
     broker = f'[broker]\nhost = "{HOST}"\nport = {port}\n'
     common = 'job = "device"\nbundle = "mlp.bundle"\n'
-    (folder / "run.toml").write_text(f'{common}state_dir = "server"\n[rounds]\ntotal = 2\n[work]\nepochs = 1\n{broker}')
+    (folder / "run.toml").write_text(
+        f'{common}state_dir = "server"\n[rounds]\ntotal = 2\n[training]\nepochs = 1\n{broker}'
+    )
     (folder / "edge.toml").write_text(
         f'device = "pi"\nruntime = "{runtime}"\n{common}state_dir = "pi"\n[data]\nformat = "npz"\npath = "data.npz"\n'
         f"{broker}"

@@ -19,9 +19,10 @@ from pathlib import Path
 
 import numpy as np
 
-from aggregator.config import Rounds, RunConfig, WorkSettings
+from aggregator.config import RunConfig
 from aggregator.round import waiting_for
 from aggregator.server import Server
+from aggregator.settings import RoundsConfig
 from aggregator.store import Store
 from seedmask import topics
 from seedmask.chunks import split
@@ -30,6 +31,7 @@ from seedmask.io.link import Event, Received
 from seedmask.mask import Theta
 from seedmask.shared import Shared
 from seedmask.spec import Linear, ModelSpec, Tensor, scale_bits
+from seedmask.training import TrainingConfig
 from seedmask.wire import Presence, Update, basis, encode
 from sim.broker import Agenda, MemoryBroker, MemoryLink, Wire
 
@@ -48,8 +50,8 @@ def measure(d: int, codec: MaskCodec) -> dict[str, object]:
     spec = spec_of(d)
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
-        rounds, work = Rounds(total=100, devices=DEVICES), WorkSettings(codec=codec.NAME)
-        config = RunConfig("bench", Path("-"), Path(folder), rounds, work)
+        rounds, training = RoundsConfig(total=100, devices=DEVICES), TrainingConfig(codec=codec.NAME)
+        config = RunConfig("bench", Path("-"), Path(folder), rounds, training)
         store = Store(Path(folder) / "job.sqlite", "bench", spec.digest, spec.canonical(), spec.d)
         agenda = Agenda()
 

@@ -24,7 +24,8 @@ from seedmask.io.process import sigterm_interrupts
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
-    parser.epilog = "example of edge.toml:\n\n" + "".join(f"    {line}\n" for line in EXAMPLE.splitlines())
+    lines = "".join(f"    {line}\n" for line in EXAMPLE.splitlines())
+    parser.epilog = f"example of edge.toml (`seedmask settings` explains every key):\n\n{lines}"
     actions = parser.add_subparsers(dest="action", required=True, metavar="action")
     run = actions.add_parser("run", help="take part in a job until it is done")
     run.add_argument("--config", type=Path, required=True, metavar="edge.toml", help="settings of this device")

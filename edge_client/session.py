@@ -77,7 +77,7 @@ class Unsubscribe:
 
 @dataclass(frozen=True)
 class Train:
-    """Train `announce.work` from `theta`, answer with Trained or Failed."""
+    """Train `announce.training` from `theta`, answer with Trained or Failed."""
 
     announce: Announce
     theta: Theta
@@ -281,11 +281,14 @@ def _announced(session: Session, announce: Announce) -> Step:
         if session.finished_before == wanted:
             effects.append(Say(f"round {announce.round}: our update of it has its receipt; waiting for the next round"))
         return replace(session, finished_before=None), effects
-    if announce.work.codec not in CODECS:
+    if announce.training.codec_id not in CODECS:
         known = ", ".join(codec.NAME for codec in CODECS.values())
         return session, [
             *effects,
-            Say(f"round {announce.round} asks for masks in codec {announce.work.codec}, we have {known}: not training"),
+            Say(
+                f"round {announce.round} asks for masks in codec {announce.training.codec_id}, "
+                f"we have {known}: not training"
+            ),
         ]
     held = session.held
     if held is not None and held.digest() == announce.theta:
@@ -356,7 +359,7 @@ def _theta_chunk(session: Session, announce: Announce, chunk: Chunk) -> Step:
 def _from_held(session: Session, announce: Announce, held: Theta, blob: bytes) -> Theta:
     """Theta from the one before and what came: what changed, or the masks that made it. Raises ProtocolError."""
     if blob[:1] == bytes([relay.ID]):
-        return relay.decode(blob, held, session.seed, session.job, announce.work.max_blocks)
+        return relay.decode(blob, held, session.seed, session.job, announce.training.max_blocks)
     return delta.decode(blob, held)
 
 

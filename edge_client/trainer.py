@@ -216,7 +216,7 @@ def _serve(config: EdgeConfig, pipe: Connection) -> None:
             message = pipe.recv()
             while not isinstance(message, _Begin):
                 message = pipe.recv()  # a _Stop that came when there was nothing left to stop
-            announce, theta, work = message.announce, message.theta, message.announce.work
+            announce, theta, work = message.announce, message.theta, message.announce.training
             if not work.keep_optimizer:
                 kept.clear()
             try:

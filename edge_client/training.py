@@ -18,7 +18,8 @@ from seedmask.codec import by_id, exact
 from seedmask.mask import Theta
 from seedmask.shared import Shared
 from seedmask.spec import ModelSpec
-from seedmask.wire import OPTIMIZERS, Announce, Update, Work, basis
+from seedmask.training import TrainingConfig
+from seedmask.wire import Announce, Update, basis
 
 Progress = Callable[[int, int], bool]
 """Called as progress(step, steps) before each step; False stops the training."""
@@ -40,16 +41,16 @@ class Outcome:
     exact: F32 = field(default_factory=NOTHING.copy)
 
 
-def rule_of(work: Work, round_: int) -> Rule:
-    """What a job's `work` asks of every step in round `round_`; the mean network's epochs are `train`'s affair."""
+def rule_of(training: TrainingConfig, round_: int) -> Rule:
+    """Return what a job asks of every step in round `round_`; the mean network's epochs are `train`'s affair."""
     return Rule(
-        rate=work.rate(round_),
-        optimizer=OPTIMIZERS[work.optimizer],
-        momentum=work.momentum / 1e6,
-        times_theta=bool(work.straight_through),
-        kl=work.kl / 1e6,
-        sparsity=work.sparsity / 1e6,
-        exact_rate=work.rate_of_exact(round_),
+        rate=training.rate(round_),
+        optimizer=training.optimizer,
+        momentum=training.momentum,
+        times_theta=training.straight_through == "theta",
+        kl=training.kl,
+        sparsity=training.sparsity,
+        exact_rate=training.rate_of_exact(round_),
     )
 
 
@@ -58,7 +59,7 @@ def train(
     spec: ModelSpec,
     data: Dataset,
     theta: Theta,
-    work: Work,
+    training: TrainingConfig,
     batch: int,
     rng: np.random.Generator,
     progress: Progress = lambda step, steps: True,
@@ -66,14 +67,14 @@ def train(
     round_: int = 1,
     kept: list[State] | None = None,
 ) -> Outcome | None:
-    """Train `work.epochs` passes over `data`. None if `progress` stopped it; DivergedError for NaN.
+    """Train `training.epochs` passes over `data`. None if `progress` stopped it; DivergedError for NaN.
 
     `kept` has the last round's Outcome.state where the optimiser goes on from round to round. It is taken out of the
     list, so that nobody holds two states of it.
     """
     n = len(data.y)
     per_epoch = -(-n // batch)
-    rule = rule_of(work, round_)
+    rule = rule_of(training, round_)
     # Scores are held by the state alone: a vector less from the first step on.
     if kept:
         state = kept.pop().again(theta.logit(), rule, theta.values())
@@ -81,12 +82,12 @@ def train(
         state = State.start(theta.logit(), rule, theta.values())
     noise = np.zeros(spec.d, np.float32)
     losses, correct = 0.0, 0
-    for epoch in range(work.epochs):
-        rule = replace(rule, mean=epoch < work.mean_epochs)
+    for epoch in range(training.epochs):
+        rule = replace(rule, mean=epoch < training.mean_epochs)
         order = rng.permutation(n)
         losses, correct = 0.0, 0
         for number in range(per_epoch):
-            if not progress(epoch * per_epoch + number, work.epochs * per_epoch):
+            if not progress(epoch * per_epoch + number, training.epochs * per_epoch):
                 return None
             pick = order[number * batch : (number + 1) * batch]
             if not rule.mean:
@@ -111,25 +112,25 @@ def update_of(
     rng: np.random.Generator,
     thrift: float | None = None,
 ) -> Update:
-    """The message that reports `outcome`: `work.masks` masks, each drawn and coded as the announcement asks.
+    """The message that reports `outcome`: `training.masks` masks, each drawn and coded as the announcement asks.
 
     And how far the exact values have come.
 
     `rng` is private; `thrift` is the device's own wish for bits of KL per block index, within what the job allows.
     """
-    work = announce.work
-    plan = work.plan(thrift)
+    training = announce.training
+    plan = training.plan(thrift)
     payloads = []
-    for index in range(work.masks):
+    for index in range(training.masks):
         shared = Shared(spec.seed, announce.round, announce.job, device, index)
-        payloads.append(by_id(work.codec).draw(outcome.scores, theta, shared, rng, plan))
+        payloads.append(by_id(training.codec_id).draw(outcome.scores, theta, shared, rng, plan))
     return Update(
         round=announce.round,
         basis=basis(announce.job, announce.model, announce.theta),
         samples=samples,
         loss=min(int(outcome.loss * 1e6 + 0.5), (1 << 32) - 1),
         correct=outcome.correct,
-        codec=work.codec,
+        codec=training.codec_id,
         payloads=tuple(payloads),
         exact=exact.encode(exact.quantised(outcome.exact, theta.exact), theta.exact),
     )

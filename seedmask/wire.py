@@ -12,12 +12,11 @@ import re
 import struct
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from enum import IntEnum
-from typing import ClassVar, Final, TypeAlias, TypeVar
+from typing import Any, ClassVar, Final, TypeAlias, TypeVar
 
 from seedmask import PROTOCOL_VERSION
-from seedmask.codec import Plan
 from seedmask.errors import (
     ChecksumError,
     FieldError,
@@ -28,6 +27,7 @@ from seedmask.errors import (
     TruncatedError,
     VersionError,
 )
+from seedmask.training import OPTIONS, TrainingConfig
 
 MAGIC: Final = b"SM"
 MAX_FRAME: Final = 1 << 28
@@ -35,7 +35,8 @@ _EXACT: Final = 128  # added to the codec's id where exact values stand behind t
 CHECK = False
 """True: `encode` decodes every frame that it makes and compares. For tests: it finds what no sender's check does."""
 _OVERHEAD: Final = 8  # magic 2, version 1, kind 1, CRC-32 4
-_NAME: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,62}\Z")
+NAME_PATTERN: Final = "[a-z0-9][a-z0-9-]{0,62}"
+"""What can name a job or a device on the wire: a regular expression for the whole of it."""
 
 
 class Phase(IntEnum):
@@ -55,59 +56,6 @@ class Status(IntEnum):
     STALE = 4  # made for a round or for probabilities that are not the current ones
     INVALID = 5  # it broke a rule; `reason` names it
     NOT_SELECTED = 6  # this device was not asked in this round
-
-
-# What numbers of the work stand for: the place in the list.
-OPTIMIZERS: Final = ("adam", "sgd")
-ESTIMATORS: Final = ("identity", "theta")
-
-
-@dataclass(frozen=True)
-class Work:
-    """What a device does in one round; integers, so that it is the same everywhere.
-
-    `epochs` passes over its data; `learning_rate` in millionths, which shrinks by `rate_decay` millionths of itself
-    from round to round; `codec` id of the masks' codec. `optimizer` 0 Adam, 1 SGD with `momentum` (millionths);
-    `keep_optimizer` 1: its state goes on from round to round. `straight_through` 0: identity, 1: times theta, as in
-    FedPM's published code. The local loss gains, in millionths, `kl` KL(theta || global theta) / d and `sparsity`
-    mean(theta), in nats. `masks` per update. `kappa` .. `kappa_max`, thousandths of a bit:
-    what a device may choose for a block index of `hmrc`, the least being the default; `max_blocks` caps their number
-    (0: d div 8). `mean_epochs`: that many first epochs of a round run the mean network instead of sampled masks.
-    `exact_rate`, millionths, is the learning rate of exact values, which shrinks alike.
-    """
-
-    epochs: int = 3
-    learning_rate: int = 100_000
-    codec: int = 3
-    optimizer: int = 0
-    momentum: int = 0
-    keep_optimizer: int = 0
-    straight_through: int = 0
-    kl: int = 0
-    sparsity: int = 0
-    masks: int = 1
-    kappa: int = 5_000
-    kappa_max: int = 24_000
-    max_blocks: int = 0
-    mean_epochs: int = 0
-    rate_decay: int = 0
-    exact_rate: int = 1_000
-
-    def plan(self, thrift: float | None = None) -> Plan:
-        """What the sender of a mask may choose; `thrift` is the device's wish for kappa, bits of KL per block."""
-        least, most = self.kappa / 1000, self.kappa_max / 1000
-        return Plan(least if thrift is None else min(max(thrift, least), most), self.max_blocks)
-
-    def rate(self, round_: int) -> float:
-        """The learning rate of round `round_`, from 1; never zero, however long the job."""
-        return self._decayed(self.learning_rate, round_)
-
-    def rate_of_exact(self, round_: int) -> float:
-        """The same for exact values."""
-        return self._decayed(self.exact_rate, round_)
-
-    def _decayed(self, rate: int, round_: int) -> float:
-        return max(rate / 1e6 * (1 - self.rate_decay / 1e6) ** (round_ - 1), 1e-12)
 
 
 @dataclass(frozen=True)
@@ -133,7 +81,7 @@ class Announce:
     delta: bytes
     delta_chunks: int
     deadline_ms: int
-    work: Work
+    training: TrainingConfig
     selected: tuple[str, ...]
     text: str
 
@@ -273,7 +221,7 @@ def basis(job: str, model: bytes, theta: bytes) -> bytes:
 
 def is_name(value: str) -> bool:
     """Whether `value` can name a job or a device on the wire."""
-    return _NAME.match(value) is not None
+    return re.fullmatch(NAME_PATTERN, value) is not None
 
 
 def check_name(value: str) -> str:
@@ -283,54 +231,32 @@ def check_name(value: str) -> str:
     return value
 
 
-_U32: Final = (1 << 32) - 1
-_OPTIONS: Final[dict[int, tuple[str, int, int]]] = {
-    # id: (field of Work, least, most), PROTOCOL 6
-    1: ("epochs", 1, 65535),
-    2: ("learning_rate", 1, _U32),
-    3: ("codec", 0, 255),
-    4: ("optimizer", 0, 1),
-    5: ("momentum", 0, 999_999),
-    6: ("keep_optimizer", 0, 1),
-    7: ("straight_through", 0, 1),
-    8: ("kl", 0, _U32),
-    9: ("sparsity", 0, _U32),
-    11: ("masks", 1, 255),
-    12: ("kappa", 1, 1_000_000),
-    13: ("kappa_max", 1, 1_000_000),
-    14: ("max_blocks", 0, 1 << 28),
-    16: ("mean_epochs", 0, 65535),
-    17: ("rate_decay", 0, 999_999),
-    18: ("exact_rate", 1, _U32),
-}
-_DEFAULTS: Final[dict[str, int]] = {field.name: getattr(Work(), field.name) for field in fields(Work)}
+def _put_training(training: TrainingConfig) -> bytes:
+    said = [(number, getattr(training, one.name), one) for number, one in OPTIONS.items()]
+    said = [(number, value, one) for number, value, one in said if value != one.default]
+    return bytes([len(said)]) + b"".join(struct.pack("<BI", number, one.number(value)) for number, value, one in said)
 
 
-def _put_work(work: Work) -> bytes:
-    said = [(number, getattr(work, name)) for number, (name, _, _) in _OPTIONS.items()]
-    said = [(number, value) for number, value in said if value != _DEFAULTS[_OPTIONS[number][0]]]
-    return bytes([len(said)]) + b"".join(struct.pack("<BI", number, value) for number, value in said)
-
-
-def _get_work(r: _Reader) -> Work:
-    said: dict[str, int] = {}
+def _get_training(r: _Reader) -> TrainingConfig:
+    said: dict[str, Any] = {}
     last = 0
     for _ in range(r.uint(1)):
         number, value = r.uint(1), r.uint(4)
-        if number not in _OPTIONS:
-            raise FieldError(f"option {number} of the work is unknown; known: {', '.join(map(str, _OPTIONS))}")
-        name, least, most = _OPTIONS[number]
+        if number not in OPTIONS:
+            raise FieldError(f"training option {number} is unknown; known: {', '.join(map(str, OPTIONS))}")
+        option = OPTIONS[number]
+        least, most = option.span
         if number <= last:
             raise FieldError(f"options stand in ascending order, found {number} after {last}")
         if not least <= value <= most:
-            raise FieldError(f"{name} is {least} .. {most}, found {value}")
-        if value == _DEFAULTS[name]:
-            raise FieldError(f"{name} is {value} without being said")
-        said[name], last = value, number
-    work = Work(**said)
-    if work.kappa > work.kappa_max:
-        raise FieldError(f"kappa {work.kappa} is above kappa_max {work.kappa_max}")
-    return work
+            raise FieldError(f"{option.name} is {least} .. {most}, found {value}")
+        if value == option.number(option.default):
+            raise FieldError(f"{option.name} is {value} without being said")
+        said[option.name], last = option.value(value), number
+    try:
+        return TrainingConfig(**said)
+    except ValueError as error:
+        raise FieldError(str(error)) from None
 
 
 def _is_offer(base: bytes, delta: bytes, chunks: int) -> bool:
@@ -349,7 +275,7 @@ def _put_announce(m: Announce) -> bytes:
             struct.pack("<H", m.chunks),
             _digest(m.base, 16) + _digest(m.delta, 16),
             struct.pack("<HI", m.delta_chunks, m.deadline_ms),
-            _put_work(m.work),
+            _put_training(m.training),
             struct.pack("<H", len(m.selected)),
             *[_name(device) for device in m.selected],
             _text(m.text),
@@ -366,11 +292,11 @@ def _get_announce(r: _Reader) -> Announce:
     base, delta, delta_chunks = r.take(16), r.take(16), r.uint(2)
     if not _is_offer(base, delta, delta_chunks):
         raise FieldError("base, delta and its chunks are given together or are all zero")
-    deadline, work = r.uint(4), _get_work(r)
+    deadline, training = r.uint(4), _get_training(r)
     selected = tuple(r.name() for _ in range(r.uint(2)))
     return Announce(
         *(job, round_, rounds, Phase(phase), model, theta, transfer, chunks, base, delta, delta_chunks),
-        *(deadline, work, selected, r.text()),
+        *(deadline, training, selected, r.text()),
     )
 
 
@@ -480,8 +406,8 @@ _GET: dict[int, Callable[[_Reader], Message]] = {
 def encode(message: Message) -> bytes:
     """Return `message` as one frame.
 
-    Raises ValueError where a field cannot be written, or fields contradict each other: a bug at home. Options of the
-    work are not checked against their ranges here, their settings are; under CHECK everything is, by reading the frame.
+    Raises ValueError where a field cannot be written, or fields contradict each other: a bug at home. Training
+    options are within their ranges, their settings check that; under CHECK everything is, by reading the frame.
     """
     try:
         body = _PUT[type(message)](message)

@@ -16,21 +16,23 @@ from typing import Any
 
 import numpy as np
 
-from aggregator.config import WEIGHTINGS, AggregateSettings, Rounds, RunConfig, WorkSettings
+from aggregator.config import RunConfig
 from aggregator.history import reports
 from aggregator.presets import PRESETS, settings_of
+from aggregator.settings import AggregationConfig, RoundsConfig
 from edge_client.data import Dataset, check
 from edge_client.runtimes import Runtime, names, open_runtime, require_graphs, targets
 from seedmask import bundle as bundles
 from seedmask.bundle import Bundle
-from seedmask.codec import NAMES as CODECS
 from seedmask.errors import UserError
 from seedmask.io import settings
 from seedmask.io.commands import Command
 from seedmask.io.files import write_atomic
 from seedmask.io.process import sigterm_interrupts
+from seedmask.knobs import knobs as known_knobs
 from seedmask.mask import Theta
 from seedmask.spec import LOSSES
+from seedmask.training import TrainingConfig
 from sim import datasets, partition, report
 from sim.device import name_of
 from sim.evaluate import Accuracy, accuracy
@@ -128,24 +130,20 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     work.add_argument(
         "--preset", default="default", choices=sorted(PRESETS), help="what the knobs begin with (default)"
     )
-    work.add_argument("--epochs", type=int, metavar="N", help="passes over a device's data per round")
-    work.add_argument("--learning-rate", type=float, metavar="X", help="of the optimiser on the mask scores")
-    work.add_argument("--codec", choices=sorted(CODECS), help="how masks are drawn and coded")
-    work.add_argument("--kappa", type=float, metavar="BITS", help="codec hmrc: bits of relative entropy per byte sent")
-    work.add_argument("--downlink", metavar="LEVELS", help="levels of the probabilities that are published, or exact")
-    work.add_argument("--weighting", choices=WEIGHTINGS, help="of devices: all equal, or by their samples")
     work.add_argument(
         "--set",
         action="append",
         default=[],
         dest="knobs",
         metavar="KEY=VALUE",
-        help="any key of run.toml's [work] and [learning]; may be given often",
+        help="any key of run.toml's [training] and [aggregation]; may be given often",
     )
     work.add_argument("--per-round", type=int, default=0, metavar="N", help="ask only N devices each round, 0: all")
     work.add_argument("--quorum", type=int, default=0, metavar="N", help="close a round at N updates, 0: all asked")
     work.add_argument("--minimum", type=int, default=1, metavar="N", help="updates that are enough when time is up (1)")
     work.add_argument("--deadline", type=float, default=600.0, metavar="S", help="seconds per round (600)")
+    settings.add_options(parser, "training: what each device does", known_knobs(TrainingConfig), "default")
+    settings.add_options(parser, "aggregation: what the server makes of it", known_knobs(AggregationConfig), "default")
     out = parser.add_argument_group("output")
     out.add_argument("--seed", type=int, metavar="N", help="of the model, the split and all virtual chance (random)")
     out.add_argument(
@@ -162,9 +160,9 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 class _Setup:
     """Everything a run needs, made once."""
 
-    rounds: Rounds
-    work: WorkSettings
-    learning: AggregateSettings
+    rounds: RoundsConfig
+    training: TrainingConfig
+    aggregation: AggregationConfig
     broker: tuple[str, int] | None
     bundle: Bundle
     images: datasets.Images
@@ -235,7 +233,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _setup(options: argparse.Namespace) -> _Setup:
-    rounds, work, learning = _config(options)
+    rounds, training, aggregation = _config(options)
     runtimes = assign(options.runtime, options.pythons, options.virtual)
     broker = _address(options.broker)
     _check_files(options)
@@ -258,14 +256,14 @@ def _setup(options: argparse.Namespace) -> _Setup:
     evaluator = open_runtime(runtimes.here, bundle, options.threads if options.virtual else 0)
     few = rng.permutation(len(images.test.y))[: options.eval_images or None]
     eval_set = datasets.subset(images.test, few)
-    return _Setup(rounds, work, learning, broker, bundle, images, parts, runtimes, evaluator, eval_set, seed)
+    return _Setup(rounds, training, aggregation, broker, bundle, images, parts, runtimes, evaluator, eval_set, seed)
 
 
 def _by(shape: Sequence[int]) -> str:
     return "x".join(map(str, shape))
 
 
-def _config(options: argparse.Namespace) -> tuple[Rounds, WorkSettings, AggregateSettings]:
+def _config(options: argparse.Namespace) -> tuple[RoundsConfig, TrainingConfig, AggregationConfig]:
     """The job's settings, and every option that is a number in its range. Raises UserError."""
     for name in ("devices", "rounds", "threads"):
         if getattr(options, name) < 1:
@@ -289,7 +287,7 @@ def _config(options: argparse.Namespace) -> tuple[Rounds, WorkSettings, Aggregat
     if options.seed is not None and not 0 <= options.seed < 1 << 32:
         raise UserError(f"--seed is 0 .. 2**32 - 1, found {options.seed}")
     try:
-        rounds = Rounds(
+        rounds = RoundsConfig(
             total=options.rounds,
             devices=options.devices,
             per_round=options.per_round,
@@ -310,12 +308,10 @@ def _knobs(options: argparse.Namespace) -> dict[str, Any]:
         if not equals:
             raise UserError(f"--set is KEY=VALUE, found {text!r}")
         knobs[key.strip().replace("-", "_")] = settings.literal(value.strip())
-    for key in ("epochs", "learning_rate", "codec", "kappa", "downlink", "weighting"):
-        value = getattr(options, key)
-        if value is not None:
-            knobs[key] = settings.literal(value) if key == "downlink" else value
+    named = [one.name for one in (*known_knobs(TrainingConfig), *known_knobs(AggregationConfig))]
+    knobs |= {name: getattr(options, name) for name in named if getattr(options, name) is not None}
     if "kappa" in knobs and "kappa_max" not in knobs and isinstance(knobs["kappa"], int | float):
-        knobs["kappa_max"] = max(float(knobs["kappa"]), WorkSettings().kappa_max)
+        knobs["kappa_max"] = max(float(knobs["kappa"]), TrainingConfig().kappa_max)
     return knobs
 
 
@@ -386,7 +382,7 @@ Found = tuple[float, report.Traffic, str]
 
 def _virtual(options: argparse.Namespace, setup: _Setup, closed: Closed, waiting: Callable[[str], None]) -> Found:
     folder = options.out / "aggregator"
-    config = RunConfig("sim", options.out / "model.bundle", folder, setup.rounds, setup.work, setup.learning)
+    config = RunConfig("sim", options.out / "model.bundle", folder, setup.rounds, setup.training, setup.aggregation)
     faults = Faults(options.cut, options.crash)
     workers = max(1, (os.cpu_count() or 1) // options.threads)
     with Pool(setup.bundle, setup.parts, setup.runtimes.here, options.threads, min(workers, options.devices)) as pool:
@@ -400,7 +396,7 @@ def _virtual(options: argparse.Namespace, setup: _Setup, closed: Closed, waiting
 
 
 def _processes(options: argparse.Namespace, setup: _Setup, closed: Closed, waiting: Callable[[str], None]) -> Found:
-    tables = {"rounds": setup.rounds, "work": setup.work, "learning": setup.learning}
+    tables = {"rounds": setup.rounds, "training": setup.training, "aggregation": setup.aggregation}
     fleet = ProcessFleet(
         folder=options.out,
         bundle=options.out / "model.bundle",

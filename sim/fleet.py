@@ -92,7 +92,7 @@ class Device:
         """Train in reality on some core, and be done after the virtual time that this profile takes."""
         self._token += 1
         token, agenda = self._token, self.fleet.agenda
-        steps = announce.work.epochs * -(-len(self.data.y) // self.fleet.bundle.batch)
+        steps = announce.training.epochs * -(-len(self.data.y) // self.fleet.bundle.batch)
         seconds = steps * theta.d / self.profile.weights_per_second * float(self.rng.uniform(0.9, 1.2))
         fate = float(self.rng.random())
         faults = self.fleet.faults

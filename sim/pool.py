@@ -29,7 +29,7 @@ from seedmask.wire import Announce, encode
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """Train `announce.work` from `theta` on the data of device `index`, called `name`; `chance` seeds everything.
+    """Train `announce.training` from `theta` on the data of device `index`, called `name`; `chance` seeds everything.
 
     `kept`: the optimiser's state after the device's last round, where the job lets it go on.
     """
@@ -88,7 +88,7 @@ def work(worker: Worker, job: Job) -> Done:
     rng = np.random.default_rng(job.chance)
     try:
         outcome = train(
-            *(worker.runtime, spec, data, job.theta, job.announce.work, worker.bundle.batch, rng),
+            *(worker.runtime, spec, data, job.theta, job.announce.training, worker.bundle.batch, rng),
             round_=job.announce.round,
             kept=[job.kept] if job.kept else None,
         )
@@ -96,7 +96,7 @@ def work(worker: Worker, job: Job) -> Done:
         return Done(b"", str(error))
     assert outcome is not None  # nobody stops it
     update = update_of(job.announce, job.name, spec, job.theta, outcome, len(data.y), rng)
-    return Done(encode(update), "", outcome.state if job.announce.work.keep_optimizer else None)
+    return Done(encode(update), "", outcome.state if job.announce.training.keep_optimizer else None)
 
 
 class Trains(Protocol):

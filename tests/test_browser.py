@@ -23,9 +23,8 @@ from chromium import PageRuntime  # noqa: E402
 from test_runtimes import ADAM, BATCH, DENSE, RULES, SPECS, assert_same, example  # noqa: E402
 from torch import nn  # noqa: E402
 
-from aggregator.config import Rounds  # noqa: E402
-from aggregator.posterior import Recipe  # noqa: E402
 from aggregator.round import Arrived, Closed, Job, Reply, Seen, announcement, step  # noqa: E402
+from aggregator.settings import AggregationConfig, RoundsConfig  # noqa: E402
 from edge_client.data import Dataset  # noqa: E402
 from edge_client.data.idx import read  # noqa: E402
 from edge_client.runtimes import DivergedError, Rule, State, StepResult, open_runtime  # noqa: E402
@@ -41,7 +40,8 @@ from seedmask.mask import Theta  # noqa: E402
 from seedmask.seed import fold, key_of, words  # noqa: E402
 from seedmask.shared import Shared  # noqa: E402
 from seedmask.spec import ModelSpec  # noqa: E402
-from seedmask.wire import Announce, Phase, Presence, Status, Update, Work, basis, decode, encode  # noqa: E402
+from seedmask.training import TrainingConfig  # noqa: E402
+from seedmask.wire import Announce, Phase, Presence, Status, Update, basis, decode, encode  # noqa: E402
 
 pytestmark = [pytest.mark.browser, pytest.mark.export]
 JOB, DEVICE, ROUND = "web", "phone-1", 3
@@ -197,7 +197,7 @@ def test_steps_on_real_images_are_those_of_native_onnxruntime(
     assert max(*gradients, *(each.max() for each in scores)) <= 1e-2
 
 
-def announced(spec: ModelSpec, theta: Theta, work: Work, round_: int = ROUND) -> Announce:
+def announced(spec: ModelSpec, theta: Theta, work: TrainingConfig, round_: int = ROUND) -> Announce:
     nothing = bytes(16)
     return Announce(
         *(JOB, round_, 9, Phase.OPEN, spec.digest, theta.digest(), nothing, 1, nothing, nothing, 0, 0),
@@ -246,13 +246,15 @@ class Followed:
 @pytest.mark.parametrize(
     "work",
     [
-        Work(epochs=3, learning_rate=30_000_000, optimizer=1, momentum=500_000, rate_decay=100_000, straight_through=1),
-        Work(epochs=3, optimizer=1, learning_rate=20_000_000, mean_epochs=2, sparsity=20_000_000, entropy=5_000_000),
-        Work(epochs=2, learning_rate=50_000, mean_epochs=65535, kl=3_000_000),
+        TrainingConfig(
+            epochs=3, learning_rate=30.0, optimizer="sgd", momentum=0.5, rate_decay=0.1, straight_through="theta"
+        ),
+        TrainingConfig(epochs=3, optimizer="sgd", learning_rate=20.0, mean_epochs=2, sparsity=20.0),
+        TrainingConfig(epochs=2, learning_rate=0.05, mean_epochs=65535, kl=3.0),
     ],
 )
 @pytest.mark.parametrize("exact", [False, True])
-def test_a_rounds_training_is_that_of_the_python_client(page: chromium.Page, work: Work, exact: bool) -> None:
+def test_a_rounds_training_is_that_of_the_python_client(page: chromium.Page, work: TrainingConfig, exact: bool) -> None:
     rng = np.random.default_rng(4)
     spec = smooth(exact)
     bundle = make_bundle(spec, BATCH)
@@ -289,8 +291,8 @@ def test_the_optimiser_goes_on_from_round_to_round_if_the_job_says_so(page: chro
     native = open_runtime("onnxruntime", bundle, 1)
     data = Dataset(rng.integers(0, 17, (30, *spec.input)).astype(np.uint8), rng.integers(0, 10, 30))
     theta = Theta(rng.integers(1, 10, spec.d).astype(np.uint16), 10)
-    for keep in (1, 0):
-        work = Work(epochs=2, learning_rate=50_000, mean_epochs=2, keep_optimizer=keep)
+    for keep in (True, False):
+        work = TrainingConfig(epochs=2, learning_rate=0.05, mean_epochs=2, keep_optimizer=keep)
         kept = None
         for again in (False, True):
             found = round_in(page, spec, announced(spec, theta, work), theta, data, DEVICE, seed=1, again=again)
@@ -306,7 +308,9 @@ def test_a_round_can_be_stopped(page: chromium.Page) -> None:
     PageRuntime(page, make_bundle(DENSE, BATCH))
     theta = Theta.even(DENSE.d)
     data = Dataset(np.zeros((40, *DENSE.input), np.uint8), np.zeros(40, np.int64))
-    assert round_in(page, DENSE, announced(DENSE, theta, Work()), theta, data, DEVICE, stop=4) == {"stopped": 5}
+    assert round_in(page, DENSE, announced(DENSE, theta, TrainingConfig()), theta, data, DEVICE, stop=4) == {
+        "stopped": 5
+    }
 
 
 @pytest.mark.parametrize(("codec", "stratified"), [("packed", 0), ("rans", 0), ("hmrc", 0), ("crn", 0), ("hmrc", 1)])
@@ -318,7 +322,9 @@ def test_the_masks_of_a_round_are_what_python_decodes_and_follow_the_scores(
     data = Dataset(rng.integers(0, 17, (48, *DENSE.input)).astype(np.uint8), rng.integers(0, 10, 48))
     theta = Theta(rng.integers(0, 11, DENSE.d).astype(np.uint16), 10)
     coder = next(by_id(number) for number in range(1, 5) if codec == by_id(number).NAME)
-    work = Work(epochs=8, learning_rate=200_000, codec=coder.ID, masks=3, mean_epochs=8, kappa=2000, max_blocks=1100)
+    work = TrainingConfig(
+        epochs=8, learning_rate=0.2, codec=coder.NAME, masks=3, mean_epochs=8, kappa=2.0, max_blocks=1100
+    )
     work = replace(work, stratified=stratified)
     announce = announced(DENSE, theta, work)
     found = round_in(page, DENSE, announce, theta, data, DEVICE, seed=3)
@@ -354,8 +360,17 @@ def test_the_aggregator_takes_what_pages_send_and_the_model_learns(
     PageRuntime(page, bundle)
     x, y = images
     devices = {"phone-1": slice(0, 400), "phone-2": slice(400, 800)}
-    work = Work(epochs=2, mean_epochs=2, kl=3_000_000)
-    job = Job(JOB, spec.digest, spec.d, spec.seed, Rounds(devices=2, total=3), work, Recipe(), Theta.even(spec.d))
+    work = TrainingConfig(epochs=2, mean_epochs=2, kl=3.0)
+    job = Job(
+        JOB,
+        spec.digest,
+        spec.d,
+        spec.seed,
+        RoundsConfig(devices=2, total=3),
+        work,
+        AggregationConfig(),
+        Theta.even(spec.d),
+    )
     statuses, closed = [], []
     for device in devices:
         job, _ = step(job, Seen(Presence(device, True, 1, spec.digest, 400, "onnxruntime-web", "web/0.1")))
@@ -407,12 +422,12 @@ def test_the_guides_example_imports_what_there_is() -> None:
         ({"model": bytes(32)}, "field: job web trains model 000000000000, our bundle is model "),
         ({"theta": bytes(16)}, "theta-mismatch: round 3 begins from 000000000000, found "),
         ({"selected": ("phone-2",)}, "field: round 3 does not ask phone-1"),
-        ({"work": Work(codec=77)}, "kind: codec 77 is unknown"),
+        ({"training": TrainingConfig(codec="#77")}, "kind: codec 77 is unknown"),
         ({}, "it trains"),
     ],
 )
 def test_a_round_that_is_not_ours_is_refused_before_training(change: dict[str, Any], error: str) -> None:
-    announce = replace(announced(DENSE, Theta.even(DENSE.d), Work()), **change)
+    announce = replace(announced(DENSE, Theta.even(DENSE.d), TrainingConfig()), **change)
     web = (chromium.ROOT / "edge_client" / "web").as_uri()
     code = f"""
         import {{ Theta, decode, readSpec }} from "{web}/seedmask.mjs";

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from aggregator.presets import PRESETS
 from edge_client import runtimes
 from seedmask import cli, model
 from seedmask.bundle import Bundle, to_bytes
@@ -23,6 +24,7 @@ from seedmask.codec import counts
 from seedmask.errors import UserError
 from seedmask.io.commands import Command
 from seedmask.spec import Flatten, Linear, ModelSpec, Tensor, scale_bits
+from seedmask.training import TrainingConfig
 from sim.runtimes import assign
 
 
@@ -192,18 +194,20 @@ def test_export_answers_the_name_of_every_runtime_with_what_it_opens(capsys: pyt
         (["--per-round", "9"], "--per-round 9: there are only 8 devices"),
         (["--threads", "0"], "--threads is at least 1"),
         (["--images", "-1"], "--images is at least 0"),
-        (["--set", "hysterese=0.1"], "--set: unknown key 'hysterese'; did you mean 'hysteresis'?"),
+        (["--set", "avarage_last=2"], "--set: unknown key 'avarage_last'; did you mean 'average_last'?"),
         (["--set", "zzz=1"], "--set: unknown key 'zzz'; known: epochs, learning_rate, codec"),
         (["--set", "carry"], "--set is KEY=VALUE, found 'carry'"),
         (["--set", "carry=much"], "--set: carry is a number, found 'much'"),
         (["--set", "carry=1"], "carry is 0 .. 0.999, found 1"),
         (["--set", "keep_optimizer=1"], "keep_optimizer is true or false, found 1"),
-        (["--downlink", "some"], "downlink is \"exact\" or a number of levels, 2 .. 65535, found 'some'"),
-        (["--downlink", "1"], "downlink is 2 .. 65535, found 1"),
-        (
-            ["--codec", "rans", "--set", "control_variate=true"],
-            'control_variate needs work.codec = "crn", found "rans"',
-        ),
+        (["--downlink", "some"], "downlink is \"exact\" or 2 .. 65535, found 'some'"),
+        (["--downlink", "1"], 'downlink is "exact" or 2 .. 65535, found 1'),
+        (["--set", "control_variate=true"], "control_variate is gone: measured, it cost more than it brought"),
+        (["--codec", "crn"], "codec 'crn' is gone"),
+        (["--codec", "zip"], "codec 'zip' is unknown; there are packed, rans, hmrc"),
+        (["--init", "left"], "init 'left' is unknown; there are half, uniform, normal"),
+        (["--relay", "maybe"], "relay is true or false, found 'maybe'"),
+        (["--epochs", "two"], "epochs is an integer, found 'two'"),
         (["--kappa", "9", "--set", "kappa_max=8"], "kappa (9) cannot be above kappa_max (8)"),
         (["--epochs", "0"], "epochs is 1 .. 65535, found 0"),
         (["--runtime", "reference,abacus"], "--runtime is of executorch, onnxruntime, "),
@@ -287,17 +291,22 @@ def simulate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[...
 def test_every_knob_can_be_set_and_what_is_set_is_what_the_job_announces(
     tmp_path: Path, simulate: Callable[..., tuple[int, str, str]]
 ) -> None:
-    knobs = "masks=2", "momentum=0.9", "optimizer=sgd", "average_last=2", "learning-rate=3", "init=uniform"
+    knobs = "masks=2", "momentum=0.9", "optimizer=sgd", "average_last=2", "learning-rate=3"
     sets = [argument for knob in knobs for argument in ("--set", knob)]
-    status, printed, said = simulate("--preset", "paper", *sets, "--downlink", "8", "--weighting", "samples")
+    named = "--downlink", "8", "--weighting", "samples", "--init", "uniform", "--keep-optimizer", "false"
+    status, printed, said = simulate("--preset", "paper", *sets, *named)
     assert (status, said) == (0, "")
     assert "bit per parameter and round" in printed
     with contextlib.closing(sqlite3.connect(tmp_path / "out" / "aggregator" / "job.sqlite")) as db:
-        began, result = db.execute("SELECT theta, result FROM rounds WHERE round = 1").fetchone()
+        (began,), (result,) = db.execute("SELECT counts FROM thetas WHERE number < 2 ORDER BY number").fetchall()
+        settings = dict(db.execute("SELECT name, config FROM settings").fetchall())
         updates = db.execute("SELECT COUNT(*) FROM updates").fetchone()
     assert counts.decode(began, 7840).top == 255
     assert counts.decode(result, 7840).top == 7
     assert updates == (6,)
+    training = TrainingConfig(**json.loads(settings["training"]))
+    asked = {"masks": 2, "momentum": 0.9, "optimizer": "sgd", "learning_rate": 3.0, "keep_optimizer": False}
+    assert training == replace(PRESETS["paper"].training, **asked)
 
 
 def test_simulate_does_not_empty_a_folder_that_is_not_its_own(

@@ -299,8 +299,9 @@ def test_the_baselines_meter_and_the_fleets_broker_count_alike() -> None:
 def test_masks_here_are_those_of_a_fleet_with_its_own_processes(
     results: dict[str, dict[str, Any]], tmp_path: Path
 ) -> None:
-    from aggregator.config import Rounds, RunConfig
+    from aggregator.config import RunConfig
     from aggregator.presets import settings_of
+    from aggregator.settings import RoundsConfig
     from sim import datasets
     from sim.compare.harness import JOB, world
     from sim.evaluate import accuracy
@@ -310,7 +311,7 @@ def test_masks_here_are_those_of_a_fleet_with_its_own_processes(
     declaration = next(run for run in grid.build("tiny", tiny(), "here").runs() if run.scheme == "frugal")
     home = world(declaration, datasets.load("digits", None))
     work, learning = settings_of("default", {"epochs": 1}, "here")
-    rounds = Rounds(total=2, devices=3, deadline_s=4_000_000)
+    rounds = RoundsConfig(total=2, devices=3, deadline_s=4_000_000)
     config = RunConfig(JOB, tmp_path / "b", tmp_path / "state", rounds, work, learning)
     thetas = []
     with Pool(home.bundle, home.parts, "reference", 1, 2) as pool:

@@ -14,10 +14,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aggregator.config import AggregateSettings, Rounds, RunConfig, WorkSettings
+from aggregator.config import RunConfig
 from aggregator.history import outcome
-from aggregator.posterior import Posterior, Recipe, conclude, finished
+from aggregator.posterior import Posterior, conclude, finished
 from aggregator.round import Arrived, Effect, Job, Reply, Seen, announcement, resume, step
+from aggregator.settings import AggregationConfig, RoundsConfig
 from aggregator.store import Store
 from edge_client import session as device
 from edge_client.data import Dataset
@@ -36,7 +37,8 @@ from seedmask.mask import EXACT_LIMIT, EXACT_ONE, I32, Theta
 from seedmask.seed import sign_bits
 from seedmask.shared import Shared
 from seedmask.spec import ModelSpec, Tensor, from_json, scale_bits
-from seedmask.wire import Presence, Status, Update, Work, basis
+from seedmask.training import TrainingConfig
+from seedmask.wire import Presence, Status, Update, basis
 from sim.fleet import Faults, Fleet
 from sim.partition import split as partition
 from sim.pool import Pool
@@ -208,7 +210,7 @@ def test_the_whole_and_the_difference_carry_them() -> None:
 
 def test_what_is_learnt_is_sent_and_frozen_weights_stay(tiny_data: Dataset) -> None:
     runtime = open_runtime("reference", Bundle(SPEC, 8, {}), 1)
-    theta, work = SPEC.even(), Work(epochs=2, mean_epochs=2, exact_rate=10_000)
+    theta, work = SPEC.even(), TrainingConfig(epochs=2, mean_epochs=2, exact_rate=0.01)
     rng = np.random.default_rng(1)
     outcome_ = train(runtime, SPEC, tiny_data, theta, work, 8, rng)
     assert outcome_ is not None
@@ -224,7 +226,7 @@ def test_what_is_learnt_is_sent_and_frozen_weights_stay(tiny_data: Dataset) -> N
 
 
 def test_exact_values_have_a_rate_of_their_own_that_decays_alike() -> None:
-    work = Work(exact_rate=2_000, rate_decay=500_000)
+    work = TrainingConfig(exact_rate=0.002, rate_decay=0.5)
     assert [work.rate_of_exact(r) for r in (1, 2)] == [0.002, 0.001]
 
 
@@ -266,8 +268,8 @@ def test_the_optimiser_of_exact_values_goes_on_only_where_the_job_says_so() -> N
 # --- the round ---
 
 
-def job_of(work: Work = Work(codec=hmrc.ID), recipe: Recipe = Recipe()) -> Job:  # noqa: B008 - frozen values
-    rounds = Rounds(devices=3, total=3)
+def job_of(work: TrainingConfig = TrainingConfig(), recipe: AggregationConfig = AggregationConfig()) -> Job:
+    rounds = RoundsConfig(devices=3, total=3)
     job = Job("fashion", SPEC.digest, D, SPEC.seed, rounds, work, recipe, SPEC.even())
     for name in NAMES:
         job, _ = step(job, Seen(Presence(name, True, 1, SPEC.digest, 100, "reference", "0.1")))
@@ -320,8 +322,8 @@ def test_the_mean_weighs_devices_as_their_masks_do() -> None:
         for _ in range(2):
             posterior = posterior.fold(np.zeros(2, np.uint8), weight)
         posterior = posterior.move(np.array(moved, np.int64), weight)
-    assert conclude(posterior, Recipe(), theta)[0].exact.tolist() == [11, 10, 10]  # 3/4, -2/4 and -2/4
-    assert conclude(posterior, Recipe(carry=500), theta)[0].exact.tolist() == [11, 10, 10]
+    assert conclude(posterior, AggregationConfig(), theta)[0].exact.tolist() == [11, 10, 10]  # 3/4, -2/4 and -2/4
+    assert conclude(posterior, AggregationConfig(carry=0.5), theta)[0].exact.tolist() == [11, 10, 10]
 
 
 @pytest.mark.parametrize(
@@ -345,7 +347,16 @@ def test_exact_values_that_nobody_can_have_learnt_are_refused_with_a_receipt(mad
 
 def test_exact_values_of_a_model_that_has_none_are_refused(tiny_spec: ModelSpec) -> None:
     theta = tiny_spec.even()
-    job = Job("j", tiny_spec.digest, tiny_spec.d, 1, Rounds(), Work(codec=packed.ID), Recipe(), theta)
+    job = Job(
+        "j",
+        tiny_spec.digest,
+        tiny_spec.d,
+        1,
+        RoundsConfig(),
+        TrainingConfig(codec=packed.NAME),
+        AggregationConfig(),
+        theta,
+    )
     job, _ = step(job, Seen(Presence("pi-1", True, 1, tiny_spec.digest, 9, "reference", "0.1")))
     mask = packed.encode(np.zeros(tiny_spec.d, np.uint8), theta)
     made = Update(1, basis("j", tiny_spec.digest, theta.digest()), 9, 1, 1, packed.ID, (mask,), b"\0")
@@ -363,7 +374,7 @@ def test_an_update_made_under_other_exact_values_is_stale() -> None:
 @pytest.mark.parametrize("kind", ["whole", "relay", "delta"])
 def test_a_device_has_the_rounds_exact_values_however_theta_comes(kind: str) -> None:
     """The second round: by the masks that made it, by what changed, or as a whole for who missed the first."""
-    recipe = Recipe(top=3, relay=kind == "relay")
+    recipe = AggregationConfig(downlink=4, relay=kind == "relay")
     before = job_of(recipe=recipe)
     job = played(before, NAMES, dict.fromkeys(NAMES, 3))
     if kind == "delta":
@@ -395,7 +406,7 @@ def test_a_restart_loses_no_exact_value(tmp_path: Path, no_sync: None) -> None:
     path = tmp_path / "job.sqlite"
     first = Store(path, "fashion", SPEC.digest, SPEC.canonical(), D, E)
     job = job_of()
-    first.opened(1, job.blob, (), 3, b"", job.work)
+    first.opened(1, job.blob, (), 3, b"", job.training)
     made = [update(job, name, 5) for name in NAMES[:2]]
     live = job
     for name, one in zip(NAMES, made, strict=False):
@@ -433,9 +444,9 @@ def pool(parts: list[Dataset]) -> Iterator[Pool]:
 
 
 def fleet_of(home: Path, pool: Pool, parts: list[Dataset], faults: Faults, per_round: int, relay: bool) -> Fleet:
-    rounds = Rounds(total=4, devices=4, per_round=per_round, deadline_s=300)
-    work = WorkSettings(epochs=2, exact_rate=0.02, mean_epochs=2)
-    learning = AggregateSettings(relay=relay, average_last=2)
+    rounds = RoundsConfig(total=4, devices=4, per_round=per_round, deadline_s=300)
+    work = TrainingConfig(epochs=2, exact_rate=0.02, mean_epochs=2)
+    learning = AggregationConfig(relay=relay, average_last=2)
     config = RunConfig("sim", home / "x", home / "state", rounds, work, learning)
     return Fleet(config, home / "devices", Bundle(SPEC, 8, {}), parts, pool, "reference", 3, faults)
 

@@ -246,13 +246,13 @@ from edge_client.data import Dataset
 from edge_client.runtimes import open_runtime
 from edge_client.training import train
 from seedmask.bundle import load
-from seedmask.wire import Work
+from seedmask.training import TrainingConfig
 
 bundle, rng = load(Path(sys.argv[1])), np.random.default_rng(0)
 spec = bundle.spec
 data = Dataset(rng.integers(0, 255, (65, *spec.input)).astype(np.uint8), rng.integers(0, spec.classes, 65))
 fit, estimate = memory.fit("executorch", bundle, 1000, data.nbytes)
-train(open_runtime("executorch", bundle, 1, fit), spec, data, spec.even(), Work(epochs=2), bundle.batch, rng)
+train(open_runtime("executorch", bundle, 1, fit), spec, data, spec.even(), TrainingConfig(epochs=2), bundle.batch, rng)
 print(estimate, int(re.findall(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[0]) * 1024)
 """
 

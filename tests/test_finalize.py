@@ -72,7 +72,7 @@ def test_any_round_and_the_mean_of_several(state: Path, tmp_path: Path, tiny_spe
 
 def test_a_job_is_named_by_its_settings_or_the_folder_above(state: Path, tmp_path: Path, tiny_spec: ModelSpec) -> None:
     settings = tmp_path / "run.toml"
-    settings.write_text('job = "fashion"\nbundle = "none"\nstate_dir = "state"\n[learning]\naverage_last = 2\n')
+    settings.write_text('job = "fashion"\nbundle = "none"\nstate_dir = "state"\n[aggregation]\naverage_last = 2\n')
     first, second = tmp_path / "first.smk", tmp_path / "second.smk"
     assert cli.main(["finalize", str(settings), "-o", str(first)]) == 0
     mean = theta(tiny_spec, 2).probability() + theta(tiny_spec, 3).probability()

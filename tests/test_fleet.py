@@ -14,9 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from aggregator.config import AggregateSettings, Rounds, RunConfig, WorkSettings
+from aggregator.config import RunConfig
 from aggregator.history import Report
 from aggregator.presets import PRESETS
+from aggregator.settings import AggregationConfig, RoundsConfig
 from edge_client.client import Client, Identity, read_journal
 from edge_client.data import Dataset
 from edge_client.outbox import Outbox
@@ -26,6 +27,7 @@ from seedmask.bundle import Bundle
 from seedmask.errors import UserError
 from seedmask.io.files import append_json
 from seedmask.mask import Theta
+from seedmask.training import TrainingConfig
 from seedmask.wire import Announce
 from sim import report
 from sim.broker import MemoryLink, Wire
@@ -40,7 +42,7 @@ DEVICES, ROUNDS = 4, 4
 
 Made = Callable[..., Fleet]
 NONE = Faults()
-RANS, EXACT = WorkSettings(epochs=2, codec="rans"), AggregateSettings()
+RANS, EXACT = TrainingConfig(epochs=2, codec="rans"), AggregationConfig()
 
 
 @pytest.fixture(scope="module")
@@ -61,12 +63,12 @@ def made(tmp_path: Path, tiny_bundle: Bundle, parts: list[Dataset], pool: Pool, 
         seed: int = 1,
         faults: Faults = NONE,
         workers: Pool = pool,
-        work: WorkSettings = RANS,
-        learning: AggregateSettings = EXACT,
+        work: TrainingConfig = RANS,
+        aggregation: AggregationConfig = EXACT,
         **rounds: float,
     ) -> Fleet:
-        settings = Rounds(**{"total": ROUNDS, "devices": DEVICES, **rounds})  # type: ignore[arg-type]
-        config = RunConfig("sim", tmp_path / "x", tmp_path / "state", settings, work, learning)
+        settings = RoundsConfig(**{"total": ROUNDS, "devices": DEVICES, **rounds})  # type: ignore[arg-type]
+        config = RunConfig("sim", tmp_path / "x", tmp_path / "state", settings, work, aggregation)
         return Fleet(config, tmp_path / "devices", tiny_bundle, parts, workers, "reference", seed, faults)
 
     return make
@@ -125,7 +127,7 @@ def test_a_fleet_learns_and_every_round_counts_every_device(made: Made, tiny_dat
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_trains_to_its_end(made: Made, tiny_data: Dataset, name: str) -> None:
     preset = PRESETS[name]
-    fleet = made(work=preset.work, learning=preset.learning)
+    fleet = made(work=preset.training, aggregation=preset.aggregation)
     summary = ran(fleet, tiny_data)
     assert [row["updates"] for row in history(summary)] == [DEVICES] * ROUNDS
     everything_is_answered(fleet)
@@ -133,8 +135,8 @@ def test_every_preset_trains_to_its_end(made: Made, tiny_data: Dataset, name: st
 
 @pytest.mark.parametrize("faults", [NONE, Faults(crash=0.5)], ids=["quiet", "faults"])
 def test_kept_optimisers_and_carried_counts_train_to_the_end(made: Made, tiny_data: Dataset, faults: Faults) -> None:
-    work = WorkSettings(epochs=2, codec="rans", keep_optimizer=True, rate_decay=0.1)
-    fleet = made(5, faults, work=work, learning=AggregateSettings(downlink=8, carry=0.5))
+    work = TrainingConfig(epochs=2, codec="rans", keep_optimizer=True, rate_decay=0.1)
+    fleet = made(5, faults, work=work, aggregation=AggregationConfig(downlink=8, carry=0.5))
     assert [row["updates"] for row in history(ran(fleet, tiny_data))] == [DEVICES] * ROUNDS
     everything_is_answered(fleet)
 

@@ -27,7 +27,7 @@ from seedmask.cli import main
 from seedmask.errors import UserError
 from seedmask.mask import Theta
 from seedmask.spec import Conv2d, Flatten, Layer, Linear, MaxPool2d, ModelSpec, ReLU, Tensor, scale_bits
-from seedmask.wire import Work
+from seedmask.training import TrainingConfig
 
 
 def net(*layers: Layer, **tensors: tuple[int, ...]) -> ModelSpec:
@@ -216,16 +216,16 @@ from seedmask.bundle import load
 from seedmask.codec import by_id
 from seedmask.mask import Theta
 from seedmask.shared import Shared
-from seedmask.wire import Work
+from seedmask.training import TrainingConfig
 
 bundle, rng = load(Path(sys.argv[1])), np.random.default_rng(0)
 spec = bundle.spec
 data = Dataset(rng.integers(0, 255, (129, *spec.input)).astype(np.uint8), rng.integers(0, spec.classes, 129))
 fit, estimate = memory.fit("onnxruntime", bundle, int(sys.argv[2]), data.nbytes)
 runtime = open_runtime("onnxruntime", bundle, 1, fit)
-theta, work = Theta.even(spec.d), Work(epochs=2)
+theta, work = Theta.even(spec.d), TrainingConfig(epochs=2)
 out = train(runtime, spec, data, theta, work, bundle.batch, rng)
-by_id(work.codec).draw(out.scores, theta, Shared(spec.seed, 1, "job", "device", 0, None), rng, work.plan(None))
+by_id(work.codec_id).draw(out.scores, theta, Shared(spec.seed, 1, "job", "device", 0, None), rng, work.plan(None))
 peak = int(re.findall(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[0]) * 1024
 print(fit.micro, fit.variant, estimate, peak, len(out.scores))
 """
@@ -271,8 +271,8 @@ def test_conv4_at_batch_128_stays_below_200_mb_from_training_to_the_coded_mask(
 @pytest.mark.export
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from Linux's /proc")
-@pytest.mark.parametrize("keep", [0, 1])
-def test_later_rounds_take_no_more_than_the_first_may(tmp_path: Path, conv4: ModelSpec, keep: int) -> None:
+@pytest.mark.parametrize("keep", [False, True])
+def test_later_rounds_take_no_more_than_the_first_may(tmp_path: Path, conv4: ModelSpec, keep: bool) -> None:
     """In the device's own training process: what is left of one round must not lie beside the next."""
     from export.make import make_bundle
 
@@ -285,7 +285,7 @@ def test_later_rounds_take_no_more_than_the_first_may(tmp_path: Path, conv4: Mod
     trainer, theta, peaks = ProcessTrainer(config), Theta.even(spec.d), []
     try:
         for round_ in (1, 2, 3):
-            trainer.begin(announce(spec, theta, round_, Work(epochs=1, keep_optimizer=keep)), theta)
+            trainer.begin(announce(spec, theta, round_, TrainingConfig(epochs=1, keep_optimizer=keep)), theta)
             assert isinstance(following(trainer, Trained, Failed), Trained)
             assert trainer._process is not None
             status = Path(f"/proc/{trainer._process.pid}/status").read_text()

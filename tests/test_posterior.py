@@ -9,13 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aggregator.posterior import MAX_WEIGHT, Memory, Posterior, Recipe, conclude, finished, start
+from aggregator.posterior import MAX_WEIGHT, Memory, Posterior, conclude, finished, start
+from aggregator.settings import AggregationConfig
 from seedmask.mask import CLAMP, ONE, Mask, Theta
 from seedmask.shared import Shared
 
 D = 40
 EVEN = Theta.even(D)
-COUNTS = Recipe()
+COUNTS = AggregationConfig()
 
 
 def masks_of(n: int, seed: int = 3) -> list[Mask]:
@@ -29,7 +30,7 @@ def folded(masks: list[Mask], weights: list[int] | None = None) -> Posterior:
     return posterior
 
 
-def theta_of(masks: list[Mask], recipe: Recipe = COUNTS, weights: list[int] | None = None) -> Theta:
+def theta_of(masks: list[Mask], recipe: AggregationConfig = COUNTS, weights: list[int] | None = None) -> Theta:
     return conclude(folded(masks, weights), recipe, EVEN)[0]
 
 
@@ -76,18 +77,18 @@ def test_more_masks_than_a_byte_can_count_are_counted() -> None:
 
 def test_no_mask_gives_no_probabilities() -> None:
     with pytest.raises(ValueError, match="no mask gives no probabilities"):
-        conclude(Posterior.empty(D), Recipe(), EVEN)
+        conclude(Posterior.empty(D), AggregationConfig(), EVEN)
 
 
 # --- order ---
 
 RECIPES = [
-    Recipe(),
-    Recipe(heaviest=1 << 22),
-    Recipe(top=3, heaviest=1 << 22),
-    Recipe(top=7, prior=ONE, carry=500, step=700),
-    Recipe(top=3, heaviest=1 << 22, step=1500),
-    Recipe(step=500),
+    AggregationConfig(),
+    AggregationConfig(weighting="samples", max_samples=1 << 22),
+    AggregationConfig(downlink=4, weighting="samples", max_samples=1 << 22),
+    AggregationConfig(downlink=8, prior=2.0, carry=0.5, step=0.7),
+    AggregationConfig(downlink=4, weighting="samples", max_samples=1 << 22, step=1.5),
+    AggregationConfig(step=0.5),
 ]
 
 
@@ -95,7 +96,7 @@ RECIPES = [
 @given(
     st.permutations(range(6)), st.sampled_from(RECIPES), st.lists(st.integers(1, MAX_WEIGHT), min_size=6, max_size=6)
 )
-def test_order_does_not_matter_with_any_option(order: list[int], recipe: Recipe, weights: list[int]) -> None:
+def test_order_does_not_matter_with_any_option(order: list[int], recipe: AggregationConfig, weights: list[int]) -> None:
     """Two rounds, the second one on what the first one left."""
     before = Theta(np.arange(D, dtype=np.uint16) % 4, 3)
 
@@ -142,12 +143,12 @@ def test_a_weight_out_of_range_is_a_bug_at_home(weight: int) -> None:
 
 def test_the_heaviest_round_that_can_be_fits_the_integers() -> None:
     full = Posterior(np.full(2, MAX_WEIGHT * 255 * 65535, np.int64), MAX_WEIGHT * 255 * 65535, 255 * 65535, MAX_WEIGHT)
-    recipe = Recipe(top=255, prior=999 * ONE, carry=999)
+    recipe = AggregationConfig(downlink=256, prior=1000.0, carry=0.999)
     theta, memory = Theta.even(2), None
     for _ in range(50):
         theta, memory = conclude(full, recipe, theta, memory)
         assert theta.level.tolist() == [255, 255]
-    far = conclude(full, Recipe(top=255, step=10_000), Theta.even(2))[0]
+    far = conclude(full, AggregationConfig(downlink=256, step=10.0), Theta.even(2))[0]
     assert far.level.tolist() == [255, 255]
 
 
@@ -157,7 +158,7 @@ def test_the_heaviest_round_that_can_be_fits_the_integers() -> None:
 @pytest.mark.parametrize(("k", "expected"), [(0, 0), (1, 0), (2, 1), (5, 1), (6, 2), (9, 2), (10, 3), (13, 3), (14, 4)])
 def test_levels_are_the_nearest_ones_and_half_a_level_goes_up(k: int, expected: int) -> None:
     """With sixteen masks a step of five levels is four masks; two, six, ten and fourteen of them are halves."""
-    theta = theta_of(ones(k, 16), Recipe(top=4))
+    theta = theta_of(ones(k, 16), AggregationConfig(downlink=5))
     assert (theta.top, level(theta)) == (4, expected)
 
 
@@ -166,13 +167,13 @@ def test_levels_are_the_nearest_ones_and_half_a_level_goes_up(k: int, expected: 
 
 def test_a_prior_pulls_towards_one_half() -> None:
     """lambda = 3: (ones + 2) / (masks + 4)."""
-    assert level(theta_of(ones(4, 4), Recipe(top=1000, prior=2 * ONE))) == 750
-    assert level(theta_of(ones(0, 4), Recipe(top=1000, prior=2 * ONE))) == 250
-    assert level(theta_of(ones(2, 4), Recipe(top=1000, prior=2 * ONE))) == 500
+    assert level(theta_of(ones(4, 4), AggregationConfig(downlink=1001, prior=3.0))) == 750
+    assert level(theta_of(ones(0, 4), AggregationConfig(downlink=1001, prior=3.0))) == 250
+    assert level(theta_of(ones(2, 4), AggregationConfig(downlink=1001, prior=3.0))) == 500
 
 
 def test_counts_that_are_carried_over_count_with_their_share() -> None:
-    recipe = Recipe(top=1000, carry=500)
+    recipe = AggregationConfig(downlink=1001, carry=0.5)
     theta, memory = conclude(folded(ones(4, 4)), recipe, EVEN)
     assert level(theta) == 1000
     theta, memory = conclude(folded(ones(0, 4)), recipe, theta, memory)
@@ -184,18 +185,18 @@ def test_counts_that_are_carried_over_count_with_their_share() -> None:
 
 
 def test_the_servers_step_goes_part_of_the_way() -> None:
-    recipe = Recipe(top=1000, step=250)
+    recipe = AggregationConfig(downlink=1001, step=0.25)
     theta, memory = conclude(folded(ones(4, 4)), recipe, EVEN)
     assert level(theta) == 625
     theta, memory = conclude(folded(ones(4, 4)), recipe, theta, memory)
     assert level(theta) == 719  # from the exact 0.625
-    far, _ = conclude(folded(ones(4, 4)), replace(recipe, step=9000), EVEN)
+    far, _ = conclude(folded(ones(4, 4)), replace(recipe, step=9), EVEN)
     assert level(far) == 1000
 
 
 def test_what_rounding_takes_away_is_remembered() -> None:
     """Steps too small for one level add up until they make one."""
-    recipe = Recipe(top=3, step=50)
+    recipe = AggregationConfig(downlink=4, step=0.05)
     theta, memory, found = Theta(np.zeros(D, np.uint16), 3), None, []
     for _ in range(12):
         theta, memory = conclude(folded(ones(4, 4)), recipe, theta, memory)
@@ -205,7 +206,7 @@ def test_what_rounding_takes_away_is_remembered() -> None:
 
 
 def test_a_memory_comes_back_from_its_bytes_and_from_no_others() -> None:
-    for recipe in (Recipe(carry=500, top=3), Recipe(step=500, top=3)):
+    for recipe in (AggregationConfig(carry=0.5, downlink=4), AggregationConfig(step=0.5, downlink=4)):
         _, memory = conclude(folded(masks_of(3)), recipe, EVEN)
         assert memory is not None
         data = memory.to_bytes()
@@ -219,7 +220,12 @@ def test_a_memory_comes_back_from_its_bytes_and_from_no_others() -> None:
 
 
 def test_a_rule_that_needs_no_memory_leaves_none() -> None:
-    for recipe in (Recipe(), Recipe(heaviest=1 << 22), Recipe(top=3), Recipe(top=3, average=5)):
+    for recipe in (
+        AggregationConfig(),
+        AggregationConfig(weighting="samples", max_samples=1 << 22),
+        AggregationConfig(downlink=4),
+        AggregationConfig(downlink=4, average_last=5),
+    ):
         assert not recipe.remembers
         assert conclude(folded(masks_of(3)), recipe, EVEN)[1] is None
 
@@ -241,7 +247,7 @@ def test_without_any_learning_theta_drifts_as_wright_and_fisher_say() -> None:
         for k in range(devices):
             u = Shared(9, round_, "j", f"pi-{k}").uniforms(wide)
             posterior = posterior.fold((u < theta.q16()).astype(np.uint8))
-        theta, _ = conclude(posterior, Recipe(), theta)
+        theta, _ = conclude(posterior, AggregationConfig(), theta)
     found = float(np.isin(theta.level, (0, theta.top)).mean())
     assert expected > 0.5
     assert abs(found - expected) < 0.05

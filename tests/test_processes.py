@@ -350,7 +350,7 @@ def run_toml(folder: Path, bundle: Path, port: int, devices: int = 2) -> Path:
     path = folder / "run.toml"
     path.write_text(
         f'job = "job"\nbundle = "{bundle}"\nstate_dir = "server"\n[rounds]\ntotal = 2\ndevices = {devices}\n'
-        f'[work]\nepochs = 1\n[broker]\nhost = "{HOST}"\nport = {port}\n'
+        f'[training]\nepochs = 1\n[broker]\nhost = "{HOST}"\nport = {port}\n'
     )
     return path
 

@@ -9,8 +9,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aggregator.config import Rounds
-from aggregator.posterior import Recipe
 from aggregator.round import (
     REMIND_SECONDS,
     Arrived,
@@ -33,6 +31,7 @@ from aggregator.round import (
     step,
     waiting_for,
 )
+from aggregator.settings import AggregationConfig, RoundsConfig
 from seedmask import wire
 from seedmask.chunks import transfer_id
 from seedmask.codec import by_id, counts, delta, hmrc, packed, rans, relay
@@ -40,15 +39,16 @@ from seedmask.errors import CodecError
 from seedmask.io.link import Connected, Disconnected, Refused
 from seedmask.mask import CLAMP, Mask, Theta
 from seedmask.shared import Shared
-from seedmask.wire import Phase, Presence, Status, Update, Work, basis
+from seedmask.training import TrainingConfig
+from seedmask.wire import Phase, Presence, Status, Update, basis
 
-WORK, COUNTS = Work(), Recipe()
+WORK, COUNTS = TrainingConfig(), AggregationConfig()
 JOB, MODEL, D, SEED = "fashion", bytes(range(32)), 300, 7
 NAMES = ["pi-1", "pi-2", "pi-3", "pi-4", "pi-5"]
 
 
-def job_of(devices: int = 3, work: Work = WORK, recipe: Recipe = COUNTS, **rounds: float) -> Job:
-    settings = Rounds(devices=devices, **{"total": 3, **rounds})  # type: ignore[arg-type]
+def job_of(devices: int = 3, work: TrainingConfig = WORK, recipe: AggregationConfig = COUNTS, **rounds: float) -> Job:
+    settings = RoundsConfig(devices=devices, **{"total": 3, **rounds})  # type: ignore[arg-type]
     return Job(JOB, MODEL, D, SEED, settings, work, recipe, Theta.even(D))
 
 
@@ -60,7 +60,7 @@ def update(of: Job, sender: str, coded: int = packed.ID, seed: int = 0, **change
     """What `sender` would send in the open round, with `changes`."""
     rng = np.random.default_rng([seed, of.round, NAMES.index(sender)])
     payloads = []
-    for _ in range(of.work.masks):
+    for _ in range(of.training.masks):
         mask = rng.integers(0, 2, D).astype(np.uint8)
         payloads.append((rans if coded == rans.ID else packed).encode(mask, of.theta))
     made = Update(of.round, basis(JOB, MODEL, of.theta.digest()), 100, 700_000, 60, coded, tuple(payloads))
@@ -89,7 +89,7 @@ def after(job: Job, *events: Event) -> tuple[Job, list[Effect]]:
     return job, effects
 
 
-def open_job(devices: int = 3, work: Work = WORK, recipe: Recipe = COUNTS, **rounds: float) -> Job:
+def open_job(devices: int = 3, work: TrainingConfig = WORK, recipe: AggregationConfig = COUNTS, **rounds: float) -> Job:
     """With its first round open and `devices` devices online."""
     job, _ = after(job_of(devices, work, recipe, **rounds), *[presence(name) for name in NAMES[:devices]])
     assert job.phase is Phase.OPEN
@@ -231,7 +231,7 @@ def test_a_device_that_let_a_round_run_out_is_not_waited_for_again_until_it_is_h
 
 def test_a_minimum_that_the_devices_cannot_reach_is_refused() -> None:
     with pytest.raises(ValueError, match=r"minimum \(5\) cannot be above devices \(1\)"):
-        Rounds(devices=1, minimum=5)
+        RoundsConfig(devices=1, minimum=5)
 
 
 def test_more_correct_than_samples_is_invalid() -> None:
@@ -341,7 +341,7 @@ def thrifty(job: Job, *senders: str) -> list[Event]:
         rng = np.random.default_rng([NAMES.index(name), job.round])
         scores = (job.theta.logit() + rng.normal(0, 0.3, D)).astype(np.float32)
         shared = Shared(SEED, job.round, JOB, name)
-        coded = hmrc.draw(scores, job.theta, shared, rng, job.work.plan())
+        coded = hmrc.draw(scores, job.theta, shared, rng, job.training.plan())
         found.append(arrived(update(job, name, codec=hmrc.ID, payloads=(coded,)), name))
     return found
 
@@ -354,7 +354,7 @@ def test_the_first_round_is_told_whole() -> None:
 
 @pytest.mark.parametrize("by_samples", [False, True])
 def test_masks_that_are_shorter_than_theta_are_relayed_and_give_it(by_samples: bool) -> None:
-    first = open_job(3, recipe=Recipe(heaviest=1000 if by_samples else 0))
+    first = open_job(3, recipe=AggregationConfig(weighting="samples" if by_samples else "equal", max_samples=1000))
     job, _ = after(first, *thrifty(first, "pi-3", "pi-1", "pi-2"))
     assert job.delta[0] == relay.ID
     assert len(job.delta) < len(job.blob)
@@ -363,8 +363,9 @@ def test_masks_that_are_shorter_than_theta_are_relayed_and_give_it(by_samples: b
     assert (told.base, told.delta, told.delta_chunks) == (first.theta.digest(), transfer_id(job.delta), 2)
 
 
-@pytest.mark.parametrize("recipe", [Recipe(relay=False), Recipe(prior=1), Recipe(step=900), Recipe(carry=1)])
-def test_nothing_is_relayed_that_devices_could_not_add_up_or_should_not_see(recipe: Recipe) -> None:
+@pytest.mark.parametrize("said", [{"relay": False}, {"prior": 1.5}, {"step": 0.9}, {"carry": 0.001}])
+def test_nothing_is_relayed_that_devices_could_not_add_up_or_should_not_see(said: dict[str, float]) -> None:
+    recipe = AggregationConfig(**said)  # type: ignore[arg-type]
     first = open_job(3, recipe=recipe)
     job, _ = after(first, *thrifty(first, *NAMES[:3]))
     assert job.round == 2
@@ -372,7 +373,7 @@ def test_nothing_is_relayed_that_devices_could_not_add_up_or_should_not_see(reci
 
 
 def test_levels_are_told_as_what_changed_where_that_is_shorter_than_the_masks() -> None:
-    first = open_job(3, recipe=Recipe(top=3))
+    first = open_job(3, recipe=AggregationConfig(downlink=4))
     second, _ = after(first, *coming(first, *NAMES[:3]))
     made_for = basis(JOB, MODEL, second.theta.digest())
     same = [replace(update(first, name), round=2, basis=made_for) for name in NAMES[:3]]
@@ -397,7 +398,7 @@ def test_every_mask_of_an_update_counts() -> None:
 
 def test_a_device_with_more_examples_counts_more_if_the_job_says_so() -> None:
     for by_samples, top in ((True, 4), (False, 2)):
-        job = open_job(2, recipe=Recipe(heaviest=1000 if by_samples else 0))
+        job = open_job(2, recipe=AggregationConfig(weighting="samples" if by_samples else "equal", max_samples=1000))
         one, three = update(job, "pi-1", samples=100), update(job, "pi-2", samples=300)
         after_it, _ = after(job, arrived(one, "pi-1"), arrived(three, "pi-2"))
         assert after_it.theta.top == top
@@ -411,7 +412,7 @@ def test_a_device_with_more_examples_counts_more_if_the_job_says_so() -> None:
 
 @pytest.mark.parametrize("codec", [packed.ID, rans.ID])
 def test_a_good_update_of_either_codec_is_accepted(codec: int) -> None:
-    job = open_job(2, replace(WORK, codec=rans.ID))  # packed may stand in for any
+    job = open_job(2, replace(WORK, codec=rans.NAME))  # packed may stand in for any
     job, effects = after(job, arrived(update(job, "pi-1", codec), "pi-1"))
     assert status_of(effects) is Status.ACCEPTED
     assert job.posterior.masks == 1

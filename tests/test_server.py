@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 
 from aggregator import server as shell
-from aggregator.config import AggregateSettings, Rounds, RunConfig, WorkSettings
+from aggregator.config import RunConfig
 from aggregator.history import outcome, results
 from aggregator.posterior import finished
 from aggregator.round import Ticked as RoundTicked
 from aggregator.server import Server, will
+from aggregator.settings import AggregationConfig, RoundsConfig
 from aggregator.store import Store
 from edge_client.client import Client, Identity, read_journal
 from edge_client.outbox import Outbox
@@ -31,12 +32,13 @@ from seedmask.io.link import Connected, Event, Received, Traffic
 from seedmask.mask import Mask, Theta
 from seedmask.shared import Shared
 from seedmask.spec import ModelSpec, Tensor
+from seedmask.training import TrainingConfig
 from seedmask.wire import Announce, Heartbeat, Phase, Presence, Receipt, Status, Update
 from sim.broker import Agenda, MemoryBroker, MemoryLink, Wire
 
 JOB, DEVICES = "fashion", 3
 BACK_SECONDS = 4.0
-PACKED = WorkSettings(codec="packed")
+PACKED = TrainingConfig(codec="packed")
 
 
 class CrashError(BaseException):
@@ -108,13 +110,13 @@ class Pretended:
         token, agenda = self.token, self.world.agenda
         mask = pretended(self.index, announce.round, theta.d)
         samples = 10 + 7 * self.index
-        codec = announce.work.codec
-        payloads = [packed.encode(np.roll(mask, index), theta) for index in range(announce.work.masks)]
+        codec = announce.training.codec_id
+        payloads = [packed.encode(np.roll(mask, index), theta) for index in range(announce.training.masks)]
         if codec != packed.ID:
             device = self.world.clients[self.index].who.device
             shared = Shared(self.world.spec.seed, announce.round, JOB, device, 0)
             scores = theta.logit() + mask.astype(np.float32) - np.float32(0.4)
-            payloads = [by_id(codec).draw(scores, theta, shared, np.random.default_rng(0), announce.work.plan())]
+            payloads = [by_id(codec).draw(scores, theta, shared, np.random.default_rng(0), announce.training.plan())]
         basis = wire.basis(JOB, announce.model, announce.theta)
         moved = exact.encode(theta.exact + np.int32(3 * self.index + announce.round), theta.exact)
         made = Update(announce.round, basis, samples, 1, 5, codec, tuple(payloads), moved)
@@ -142,8 +144,8 @@ class World:
 
     def __init__(self, folder: Path, spec: ModelSpec, fuses: list[Fuse], rounds: int = 2, **tables: Any) -> None:
         self.folder, self.spec, self.fuses = folder, spec, fuses
-        said = Rounds(total=rounds, devices=DEVICES)
-        tables = {"work": PACKED, **tables}
+        said = RoundsConfig(total=rounds, devices=DEVICES)
+        tables = {"training": PACKED, **tables}
         self.config = RunConfig(JOB, folder / "x.bundle", folder / "state", said, **tables)
         self.agenda = Agenda()
         self.broker = MemoryBroker(self.agenda)
@@ -310,11 +312,11 @@ def exact_spec(tiny_spec: ModelSpec) -> ModelSpec:
 
 @pytest.mark.parametrize("relay", [True, False])
 def test_killed_before_any_deed_it_loses_no_exact_value(world: Made, exact_spec: ModelSpec, relay: bool) -> None:
-    learning = AggregateSettings(relay=relay)
+    learning = AggregationConfig(relay=relay)
     fuse = Fuse()
-    sound(world(fuse, spec=exact_spec, learning=learning), exact_spec)
+    sound(world(fuse, spec=exact_spec, aggregation=learning), exact_spec)
     for deed in range(0, fuse.deeds, 2):
-        done = world(Fuse(deed), spec=exact_spec, learning=learning)
+        done = world(Fuse(deed), spec=exact_spec, aggregation=learning)
         assert done.lives == 2
         sound(done, exact_spec)
 
@@ -340,12 +342,12 @@ def test_killed_twice_it_still_has_the_same_counts(world: Made, tiny_spec: Model
 
 
 TABLES: dict[str, dict[str, Any]] = {
-    "levels": {"learning": AggregateSettings(downlink=4, weighting="samples", init="uniform")},
+    "levels": {"aggregation": AggregationConfig(downlink=4, weighting="samples", init="uniform")},
     "carry, average": {
-        "learning": AggregateSettings(downlink=8, carry=0.5, prior=1.5, step=0.7, average_last=3),
-        "work": WorkSettings(codec="packed", masks=2),
+        "aggregation": AggregationConfig(downlink=8, carry=0.5, prior=1.5, step=0.7, average_last=3),
+        "training": TrainingConfig(codec="packed", masks=2),
     },
-    "relay": {"learning": AggregateSettings(weighting="samples"), "work": WorkSettings(codec="hmrc")},
+    "relay": {"aggregation": AggregationConfig(weighting="samples"), "training": TrainingConfig(codec="hmrc")},
 }
 
 
@@ -377,12 +379,12 @@ def test_rounds_are_told_as_the_masks_that_made_them_where_that_is_shorter(world
     done = world(rounds=4, **TABLES["relay"])
     assert sum(topic.count("/theta/") for topic in done.subscribed) == 0  # even odds are what every device holds
     assert sum(topic.count("/delta/") for topic in done.subscribed) == DEVICES * 3
-    unseen = world(rounds=4, learning=AggregateSettings(relay=False), work=WorkSettings(codec="hmrc"))
+    unseen = world(rounds=4, aggregation=AggregationConfig(relay=False), training=TrainingConfig(codec="hmrc"))
     assert sum(topic.count("/theta/") for topic in unseen.subscribed) >= DEVICES
 
 
 def test_the_finished_model_is_of_the_mean_of_the_last_rounds(world: Made, tiny_spec: ModelSpec) -> None:
-    done = world(rounds=4, learning=AggregateSettings(average_last=3))
+    done = world(rounds=4, aggregation=AggregationConfig(average_last=3))
     thetas = [theta for _, theta in results(done.config.state_dir / "job.sqlite", tiny_spec.d)]
     mean = np.mean([theta.q16() for theta in thetas[1:]], axis=0)
     assert np.array_equal(finished_mask(done), mean >= 32768)
@@ -469,11 +471,13 @@ def scripted(tmp_path: Path, tiny_spec: ModelSpec, no_sync: None) -> Iterator[Ca
         *events: Event,
         rounds: int = 1,
         devices: int = 1,
-        work: WorkSettings = WorkSettings(),  # noqa: B008 - frozen
+        training: TrainingConfig = TrainingConfig(),
     ) -> tuple[Server, Script]:
         for store in stores:
             store.close()
-        config = RunConfig(JOB, tmp_path / "x", tmp_path / "state", Rounds(total=rounds, devices=devices), work)
+        config = RunConfig(
+            JOB, tmp_path / "x", tmp_path / "state", RoundsConfig(total=rounds, devices=devices), training
+        )
         stores.append(
             Store(tmp_path / "state" / "job.sqlite", JOB, tiny_spec.digest, tiny_spec.canonical(), tiny_spec.d)
         )
@@ -505,13 +509,24 @@ def test_settings_that_change_while_a_round_is_open_are_those_of_the_next_one(
     server, _ = scripted(Connected(), *two, rounds=2, devices=2)
     for event in [Connected(), *two]:
         server.receive(event)
-    asked, counted = server.job.work, server.job.posterior.digest()
-    for changed in (WorkSettings(codec="rans"), WorkSettings(max_blocks=1), WorkSettings(masks=2)):
-        again, _ = scripted(rounds=2, devices=2, work=changed)
-        assert (again.job.work, again.job.posterior.digest()) == (asked, counted)
+    asked, counted = server.job.training, server.job.posterior.digest()
+    for changed in (TrainingConfig(codec="rans"), TrainingConfig(max_blocks=1), TrainingConfig(masks=2)):
+        again, _ = scripted(rounds=2, devices=2, training=changed)
+        assert (again.job.training, again.job.posterior.digest()) == (asked, counted)
     for event in [*two[:2], *sending("pi-2", update_of(tiny_spec))]:
         again.receive(event)
-    assert (again.job.round, again.job.work) == (2, WorkSettings(masks=2).work())
+    assert (again.job.round, again.job.training) == (2, TrainingConfig(masks=2))
+
+
+def test_a_restart_says_which_settings_are_others_than_before(
+    scripted: Scripted, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "seedmask.aggregator")
+    scripted(rounds=2)
+    assert "settings changed" not in caplog.text
+    scripted(rounds=3, training=TrainingConfig(kappa=7.5))
+    changed = [line for line in caplog.messages if line.startswith("settings changed")]
+    assert changed == ["settings changed: [rounds] total: 2 -> 3", "settings changed: [training] kappa: 5 -> 7.5"]
 
 
 def test_a_server_runs_until_the_last_round_is_closed(scripted: Scripted, tiny_spec: ModelSpec) -> None:

@@ -44,7 +44,8 @@ from seedmask.io.link import Connected, Disconnected, Received, Refused
 from seedmask.mask import Theta
 from seedmask.pooling import Pooling
 from seedmask.shared import Shared
-from seedmask.wire import Announce, Chunk, Heartbeat, Message, Phase, Presence, Receipt, Status, Work, encode
+from seedmask.training import TrainingConfig
+from seedmask.wire import Announce, Chunk, Heartbeat, Message, Phase, Presence, Receipt, Status, encode
 
 JOB, DEVICE, MODEL, D, SEED = "fashion", "pi-1", bytes(range(32)), 400, 11
 ROUND = topics.round_(JOB)
@@ -72,7 +73,7 @@ def announce(round_: int = 1, of: Theta = THETA, **changes: object) -> Announce:
         delta=bytes(16),
         delta_chunks=0,
         deadline_ms=1000,
-        work=Work(codec=2),
+        training=TrainingConfig(codec="rans"),
         selected=(),
         text="",
     )
@@ -346,18 +347,19 @@ def test_relayed_masks_that_do_not_give_what_was_announced_lead_to_the_snapshot(
 
 
 def test_an_announcement_with_an_option_that_we_do_not_know_is_named_and_not_trained() -> None:
-    frame = encode(announce(work=Work()))
+    frame = encode(announce(training=TrainingConfig()))
     body = frame[4:-4]
     at = len(body) - 5
     assert body[at:] == bytes(5)  # no options, nobody selected, no text
     strange = framed(1, body[:at] + b"\1\x63" + bytes(4) + body[at + 1 :])
     _, effects = after(Received(ROUND, strange), *probabilities())
-    assert said(effects) == f"ignored a message on {ROUND}: field: option 99 of the work is unknown; known: 1 .. 18"
+    known = "1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 14, 16, 17, 18"
+    assert said(effects) == f"ignored a message on {ROUND}: field: training option 99 is unknown; known: {known}"
     assert only(effects, Train, Subscribe) == []
 
 
 def test_a_codec_that_we_do_not_have_is_named_and_not_trained() -> None:
-    _, effects = after(received(announce(work=Work(codec=200))), *probabilities())
+    _, effects = after(received(announce(training=TrainingConfig(codec="#200"))), *probabilities())
     assert only(effects, Train, Subscribe) == []
     assert "round 1 asks for masks in codec 200, we have packed, rans" in said(effects)
 

@@ -12,12 +12,14 @@ import pytest
 
 from aggregator.history import Report, reports, results
 from aggregator.posterior import Memory
+from aggregator.settings import AggregationConfig, RoundsConfig
 from aggregator.store import Store
 from seedmask.chunks import transfer_id
 from seedmask.codec import counts
 from seedmask.errors import UserError
 from seedmask.mask import Theta
-from seedmask.wire import Update, Work, basis, encode
+from seedmask.training import TrainingConfig
+from seedmask.wire import Update, basis, encode
 
 JOB, MODEL, D = "fashion", bytes(range(32)), 60
 THETA = Theta(np.arange(D, dtype=np.uint16), 100)
@@ -101,11 +103,11 @@ def test_a_closed_round_comes_back_with_what_came_of_it_and_its_masks_until_the_
 
 
 def test_what_a_rounds_devices_were_asked_for_comes_back(store: Store) -> None:
-    work = Work(epochs=7, codec=2, masks=3)
-    store.opened(1, BEGAN, (), 1, work=work)
+    work = TrainingConfig(epochs=7, codec="rans", masks=3)
+    store.opened(1, BEGAN, (), 1, training=work)
     known = store.resume()
     assert known is not None
-    assert known.work == work
+    assert known.training == work
 
 
 def test_the_latest_round_and_the_latest_transfer_count(store: Store) -> None:
@@ -310,3 +312,14 @@ def test_no_store_has_no_results(tmp_path: Path) -> None:
     assert list(results(tmp_path / "none.sqlite", D)) == []
     sqlite3.connect(tmp_path / "empty.sqlite").close()
     assert list(results(tmp_path / "empty.sqlite", D)) == []
+
+
+def test_what_changed_since_the_last_run_is_said_once(store: Store, path: Path) -> None:
+    first = {"rounds": RoundsConfig(), "training": TrainingConfig(), "aggregation": AggregationConfig(clamp=0.002)}
+    assert store.ran_with(first) == []
+    store.close()
+    again = {**first, "rounds": RoundsConfig(deadline_s=300), "training": TrainingConfig(codec="rans", kl=3)}
+    said = ["[rounds] deadline_s: 600 -> 300", '[training] codec: "hmrc" -> "rans"', "[training] kl: 0 -> 3"]
+    with contextlib.closing(opened(path)) as known:
+        assert known.ran_with(again) == said
+        assert known.ran_with(again) == []

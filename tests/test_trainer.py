@@ -27,15 +27,16 @@ from seedmask.bundle import Bundle, to_bytes
 from seedmask.chunks import transfer_id
 from seedmask.mask import Theta
 from seedmask.spec import Linear, ModelSpec, Tensor, scale_bits
-from seedmask.wire import Announce, Phase, Update, Work, basis, decode
+from seedmask.training import TrainingConfig
+from seedmask.wire import Announce, Phase, Update, basis, decode
 
 SECONDS = 60.0
-ENDLESS = Work(epochs=60_000)
+ENDLESS = TrainingConfig(epochs=60_000)
 
 Made = Callable[..., ProcessTrainer]
 
 
-def announce(spec: ModelSpec, theta: Theta, round_: int = 1, work: Work | None = None) -> Announce:
+def announce(spec: ModelSpec, theta: Theta, round_: int = 1, work: TrainingConfig | None = None) -> Announce:
     return Announce(
         job="fashion",
         round=round_,
@@ -49,7 +50,7 @@ def announce(spec: ModelSpec, theta: Theta, round_: int = 1, work: Work | None =
         delta=bytes(16),
         delta_chunks=0,
         deadline_ms=0,
-        work=work or Work(epochs=1),
+        training=work or TrainingConfig(epochs=1),
         selected=(),
         text="",
     )
@@ -168,7 +169,7 @@ def test_a_large_round_that_is_given_up_at_its_last_step_blocks_nobody(made: Mad
     np.savez(folder / "wide.npz", x=np.ones((1, 1200), np.uint8), y=np.array([3]))
     trainer = made(bundle=folder / "wide.bundle", data=DataSettings("npz", path=folder / "wide.npz"))
     theta = Theta.even(wide.d)
-    work = Work(epochs=1, codec=1)
+    work = TrainingConfig(epochs=1, codec="packed")
     trainer.begin(announce(wide, theta, 1, work), theta)
     assert following(trainer, Advanced) == Advanced(0, 1)
     assert trainer._pipe is not None
@@ -236,9 +237,9 @@ def test_closing_ends_the_child(made: Made, tiny_spec: ModelSpec) -> None:
     assert trainer.news() is None
 
 
-@pytest.mark.parametrize("keep", [0, 1])
+@pytest.mark.parametrize("keep", [False, True])
 def test_the_optimiser_lives_from_round_to_round_if_the_job_wants_it(
-    folder: Path, tiny_spec: ModelSpec, monkeypatch: pytest.MonkeyPatch, keep: int
+    folder: Path, tiny_spec: ModelSpec, monkeypatch: pytest.MonkeyPatch, keep: bool
 ) -> None:
     """The child's own loop, in this process, with a training that only notes what it was given."""
     given: list[State | None] = []
@@ -262,7 +263,7 @@ def test_the_optimiser_lives_from_round_to_round_if_the_job_wants_it(
     for round_ in (1, 2, 3, 3):
         while not isinstance(message := ours.recv(), _Ready):
             trained.append(message)
-        ours.send(_Begin(announce(tiny_spec, theta, round_, Work(epochs=1, keep_optimizer=keep)), theta))
+        ours.send(_Begin(announce(tiny_spec, theta, round_, TrainingConfig(epochs=1, keep_optimizer=keep)), theta))
     while not isinstance(message := ours.recv(), _Ready):
         trained.append(message)
     ours.close()

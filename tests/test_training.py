@@ -15,9 +15,10 @@ from seedmask.codec import by_id
 from seedmask.mask import Theta
 from seedmask.shared import Shared
 from seedmask.spec import ModelSpec
-from seedmask.wire import Announce, Phase, Work, basis, decode, encode
+from seedmask.training import TrainingConfig
+from seedmask.wire import Announce, Phase, basis, decode, encode
 
-WORK = Work(epochs=4, learning_rate=100_000)
+WORK = TrainingConfig(epochs=4, learning_rate=0.1)
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,7 @@ def runtime(tiny_bundle: Bundle) -> Runtime:
 
 
 def trained(
-    runtime: Runtime, spec: ModelSpec, data: Dataset, theta: Theta, seed: int = 1, work: Work = WORK
+    runtime: Runtime, spec: ModelSpec, data: Dataset, theta: Theta, seed: int = 1, work: TrainingConfig = WORK
 ) -> Outcome:
     outcome = train(runtime, spec, data, theta, work, 8, np.random.default_rng(seed))
     assert outcome is not None
@@ -38,7 +39,7 @@ def accuracy(runtime: Runtime, spec: ModelSpec, data: Dataset, mask: np.ndarray)
     return float((logits.argmax(1) == data.y).mean())
 
 
-def announced(spec: ModelSpec, theta: Theta, work: Work, selected: tuple[str, ...] = ()) -> Announce:
+def announced(spec: ModelSpec, theta: Theta, work: TrainingConfig, selected: tuple[str, ...] = ()) -> Announce:
     return Announce(
         job="fashion",
         round=3,
@@ -52,7 +53,7 @@ def announced(spec: ModelSpec, theta: Theta, work: Work, selected: tuple[str, ..
         delta=bytes(16),
         delta_chunks=0,
         deadline_ms=0,
-        work=work,
+        training=work,
         selected=selected,
         text="",
     )
@@ -107,20 +108,23 @@ def test_one_round_learns_and_the_scores_of_a_mask_come_out(
 @pytest.mark.parametrize(
     "work",
     [
-        Work(epochs=6, learning_rate=3_000_000, optimizer=1, momentum=500_000),
-        Work(epochs=4, mean_epochs=65_535),
-        Work(epochs=4, straight_through=1, kl=1_000_000, mean_epochs=1),
+        TrainingConfig(epochs=6, learning_rate=3.0, optimizer="sgd", momentum=0.5),
+        TrainingConfig(epochs=4, mean_epochs=65_535),
+        TrainingConfig(epochs=4, straight_through="theta", kl=1.0, mean_epochs=1),
     ],
     ids=["momentum", "mean", "regularised"],
 )
-def test_every_kind_of_work_learns(runtime: Runtime, tiny_spec: ModelSpec, tiny_data: Dataset, work: Work) -> None:
+def test_every_kind_of_work_learns(
+    runtime: Runtime, tiny_spec: ModelSpec, tiny_data: Dataset, work: TrainingConfig
+) -> None:
     outcome = trained(runtime, tiny_spec, tiny_data, Theta.even(tiny_spec.d), work=work)
     assert accuracy(runtime, tiny_spec, tiny_data, outcome.scores > 0) > 0.6
 
 
 def test_the_last_epoch_is_what_is_reported(runtime: Runtime, tiny_spec: ModelSpec, tiny_data: Dataset) -> None:
     first, last = (
-        trained(runtime, tiny_spec, tiny_data, Theta.even(tiny_spec.d), work=Work(epochs=epochs)) for epochs in (1, 6)
+        trained(runtime, tiny_spec, tiny_data, Theta.even(tiny_spec.d), work=TrainingConfig(epochs=epochs))
+        for epochs in (1, 6)
     )
     assert last.loss < first.loss
     assert last.correct <= len(tiny_data.y)
@@ -140,7 +144,7 @@ def test_training_starts_from_the_global_probabilities_and_is_anchored_there(
     tiny_spec: ModelSpec, tiny_data: Dataset
 ) -> None:
     theta = Theta((np.arange(tiny_spec.d) % 2).astype(np.uint16), 1)
-    for work in (Work(epochs=1), Work(epochs=1, kl=1)):
+    for work in (TrainingConfig(epochs=1), TrainingConfig(epochs=1, kl=1e-06)):
         recorder = Recorder()
         outcome = train(recorder, tiny_spec, tiny_data, theta, work, 8, np.random.default_rng(1))
         assert outcome is not None
@@ -151,22 +155,22 @@ def test_training_starts_from_the_global_probabilities_and_is_anchored_there(
 
 
 def test_a_rule_says_what_the_work_says() -> None:
-    assert rule_of(Work(), 1) == Rule(0.1)
-    work = Work(
-        learning_rate=2_000_000,
-        optimizer=1,
-        momentum=900_000,
-        straight_through=1,
-        kl=10_000_000,
-        sparsity=3_000_000,
-        rate_decay=100_000,
+    assert rule_of(TrainingConfig(), 1) == Rule(0.1)
+    work = TrainingConfig(
+        learning_rate=2.0,
+        optimizer="sgd",
+        momentum=0.9,
+        straight_through="theta",
+        kl=10.0,
+        sparsity=3.0,
+        rate_decay=0.1,
     )
     assert rule_of(work, 1) == Rule(2.0, "sgd", 0.9, True, 10.0, 3.0)
     assert rule_of(work, 3).rate == pytest.approx(2.0 * 0.9**2)
 
 
 def test_the_rate_is_that_of_the_round(tiny_spec: ModelSpec, tiny_data: Dataset) -> None:
-    recorder, work, rng = Recorder(), Work(epochs=1, rate_decay=500_000), np.random.default_rng(1)
+    recorder, work, rng = Recorder(), TrainingConfig(epochs=1, rate_decay=0.5), np.random.default_rng(1)
     train(recorder, tiny_spec, tiny_data, Theta.even(tiny_spec.d), work, 48, rng, round_=3)
     assert [rule.rate for rule in recorder.rules] == pytest.approx([0.025, 0.025])
 
@@ -175,7 +179,7 @@ def test_the_rate_is_that_of_the_round(tiny_spec: ModelSpec, tiny_data: Dataset)
 def test_the_first_epochs_run_the_mean_network_and_draw_no_noise(
     tiny_spec: ModelSpec, tiny_data: Dataset, mean_epochs: int, mean: int
 ) -> None:
-    recorder, work = Recorder(), Work(epochs=3, mean_epochs=mean_epochs)
+    recorder, work = Recorder(), TrainingConfig(epochs=3, mean_epochs=mean_epochs)
     train(recorder, tiny_spec, tiny_data, Theta.even(tiny_spec.d), work, 48, np.random.default_rng(1))
     assert [rule.mean for rule in recorder.rules] == [step < 2 * mean for step in range(6)]
     drawn = [noise for noise, rule in zip(recorder.noise, recorder.rules, strict=True) if not rule.mean]
@@ -186,7 +190,7 @@ def test_the_first_epochs_run_the_mean_network_and_draw_no_noise(
 def test_an_optimiser_goes_on_where_it_stood_if_it_is_kept(
     runtime: Runtime, tiny_spec: ModelSpec, tiny_data: Dataset
 ) -> None:
-    theta, work = Theta.even(tiny_spec.d), Work(epochs=1)
+    theta, work = Theta.even(tiny_spec.d), TrainingConfig(epochs=1)
     first = trained(runtime, tiny_spec, tiny_data, theta, work=work)
     assert first.state is not None
     assert first.state.t == 12
@@ -234,7 +238,7 @@ def test_progress_is_told_before_every_step_and_can_stop_it(
 def test_the_update_says_what_was_learnt_and_its_masks_can_be_read(
     runtime: Runtime, tiny_spec: ModelSpec, tiny_data: Dataset, codec: int, masks: int
 ) -> None:
-    theta, work = Theta.even(tiny_spec.d), replace(WORK, codec=codec, masks=masks)
+    theta, work = Theta.even(tiny_spec.d), replace(WORK, codec=by_id(codec).NAME, masks=masks)
     outcome = trained(runtime, tiny_spec, tiny_data, theta)
     announce = announced(tiny_spec, theta, work)
     made = update_of(announce, "pi-1", tiny_spec, theta, outcome, 96, np.random.default_rng(5))
@@ -255,7 +259,7 @@ def test_masks_are_drawn_from_what_was_learnt(tiny_spec: ModelSpec, codec: int) 
     """255 masks of one device: their mean is the probability, within five standard deviations and hmrc's bias."""
     theta = Theta.even(tiny_spec.d)
     scores = np.where(np.arange(tiny_spec.d) % 2, 0.5, -0.5).astype(np.float32)
-    work = Work(codec=codec, masks=255)
+    work = TrainingConfig(codec=by_id(codec).NAME, masks=255)
     announce = announced(tiny_spec, theta, work)
     made = update_of(announce, "pi-1", tiny_spec, theta, Outcome(scores, 0.1, 1), 96, np.random.default_rng(5))
     read = [
@@ -272,7 +276,7 @@ def test_a_loss_beyond_the_wire_is_told_as_the_largest(tiny_spec: ModelSpec) -> 
     theta = Theta.even(tiny_spec.d)
     outcome = Outcome(np.zeros(tiny_spec.d, np.float32), 1e30, 0)
     made = update_of(
-        announced(tiny_spec, theta, Work()), "pi-1", tiny_spec, theta, outcome, 96, np.random.default_rng()
+        announced(tiny_spec, theta, TrainingConfig()), "pi-1", tiny_spec, theta, outcome, 96, np.random.default_rng()
     )
     assert made.loss == 2**32 - 1
     encode(made)

@@ -14,8 +14,9 @@ from typing import get_args
 
 import pytest
 
-from seedmask import errors, layers, wire
+from seedmask import errors, layers
 from seedmask.codec import CODECS, counts, delta, exact, relay, tensors
+from seedmask.training import OPTIONS
 from seedmask.wire import Phase, Status
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -90,5 +91,5 @@ def test_the_protocols_option_table_is_the_programs() -> None:
     rows = re.findall(r"^\| (\d+) \| (\w+) \| (\d+) \.\. ([\d^-]+) \| (\d+) \|", section(6), re.MULTILINE)
     numbers = {"2^32-1": (1 << 32) - 1, "2^28": 1 << 28}
     found = [(int(n), name, int(low), numbers.get(high) or int(high), int(known)) for n, name, low, high, known in rows]
-    wanted = [(n, *option, getattr(wire.Work(), option[0])) for n, option in wire._OPTIONS.items()]
+    wanted = [(n, one.name, *one.span, one.number(one.default)) for n, one in OPTIONS.items()]
     assert found == wanted

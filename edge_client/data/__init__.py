@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from seedmask.errors import UserError
+from seedmask.knobs import knob
 from seedmask.spec import ModelSpec
 
 
@@ -34,12 +35,12 @@ class Dataset:
 
 @dataclass(frozen=True)
 class DataSettings:
-    """The [data] table: `format`, and the files it needs: `path` for npz; `images` and `labels` for idx."""
+    """Table [data]: where this device's examples are, `path` for npz; `images` and `labels` for idx."""
 
-    format: str = "npz"
-    path: Path | None = None
-    images: Path | None = None
-    labels: Path | None = None
+    format: str = knob("npz", "how the data are stored: npz, idx")
+    path: Path | None = knob(None, "npz: arrays x [n, ...] and y [n]")
+    images: Path | None = knob(None, "idx: the images")
+    labels: Path | None = knob(None, "idx: their classes")
 
 
 def formats() -> list[str]:

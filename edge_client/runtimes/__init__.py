@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 from seedmask.bundle import Bundle
 from seedmask.errors import MissingPackageError, UserError
-from seedmask.wire import OPTIMIZERS
+from seedmask.training import OPTIMIZERS
 
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]

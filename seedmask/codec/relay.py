@@ -3,7 +3,7 @@
 Who holds the probabilities of the round before can do what the aggregator did: decode everybody's masks and add them
 up. With `hmrc` that is a few hundredths of a bit per weight and device, less than theta itself by any coding, and theta
 need not be rounded for it. The idea is BiCompFL's (arXiv 2502.00206). Cost: a device decodes the masks of all others,
-and can read them; in a fleet whose devices must not see each other's masks it is switched off ([learning] relay).
+and can read them; in a fleet whose devices must not see each other's masks it is switched off ([aggregation] relay).
 Exact values come as their mean alone, which is as long as one device's.
 """
 

@@ -11,26 +11,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeAlias
 
+from seedmask.knobs import knob, settle
+
 
 @dataclass(frozen=True)
 class Broker:
-    """How to reach a broker. `tls`: with the system's certificate authorities; `ca`, `cert` and `key` imply it."""
+    """Table [broker]: how to reach a broker. `ca`, `cert` and `key` imply `tls`. Raises ValueError."""
 
-    host: str = "127.0.0.1"
-    port: int = 1883
-    username: str | None = None
-    password_file: Path | None = None
-    tls: bool = False
-    ca: Path | None = None
-    cert: Path | None = None
-    key: Path | None = None
-    keepalive: int = 60
+    host: str = knob("127.0.0.1", "name or address of the MQTT broker")
+    port: int = knob(1883, "its port", least=1, most=65535)
+    username: str | None = knob(None, "user at the broker")
+    password_file: Path | None = knob(None, "file with the user's password")
+    tls: bool = knob(False, "encrypted, with the system's certificate authorities")
+    ca: Path | None = knob(None, "encrypted, with this certificate authority")
+    cert: Path | None = knob(None, "client certificate")
+    key: Path | None = knob(None, "its private key")
+    keepalive: int = knob(60, "seconds of silence after which a connection is tested", least=5, most=65535)
 
     def __post_init__(self) -> None:
-        if not 1 <= self.port <= 65535:
-            raise ValueError(f"port is 1 .. 65535, found {self.port}")
-        if not 5 <= self.keepalive <= 65535:
-            raise ValueError(f"keepalive is 5 .. 65535 seconds, found {self.keepalive}")
+        settle(self)
         if (self.cert is None) != (self.key is None):
             raise ValueError("cert and key belong together")
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import difflib
 import sys
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from seedmask.errors import UserError
+from seedmask.knobs import Knob, about, knobs, tables
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -93,3 +95,42 @@ def literal(text: str) -> Any:
     except tomllib.TOMLDecodeError:
         return text
     return values["value"] if len(values) == 1 else text
+
+
+def add_options(parser: argparse.ArgumentParser, title: str, known: Iterable[Knob], preset: str = "") -> None:
+    """Add to `parser` a group of options `title`, one for each of the `known` knobs.
+
+    The value of an option is what it would be in a file, None where it was not given; `build` checks it. `preset`:
+    whose values the help gives as those of an option that is not given.
+    """
+    group = parser.add_argument_group(title)
+    for one in known:
+        default = one.said(one.of_preset(preset)).strip('"')
+        group.add_argument(
+            f"--{one.name.replace('_', '-')}",
+            type=literal,
+            metavar=one.metavar,
+            help=f"{one.hint} ({default})".replace("%", "%%"),
+        )
+
+
+def example(kind: type[Any], values: Mapping[str, Any], hinted: Mapping[str, Mapping[str, Any]] | None = None) -> str:
+    """Write `values` as a TOML file of `kind`, each line with its knob's meaning behind it.
+
+    `hinted`: by table, "" for the file itself, values that follow as comments.
+    """
+    lines: list[str] = []
+    for table, inner in {"": kind, **tables(kind)}.items():
+        said = values if not table else values.get(table)
+        if said is None:
+            continue
+        known = {one.name: one for one in knobs(inner)}
+        lines += ["", f"{f'[{table}]':<31} # {about(inner)}"] if table else []
+        lines += [_line(known[name], value) for name, value in said.items() if name in known]
+        lines += [_line(known[name], value, "# ") for name, value in (hinted or {}).get(table, {}).items()]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _line(one: Knob, value: Any, before: str = "") -> str:
+    choices = f": {', '.join(one.choices)}" if one.choices else ""
+    return f"{before}{one.name} = {one.said(value)}".ljust(31) + f" # {one.hint}{choices}"

@@ -37,7 +37,7 @@ a grid:
     images = 2000                 # eval_images (0: the whole test set), targets (percentages of the tables)
 
     [schemes.frugal]              # a name of your choice
-    kind = "masks"                # the deployed code: a preset, and any key of run.toml's [work] and [learning]
+    kind = "masks"                # the deployed code: a preset, and any key of run.toml's [training] and [aggregation]
     preset = "thrifty"
     kappa = 12.0
     formula = true                # also what FedPM's authors would report

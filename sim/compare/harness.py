@@ -23,8 +23,9 @@ from typing import Any, Final
 
 import numpy as np
 
-from aggregator.config import Rounds, RunConfig
+from aggregator.config import RunConfig
 from aggregator.presets import settings_of
+from aggregator.settings import RoundsConfig
 from edge_client.data import Dataset, check
 from edge_client.runtimes import open_runtime
 from seedmask import PROTOCOL_VERSION, __version__, chunks, topics
@@ -33,7 +34,8 @@ from seedmask.codec import by_id
 from seedmask.errors import UserError
 from seedmask.mask import F32, Theta
 from seedmask.shared import Shared
-from seedmask.wire import Announce, Message, Phase, Receipt, Status, Update, Work, basis, encode, expect
+from seedmask.training import TrainingConfig
+from seedmask.wire import Announce, Message, Phase, Receipt, Status, Update, basis, encode, expect
 from sim import datasets, partition, pool
 from sim.broker import packet_bytes
 from sim.compare import schemes
@@ -179,7 +181,7 @@ class Inline:
         bits = 0.0
         for index, payload in enumerate(update.payloads):
             shared = Shared(seed, update.round, job.announce.job, job.name, index)
-            most = job.announce.work.max_blocks
+            most = job.announce.training.max_blocks
             share = float(by_id(update.codec).decode(payload, job.theta, shared, most).mean())
             bits += sum(-p * math.log2(p) for p in (share, 1 - share) if p) + math.log2(d) / d
         return bits
@@ -201,7 +203,7 @@ def _masks(declaration: Declaration, home: World, runtime: str, threads: int, cl
 
     with tempfile.TemporaryDirectory(prefix="seedmask-compare-") as name:
         folder = Path(name)
-        rounds = Rounds(total=declaration.rounds, devices=len(home.parts), deadline_s=4_000_000)
+        rounds = RoundsConfig(total=declaration.rounds, devices=len(home.parts), deadline_s=4_000_000)
         config = RunConfig(JOB, folder / "model.bundle", folder / "aggregator", rounds, work, learning)
         fleet = Fleet(config, folder / "devices", home.bundle, home.parts, inline, runtime, declaration.seed, Faults())
         inline.fleet = fleet
@@ -227,7 +229,7 @@ def _baseline(declaration: Declaration, home: World, runtime: str, threads: int,
     scheme: schemes.Scheme
     if declaration.kind == "fedmask":
         opened = open_runtime(runtime, home.bundle, threads)
-        work = Work(declaration.epochs, round(1e6 * float(settings.get("rate", 0.1))))
+        work = TrainingConfig(declaration.epochs, float(settings.get("rate", 0.1)))
         masks = schemes.FedMask(spec, len(samples), np.random.default_rng([declaration.seed, 6]))
         scheme = masks
 
@@ -309,7 +311,7 @@ class Meter:
             delta=none,
             delta_chunks=0,
             deadline_ms=0,
-            work=Work(),
+            training=TrainingConfig(),
             selected=(),
             text="",
         )

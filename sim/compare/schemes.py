@@ -21,7 +21,7 @@ from seedmask.codec import counts, packed
 from seedmask.mask import F32, Theta
 from seedmask.shared import Shared
 from seedmask.spec import ModelSpec
-from seedmask.wire import Work
+from seedmask.training import TrainingConfig
 from sim.compare import codecs
 from sim.device import name_of
 
@@ -168,7 +168,13 @@ class FedMask:
 
 
 def train_thresholded(
-    runtime: Runtime, spec: ModelSpec, data: Dataset, start: F32, work: Work, batch: int, rng: np.random.Generator
+    runtime: Runtime,
+    spec: ModelSpec,
+    data: Dataset,
+    start: F32,
+    work: TrainingConfig,
+    batch: int,
+    rng: np.random.Generator,
 ) -> Local:
     """`edge_client.training.train` with the mask score > 0 in place of a drawn one."""
     rule: Rule = replace(rule_of(work, 1), mean=False)

@@ -36,6 +36,8 @@ from seedmask.codec import Plan, ans, counts, delta, exact, hmrc, packed, rans, 
 from seedmask.errors import ProtocolError
 from seedmask.pooling import Pooling
 from seedmask.shared import Shared
+from seedmask.training import OPTIONS as TRAINING
+from seedmask.training import TrainingConfig
 
 FILE = Path(__file__).with_name("v3.json")
 LONG = 700
@@ -746,15 +748,12 @@ _A, _B, _C = bytes(range(32)), bytes(range(16, 32)), bytes(range(240, 256))
 _NONE = (bytes(16), bytes(16), 0)
 _announce = wire.Announce(
     *("digits", 1, 20, wire.Phase.OPEN, _A, _B, _C, 3, *_NONE, 90_000),
-    *(wire.Work(epochs=2, codec=2), ("phone-1", "pi-2"), "go"),
+    *(TrainingConfig(epochs=2, codec="rans"), ("phone-1", "pi-2"), "go"),
 )
-_every = wire.Work(
-    *(65535, 0xFFFFFFFF, 255, 1, 999_999, 1, 1, 0xFFFFFFFF, 0xFFFFFFFF),
-    *(255, 1_000_000, 1_000_000, 1 << 28, 65535, 999_999),
-)
+_every = TrainingConfig(**{one.name: one.value(one.span[1]) for one in TRAINING.values() if one.wire < 18})
 _delta = wire.Announce(
     *("digits", 7, 20, wire.Phase.OPEN, _A, _B, _C, 3, _B[::-1], _C[::-1], 1, 90_000),
-    *(wire.Work(codec=3, masks=2), ("phone-1", "pi-2"), ""),
+    *(TrainingConfig(masks=2), ("phone-1", "pi-2"), ""),
 )
 _basis = wire.basis("digits", _A, _B)
 _update = wire.Update(1, _basis, 2000, 693_147, 1234, 2, (b"payload",))
@@ -764,14 +763,14 @@ _seven = make_theta(7, 10, 655, "spread")
 MESSAGES: dict[str, wire.Message] = {
     "announce": _announce,
     "announce, least": wire.Announce(
-        *("j", 0, 0, wire.Phase.WAITING, bytes(32), bytes(16), bytes(16), 0, *_NONE, 0, wire.Work(), (), "")
+        *("j", 0, 0, wire.Phase.WAITING, bytes(32), bytes(16), bytes(16), 0, *_NONE, 0, TrainingConfig(), (), "")
     ),
     "announce, greatest": wire.Announce(
         *("z" * 63, 0xFFFFFFFF, 0xFFFFFFFF, wire.Phase.DONE, b"\xff" * 32, b"\xff" * 16, b"\xff" * 16, 65535),
         *(b"\xff" * 16, b"\xff" * 16, 65535, 0xFFFFFFFF, _every, ("0" * 63,), "\u00e9\u4e2d\U0001f331\ufeff"),
     ),
     "announce, a delta": _delta,
-    "announce, a rate of exact values": replace(_announce, work=wire.Work(exact_rate=0xFFFFFFFF)),
+    "announce, a rate of exact values": replace(_announce, training=TrainingConfig(exact_rate=0xFFFFFFFF / 1e6)),
     "update": _update,
     "update, empty payload": replace(_update, payloads=(b"",), samples=1, loss=0, correct=0, codec=1),
     "update, a mask": replace(
@@ -806,13 +805,16 @@ def bases() -> list[dict[str, Any]]:
 
 def plain(value: Any) -> Any:
     """A message as JSON: bytes in hexadecimal, `boot` as 16 digits, its type by name."""
+    if isinstance(value, TrainingConfig):
+        return {one.name: one.number(getattr(value, one.name)) for one in TRAINING.values()}
     if is_dataclass(value):
         made = {f.name: plain(getattr(value, f.name)) for f in fields(value)}
         if made.get("exact") == "":  # no such field on the wire either
             del made["exact"]
         if "boot" in made:
             made["boot"] = f"{made['boot']:016x}"
-        return made if isinstance(value, wire.Work) else {"type": type(value).__name__.lower(), **made}
+        made = {"work" if name == "training" else name: part for name, part in made.items()}
+        return {"type": type(value).__name__.lower(), **made}
     if isinstance(value, bytes):
         return value.hex()
     return [plain(item) for item in value] if isinstance(value, tuple) else value
@@ -975,9 +977,6 @@ def frame_rejects() -> list[tuple[str, bytes]]:
     return out
 
 
-OPTIONS = (*range(1, 10), *range(11, 15), *range(16, 19))  # ids of the fields of Work; 10 and 15 are not assigned
-
-
 def work_rejects() -> list[tuple[str, bytes]]:
     """Announcements whose list of options nobody would have written."""
     body, at = body_of(_announce), 120
@@ -990,7 +989,7 @@ def work_rejects() -> list[tuple[str, bytes]]:
         number = bytes([len(options) if count is None else count])
         return sealed(1, body[:at] + number + said + body[at + 11 :])
 
-    defaults = dict(zip(OPTIONS, (getattr(wire.Work(), f.name) for f in fields(wire.Work)), strict=True))
+    defaults = {number: one.number(one.default) for number, one in TRAINING.items()}
     over = {1: 65536, 3: 256, 11: 256, 12: 1_000_001, 13: 1_000_001, 14: (1 << 28) + 1, 16: 65536}
     over |= dict.fromkeys((4, 6, 7), 2) | dict.fromkeys((5, 17), 1_000_000)
     return [

@@ -1,0 +1,74 @@
+"""JSON Schema of a settings file (draft 2020-12), for editors and for whoever writes such files by program.
+
+Whatever `seedmask.io.settings.build` takes, the schema takes; what needs more than one key to judge (a minimum above
+its quorum) is judged by the program alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any, Final
+
+from seedmask.knobs import REQUIRED, Knob, about, knobs, tables
+
+DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
+PRESET: Final = "default"
+"""The named set of settings that a file begins with when it names none: its values are the defaults."""
+
+
+def schema(kind: type, title: str) -> dict[str, Any]:
+    """Return the schema of the files that become a settings class, as JSON values."""
+    return {"$schema": DIALECT, "title": title, **_table(kind)}
+
+
+def _table(kind: type) -> dict[str, Any]:
+    inner = tables(kind)
+    fields = dataclasses.fields(kind)
+    missing = (dataclasses.MISSING, dataclasses.MISSING)
+    made: dict[str, Any] = {
+        "description": about(kind),
+        "type": "object",
+        "properties": {one.name: _value(one) for one in knobs(kind)} | {name: _table(inner[name]) for name in inner},
+        "additionalProperties": False,
+    }
+    if required := [field.name for field in fields if (field.default, field.default_factory) == missing]:
+        made["required"] = required
+    return made
+
+
+def _value(one: Knob) -> dict[str, Any]:
+    kinds = [_of(one, kind) for kind in one.kinds if kind is not type(None)]
+    made = {"description": describe(one), **(kinds[0] if len(kinds) == 1 else {"anyOf": kinds})}
+    if one.default not in (REQUIRED, None):
+        made["default"] = plain(one, one.of_preset(PRESET))
+    return made
+
+
+def _of(one: Knob, kind: type) -> dict[str, Any]:
+    if kind is Path:
+        return {"type": "string", "minLength": 1}
+    if kind is str:
+        if one.choices:
+            return {"enum": list(one.choices)}
+        if one.words:
+            return {"enum": list(one.words)}
+        return {"type": "string", **({"pattern": f"^{one.pattern}$"} if one.pattern else {})}
+    if kind is bool:
+        return {"type": "boolean"}
+    ends = {"minimum": one.least, "maximum": one.most}
+    return {
+        "type": "integer" if kind is int else "number",
+        **{name: value for name, value in ends.items() if not math.isinf(value)},
+    }
+
+
+def describe(one: Knob) -> str:
+    """Return a knob's meaning with what its numbers and texts stand for, in one line."""
+    return "; ".join([one.hint, *(f"{text}: {meaning}" for text, meaning in one.choices.items() if meaning)])
+
+
+def plain(one: Knob, value: Any) -> Any:
+    """Return a value as a file has it: the shortest number that means the same."""
+    return float(one.said(value)) if isinstance(value, float) else str(value) if isinstance(value, Path) else value
