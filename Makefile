@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 # What this project is tested with. Where pip would fetch a CUDA build of it (gigabytes), name a CPU build:
-# make TORCH='...' demo, with a version or the path of a wheel.
+# make TORCH='...' setup, with a version or the path of a wheel.
 TORCH  ?= torch==2.13.0
 # Without what it names and nobody here uses: tokenizers, Core ML, settings of language models.
 EXECUTORCH := executorch==1.5.1 torchao==0.18.0
@@ -34,8 +34,17 @@ $(VENV)/.ready: pyproject.toml
 system: $(VENV)/.ready  ## mosquitto and Fashion-MNIST: from apt where we may, else the next best thing
 	@.ci/system '$(BIN)/python'
 
-demo: setup      ## a fleet learns Fashion-MNIST over a real broker (MODEL=conv4n for a convolutional network)
-	$(BIN)/seedmask simulate --model $(MODEL) --devices $(DEVICES) --rounds $(ROUNDS) --seed 1 --out out/demo
+# The demo opens a bundle that ships, so it needs no torch: a small environment of its own, unless the whole one is here.
+DEMO := $(if $(wildcard $(VENV)/.ready),$(VENV),$(VENV)-demo)
+
+$(VENV)-demo/.ready: pyproject.toml
+	$(PYTHON) -m venv $(VENV)-demo
+	$(VENV)-demo/bin/python -m pip install -q -e '.[sim]'
+	touch $@
+
+demo: $(DEMO)/.ready  ## a fleet learns Fashion-MNIST over a real broker (MODEL=conv4n for a convolutional network)
+	@.ci/system '$(DEMO)/bin/python'
+	$(DEMO)/bin/seedmask simulate --model $(MODEL) --devices $(DEVICES) --rounds $(ROUNDS) --seed 1 --out out/demo
 
 test: setup      ## the test suite
 	$(BIN)/python -m pytest
@@ -92,4 +101,4 @@ mixed: setup     ## onnxruntime-training in its own environment, and a job in wh
 	TORCH='$(TORCH)' EXECUTORCH='$(EXECUTORCH)' LOWERING='$(LOWERING)' .ci/ort-training
 
 clean:           ## remove what the targets above made
-	rm -rf $(VENV) .venvs out .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-demo .venvs out .mypy_cache .ruff_cache .pytest_cache .hypothesis

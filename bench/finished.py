@@ -149,7 +149,7 @@ def prepare(name: str, folder: Path) -> tuple[Path, Path]:
     spec = trace(entry.factory(), name, 1, entry.input, (0, 255), entry.classes)
     if name in TRAINED:
         out = folder / "run"
-        options = ["--virtual", "--devices", "4", "--rounds", "5", "--images", "1000", "--seed", "1", "--model", name]
+        options = ["--virtual", "--devices", "4", "--rounds", "5", "--examples", "1000", "--seed", "1", "--model", name]
         seedmask = [sys.executable, "-m", "seedmask.cli", "simulate"]
         subprocess.run([*seedmask, *options, "--out", str(out)], check=True, capture_output=True)
         smk.write_bytes((out / "model.smk").read_bytes())
@@ -281,9 +281,9 @@ def main() -> int:
         form, *paths = options.child
         child(form, *map(Path, paths), options.threads)
         return 0
-    from sim.datasets import fashion_mnist
+    from sim.datasets import load
 
-    test = fashion_mnist()
+    test = load("fashion-mnist").test
     results = []
     with tempfile.TemporaryDirectory() as place:
         for name in options.models.split(","):

@@ -13,6 +13,7 @@ import json
 import math
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -50,6 +51,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     parser.add_argument("model", type=Path, metavar="MODEL", help="the .smk file of a finished job")
     parser.add_argument("--data", required=True, metavar="DATA", help="a file, or the name of a data set's test images")
+    parser.add_argument("--data-dir", type=Path, metavar="DIR", help="folder with the files of a data set by name")
     parser.add_argument("--labels", type=Path, metavar="FILE", help="the true classes: IDX, or an .npy array")
     parser.add_argument(
         "--bundle",
@@ -68,7 +70,7 @@ def _run(options: argparse.Namespace) -> int:
     if not 0 <= options.threads <= 1024:
         raise UserError(f"--threads is 0 (all cores) .. 1024, found {options.threads}")
     model = models.load(options.model)
-    x, y = _examples(options.data, options.labels)
+    x, y = _examples(options.data, options.labels, options.data_dir)
     x = check_inputs(x, model.spec)
     if y is not None:
         y = check_targets(y, len(x), model.spec)
@@ -115,16 +117,7 @@ def _run(options: argparse.Namespace) -> int:
 
 def open_for(model: FinishedModel, path: Path, bundle: Path | None, runtime: str, threads: int) -> tuple[str, Runtime]:
     """(name, runtime) for the model at `path`; `runtime` "auto" takes the fastest that can. Raises UserError."""
-    beside = path.with_suffix(".bundle")
-    opened = Bundle(model.spec, batch_of(model.spec), {})
-    if bundle is not None or beside.exists():
-        found = bundles.load(bundle or beside)
-        if found.spec.digest == model.spec.digest:
-            opened = found
-        elif bundle is not None:
-            raise UserError(
-                f"{bundle} is model {found.spec.digest.hex()[:12]}, {path} is of {model.spec.digest.hex()[:12]}"
-            )
+    opened = bundles.of_model(model.spec, path, bundle) or Bundle(model.spec, batch_of(model.spec), {})
     if runtime == "auto":
         able = [] if runtimes.lacking("onnxruntime", opened) else ["onnxruntime"]
         runtime = next((name for name in (*able, "torch") if not runtimes.missing(name)), "reference")
@@ -134,6 +127,18 @@ def open_for(model: FinishedModel, path: Path, bundle: Path | None, runtime: str
     except BundleError as error:
         why = f": {error}" if opened.files else ""
         raise UserError(f"runtime {runtime} needs the bundle that the fleet trained with (--bundle){why}") from None
+
+
+def predictor(model: FinishedModel, bundle: Bundle | None) -> Callable[[npt.NDArray[Any]], F32]:
+    """Return what gives class scores, float32 [n, classes], for raw inputs; the entry point of `seedmask.predictors`.
+
+    onnxruntime computes them where it is installed and `bundle` has its graphs, else NumPy. The function that is
+    returned raises UserError for inputs that do not fit `model`.
+    """
+    opened = bundle or Bundle(model.spec, batch_of(model.spec), {})
+    able = not runtimes.lacking("onnxruntime", opened) and not runtimes.missing("onnxruntime")
+    runtime = runtimes.open_runtime("onnxruntime" if able else "reference", opened)
+    return lambda x: logits_of(runtime, model, check_inputs(x, model.spec))
 
 
 def logits_of(runtime: Runtime, model: FinishedModel, x: npt.NDArray[Any]) -> F32:
@@ -155,13 +160,13 @@ def softmax(logits: F32) -> npt.NDArray[np.float64]:
     return shares
 
 
-def _examples(data: str, labels: Path | None) -> tuple[npt.NDArray[Any], npt.NDArray[Any] | None]:
+def _examples(data: str, labels: Path | None, folder: Path | None) -> tuple[npt.NDArray[Any], npt.NDArray[Any] | None]:
     """Inputs as stored, and labels or other targets as stored, or None. Raises UserError."""
     path = Path(data)
     named = {entry.name: entry for entry in importlib.metadata.entry_points(group=DATASETS)}
     if not path.exists() and data in named:
         try:
-            brought: Dataset = named[data].load()()
+            brought: Dataset = named[data].load()(folder).test
         except ImportError as error:
             raise UserError(f"data set {data} needs {error.name}: pip install 'seedmask[sim]'") from None
         x, y = brought.x, brought.y

@@ -90,6 +90,22 @@ def load(path: Path) -> Bundle:
         raise UserError(f"{path}: {error}") from None
 
 
+def of_model(spec: ModelSpec, model: Path, named: Path | None) -> Bundle | None:
+    """Return the bundle of `spec`, whose finished model is the file `model`: the `named` one, or the one beside it.
+
+    None where there is none beside it, or that of another model. Raises UserError if the named one is another model's.
+    """
+    beside = model.with_suffix(".bundle")
+    if named is None and not beside.exists():
+        return None
+    found = load(named or beside)
+    if found.spec.digest == spec.digest:
+        return found
+    if named is None:
+        return None
+    raise UserError(f"{named} is model {found.spec.digest.hex()[:12]}, {model} is of {spec.digest.hex()[:12]}")
+
+
 def _read(archive: zipfile.ZipFile, size: int) -> Bundle:
     infos = {info.filename: info for info in archive.infolist()}
     if len(infos) != len(archive.infolist()):

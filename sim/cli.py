@@ -4,57 +4,26 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
-import os
-import secrets
-import shutil
+import re
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from aggregator.config import RunConfig
-from aggregator.history import reports
-from aggregator.presets import PRESETS, settings_of
-from aggregator.settings import AggregationConfig, RoundsConfig
-from edge_client.data import Dataset, check
-from edge_client.runtimes import Runtime, names, open_runtime, require_graphs, targets
-from seedmask import bundle as bundles
-from seedmask.bundle import Bundle
+from aggregator.presets import PRESETS
+from aggregator.settings import AggregationConfig
+from edge_client.runtimes import names
 from seedmask.errors import UserError
 from seedmask.io import settings
 from seedmask.io.commands import Command
-from seedmask.io.files import write_atomic
 from seedmask.io.process import sigterm_interrupts
 from seedmask.knobs import knobs as known_knobs
-from seedmask.mask import Theta
-from seedmask.spec import LOSSES
 from seedmask.training import TrainingConfig
-from sim import datasets, partition, report
-from sim.device import name_of
-from sim.evaluate import Accuracy, accuracy
-from sim.fleet import Faults, Fleet
+from sim import datasets, output, partition, report
+from sim.datasets.own import SHARE
+from sim.history import History
 from sim.pool import Pool
-from sim.processes import ProcessFleet
-from sim.runtimes import Assignment, assign
-
-BATCH = 128
-MODELS = (
-    "mlpn",
-    "mlp",
-    "conv4",
-    "conv4s",
-    "conv4n",
-    "lenet5",
-    "resnet20g",
-    "mixer",
-    "mlpa",
-    "conv4a",
-)  # of the zoo, those that take the images there are
-MARKER = ".seedmask-simulation"
+from sim.run import run
+from sim.setup import MODEL_SEED, MODELS, PER_DEVICE, Parameters, Setup, prepare
 
 EPILOG = """\
 examples:
@@ -62,6 +31,7 @@ examples:
     seedmask simulate --model conv4 --rounds 10      another network
     seedmask simulate --split c_max:2                two classes per device
     seedmask simulate --preset thrifty --kappa 24    least bytes; what each knob is for: docs/learning.md
+    seedmask simulate --data mine.npz --bundle mine.bundle --split dirichlet:0.3
     seedmask simulate --virtual --devices 100 --per-round 10 --rounds 50 --seed 1 --json run.json
     seedmask simulate --bundle my.bundle --broker 127.0.0.1:1883
     seedmask simulate --runtime onnxruntime,torch,reference          another runtime on each device, in turn
@@ -114,16 +84,31 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
             help=f"parameters of --model that are {what}; patterns as for `seedmask export`",
         )
     data.add_argument("--bundle", type=Path, metavar="FILE", help="a bundle of `seedmask export` instead of --model")
-    data.add_argument("--dataset", default="auto", choices=datasets.NAMES, help="auto: Fashion-MNIST, else digits")
-    data.add_argument("--data", type=Path, metavar="DIR", help="folder with the data set's files")
-    data.add_argument("--split", default="iid", metavar="HOW", help=f"{', '.join(partition.WAYS)} (iid)")
-    data.add_argument("--images", type=int, default=2000, metavar="N", help="training images per device, 0: all (2000)")
+    data.add_argument("--model-seed", type=int, metavar="N", help=f"of the frozen weights of --model ({MODEL_SEED})")
     data.add_argument(
-        "--eval-images",
+        "--data",
+        default=datasets.AUTO,
+        metavar="DATA",
+        help="an .npz file with x and y, and maybe x_test and y_test; or a name, of "
+        f"{', '.join(datasets.names())} (auto: Fashion-MNIST, else digits)",
+    )
+    data.add_argument("--data-dir", type=Path, metavar="DIR", help="folder with the files of a data set by name")
+    data.add_argument("--test", type=Path, metavar="FILE", help="an .npz file whose x and y measure the model")
+    data.add_argument(
+        "--test-share",
+        type=float,
+        metavar="P",
+        help=f"share of an .npz file without x_test that is held out to measure the model ({SHARE:g})",
+    )
+    data.add_argument("--split", default="iid", metavar="HOW", help=f"{', '.join(partition.WAYS)} (iid)")
+    data.add_argument(
+        "--examples",
         type=int,
-        default=2000,
         metavar="N",
-        help="test images after each round, 0: all (2000)",
+        help=f"training examples per device, 0: all ({PER_DEVICE} of a data set by name, all of a file)",
+    )
+    data.add_argument(
+        "--eval-examples", type=int, default=2000, metavar="N", help="test examples after each round, 0: all (2000)"
     )
     work = parser.add_argument_group("job")
     work.add_argument("--rounds", type=int, default=20, metavar="N", help="rounds (20)")
@@ -145,7 +130,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     settings.add_options(parser, "training: what each device does", known_knobs(TrainingConfig), "default")
     settings.add_options(parser, "aggregation: what the server makes of it", known_knobs(AggregationConfig), "default")
     out = parser.add_argument_group("output")
-    out.add_argument("--seed", type=int, metavar="N", help="of the model, the split and all virtual chance (random)")
+    out.add_argument("--seed", type=int, metavar="N", help="of the split and all virtual chance (random)")
     out.add_argument(
         "--out",
         type=Path,
@@ -156,148 +141,77 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     out.add_argument("--json", type=Path, metavar="FILE", help="also write the summary here; -: to the screen")
 
 
-@dataclass(frozen=True)
-class _Setup:
-    """Everything a run needs, made once."""
-
-    rounds: RoundsConfig
-    training: TrainingConfig
-    aggregation: AggregationConfig
-    broker: tuple[str, int] | None
-    bundle: Bundle
-    images: datasets.Images
-    parts: list[Dataset]
-    runtimes: Assignment
-    evaluator: Runtime
-    eval_set: Dataset
-    seed: int
-
-
 def _run(options: argparse.Namespace) -> int:
+    try:
+        return _simulate(options)
+    except UserError as error:
+        raise type(error)(_as_options(str(error))) from None
+
+
+def _as_options(text: str) -> str:
+    """Return a message about parameters with their options' names: `per_round` is --per-round here."""
+    return re.sub(r"`(\w+)`", lambda found: "--" + _OPTIONS.get(found[1], found[1]).replace("_", "-"), text)
+
+
+_OPTIONS = {"deadline_s": "deadline"}
+
+
+def _simulate(options: argparse.Namespace) -> int:
     from sim.screen import Screen  # needs rich, which a device does not have
 
     sigterm_interrupts()
-    setup = _setup(options)
-    _clear(options.out)
-    write_atomic(options.out / "model.bundle", bundles.to_bytes(setup.bundle))
-    spec = setup.bundle.spec
-    rng = np.random.default_rng([setup.seed, 3])
-    rows: list[report.Row] = []
-    thetas: list[Theta] = []
-    sizes = sorted(len(part.y) for part in setup.parts)
-    each = f"{sizes[0]:,} images each" if sizes[0] == sizes[-1] else f"{sizes[0]:,} to {sizes[-1]:,} images each"
-    others = "".join(f", {n:,} {kind}" for kind, n in (("frozen", spec.count("frozen")), ("exact", spec.e)) if n)
-    print(f"{spec.name}: {spec.d:,} weights from seed {spec.seed:#018x}{others}")
-    print(f"{setup.images.name} ({setup.images.origin}); {len(sizes)} devices, {each}, {options.split}")
-    total = len(setup.images.train.y)
-    if options.images > total // options.devices:
-        share = total // options.devices
-        print(
-            f"--images {options.images:,} is more than {total:,} training images allow; {share:,} per device are used"
-        )
-    print(flush=True)
-    with Screen(options.rounds, spec.d) as screen:
-
-        def closed(record: dict[str, Any], theta: Theta, seconds: float) -> None:
-            reached = accuracy(setup.evaluator, spec, setup.eval_set, theta, rng)
-            row = report.Row(
-                record["round"],
-                seconds,
-                record["updates"],
-                reached,
-                record["train_loss"],
-                record["update_bytes"],
-            )
-            rows.append(row)
-            thetas[:] = [theta]
-            screen.row(row)
-
-        run = _virtual if options.virtual else _processes
-        seconds, traffic, broker = run(options, setup, closed, screen.waiting)
-    final = accuracy(setup.evaluator, spec, setup.images.test, thetas[0], rng)
-    facts = report.Facts(
-        model=spec.name,
-        dataset=setup.images.name,
-        split=options.split,
-        devices=options.devices,
-        parameters=spec.d,
-        broker=broker,
-        clock="virtual" if options.virtual else "wall",
-        seed=setup.seed,
-        test_images=len(setup.images.test.y),
-    )
-    runtime_of = {name_of(index): setup.runtimes.of(index) for index in range(options.devices)}
-    trained = report.by_runtime(reports(options.out / "aggregator" / "job.sqlite"), runtime_of)
-    _finish(options, {**report.summary(facts, rows, final, traffic, seconds), "runtimes": trained})
+    out: Path = options.out
+    _check_json(options.json, out)
+    output.check(out, [Path(given) for given in _inputs(options)])
+    setup = prepare(_parameters(options), "--set")
+    output.claim(out)
+    _introduce(setup)
+    with Screen(options.rounds, setup.bundle.spec.d) as screen:
+        history = run(setup, out, screen.row, screen.waiting, Pool)
+    if history.summary["restarts"]:
+        print(f"{history.summary['restarts']} process(es) died and were started again", file=sys.stderr)
+    output.write(out, history)
+    if options.json is not None and str(options.json) != "-":
+        report.write_json(options.json, history.summary)
+    _tell(out, history)
+    if str(options.json) == "-":
+        print(json.dumps(history.summary, sort_keys=True))
     return 0
 
 
-def _setup(options: argparse.Namespace) -> _Setup:
-    rounds, training, aggregation = _config(options)
-    runtimes = assign(options.runtime, options.pythons, options.virtual)
-    broker = _address(options.broker)
-    _check_files(options)
-    seed = options.seed if options.seed is not None else secrets.randbits(32)
-    images = datasets.load(options.dataset, options.data)
-    bundle = bundles.load(options.bundle) if options.bundle else _export(options, seed, runtimes)
-    require_graphs(runtimes.all, bundle)
-    spec, shape = bundle.spec, images.test.x.shape[1:]
-    if spec.loss != LOSSES[0]:
-        raise UserError(f"{spec.name} has the loss {spec.loss}; the simulator's images have classes, no other targets")
-    if math.prod(spec.input) != math.prod(shape):
-        raise UserError(
-            f"{spec.name} takes inputs of {_by(spec.input)}, the images of {images.name} are {_by(shape)}: "
-            f"use a --model of {', '.join(MODELS)}, or a --bundle for {_by(shape)}"
-        )
-    check(images.test, spec)
-    rng = np.random.default_rng([seed, 0])
-    picks = partition.split(options.split, images.train.y, options.devices, options.images, rng)
-    parts = [datasets.subset(images.train, pick) for pick in picks]
-    evaluator = open_runtime(runtimes.here, bundle, options.threads if options.virtual else 0)
-    few = rng.permutation(len(images.test.y))[: options.eval_images or None]
-    eval_set = datasets.subset(images.test, few)
-    return _Setup(rounds, training, aggregation, broker, bundle, images, parts, runtimes, evaluator, eval_set, seed)
-
-
-def _by(shape: Sequence[int]) -> str:
-    return "x".join(map(str, shape))
-
-
-def _config(options: argparse.Namespace) -> tuple[RoundsConfig, TrainingConfig, AggregationConfig]:
-    """The job's settings, and every option that is a number in its range. Raises UserError."""
-    for name in ("devices", "rounds", "threads"):
-        if getattr(options, name) < 1:
-            raise UserError(f"--{name} is at least 1, found {getattr(options, name)}")
-    for name in ("images", "eval_images"):
-        if getattr(options, name) < 0:
-            raise UserError(f"--{name.replace('_', '-')} is at least 0, found {getattr(options, name)}")
-    for name in ("per_round", "quorum", "minimum"):
-        if getattr(options, name) > options.devices:
-            found = f"--{name.replace('_', '-')} {getattr(options, name)}"
-            raise UserError(f"{found}: there are only {options.devices} devices")
-    for name in ("crash", "cut"):
-        if not 0 <= getattr(options, name) <= 1:
-            raise UserError(f"--{name} is a chance, 0 .. 1, found {getattr(options, name)}")
-    if options.crash + options.cut > 1:
-        raise UserError(f"--crash and --cut together are at most 1, found {options.crash + options.cut:g}")
-    if not options.virtual and (options.crash or options.cut):
-        raise UserError("--crash and --cut need --virtual; kill a real process instead (pids.json tells who is who)")
-    if options.virtual and options.broker:
-        raise UserError("--broker and --virtual exclude each other: virtual time has a broker in memory")
-    if options.seed is not None and not 0 <= options.seed < 1 << 32:
-        raise UserError(f"--seed is 0 .. 2**32 - 1, found {options.seed}")
-    try:
-        rounds = RoundsConfig(
-            total=options.rounds,
-            devices=options.devices,
-            per_round=options.per_round,
-            quorum=options.quorum,
-            minimum=options.minimum,
-            deadline_s=options.deadline,
-        )
-    except ValueError as error:
-        raise UserError(str(error)) from None
-    return rounds, *settings_of(options.preset, _knobs(options), "--set")
+def _parameters(options: argparse.Namespace) -> Parameters:
+    """Return what the options ask for. Raises UserError."""
+    if options.model and options.bundle:
+        raise UserError("`model` and `bundle` exclude each other")
+    return Parameters(
+        model=options.bundle or options.model or MODELS[0],
+        data=options.data,
+        test=options.test,
+        test_share=options.test_share,
+        data_dir=options.data_dir,
+        devices=options.devices,
+        rounds=options.rounds,
+        split=options.split,
+        examples=options.examples,
+        eval_examples=options.eval_examples,
+        per_round=options.per_round,
+        quorum=options.quorum,
+        minimum=options.minimum,
+        deadline=options.deadline,
+        virtual=options.virtual,
+        broker=options.broker,
+        runtime=options.runtime,
+        pythons=options.pythons,
+        threads=options.threads,
+        crash=options.crash,
+        cut=options.cut,
+        preset=options.preset,
+        knobs=_knobs(options),
+        seed=options.seed,
+        model_seed=options.model_seed,
+        exact=options.exact,
+        frozen=options.frozen,
+    )
 
 
 def _knobs(options: argparse.Namespace) -> dict[str, Any]:
@@ -309,138 +223,48 @@ def _knobs(options: argparse.Namespace) -> dict[str, Any]:
             raise UserError(f"--set is KEY=VALUE, found {text!r}")
         knobs[key.strip().replace("-", "_")] = settings.literal(value.strip())
     named = [one.name for one in (*known_knobs(TrainingConfig), *known_knobs(AggregationConfig))]
-    knobs |= {name: getattr(options, name) for name in named if getattr(options, name) is not None}
-    if "kappa" in knobs and "kappa_max" not in knobs and isinstance(knobs["kappa"], int | float):
-        knobs["kappa_max"] = max(float(knobs["kappa"]), TrainingConfig().kappa_max)
-    return knobs
+    return knobs | {name: getattr(options, name) for name in named if getattr(options, name) is not None}
 
 
-def _check_files(options: argparse.Namespace) -> None:
-    """Refuse to empty what is not ours or what is needed, and to write where nobody can. Raises UserError."""
-    out: Path = options.out.resolve()
-    for name in ("model", "exact", "frozen"):
-        if getattr(options, name) and options.bundle:
-            raise UserError(f"--{name} and --bundle exclude each other")
-    for name in ("bundle", "data"):
-        path: Path | None = getattr(options, name)
-        if path is not None and path.resolve().is_relative_to(out):
-            raise UserError(f"--{name} {path} lies inside --out {options.out}, which is emptied; choose another --out")
-    if options.json is not None and str(options.json) != "-":
-        folder = options.json.resolve().parent
-        if options.json.is_dir() or (folder != out and (folder.is_relative_to(out) or not folder.is_dir())):
-            raise UserError(f"--json {options.json} is not a file in a folder that exists")
-    try:
-        if any(out.iterdir()) and not (out / MARKER).exists():
-            raise UserError(f"{options.out} is not empty and no simulation made it; choose another with --out")
-    except FileNotFoundError:
-        pass  # it will be made
-    except OSError as error:
-        raise UserError(f"--out {options.out} cannot be used: {error.strerror}") from None
+def _inputs(options: argparse.Namespace) -> list[Path | str]:
+    """Return the files and folders that a run reads."""
+    given = (options.bundle, options.data if Path(options.data).exists() else None, options.test, options.data_dir)
+    return [path for path in given if path is not None]
 
 
-def _clear(out: Path) -> None:
-    """Make `out` new, and mark it as ours; `_check_files` saw that it may be emptied."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / MARKER).touch()  # first, and it stays: interrupted here, the folder is still ours
-        for path in out.iterdir():
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            elif path.name != MARKER:
-                path.unlink()
-    except OSError as error:
-        raise UserError(f"--out {out} cannot be used: {error.strerror}") from None
+def _check_json(path: Path | None, out: Path) -> None:
+    """Refuse to write the summary where nobody can, or where it would be emptied. Raises UserError."""
+    if path is None or str(path) == "-":
+        return
+    folder, inside = path.resolve().parent, out.resolve()
+    if path.is_dir() or (folder != inside and (folder.is_relative_to(inside) or not folder.is_dir())):
+        raise UserError(f"`json` {path} is not a file in a folder that exists")
 
 
-def _export(options: argparse.Namespace, seed: int, runtimes: Assignment) -> Bundle:
-    """The bundle of a network by name, made here and now, with the graphs of all `runtimes`."""
-    model = options.model or MODELS[0]
-    try:
-        from export.make import make_bundle
-        from export.trace import trace
-        from export.zoo import ZOO
-    except ImportError as error:
-        raise UserError(
-            f"--model needs {error.name} to export the network: pip install 'seedmask[export]', or pass --bundle"
-        ) from None
-    if model not in ZOO:
-        raise UserError(
-            f"no network called {model!r}; there are {', '.join(ZOO)}; for your own, export it and pass --bundle"
-        )
-    entry = ZOO[model]
-    spec = trace(
-        *(entry.factory(), model, seed, entry.input, (0, 255), entry.classes, "kaiming"),
-        exact=options.exact,
-        frozen=options.frozen,
+def _introduce(setup: Setup) -> None:
+    """Say what is about to run."""
+    spec = setup.bundle.spec
+    sizes = sorted(len(part.y) for part in setup.parts)
+    kind = "images" if len(spec.input) == 3 else "examples"
+    each = f"{sizes[0]:,} {kind} each" if sizes[0] == sizes[-1] else f"{sizes[0]:,} to {sizes[-1]:,} {kind} each"
+    others = "".join(f", {n:,} {kind}" for kind, n in (("frozen", spec.count("frozen")), ("exact", spec.e)) if n)
+    print(f"{spec.name}: {spec.d:,} weights from seed {spec.seed:#018x}{others}")
+    print(f"{setup.data.name} ({setup.data.origin}); {len(sizes)} devices, {each}, {setup.asked.split}")
+    for note in setup.notes:
+        print(_as_options(note))
+    print(flush=True)
+
+
+def _tell(out: Path, history: History) -> None:
+    """Say how it went, and what was written."""
+    value = history.summary
+    metric, kind = value["metric"], "images" if len(history.model.spec.input) == 3 else "examples"
+    sampled, thresholded, mean = (
+        report.figure(metric, value[metric][name]) for name in ("sampled", "thresholded", "mean")
     )
-    return make_bundle(spec, BATCH, targets(["onnxruntime", *runtimes.all]))
-
-
-Closed = Callable[[dict[str, Any], Theta, float], None]
-Found = tuple[float, report.Traffic, str]
-
-
-def _virtual(options: argparse.Namespace, setup: _Setup, closed: Closed, waiting: Callable[[str], None]) -> Found:
-    folder = options.out / "aggregator"
-    config = RunConfig("sim", options.out / "model.bundle", folder, setup.rounds, setup.training, setup.aggregation)
-    faults = Faults(options.cut, options.crash)
-    workers = max(1, (os.cpu_count() or 1) // options.threads)
-    with Pool(setup.bundle, setup.parts, setup.runtimes.here, options.threads, min(workers, options.devices)) as pool:
-        homes = options.out / "devices"
-        fleet = Fleet(config, homes, setup.bundle, setup.parts, pool, setup.runtimes.here, setup.seed, faults)
-        waiting("virtual time")
-        seconds = fleet.run(closed)
-    up, down = fleet.traffic()
-    counted = "simulator: MQTT 5 PUBLISH packets, without acknowledgements and TCP"
-    return seconds, report.Traffic(up, down, counted), "a broker in memory"
-
-
-def _processes(options: argparse.Namespace, setup: _Setup, closed: Closed, waiting: Callable[[str], None]) -> Found:
-    tables = {"rounds": setup.rounds, "training": setup.training, "aggregation": setup.aggregation}
-    fleet = ProcessFleet(
-        folder=options.out,
-        bundle=options.out / "model.bundle",
-        spec=setup.bundle.spec,
-        # A name of its own: a broker that others use too may retain the end of an earlier simulation.
-        job=f"sim-{secrets.token_hex(4)}",
-        parts=setup.parts,
-        settings=tables,
-        runtimes=setup.runtimes,
-        threads=options.threads,
-        broker=setup.broker,
-    )
-    seconds = fleet.run(closed, waiting)
-    if fleet.restarts:
-        print(f"{fleet.restarts} process(es) died and were started again", file=sys.stderr)
-    up, down = fleet.traffic()
-    return (
-        seconds,
-        report.Traffic(up, down, "kernel: TCP bytes of every device's connection"),
-        fleet.broker_name,
-    )
-
-
-def _address(text: str | None) -> tuple[str, int] | None:
-    if text is None:
-        return None
-    host, _, port = text.rpartition(":")
-    if not host or not port.isdecimal() or not 1 <= int(port) <= 65535:
-        raise UserError(f"--broker is HOST:PORT, found {text!r}")
-    return host, int(port)
-
-
-def _finish(options: argparse.Namespace, value: dict[str, Any]) -> None:
-    out: Path = options.out
-    report.write_json(out / "summary.json", value)
-    report.write_csv(out / "rounds.csv", value)
-    report.draw(out / "accuracy.png", value)
-    shutil.copyfile(out / "aggregator" / "model.smk", out / "model.smk")
-    if options.json is not None and str(options.json) != "-":
-        report.write_json(options.json, value)
-    reached = Accuracy(**value["accuracy"])
     print(
-        f"\ntest accuracy on {value['test_images']:,} images: {reached.sampled:.1%} sampled, "
-        f"{reached.thresholded:.1%} thresholded, {reached.mean:.1%} mean\n"
+        f"\n{'test accuracy' if metric == 'accuracy' else 'mean squared error'} on {value['test_examples']:,} {kind}: "
+        f"{sampled} sampled, {thresholded} thresholded, {mean} mean\n"
         f"up   {value['uplink_bits_per_parameter_per_round']:.3f} bit per parameter and round "
         f"({value['uplink_bytes_per_device_per_round'] / 1000:,.1f} kB per device and round, "
         f"{value['uplink_bytes'] / 1e6:,.2f} MB in all)\n"
@@ -448,21 +272,20 @@ def _finish(options: argparse.Namespace, value: dict[str, Any]) -> None:
         f"({value['downlink_bytes_per_device_per_round'] / 1000:,.1f} kB per device and round, "
         f"{value['downlink_bytes'] / 1e6:,.2f} MB in all)\n"
         f"counted by the {value['bytes_counted_by']}\n"
-        f"{value['rounds']} rounds in {value['seconds']:,.1f} {'virtual ' if options.virtual else ''}seconds "
-        f"with {value['devices']} devices over {value['broker']}\n"
+        f"{value['rounds']} rounds in {value['seconds']:,.1f} {'virtual ' if value['clock'] == 'virtual' else ''}"
+        f"seconds with {value['devices']} devices over {value['broker']}\n"
     )
     if len(value["runtimes"]) > 1:
-        print(f"training accuracy and loss by runtime (devices)\n{report.runtimes_table(value['runtimes'])}\n")
+        table = report.runtimes_table(value["runtimes"], metric)
+        print(f"training {'accuracy and ' if metric == 'accuracy' else ''}loss by runtime (devices)\n{table}\n")
     for name, what in (
         ("summary.json", "all of this, for scripts"),
         ("rounds.csv", "one line per round"),
-        ("accuracy.png", "accuracy against bytes"),
+        (f"{metric}.png", f"{metric} against bytes"),
         ("model.smk", f"the model: seed and mask, {(out / 'model.smk').stat().st_size:,} bytes"),
         ("model.bundle", "what the devices were given"),
     ):
         print(f"wrote {out / name!s:<32} {what}")
-    if str(options.json) == "-":
-        print(json.dumps(value, sort_keys=True))
 
 
 COMMAND = Command(

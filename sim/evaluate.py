@@ -1,4 +1,4 @@
-"""How good the global model is, three ways, on images that no device has seen.
+"""Measure the global model three ways, on examples that no device has seen.
 
 sampled: a fresh mask drawn from theta per batch of 500, as FedPM reports it (noisy); thresholded: the finished model,
 theta >= 1/2; mean: the weights w * theta.
@@ -6,9 +6,12 @@ theta >= 1/2; mean: the weights w * theta.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 
 from edge_client.data import Dataset
 from edge_client.runtimes import F32, Runtime
@@ -16,28 +19,40 @@ from seedmask.mask import Theta, sample
 from seedmask.spec import ModelSpec
 
 _BATCH = 500
+METRICS: Final = {"cross-entropy": "accuracy", "mse": "error"}
+"""What is measured, by the model's loss: the share of correct classes, 0 .. 1, or the mean squared error."""
 
 
 @dataclass(frozen=True)
-class Accuracy:
-    """Shares of correct predictions, 0 .. 1."""
+class Score:
+    """One figure for each way of using theta, of the kind that METRICS has for the model's loss."""
 
     sampled: float
     thresholded: float
     mean: float
 
 
-def accuracy(runtime: Runtime, spec: ModelSpec, test: Dataset, theta: Theta, rng: np.random.Generator) -> Accuracy:
-    """Measure `theta` on all of `test`."""
+def score(runtime: Runtime, spec: ModelSpec, test: Dataset, theta: Theta, rng: np.random.Generator) -> Score:
+    """Measure `theta` on all of `test`: accuracy 0 .. 1, or the mean squared error if the loss of `spec` is "mse"."""
     probability = theta.probability()
     thresholded, exact = theta.threshold().astype(np.float32), theta.values()
+    total: Callable[[F32, npt.NDArray[Any]], float] = _squares if spec.loss == "mse" else _correct
+    count = test.y.size
 
-    def fraction(mask: F32 | None) -> float:
-        correct = 0
+    def figure(mask: F32 | None) -> float:
+        found = 0.0
         for start in range(0, len(test.y), _BATCH):
             x = spec.normalise(test.x[start : start + _BATCH])
             drawn = sample(probability, rng).astype(np.float32) if mask is None else mask
-            correct += int((runtime.logits(x, drawn, exact).argmax(1) == test.y[start : start + _BATCH]).sum())
-        return round(correct / len(test.y), 6)
+            found += total(runtime.logits(x, drawn, exact), test.y[start : start + _BATCH])
+        return round(found / count, 6)
 
-    return Accuracy(fraction(None), fraction(thresholded), fraction(probability))
+    return Score(figure(None), figure(thresholded), figure(probability))
+
+
+def _correct(logits: F32, y: npt.NDArray[Any]) -> float:
+    return float((logits.argmax(1) == y).sum())
+
+
+def _squares(outputs: F32, y: npt.NDArray[Any]) -> float:
+    return float(((outputs.astype(np.float64) - y) ** 2).sum())

@@ -7,7 +7,6 @@ pretended; sessions, rounds, outbox, database, codec and training are the ones t
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -144,6 +143,18 @@ class Device:
         return self.sent + traffic.sent, self.received + traffic.received
 
 
+def _new(folder: Path) -> None:
+    """Make `folder`. Raises UserError unless it is new or empty."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        found = sorted(path.name for path in folder.iterdir())
+    except OSError as error:
+        raise UserError(f"{folder} cannot be used: {error.strerror}") from None
+    if found:
+        more = "" if len(found) == 1 else f" and {len(found) - 1} more"
+        raise UserError(f"{folder} is not empty (it has {found[0]}{more}); a fleet begins in a new folder")
+
+
 class Fleet:
     """A job on virtual time."""
 
@@ -158,12 +169,15 @@ class Fleet:
         seed: int,
         faults: Faults,
     ) -> None:
-        """Switch on an aggregator in config.state_dir and, in `homes`, a device per part of the data; both are new."""
+        """Switch on an aggregator in config.state_dir and, in `homes`, a device per part of the data.
+
+        Both folders are made here. Raises UserError where one of them has something in it: nothing is deleted.
+        """
         self.config, self.bundle, self.pool, self.runtime = config, bundle, pool, runtime
         self.seed, self.faults = seed, faults
         self.homes = homes
         for folder in (config.state_dir, homes):
-            shutil.rmtree(folder, ignore_errors=True)
+            _new(folder)
         self.agenda = Agenda()
         self.broker = MemoryBroker(self.agenda)
         spec = bundle.spec

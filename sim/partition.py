@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -13,17 +15,20 @@ Indices = npt.NDArray[np.int64]
 WAYS = ("iid", "c_max:<c>", "classes:<c>", "dirichlet:<alpha>", "sizes:<ratio>")
 
 
-def split(how: str, labels: Indices, devices: int, per_device: int, rng: np.random.Generator) -> list[Indices]:
-    """Positions of each device's examples, sorted; each device has at least one. Raises UserError.
+def split(how: str, labels: npt.NDArray[Any], devices: int, per_device: int, rng: np.random.Generator) -> list[Indices]:
+    """Return the positions of each device's examples, sorted; each device has at least one.
 
-    `how` is one of WAYS; `per_device` is how many (the mean, where sizes differ), at most an equal share of all; 0
-    deals out as many as there are.
+    `how` is one of WAYS; `labels` are classes, int64 [n], or other targets [n, ...], for which "iid" and "sizes" alone
+    make sense. `per_device` is how many (the mean, where sizes differ), at most an equal share of all; 0 deals out as
+    many as there are. Raises UserError: what was found, what can be made.
     """
     n = len(labels)
     if devices < 1 or devices > n or per_device < 0:
         raise UserError(f"{devices} devices cannot share {n} examples")
     size = min(per_device or n // devices, n // devices)
     kind, _, number = how.partition(":")
+    if kind in ("c_max", "classes", "dirichlet") and labels.dtype.kind not in "ui":
+        raise UserError(f"split {how!r} deals out classes, and these targets are none; there are iid and sizes:<ratio>")
     if how == "iid":
         return _deal(np.full(devices, size), n, rng)
     if kind in ("c_max", "classes") and number.isdecimal() and number.isascii() and int(number) >= 1:

@@ -1,7 +1,9 @@
 """Real training for virtual devices, on all cores: each round of each device is a job of its own.
 
-A job's randomness comes from its arguments alone, so neither the number of workers nor who finishes first can change
-a result. Workers open the bundle and hold every device's data once, and die with us.
+A job's randomness comes from its arguments alone, so neither the number of workers, nor their kind, nor who finishes
+first can change a result. `Pool` has processes, which hold every device's data once each and die with us; a process
+imports the program that started it, which a notebook or a script of a few lines does not survive, so `Threads` train
+in this process: onnxruntime and NumPy let go of Python's lock while they work.
 """
 
 from __future__ import annotations
@@ -9,8 +11,9 @@ from __future__ import annotations
 import multiprocessing
 import multiprocessing.connection
 import os
+import queue
 import threading
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from types import TracebackType
@@ -20,7 +23,7 @@ import numpy as np
 
 from edge_client.data import Dataset
 from edge_client.runtimes import DivergedError, Runtime, State, open_runtime
-from edge_client.training import train, update_of
+from edge_client.training import Progress, train, update_of
 from seedmask.bundle import Bundle
 from seedmask.errors import UserError
 from seedmask.mask import Theta
@@ -82,19 +85,21 @@ def _work(job: Job) -> Done:
     return work(_worker, job)
 
 
-def work(worker: Worker, job: Job) -> Done:
-    """Do a job here and now."""
+def work(worker: Worker, job: Job, progress: Progress = lambda step, steps: True) -> Done:
+    """Do a job here and now; `progress` may stop it, then it has failed."""
     spec, data = worker.bundle.spec, worker.parts[job.index]
     rng = np.random.default_rng(job.chance)
     try:
         outcome = train(
             *(worker.runtime, spec, data, job.theta, job.announce.training, worker.bundle.batch, rng),
+            progress=progress,
             round_=job.announce.round,
             kept=[job.kept] if job.kept else None,
         )
     except DivergedError as error:
         return Done(b"", str(error))
-    assert outcome is not None  # nobody stops it
+    if outcome is None:
+        return Done(b"", "stopped")
     update = update_of(job.announce, job.name, spec, job.theta, outcome, len(data.y), rng)
     return Done(encode(update), "", outcome.state if job.announce.training.keep_optimizer else None)
 
@@ -130,3 +135,35 @@ class Pool:
             raise UserError(
                 "a training process died, probably for want of memory; with more --threads there are fewer of them"
             ) from None
+
+
+class Threads:
+    """Workers in this process, for one simulation; a context. Leaving it stops trainings at their next step."""
+
+    def __init__(self, bundle: Bundle, parts: list[Dataset], runtime: str, threads: int, workers: int) -> None:
+        """Open `workers` runtimes with `threads` threads each, one after the other: packages are loaded once."""
+        self._free: queue.SimpleQueue[Worker] = queue.SimpleQueue()
+        for _ in range(workers):
+            self._free.put(Worker(open_runtime(runtime, bundle, threads), bundle, parts))
+        self._executor = ThreadPoolExecutor(workers, "seedmask-training")
+        self._left = threading.Event()
+
+    def begin(self, job: Job) -> Future[Done]:
+        """Start a job."""
+        return self._executor.submit(self._work, job)
+
+    def _work(self, job: Job) -> Done:
+        worker = self._free.get()  # there are as many as threads
+        try:
+            return work(worker, job, lambda step, steps: not self._left.is_set())
+        finally:
+            self._free.put(worker)
+
+    def __enter__(self) -> Threads:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._left.set()
+        self._executor.shutdown(cancel_futures=True)

@@ -1,4 +1,4 @@
-"""What a simulation found: rows per round, a summary, and the files and the picture made of them."""
+"""Turn what a simulation measured into records, a summary, tables and a picture."""
 
 from __future__ import annotations
 
@@ -8,23 +8,60 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aggregator.history import Report
 from seedmask.io.files import write_atomic
-from sim.evaluate import Accuracy
+from sim.evaluate import Score
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
-class Row:
-    """One closed round. Bytes are those of all devices in this round; `seconds` since the start."""
+class RoundRecord:
+    """One round that is over; printed, it is one line.
+
+    `metric` says what `score` is: "accuracy", shares of correct classes, 0 .. 1, or "error", mean squared errors.
+    `train_loss`: mean of the devices' last epoch (nats, or squares), None where nobody answered. `update_bytes`: of all
+    updates of this round. `seconds` since the start, on the simulation's clock.
+    """
 
     round: int
     seconds: float
     updates: int
-    accuracy: Accuracy
+    score: Score
     train_loss: float | None
     update_bytes: int
+    metric: str = "accuracy"
+
+    @property
+    def accuracy(self) -> Score:
+        """Accuracy three ways: `.mean`, `.thresholded` (the finished model), `.sampled`. AttributeError for an mse."""
+        return self._of("accuracy")
+
+    @property
+    def error(self) -> Score:
+        """Mean squared error three ways. AttributeError for a model of classes."""
+        return self._of("error")
+
+    def _of(self, metric: str) -> Score:
+        if metric != self.metric:
+            raise AttributeError(f"this model is measured by its {self.metric}; there is no {metric}")
+        return self.score
+
+    def __str__(self) -> str:
+        sampled, thresholded, mean = (figure(self.metric, value) for value in asdict(self.score).values())
+        loss = "" if self.train_loss is None else f"loss {self.train_loss:.3f}, "
+        return (
+            f"round {self.round}: {self.metric} {mean} mean, {thresholded} thresholded, {sampled} sampled; {loss}"
+            f"{self.updates} updates of {self.update_bytes / max(self.updates, 1) / 1000:.1f} kB, {self.seconds:.1f} s"
+        )
+
+
+def figure(metric: str, value: float) -> str:
+    """Return a score as people read it: 85.3%, or 0.0123."""
+    return f"{value:.1%}" if metric == "accuracy" else f"{value:.4g}"
 
 
 @dataclass(frozen=True)
@@ -42,16 +79,20 @@ class Facts:
 
     model: str
     dataset: str
+    origin: str
     split: str
     devices: int
     parameters: int
     broker: str
     clock: str
     seed: int
-    test_images: int
+    test_examples: int
+    metric: str = "accuracy"
 
 
-def summary(facts: Facts, rows: Sequence[Row], final: Accuracy, traffic: Traffic, seconds: float) -> dict[str, Any]:
+def summary(
+    facts: Facts, rows: Sequence[RoundRecord], final: Score, traffic: Traffic, seconds: float
+) -> dict[str, Any]:
     """The one object that scripts read; `seconds` on the clock that `facts.clock` names.
 
     What is "per round" is per device and round that took part, that is per update that was counted. The bytes are all
@@ -60,7 +101,7 @@ def summary(facts: Facts, rows: Sequence[Row], final: Accuracy, traffic: Traffic
     took_part = max(sum(row.updates for row in rows), 1)
     bits = 8 / (took_part * facts.parameters)
     return {
-        "accuracy": asdict(final),
+        facts.metric: asdict(final),
         "rounds": len(rows),
         **asdict(facts),
         "uplink_bits_per_parameter_per_round": round(traffic.uplink_bytes * bits, 6),
@@ -100,14 +141,15 @@ def by_runtime(reports: Iterable[Report], runtime_of: Mapping[str, str]) -> dict
     return found
 
 
-def runtimes_table(found: Mapping[str, Any]) -> str:
-    """`by_runtime` as text: a row per round, a pair of columns per runtime."""
+def runtimes_table(found: Mapping[str, Any], metric: str = "accuracy") -> str:
+    """Return `by_runtime` as text: a row per round; per runtime accuracy and loss, or the loss alone for an error."""
     wide = max(15, *(len(name) + 5 for name in found))
     names = [f"{name} ({len(value['devices'])})" for name, value in found.items()]
     cells: dict[int, dict[str, str]] = {}
     for name, value in found.items():
         for row in value["history"]:
-            cell = f"{row['train_accuracy']:.1%}  {row['train_loss']:.3f}"
+            cell = f"{row['train_accuracy']:.1%}  " if metric == "accuracy" else ""
+            cell += f"{row['train_loss']:.3f}"
             cells.setdefault(row["round"], {})[name] = cell
     lines = ["round" + "".join(f"  {name:>{wide}}" for name in names)]
     lines += [
@@ -117,26 +159,26 @@ def runtimes_table(found: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _flat(row: Row, facts: Facts) -> dict[str, Any]:
+def _flat(row: RoundRecord, facts: Facts) -> dict[str, Any]:
     return {
         "round": row.round,
         "seconds": round(row.seconds, 3),
         "updates": row.updates,
-        "accuracy_sampled": row.accuracy.sampled,
-        "accuracy_thresholded": row.accuracy.thresholded,
-        "accuracy_mean": row.accuracy.mean,
+        f"{row.metric}_sampled": row.score.sampled,
+        f"{row.metric}_thresholded": row.score.thresholded,
+        f"{row.metric}_mean": row.score.mean,
         "train_loss": row.train_loss,
         "update_bytes": row.update_bytes,
         "update_bits_per_parameter": round(8 * row.update_bytes / max(row.updates, 1) / facts.parameters, 6),
     }
 
 
-def write_json(path: Path, value: dict[str, Any]) -> None:
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """`value` as JSON; the same value gives the same bytes."""
     write_atomic(path, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
 
 
-def write_csv(path: Path, value: dict[str, Any]) -> None:
+def write_csv(path: Path, value: Mapping[str, Any]) -> None:
     """The history, one line per round."""
     out = io.StringIO()
     history = value["history"]
@@ -146,30 +188,27 @@ def write_csv(path: Path, value: dict[str, Any]) -> None:
     write_atomic(path, out.getvalue().encode())
 
 
-def draw(path: Path, value: dict[str, Any]) -> None:
-    """Accuracy against what one device has sent up to then, as a PNG."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    history = value["history"]
+def draw(value: Mapping[str, Any], figure: Figure) -> None:
+    """Draw, into a matplotlib `figure`, what `summary` gave: the score against what one device has sent up to then."""
+    metric, history = value["metric"], value["history"]
     sent, total = [], 0.0
     for row in history:
         total += row["update_bytes"] / max(row["updates"], 1)
         sent.append(total / 1000)
-    figure, axes = pyplot.subplots(figsize=(8, 5), dpi=120)
-    for key, label, style in (
-        ("accuracy_mean", "mean weights", "-"),
-        ("accuracy_thresholded", "thresholded mask (deployed)", "-"),
-        ("accuracy_sampled", "one sampled mask", ":"),
+    factor, label = (100, "test accuracy, %") if metric == "accuracy" else (1, "mean squared error on the test set")
+    axes = figure.add_subplot()
+    for key, name, style in (
+        ("mean", "mean weights", "-"),
+        ("thresholded", "thresholded mask (deployed)", "-"),
+        ("sampled", "one sampled mask", ":"),
     ):
-        axes.plot(sent, [100 * row[key] for row in history], style, marker="o", markersize=3.5, label=label)
+        points = [factor * row[f"{metric}_{key}"] for row in history]
+        axes.plot(sent, points, style, marker="o", markersize=3.5, label=name)
     axes.set_xlabel("sent by one device so far, kB of updates")
-    axes.set_ylabel("test accuracy, %")
+    axes.set_ylabel(label)
     axes.set_xlim(left=0)
     axes.grid(alpha=0.3)
-    axes.legend(loc="lower right", frameon=False)
+    axes.legend(loc="lower right" if metric == "accuracy" else "upper right", frameon=False)
     dense = value["parameters"] * 4 / 1000
     axes.set_title(
         f"{value['model']} on {value['dataset']}, {value['devices']} devices, {value['split']}\n"
@@ -178,6 +217,3 @@ def draw(path: Path, value: dict[str, Any]) -> None:
         fontsize=10,
     )
     figure.tight_layout()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
-    pyplot.close(figure)

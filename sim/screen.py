@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from sim.report import Row
+from sim.report import RoundRecord, figure
 
 _HEAD = ("round", "upd", "sampled", "thresh", "mean", "loss", "kB/upd", "bit/par", "time")
 _WIDTHS = (5, 4, 7, 6, 6, 6, 7, 7, 9)  # of a plain line's columns
@@ -64,16 +64,13 @@ class Screen:
             self._live.stop()
             self._console.print(self._table(self._rows))
 
-    def row(self, row: Row) -> None:
+    def row(self, row: RoundRecord) -> None:
         """A round closed."""
-        reached = row.accuracy
         size = row.update_bytes / max(row.updates, 1)
         cells = (
             str(row.round),
             str(row.updates),
-            f"{reached.sampled:.1%}",
-            f"{reached.thresholded:.1%}",
-            f"{reached.mean:.1%}",
+            *(figure(row.metric, value) for value in (row.score.sampled, row.score.thresholded, row.score.mean)),
             "-" if row.train_loss is None else f"{row.train_loss:.3f}",
             f"{size / 1000:.1f}",
             f"{8 * size / self._parameters:.3f}",

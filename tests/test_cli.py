@@ -23,7 +23,7 @@ from seedmask.bundle import Bundle, to_bytes
 from seedmask.codec import counts
 from seedmask.errors import UserError
 from seedmask.io.commands import Command
-from seedmask.spec import Flatten, Linear, ModelSpec, Tensor, scale_bits
+from seedmask.spec import Flatten, Linear, ModelSpec, ReLU, Tensor, scale_bits
 from seedmask.training import TrainingConfig
 from sim.runtimes import assign
 
@@ -181,19 +181,23 @@ def test_export_answers_the_name_of_every_runtime_with_what_it_opens(capsys: pyt
     ("arguments", "message"),
     [
         (["--devices", "0"], "--devices is at least 1"),
-        (["--crash", "0.5"], "need --virtual"),
+        (["--crash", "0.5"], "--crash and --cut need virtual time"),
         (["--split", "random"], "there are iid, c_max"),
-        (["--dataset", "fashion-mnist", "--data", "/nowhere"], "lacks train-images-idx3-ubyte"),
+        (["--data", "fashion-mnist", "--data-dir", "/nowhere"], "lacks train-images-idx3-ubyte"),
         (["--bundle", "/nowhere.bundle"], "cannot read the bundle"),
         (["--minimum", "5", "--quorum", "2"], "minimum (5) cannot be above quorum (2)"),
         (["--broker", "nonsense"], "--broker is HOST:PORT"),
         (["--broker", "host:99999"], "--broker is HOST:PORT"),
-        (["--virtual", "--broker", "host:1883"], "exclude each other"),
+        (["--virtual", "--broker", "host:1883"], "--broker and virtual time exclude each other"),
         (["--virtual", "--crash", "1.5"], "--crash is a chance, 0 .. 1, found 1.5"),
         (["--virtual", "--crash", "0.6", "--cut", "0.6"], "together are at most 1, found 1.2"),
         (["--per-round", "9"], "--per-round 9: there are only 8 devices"),
+        (["--test-share", "0.5"], "--test-share is for your own data; digits has a test set"),
+        (["--data", "/nowhere/mine.npz"], "cannot read /nowhere/mine.npz"),
+        (["--data", "imagenet"], "no data set called 'imagenet'; there are auto, "),
+        (["--model-seed", "7"], "--model-seed is for an export; that of tiny is behind it"),
         (["--threads", "0"], "--threads is at least 1"),
-        (["--images", "-1"], "--images is at least 0"),
+        (["--examples", "-1"], "--examples is at least 0"),
         (["--set", "avarage_last=2"], "--set: unknown key 'avarage_last'; did you mean 'average_last'?"),
         (["--set", "zzz=1"], "--set: unknown key 'zzz'; known: epochs, learning_rate, codec"),
         (["--set", "carry"], "--set is KEY=VALUE, found 'carry'"),
@@ -232,7 +236,7 @@ def test_simulate_names_what_is_wrong(
         pytest.importorskip(package)
     bundle = tmp_path / "tiny.bundle"
     bundle.write_bytes(to_bytes(Bundle(spec(), 16, {})))
-    common = ["--dataset", "digits", "--runtime", "reference", "--out", str(tmp_path / "out"), "--images", "20"]
+    common = ["--data", "digits", "--runtime", "reference", "--out", str(tmp_path / "out"), "--examples", "20"]
     assert cli.main(["simulate", "--bundle", str(bundle), *common, *arguments]) == 2
     said = capsys.readouterr()
     assert message in said.err
@@ -278,7 +282,7 @@ def simulate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[...
         pytest.importorskip(package)
     bundle = tmp_path / "tiny.bundle"
     bundle.write_bytes(to_bytes(Bundle(spec(), 16, {})))
-    common = ["--dataset", "digits", "--runtime", "reference", "--devices", "3", "--rounds", "2", "--seed", "1"]
+    common = ["--data", "digits", "--runtime", "reference", "--devices", "3", "--rounds", "2", "--seed", "1"]
 
     def run(*arguments: str, bundle: Path = bundle) -> tuple[int, str, str]:
         out = ["--virtual", "--out", str(tmp_path / "out"), "--bundle", str(bundle)]
@@ -317,11 +321,11 @@ def test_simulate_does_not_empty_a_folder_that_is_not_its_own(
     precious.write_text("years of work")
     status, _, said = simulate()
     assert status == 2
-    assert "choose another with --out" in said
+    assert "choose another --out" in said
     assert precious.read_text() == "years of work"
 
 
-@pytest.mark.parametrize("option", ["--bundle", "--data"])
+@pytest.mark.parametrize("option", ["--bundle", "--data-dir"])
 def test_simulate_does_not_empty_the_folder_that_its_inputs_are_in(
     tmp_path: Path, simulate: Callable[..., tuple[int, str, str]], option: str
 ) -> None:
@@ -330,7 +334,7 @@ def test_simulate_does_not_empty_the_folder_that_its_inputs_are_in(
     (tmp_path / "out" / ".seedmask-simulation").touch()
     status, _, said = simulate(option, str(inside))
     assert status == 2
-    assert f"{option} {inside} lies inside --out" in said
+    assert f"{inside} lies inside --out" in said
     assert inside.exists()
 
 
@@ -340,9 +344,9 @@ def test_simulate_twice_with_the_same_arguments_writes_the_same_files(
     out = tmp_path / "out"
     found = []
     for name in ("one.json", "two.json"):
-        status, printed, _ = simulate("--json", str(tmp_path / name))
+        status, printed, _ = simulate("--json", str(tmp_path / name), "--examples", "2000")
         assert status == 0
-        assert "--images 2,000 is more than 1,437 training images allow; 479 per device are used" in printed
+        assert "--examples 2,000 is more than 1,437 training examples allow; 479 per device are used" in printed
         assert "over a broker in memory" in printed
         (out / "left-over").touch()  # the second run empties what the first one made
         files = [tmp_path / name, out / "rounds.csv", out / "model.smk", out / "model.bundle", out / "accuracy.png"]
@@ -371,25 +375,51 @@ def test_simulate_says_which_models_take_the_images(
     path.write_bytes(to_bytes(Bundle(large, 16, {})))
     status, printed, said = simulate(bundle=path)
     assert (status, printed) == (2, "")
-    assert "large takes inputs of 3x32x32, the images of digits are 1x28x28: use a --model of mlpn, mlp, conv4," in said
+    assert "large takes inputs of 3x32x32, those of digits are 1x28x28: use a network of mlpn, mlp, conv4," in said
 
 
-def test_simulate_has_no_targets_for_a_model_that_is_judged_by_its_error(
+def test_simulate_measures_the_error_of_a_model_that_gives_numbers(
     tmp_path: Path, simulate: Callable[..., tuple[int, str, str]]
 ) -> None:
-    weight = Tensor("1.weight", (10, 784), scale_bits(0.05))
-    spec = ModelSpec("numbers", 7, (1, 28, 28), (0, 255), 10, (Flatten(), Linear("1.weight", None)), (weight,), "mse")
-    path = tmp_path / "numbers.bundle"
-    path.write_bytes(to_bytes(Bundle(spec, 16, {})))
-    status, printed, said = simulate(bundle=path)
-    assert (status, printed) == (2, "")
-    assert "numbers has the loss mse; the simulator's images have classes, no other targets" in said
+    tensors = Tensor("0.weight", (64, 4), scale_bits(0.7)), Tensor("2.weight", (1, 64), scale_bits(0.18))
+    layers = Linear("0.weight", None), ReLU(), Linear("2.weight", None)
+    spec = ModelSpec("numbers", 7, (4,), (0, 255), 1, layers, tensors, "mse")
+    bundle, data = tmp_path / "numbers.bundle", tmp_path / "mine.npz"
+    bundle.write_bytes(to_bytes(Bundle(spec, 16, {})))
+    x = np.random.default_rng(1).integers(0, 256, (300, 4)).astype(np.uint8)
+    np.savez(data, x=x, y=((x[:, 0] - x[:, 1].astype(float)) / 255).astype(np.float32))
+    status, printed, said = simulate("--data", str(data), "--rounds", "6", bundle=bundle)
+    assert (status, said) == (0, "")
+    assert f"mine ({data}; 60 of its 300 examples held out as a test set); 3 devices, 80 examples each" in printed
+    value = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert value["history"][-1]["error_mean"] < value["history"][0]["error_mean"]
+    assert value["error"]["mean"] < 0.5 / 6  # half of what it is for who always says 0
+    assert "mean squared error on 60 examples: " in printed
+    assert "%" not in printed
+    assert (tmp_path / "out" / "error.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_simulate_measures_with_the_test_set_that_is_named(
+    tmp_path: Path, simulate: Callable[..., tuple[int, str, str]]
+) -> None:
+    rng = np.random.default_rng(1)
+    for name, n in (("mine.npz", 60), ("test.npz", 20)):
+        np.savez(tmp_path / name, x=rng.integers(0, 256, (n, 784)).astype(np.uint8), y=np.arange(n) % 10)
+    data = ["--data", str(tmp_path / "mine.npz"), "--rounds", "1"]
+    status, printed, _ = simulate(*data, "--test", str(tmp_path / "test.npz"))
+    assert status == 0
+    assert "test accuracy on 20 images" in printed
+    assert f"mine ({tmp_path / 'mine.npz'}); 3 devices, 20 images each" in printed
+    status, printed, _ = simulate(*data, "--test-share", "0.25")
+    assert status == 0
+    assert "15 of its 60 examples held out as a test set" in printed
+    assert simulate(*data, "--test-share", "0.25", "--test", str(tmp_path / "test.npz"))[0] == 2
 
 
 def test_simulate_offers_what_the_zoo_has_for_its_images() -> None:
     pytest.importorskip("torch")
     from export.zoo import ZOO
-    from sim.cli import MODELS
+    from sim.setup import MODELS
 
     takes = {name for name, entry in ZOO.items() if (entry.input, entry.classes) == ((1, 28, 28), 10)}
     assert takes == set(MODELS)

@@ -304,7 +304,7 @@ def test_masks_here_are_those_of_a_fleet_with_its_own_processes(
     from aggregator.settings import RoundsConfig
     from sim import datasets
     from sim.compare.harness import JOB, world
-    from sim.evaluate import accuracy
+    from sim.evaluate import score
     from sim.fleet import Faults, Fleet
     from sim.pool import Pool
 
@@ -324,7 +324,7 @@ def test_masks_here_are_those_of_a_fleet_with_its_own_processes(
 
     runtime = open_runtime("reference", home.bundle, 1)
     for row, theta in zip(rows, thetas, strict=True):
-        again = accuracy(runtime, home.bundle.spec, home.test, theta, chance())
+        again = score(runtime, home.bundle.spec, home.test, theta, chance())
         assert (row["accuracy_mean"], row["accuracy_thresholded"]) == (again.mean, again.thresholded)
 
 

@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from seedmask.errors import UserError
+from edge_client.data import Dataset, TrainTest
+from seedmask.errors import MissingPackageError, UserError
 from sim import datasets
-from sim.datasets import Images, cifar, load, subset
+from sim.datasets import cifar, load, subset
 
 
 def idx(array: np.ndarray) -> bytes:
@@ -36,7 +37,7 @@ def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def holds(images: Images) -> None:
+def holds(images: TrainTest) -> None:
     for data in (images.train, images.test):
         assert (data.x.dtype, data.x.shape[1:]) == (np.uint8, (1, 28, 28))
         assert (data.y.dtype, data.y.shape) == (np.int64, data.x.shape[:1])
@@ -134,9 +135,9 @@ def test_mnist_is_read_under_both_names_of_its_files(nowhere: Path) -> None:
 
 
 def test_a_data_set_that_nobody_knows_or_that_needs_a_folder_says_so() -> None:
-    with pytest.raises(UserError, match="no data set called 'imagenet'; there are auto, fashion-mnist, mnist"):
+    with pytest.raises(UserError, match="no data set called 'imagenet'; there are auto, cifar-10, cifar-100, digits"):
         load("imagenet", None)
-    with pytest.raises(UserError, match="put its files into a folder and pass --data"):
+    with pytest.raises(UserError, match="put its files into a folder and pass --data-dir"):
         load("cifar-10", None)
 
 
@@ -210,3 +211,40 @@ def test_a_binary_batch_of_another_length_is_refused_and_missing_files_are_named
         cifar.read_binary(path, cifar.LAYOUTS["cifar-100"])
     with pytest.raises(UserError, match=r"neither version of cifar-100: expected train\.bin, test\.bin, or train, "):
         load("cifar-100", tmp_path)
+
+
+class _Entry:
+    """What an installed package announces."""
+
+    name = "ring"
+
+    def __init__(self, load: object) -> None:
+        self.load = lambda: load
+
+
+def test_a_set_that_a_package_brings_is_one_of_the_names(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    few = Dataset(np.zeros((3, 4)), np.zeros(3, np.int64))
+    seen: list[Path | None] = []
+
+    def ring(folder: Path | None) -> TrainTest:
+        seen.append(folder)
+        return TrainTest("ring", "made up", few, few)
+
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda group: [_Entry(ring)])
+    assert datasets.names() == ["auto", "ring"]
+    assert load("ring", tmp_path).train is few
+    assert seen == [tmp_path]
+
+    def lacking(folder: Path | None) -> TrainTest:
+        raise ModuleNotFoundError("no", name="tables")
+
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda group: [_Entry(lacking)])
+    with pytest.raises(MissingPackageError, match="data set ring needs tables: pip install tables"):
+        load("ring")
+
+
+def test_our_own_sets_are_announced_like_anybodys() -> None:
+    ours = {"fashion-mnist", "mnist", "digits", *cifar.LAYOUTS, *(f"emnist-{split}" for split in datasets.EMNIST)}
+    assert ours <= set(datasets.names())
+    with pytest.raises(UserError, match="emnist-letters is not downloaded for you"):
+        load("emnist-letters")

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -31,10 +32,10 @@ from seedmask.training import TrainingConfig
 from seedmask.wire import Announce
 from sim import report
 from sim.broker import MemoryLink, Wire
-from sim.evaluate import Accuracy, accuracy
+from sim.evaluate import Score, score
 from sim.fleet import Faults, Fleet
 from sim.partition import split
-from sim.pool import Pool
+from sim.pool import Pool, Threads
 from sim.processes import ProcessFleet, _Process
 from sim.runtimes import Assignment
 
@@ -59,17 +60,20 @@ def pool(tiny_bundle: Bundle, parts: list[Dataset]) -> Iterator[Pool]:
 
 @pytest.fixture
 def made(tmp_path: Path, tiny_bundle: Bundle, parts: list[Dataset], pool: Pool, no_sync: None) -> Made:
+    folders = (tmp_path / f"fleet-{number}" for number in count())  # a fleet begins in a new one
+
     def make(
         seed: int = 1,
         faults: Faults = NONE,
-        workers: Pool = pool,
+        workers: Pool | Threads = pool,
         work: TrainingConfig = RANS,
         aggregation: AggregationConfig = EXACT,
         **rounds: float,
     ) -> Fleet:
         settings = RoundsConfig(**{"total": ROUNDS, "devices": DEVICES, **rounds})  # type: ignore[arg-type]
-        config = RunConfig("sim", tmp_path / "x", tmp_path / "state", settings, work, aggregation)
-        return Fleet(config, tmp_path / "devices", tiny_bundle, parts, workers, "reference", seed, faults)
+        home = next(folders)
+        config = RunConfig("sim", tmp_path / "x", home / "state", settings, work, aggregation)
+        return Fleet(config, home / "devices", tiny_bundle, parts, workers, "reference", seed, faults)
 
     return make
 
@@ -78,21 +82,21 @@ def ran(fleet: Fleet, data: Dataset) -> dict[str, object]:
     """The summary of a whole run."""
     spec = fleet.bundle.spec
     runtime = open_runtime("reference", fleet.bundle, 1)
-    rows: list[report.Row] = []
+    rows: list[report.RoundRecord] = []
 
     def closed(record: dict[str, object], theta: Theta, seconds: float) -> None:
-        found = accuracy(runtime, spec, data, theta, np.random.default_rng([3, int(str(record["round"]))]))
+        found = score(runtime, spec, data, theta, np.random.default_rng([3, int(str(record["round"]))]))
         loss = record["train_loss"]
         assert isinstance(loss, float)
         number, updates, size = (int(str(record[key])) for key in ("round", "updates", "update_bytes"))
-        rows.append(report.Row(number, seconds, updates, found, loss, size))
+        rows.append(report.RoundRecord(number, seconds, updates, found, loss, size))
 
     seconds = fleet.run(closed)
     up, down = fleet.traffic()
     facts = report.Facts(
-        spec.name, "quadrants", "iid", DEVICES, spec.d, "in memory", "virtual", fleet.seed, len(data.y)
+        spec.name, "quadrants", "made up", "iid", DEVICES, spec.d, "in memory", "virtual", fleet.seed, len(data.y)
     )
-    last = rows[-1].accuracy if rows else Accuracy(0, 0, 0)
+    last = rows[-1].accuracy if rows else Score(0, 0, 0)
     return report.summary(facts, rows, last, report.Traffic(up, down, "simulator"), seconds)
 
 
@@ -122,6 +126,27 @@ def test_a_fleet_learns_and_every_round_counts_every_device(made: Made, tiny_dat
     for device in fleet.devices:
         notes = read_journal(device.folder / "journal.jsonl")
         assert [note["status"] for note in notes] == ["accepted"] * ROUNDS + ["done"]
+
+
+@pytest.mark.parametrize("which", ["state", "devices"])
+def test_a_fleet_deletes_nothing_and_refuses_a_folder_that_has_something_in_it(
+    tiny_bundle: Bundle, parts: list[Dataset], pool: Pool, tmp_path: Path, which: str
+) -> None:
+    precious = tmp_path / which / "precious"
+    precious.parent.mkdir()
+    precious.write_text("years of work")
+    config = RunConfig("sim", tmp_path / "x", tmp_path / "state", RoundsConfig(devices=DEVICES), RANS, EXACT)
+    with pytest.raises(UserError, match=rf"{which} is not empty \(it has precious\); a fleet begins in a new folder"):
+        Fleet(config, tmp_path / "devices", tiny_bundle, parts, pool, "reference", 1, NONE)
+    assert precious.read_text() == "years of work"
+
+
+def test_threads_train_to_the_same_bytes_as_processes(
+    made: Made, tiny_data: Dataset, tiny_bundle: Bundle, parts: list[Dataset]
+) -> None:
+    by_processes = ran(made(7), tiny_data)
+    with Threads(tiny_bundle, parts, "reference", 1, 3) as threads:
+        assert ran(made(7, workers=threads), tiny_data) == by_processes
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -287,7 +312,7 @@ def test_figures_per_round_are_of_the_devices_that_took_part(made: Made, tiny_da
     assert summary["mask_payload_bits_per_parameter_per_round"] == pytest.approx(payload, abs=1e-5)
 
 
-ROW = report.Row(20, 12345.6, 100, Accuracy(1.0, 1.0, 1.0), 12.345, 250_000_000)
+ROW = report.RoundRecord(20, 12345.6, 100, Score(1.0, 1.0, 1.0), 12.345, 250_000_000)
 
 
 def test_the_table_fits_80_columns_on_a_terminal() -> None:

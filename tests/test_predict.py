@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from edge_client import predict
-from edge_client.data import Dataset
+from edge_client.data import Dataset, TrainTest
 from edge_client.runtimes import open_runtime
 from seedmask import cli
 from seedmask.bundle import Bundle, to_bytes
@@ -126,7 +126,7 @@ def test_a_data_set_is_found_by_the_name_that_a_package_gives_it(
         name = "tiny-images"
 
         def load(self) -> object:
-            return lambda: tiny_data
+            return lambda folder: TrainTest("tiny-images", "made up", tiny_data, tiny_data)
 
     real = importlib.metadata.entry_points
 
@@ -144,7 +144,7 @@ def test_the_simulators_data_sets_are_announced() -> None:
     pytest.importorskip("sklearn")
     named = {entry.name: entry for entry in importlib.metadata.entry_points(group=predict.DATASETS)}
     assert {"fashion-mnist", "digits"} <= named.keys()
-    assert named["digits"].load()().x.shape == (360, 1, 28, 28)
+    assert named["digits"].load()(None).test.x.shape == (360, 1, 28, 28)
 
 
 def test_a_bundle_beside_the_model_is_taken_if_it_is_of_that_model(

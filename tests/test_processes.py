@@ -82,9 +82,9 @@ class Simulation:
         self.process = subprocess.Popen(
             [
                 *SEEDMASK,
-                *("simulate", "--devices", "3", "--rounds", "3", "--images", "400", "--epochs", "3", "--seed", "5"),
+                *("simulate", "--devices", "3", "--rounds", "3", "--examples", "400", "--epochs", "3", "--seed", "5"),
                 *("--codec", "rans", "--downlink", "exact", "--weighting", "equal"),  # counts, to count them
-                *("--bundle", str(bundle), "--runtime", "reference", "--dataset", "digits", "--out", str(self.out)),
+                *("--bundle", str(bundle), "--runtime", "reference", "--data", "digits", "--out", str(self.out)),
                 *more,
             ],
             stdout=self.log,

@@ -71,6 +71,20 @@ class Dataset:
         return self.x.nbytes + self.y.nbytes
 
 
+@dataclass(frozen=True, eq=False)
+class TrainTest:
+    """A data set for trials: what devices share, and what measures them, which no device sees.
+
+    An entry point of the group `seedmask.datasets` is a function `load(folder: Path | None) -> TrainTest`; `folder`
+    has the set's files, where its user named one. `name` and `origin` are for people: "digits", "scikit-learn".
+    """
+
+    name: str
+    origin: str
+    train: Dataset
+    test: Dataset
+
+
 @dataclass(frozen=True)
 class DataSummary:
     """Tell what a process that does not hold the data has to know of it.

@@ -32,7 +32,7 @@ A finished run is a file in OUT/runs, named by a digest of its declaration: inte
 runs under way begin anew. Writes OUT/report.md, a PNG per model and split, and OUT/summary.json.
 
 a grid:
-    dataset = "fashion-mnist"     # or digits; with --data: mnist, emnist-balanced, cifar-10 ...
+    dataset = "fashion-mnist"     # or digits; with --data-dir: mnist, emnist-balanced, cifar-10 ...
     devices = 10                  # and, with the same meaning everywhere: images (per device, 0: all), epochs, batch,
     images = 2000                 # eval_images (0: the whole test set), targets (percentages of the tables)
 
@@ -65,7 +65,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=Path, default=Path("out/compare"), metavar="DIR", help="folder for everything (out/compare)"
     )
-    parser.add_argument("--data", type=Path, metavar="DIR", help="folder with the data set's files")
+    parser.add_argument("--data-dir", type=Path, metavar="DIR", help="folder with the data set's files")
     parser.add_argument("--workers", type=int, default=0, metavar="N", help="runs at a time, 0: one per core (0)")
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="threads of each run (1)")
     parser.add_argument("--runtime", choices=names(), help="what trains masks (torch, if it is here)")
@@ -101,7 +101,7 @@ def _run(options: argparse.Namespace) -> int:
     quiet = options.json == "-"
     with _screen(sys.stderr if quiet else sys.stdout) as say:
         try:
-            grids.work(runs, options.out, options.data, runtime, options.threads, workers, say)
+            grids.work(runs, options.out, options.data_dir, runtime, options.threads, workers, say)
         except grids.FailedError as error:
             print(f"seedmask compare: {error}", file=sys.stderr)
             return 1

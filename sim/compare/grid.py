@@ -53,8 +53,8 @@ class Common:
         for name in ("images", "eval_images"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is at least 0, found {getattr(self, name)}")
-        if self.dataset not in datasets.NAMES:
-            raise ValueError(f"dataset {self.dataset!r} is unknown; there are {', '.join(datasets.NAMES)}")
+        if self.dataset not in datasets.names():
+            raise ValueError(f"dataset {self.dataset!r} is unknown; there are {', '.join(datasets.names())}")
         if not all(isinstance(target, (int, float)) and 0 < target < 100 for target in self.targets):
             raise ValueError(f"targets are percentages, found {self.targets}")
 

@@ -26,7 +26,7 @@ import numpy as np
 from aggregator.config import RunConfig
 from aggregator.presets import settings_of
 from aggregator.settings import RoundsConfig
-from edge_client.data import Dataset, check
+from edge_client.data import Dataset, TrainTest, check
 from edge_client.runtimes import open_runtime
 from seedmask import PROTOCOL_VERSION, __version__, chunks, topics
 from seedmask.bundle import Bundle
@@ -40,7 +40,7 @@ from sim import datasets, partition, pool
 from sim.broker import packet_bytes
 from sim.compare import schemes
 from sim.device import name_of
-from sim.evaluate import Accuracy, accuracy
+from sim.evaluate import Score, score
 from sim.fleet import Faults, Fleet
 
 JOB: Final = "compare"
@@ -85,7 +85,7 @@ class Row:
     """
 
     round: int
-    accuracy: Accuracy
+    accuracy: Score
     loss: float
     up: float
     down: float
@@ -101,7 +101,7 @@ class World:
     test: Dataset
 
 
-def world(declaration: Declaration, images: datasets.Images) -> World:
+def world(declaration: Declaration, images: TrainTest) -> World:
     """The network, every device's examples and the test set (for `validation`: part of the training set, held out)."""
     from export.make import make_bundle
     from export.trace import trace
@@ -123,9 +123,7 @@ def world(declaration: Declaration, images: datasets.Images) -> World:
     return World(make_bundle(spec, declaration.batch), parts, datasets.subset(test, few))
 
 
-def run(
-    declaration: Declaration, images: datasets.Images, runtime: str, threads: int, closed: Closed
-) -> dict[str, Any]:
+def run(declaration: Declaration, images: TrainTest, runtime: str, threads: int, closed: Closed) -> dict[str, Any]:
     """Do it; the value is what is kept, as JSON knows it. `closed` is told the number of each round that is over."""
     began = time.monotonic()
     home = world(declaration, images)
@@ -194,10 +192,10 @@ def _masks(declaration: Declaration, home: World, runtime: str, threads: int, cl
     opened = open_runtime(runtime, home.bundle, threads)
     rng = np.random.default_rng([declaration.seed, 3])
     inline = Inline(pool.Worker(opened, home.bundle, home.parts), formula)
-    ends: list[tuple[int, Accuracy, float]] = []
+    ends: list[tuple[int, Score, float]] = []
 
     def over(record: dict[str, Any], theta: Theta, seconds: float) -> None:
-        reached = accuracy(opened, home.bundle.spec, home.test, theta, rng)
+        reached = score(opened, home.bundle.spec, home.test, theta, rng)
         ends.append((int(record["round"]), reached, float(record["train_loss"] or 0.0)))
         closed(int(record["round"]))
 
@@ -238,8 +236,8 @@ def _baseline(declaration: Declaration, home: World, runtime: str, threads: int,
             data = home.parts[device]
             return schemes.train_thresholded(opened, spec, data, start, work, declaration.batch, rng)
 
-        def reached() -> Accuracy:
-            return accuracy(opened, spec, home.test, masks.theta, private)
+        def reached() -> Score:
+            return score(opened, spec, home.test, masks.theta, private)
     else:
         from sim.compare.dense import DenseTraining
 
@@ -258,9 +256,9 @@ def _baseline(declaration: Declaration, home: World, runtime: str, threads: int,
             more = {"epochs": declaration.epochs, "batch": declaration.batch}
             return schemes.Local(*net.train(start, data.x, data.y, **more, rate=rate, optimizer=optimizer, rng=rng))
 
-        def reached() -> Accuracy:
+        def reached() -> Score:
             share = net.accuracy(scheme.weights, home.test.x, home.test.y)
-            return Accuracy(share, share, share)
+            return Score(share, share, share)
 
     meter = Meter(spec.digest, declaration.rounds)
     rows, up, down, receipts = [], 0.0, 0.0, 0.0

@@ -1,29 +1,35 @@
-"""Real images for a simulated fleet, from the files that their authors publish.
+"""Examples for a simulated fleet: sets with a name, from the files that their authors publish, and your own arrays.
 
-Fashion-MNIST: Xiao, Rasul, Vollgraf, arXiv 1708.07747. Looked for in --data, then where Debian's package
-dataset-fashion-mnist puts it, then downloaded with the checksums that its authors publish. Digits: Alpaydin and
-Kaynak, UCI; 1,797 images of 8x8, enlarged to 28x28 so that every network here takes them. All others only from --data:
-MNIST (LeCun, Cortes, Burges), EMNIST (Cohen, Afshar, Tapson, van Schaik, arXiv 1702.05373), CIFAR (`cifar.py`).
+A set with a name is an entry point of the group `seedmask.datasets`, ours as much as those of a package that you
+install (`edge_client.data.TrainTest` says what one is). Fashion-MNIST: Xiao, Rasul, Vollgraf, arXiv 1708.07747. Looked
+for in --data-dir, then where Debian's package dataset-fashion-mnist puts it, then downloaded with the checksums that
+its authors publish. Digits: Alpaydin and Kaynak, UCI; 1,797 images of 8x8, enlarged to 28x28 so that every network here
+takes them. All others only from --data-dir: MNIST (LeCun, Cortes, Burges), EMNIST (Cohen, Afshar, Tapson, van Schaik,
+arXiv 1702.05373), CIFAR (`cifar.py`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import importlib.metadata
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
-from edge_client.data import Dataset
+from edge_client.data import Dataset, TrainTest
 from edge_client.data.idx import read
-from seedmask.errors import UserError
+from seedmask.errors import MissingPackageError, UserError
 from sim.datasets import cifar
 
+GROUP: Final = "seedmask.datasets"
+AUTO: Final = "auto"
+"""Fashion-MNIST where it is or can be had, else digits."""
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 EMNIST = {"balanced": 47, "byclass": 62, "bymerge": 47, "digits": 10, "letters": 26, "mnist": 10}
 """EMNIST's six splits of one collection, and their classes."""
-NAMES = ("auto", "fashion-mnist", "mnist", *(f"emnist-{split}" for split in EMNIST), *cifar.LAYOUTS, "digits")
-
 _FILES = (
     "train-images-idx3-ubyte",
     "train-labels-idx1-ubyte",
@@ -39,51 +45,68 @@ _MD5 = {
 }
 
 
-@dataclass(frozen=True, eq=False)
-class Images:
-    """A training and a test set, uint8 [n, channels, height, width] with labels from 0; `name`, `origin` for people."""
-
-    name: str
-    origin: str
-    train: Dataset
-    test: Dataset
+def names() -> list[str]:
+    """Return what `load` takes: "auto", then the sets that installed packages bring, ours among them."""
+    return [AUTO, *sorted({entry.name for entry in importlib.metadata.entry_points(group=GROUP)})]
 
 
-def load(name: str, folder: Path | None) -> Images:
-    """`name` one of NAMES; `folder` holds its files. Raises UserError: what was found, what was expected."""
-    if name not in NAMES:
-        raise UserError(f"no data set called {name!r}; there are {', '.join(NAMES)}")
-    if name == "digits":
-        return _digits()
-    if name not in ("auto", "fashion-mnist"):
-        if folder is None:
-            raise UserError(f"{name} is not downloaded for you; put its files into a folder and pass --data FOLDER")
-        if name in cifar.LAYOUTS:
-            return Images(name, str(folder), *cifar.load(name, folder))
-        return _mnist(name, folder, str(folder))
+def load(name: str, folder: Path | None = None) -> TrainTest:
+    """Return the set called `name`, one of `names()`; `folder` has its files, where it needs any.
+
+    Raises UserError: which file was missing, which name was unknown; MissingPackageError where a package is.
+    """
+    if name == AUTO:
+        return _fashion_mnist(folder) or digits(folder)
+    entries = {entry.name: entry for entry in importlib.metadata.entry_points(group=GROUP)}
+    if name not in entries:
+        raise UserError(f"no data set called {name!r}; there are {', '.join(names())}")
+    try:
+        bring: Callable[[Path | None], TrainTest] = entries[name].load()
+        return bring(folder)
+    except ImportError as error:
+        raise MissingPackageError(f"data set {name} needs {error.name}: pip install {error.name}") from None
+
+
+def fashion_mnist(folder: Path | None) -> TrainTest:
+    """Return Fashion-MNIST: 60,000 and 10,000 images of 1x28x28 bytes, 10 classes. Raises UserError."""
+    found = _fashion_mnist(folder)
+    if found is None:
+        raise UserError(
+            "Fashion-MNIST is not here and cannot be downloaded. Install Debian's package dataset-fashion-mnist, or "
+            f"put its four files into a folder and pass --data-dir FOLDER: {', '.join(_FILES)} (plain or .gz)"
+        )
+    return found
+
+
+def _fashion_mnist(folder: Path | None) -> TrainTest | None:
+    """Return it from `folder`, or from wherever it can be had; None where there is none."""
     if folder is not None:
         return _mnist("fashion-mnist", folder, str(folder))
     if all(_find(DEBIAN, file) for file in _FILES):
         return _mnist("fashion-mnist", DEBIAN, "Debian package dataset-fashion-mnist")
     fetched = _fetch()
-    if fetched is not None:
-        return _mnist("fashion-mnist", fetched, "downloaded")
-    if name == "auto":
-        return _digits()
-    raise UserError(
-        "Fashion-MNIST is not here and cannot be downloaded. Install Debian's package dataset-fashion-mnist, or put "
-        f"its four files into a folder and pass --data FOLDER: {', '.join(_FILES)} (plain or .gz)"
-    )
+    return None if fetched is None else _mnist("fashion-mnist", fetched, "downloaded")
 
 
-def fashion_mnist() -> Dataset:
-    """Its test set, for `seedmask predict --data fashion-mnist`. Raises UserError."""
-    return load("fashion-mnist", None).test
+def _from_folder(name: str, folder: Path | None) -> TrainTest:
+    """Return a set that is not downloaded for anybody. Raises UserError."""
+    if folder is None:
+        raise UserError(f"{name} is not downloaded for you; put its files into a folder and pass --data-dir FOLDER")
+    if name in cifar.LAYOUTS:
+        return TrainTest(name, str(folder), *cifar.load(name, folder))
+    return _mnist(name, folder, str(folder))
 
 
-def digits() -> Dataset:
-    """Its test set, for `seedmask predict --data digits`."""
-    return load("digits", None).test
+# The functions behind our own entry points.
+mnist = partial(_from_folder, "mnist")
+emnist_balanced = partial(_from_folder, "emnist-balanced")
+emnist_byclass = partial(_from_folder, "emnist-byclass")
+emnist_bymerge = partial(_from_folder, "emnist-bymerge")
+emnist_digits = partial(_from_folder, "emnist-digits")
+emnist_letters = partial(_from_folder, "emnist-letters")
+emnist_mnist = partial(_from_folder, "emnist-mnist")
+cifar_10 = partial(_from_folder, "cifar-10")
+cifar_100 = partial(_from_folder, "cifar-100")
 
 
 def _find(folder: Path, file: str) -> Path | None:
@@ -92,7 +115,7 @@ def _find(folder: Path, file: str) -> Path | None:
     return next((path for name in names for path in (folder / name, folder / f"{name}.gz") if path.exists()), None)
 
 
-def _mnist(name: str, folder: Path, origin: str) -> Images:
+def _mnist(name: str, folder: Path, origin: str) -> TrainTest:
     """The four IDX files of MNIST and all that came after it in its format."""
     split = name.removeprefix("emnist-") if name.startswith("emnist-") else ""
     files: tuple[str, ...] = _FILES
@@ -115,7 +138,7 @@ def _mnist(name: str, folder: Path, origin: str) -> Images:
         if split:  # EMNIST stores its images column by column
             x = np.ascontiguousarray(x.transpose(0, 2, 1))
         sets.append(Dataset(x[:, None], y.astype(np.int64) - first))
-    return Images(name, origin, sets[0], sets[1])
+    return TrainTest(name, origin, sets[0], sets[1])
 
 
 def _fetch() -> Path | None:
@@ -129,16 +152,17 @@ def _fetch() -> Path | None:
         return None
 
 
-def _digits() -> Images:
+def digits(folder: Path | None = None) -> TrainTest:
+    """Return scikit-learn's digits: 1,437 and 360 images of 1x28x28 bytes, 10 classes; `folder` is not needed."""
     from sklearn.datasets import load_digits
 
-    digits = load_digits()
-    large = np.kron(digits.images * (255 / 16), np.ones((3, 3)))
+    found = load_digits()
+    large = np.kron(found.images * (255 / 16), np.ones((3, 3)))
     x = np.pad(large, ((0, 0), (2, 2), (2, 2))).round().astype(np.uint8)[:, None]
-    y = digits.target.astype(np.int64)
+    y = found.target.astype(np.int64)
     order = np.random.default_rng(0).permutation(len(y))  # the file is sorted by writer
     train, test = order[:1437], order[1437:]
-    return Images("digits", "scikit-learn", Dataset(x[train], y[train]), Dataset(x[test], y[test]))
+    return TrainTest("digits", "scikit-learn", Dataset(x[train], y[train]), Dataset(x[test], y[test]))
 
 
 def subset(data: Dataset, pick: npt.NDArray[np.int64]) -> Dataset:

@@ -1,0 +1,351 @@
+"""From what a person asks for to everything a run needs, checked before anything is written.
+
+`seedmask simulate` and `sim.simulate` ask with the same Parameters. In the text of an error a parameter's name stands
+between backquotes, as Python has it; the command writes it as its option instead.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from aggregator.presets import settings_of
+from aggregator.settings import AggregationConfig, RoundsConfig
+from edge_client.data import Dataset, TrainTest, check, doubtful_range
+from edge_client.runtimes import Runtime, open_runtime, require_graphs, targets
+from seedmask import bundle as bundles
+from seedmask.bundle import Bundle
+from seedmask.errors import UserError
+from seedmask.training import TrainingConfig
+from sim import datasets, partition
+from sim.bundles import BATCH, RUNTIMES, shipped
+from sim.datasets import own
+from sim.evaluate import METRICS
+from sim.runtimes import Assignment, assign
+
+MODELS: Final = (
+    "mlpn",
+    "mlp",
+    "conv4",
+    "conv4s",
+    "conv4n",
+    "lenet5",
+    "resnet20g",
+    "mixer",
+    "mlpa",
+    "conv4a",
+)  # of the zoo, those that take the images there are
+MODEL_SEED: Final = 1
+"""Makes a network's frozen weights where nobody names another: two runs differ by what they are about, not by this."""
+PER_DEVICE: Final = 2000
+"""Examples of a set with a name that a device gets where nobody says; of your own data it gets its whole share."""
+
+
+@dataclass(frozen=True, eq=False)
+class Parameters:
+    """What a person asks for; `sim.simulate` says what each is.
+
+    `model`: a torch module, a Bundle, the path of one, or a zoo name. `data`: (x, y), a Dataset, the path of an .npz
+    file or a set's name. `knobs`: keys of run.toml's tables of training and aggregation, which override the preset.
+    """
+
+    model: Any = MODELS[0]
+    data: Any = datasets.AUTO
+    test: Any = None
+    test_share: float | None = None
+    data_dir: Path | None = None
+    devices: int = 8
+    rounds: int = 20
+    split: str = "iid"
+    examples: int | None = None
+    eval_examples: int = 2000
+    per_round: int = 0
+    quorum: int = 0
+    minimum: int = 1
+    deadline: float = 600.0
+    virtual: bool = True
+    broker: str | None = None
+    runtime: str = "onnxruntime"
+    pythons: Sequence[str] = ()
+    threads: int = 1
+    crash: float = 0.0
+    cut: float = 0.0
+    preset: str = "default"
+    knobs: Mapping[str, Any] = field(default_factory=dict)
+    seed: int | None = None
+    model_seed: int | None = None
+    exact: Sequence[str] = ()
+    frozen: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Everything a run needs, made once.
+
+    `share`: examples that each device may have, at most. `evaluator` measures theta on `eval_set` after every round
+    and on all of `data.test` at the end. `notes`: what its user should know, a sentence each.
+    """
+
+    asked: Parameters
+    rounds: RoundsConfig
+    training: TrainingConfig
+    aggregation: AggregationConfig
+    broker: tuple[str, int] | None
+    bundle: Bundle
+    data: TrainTest
+    parts: list[Dataset]
+    runtimes: Assignment
+    evaluator: Runtime
+    eval_set: Dataset
+    seed: int
+    notes: tuple[str, ...]
+
+    @property
+    def metric(self) -> str:
+        """What is measured: "accuracy" or "error"."""
+        return METRICS[self.bundle.spec.loss]
+
+
+def prepare(asked: Parameters, where: str) -> Setup:
+    """Check everything, load data and model, and deal the examples out; nothing is written.
+
+    `where` names the place of an unknown knob in errors. Raises UserError: what was found, what was possible.
+    """
+    rounds = _checked(asked)
+    training, aggregation = settings_of(asked.preset, _completed(asked.knobs), where)
+    runtimes = assign(asked.runtime, asked.pythons, asked.virtual)
+    broker = _address(asked.broker)
+    seed = asked.seed if asked.seed is not None else secrets.randbits(32)
+    data = _data(asked, seed)
+    notes: list[str] = []
+    bundle = _bundle(asked, runtimes, data, notes)
+    require_graphs(runtimes.all, bundle)
+    data = _fitting(data, bundle)
+    if (doubt := doubtful_range(data.train, bundle.spec)) is not None:
+        notes.append(doubt)
+    n, total = _per_device(asked, data), len(data.train.y)
+    if asked.examples and asked.examples > total // asked.devices:
+        notes.append(
+            f"`examples` {asked.examples:,} is more than {total:,} training examples allow; "
+            f"{total // asked.devices:,} per device are used"
+        )
+    rng = np.random.default_rng([seed, 0])
+    picks = partition.split(asked.split, data.train.y, asked.devices, n, rng)
+    parts = [datasets.subset(data.train, pick) for pick in picks]
+    evaluator = open_runtime(runtimes.here, bundle, asked.threads if asked.virtual else 0)
+    few = rng.permutation(len(data.test.y))[: asked.eval_examples or None]
+    eval_set = datasets.subset(data.test, few)
+    return Setup(
+        asked=asked,
+        rounds=rounds,
+        training=training,
+        aggregation=aggregation,
+        broker=broker,
+        bundle=bundle,
+        data=data,
+        parts=parts,
+        runtimes=runtimes,
+        evaluator=evaluator,
+        eval_set=eval_set,
+        seed=seed,
+        notes=tuple(notes),
+    )
+
+
+def _checked(asked: Parameters) -> RoundsConfig:
+    """Hold every number against its range, and return those of rounds. Raises UserError."""
+    for name in ("devices", "rounds", "threads"):
+        if getattr(asked, name) < 1:
+            raise UserError(f"`{name}` is at least 1, found {getattr(asked, name)}")
+    for name in ("examples", "eval_examples"):
+        if (getattr(asked, name) or 0) < 0:
+            raise UserError(f"`{name}` is at least 0, found {getattr(asked, name)}")
+    for name in ("per_round", "quorum", "minimum"):
+        if getattr(asked, name) > asked.devices:
+            raise UserError(f"`{name}` {getattr(asked, name)}: there are only {asked.devices} devices")
+    for name in ("crash", "cut"):
+        if not 0 <= getattr(asked, name) <= 1:
+            raise UserError(f"`{name}` is a chance, 0 .. 1, found {getattr(asked, name)}")
+    if asked.crash + asked.cut > 1:
+        raise UserError(f"`crash` and `cut` together are at most 1, found {asked.crash + asked.cut:g}")
+    if not asked.virtual and (asked.crash or asked.cut):
+        raise UserError("`crash` and `cut` need virtual time; kill a real process instead (pids.json tells who is who)")
+    if asked.virtual and asked.broker:
+        raise UserError("`broker` and virtual time exclude each other: virtual time has a broker in memory")
+    for name, most in (("seed", 32), ("model_seed", 64)):
+        value = getattr(asked, name)
+        if value is not None and not 0 <= value < 1 << most:
+            raise UserError(f"`{name}` is 0 .. 2**{most} - 1, found {value}")
+    try:
+        return RoundsConfig(
+            total=asked.rounds,
+            devices=asked.devices,
+            per_round=asked.per_round,
+            quorum=asked.quorum,
+            minimum=asked.minimum,
+            deadline_s=asked.deadline,
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def _completed(knobs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `knobs` with a kappa_max that a kappa fits below, where nobody named one."""
+    completed = dict(knobs)
+    if "kappa" in knobs and "kappa_max" not in knobs and isinstance(knobs["kappa"], int | float):
+        completed["kappa_max"] = max(float(knobs["kappa"]), TrainingConfig().kappa_max)
+    return completed
+
+
+def _data(asked: Parameters, seed: int) -> TrainTest:
+    """Return training and test set, however they were given. Raises UserError."""
+    test = None if asked.test is None else _test(asked.test)
+    rng = np.random.default_rng([seed, 4])
+    given, name, origin = asked.data, "arrays", "given"
+    if isinstance(given, str) and not _is_file(given, ".npz"):
+        if asked.test_share is not None:
+            raise UserError(f"`test_share` is for your own data; {given} has a test set")
+        found = datasets.load(given, asked.data_dir)
+        return found if test is None else replace(found, test=test)
+    if asked.data_dir is not None:
+        raise UserError("`data_dir` has the files of a data set with a name; your own data are in `data` itself")
+    if isinstance(given, str | Path):
+        name, origin = Path(given).stem, str(given)
+        given, inside = own.from_npz(Path(given), "data")
+        test = test or inside
+    return own.joined(name, origin, own.dataset(given, "data"), test, asked.test_share, rng)
+
+
+def _test(given: Any) -> Dataset:
+    if isinstance(given, str | Path):
+        return own.from_npz(Path(given), "test")[0]
+    return own.dataset(given, "test")
+
+
+def _is_file(text: str, suffix: str) -> bool:
+    """True if `text` is meant as a path and not as a name."""
+    return text.endswith(suffix) or "/" in text
+
+
+def _bundle(asked: Parameters, runtimes: Assignment, data: TrainTest, notes: list[str]) -> Bundle:
+    """Return the bundle of the model, however it was given; exported in memory if need be. Raises UserError."""
+    model = asked.model
+    if isinstance(model, Bundle):
+        bundle = model
+    elif isinstance(model, Path) or (isinstance(model, str) and _is_file(model, ".bundle")):
+        bundle = bundles.load(Path(model))
+    elif isinstance(model, str):
+        return _of_zoo(asked, model, runtimes)
+    else:
+        return _of_module(asked, model, runtimes, data, notes)
+    for name in ("exact", "frozen", "model_seed"):
+        if getattr(asked, name) not in (None, (), []):
+            raise UserError(f"`{name}` is for an export; that of {bundle.spec.name} is behind it")
+    return bundle
+
+
+def _of_zoo(asked: Parameters, model: str, runtimes: Assignment) -> Bundle:
+    """Return a network of the zoo: the bundle that ships, where nothing else is asked of it, else a new export."""
+    seed = MODEL_SEED if asked.model_seed is None else asked.model_seed
+    wanted = targets(["onnxruntime", *runtimes.all])
+    found = None if asked.exact or asked.frozen or set(wanted) - set(RUNTIMES) else shipped(model, seed)
+    if found is not None:
+        return found
+    try:
+        from export.make import make_bundle
+        from export.trace import trace
+        from export.zoo import ZOO
+    except ImportError as error:
+        raise UserError(
+            f"`model` {model} has to be exported first, which needs {error.name}: pip install 'seedmask[export]'; "
+            f"without it there are {', '.join(name for name in MODELS if shipped(name))}, and bundles"
+        ) from None
+    if model not in ZOO:
+        raise UserError(
+            f"no network called {model!r}; there are {', '.join(ZOO)}; for your own, export it and pass its bundle"
+        )
+    entry = ZOO[model]
+    spec = trace(
+        *(entry.factory(), model, seed, entry.input, (0, 255), entry.classes, "kaiming"),
+        exact=asked.exact,
+        frozen=asked.frozen,
+    )
+    return make_bundle(spec, BATCH, wanted)
+
+
+def _of_module(asked: Parameters, model: Any, runtimes: Assignment, data: TrainTest, notes: list[str]) -> Bundle:
+    """Export a torch module for the shapes, the range and the targets of `data`. Raises UserError.
+
+    `notes` gets a sentence for whatever the bundle does otherwise than the module.
+    """
+    if not callable(getattr(model, "forward", None)):
+        raise UserError(
+            "`model` is a torch module, a bundle, the path of one or a network's name, found "
+            f"{model.__name__ + ', a class: call it' if isinstance(model, type) else type(model).__name__}"
+        )
+    from export import export_bundle
+
+    x, y = data.train.x, data.train.y
+    low, high = (0, 255) if x.dtype == np.uint8 else (math.floor(float(x.min())), math.ceil(float(x.max())))
+    if y.dtype.kind == "f":
+        loss, classes = "mse", 1 if y.ndim == 1 else y.shape[1]
+    else:
+        loss, classes = "cross-entropy", 1 + max(int(y.max()), int(data.test.y.max()))
+    return export_bundle(
+        model,
+        input=x.shape[1:],
+        classes=classes,
+        range=(low, max(high, low + 1)),
+        loss=loss,
+        batch=_batch(asked, data),
+        seed=MODEL_SEED if asked.model_seed is None else asked.model_seed,
+        runtimes=targets(["onnxruntime", *runtimes.all]),
+        exact=asked.exact,
+        frozen=asked.frozen,
+        on_note=notes.append,
+    )
+
+
+def _per_device(asked: Parameters, data: TrainTest) -> int:
+    """Return how many examples a device gets, 0: its whole share."""
+    if asked.examples is not None:
+        return asked.examples
+    named = isinstance(asked.data, str) and not _is_file(asked.data, ".npz")
+    return PER_DEVICE if named else 0
+
+
+def _batch(asked: Parameters, data: TrainTest) -> int:
+    """Return the examples of a training step: BATCH, or few enough that a device takes eight steps an epoch."""
+    share = len(data.train.y) // asked.devices
+    n = min(_per_device(asked, data) or share, share)
+    return min(BATCH, max(8, n // 8))
+
+
+def _fitting(data: TrainTest, bundle: Bundle) -> TrainTest:
+    """Return `data` in the model's shape. Raises UserError: which inputs or targets do not fit."""
+    spec, shape = bundle.spec, data.train.x.shape[1:]
+    if math.prod(spec.input) != math.prod(shape):
+        raise UserError(
+            f"{spec.name} takes inputs of {_by(spec.input)}, those of {data.name} are {_by(shape)}: "
+            f"use a network of {', '.join(MODELS)} for 1x28x28, or export one for {_by(shape)}"
+        )
+    return replace(data, train=check(data.train, spec), test=check(data.test, spec))
+
+
+def _by(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape))
+
+
+def _address(text: str | None) -> tuple[str, int] | None:
+    if text is None:
+        return None
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdecimal() or not 1 <= int(port) <= 65535:
+        raise UserError(f"`broker` is HOST:PORT, found {text!r}")
+    return host, int(port)
