@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from capabilities import FASHION_MNIST, requires
 
-torch = pytest.importorskip("torch")
-pytest.importorskip("onnx")
-pytest.importorskip("onnxruntime")
+requires("torch", "onnx", "onnxruntime")
 
 import chromium  # noqa: E402
 from chromium import PageRuntime  # noqa: E402
@@ -49,8 +45,7 @@ JOB, DEVICE, ROUND = "web", "phone-1", 3
 
 @pytest.fixture(scope="module")
 def page() -> Iterator[chromium.Page]:
-    if (missing := chromium.lacking()) is not None:
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(f"the browser's tests: {missing}")
+    requires("browser")
     page = chromium.Page()
     try:
         yield page
@@ -151,10 +146,8 @@ def test_a_bundle_without_graphs_says_what_it_lacks(page: chromium.Page) -> None
 @pytest.fixture(scope="module")
 def images() -> tuple[np.ndarray, np.ndarray]:
     """Fashion-MNIST: uint8 [n, 1, 28, 28] and int64 [n]."""
-    folder = Path("/usr/share/datasets/fashion-mnist")
-    if not folder.exists():
-        pytest.skip("needs Fashion-MNIST (Debian: apt install dataset-fashion-mnist)")
-    x, y = (read(folder / f"train-{kind}-ubyte.gz")[:2000] for kind in ("images-idx3", "labels-idx1"))
+    requires("fashion-mnist")
+    x, y = (read(FASHION_MNIST / f"train-{kind}-ubyte.gz")[:2000] for kind in ("images-idx3", "labels-idx1"))
     return x.reshape(-1, 1, 28, 28), y.astype(np.int64)
 
 
@@ -389,7 +382,7 @@ def test_private_randomness_is_uniform_and_never_the_same(page: chromium.Page) -
     assert np.unique(first).size > 99_000
 
 
-@pytest.mark.skipif(shutil.which("node") is None, reason="needs Node.js, which is not installed")
+@pytest.mark.requires("node")
 def test_the_guides_example_imports_what_there_is() -> None:
     web = chromium.ROOT / "edge_client" / "web"
     lines = re.findall(r'^import (.*) from "\./(\w+\.mjs)";$', (chromium.ROOT / "docs" / "web.md").read_text(), re.M)
@@ -399,7 +392,7 @@ def test_the_guides_example_imports_what_there_is() -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.skipif(shutil.which("node") is None, reason="needs Node.js, which is not installed")
+@pytest.mark.requires("node")
 @pytest.mark.parametrize(
     ("change", "error"),
     [

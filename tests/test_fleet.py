@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from capabilities import requires
 
 from aggregator.config import AggregateSettings, Rounds, RunConfig, WorkSettings
 from aggregator.presets import PRESETS
@@ -291,7 +292,7 @@ ROW = report.Row(20, 12345.6, 100, Accuracy(1.0, 1.0, 1.0), 12.345, 250_000_000)
 
 
 def test_the_table_fits_80_columns_on_a_terminal() -> None:
-    pytest.importorskip("rich")
+    requires("sim")
     from rich.console import Console
 
     from sim.screen import Screen
@@ -310,7 +311,7 @@ def test_the_table_fits_80_columns_on_a_terminal() -> None:
 def test_in_a_pipe_rows_are_lines_and_what_is_waited_for_is_said_now_and_then(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    pytest.importorskip("rich")
+    requires("sim")
     from rich.console import Console
 
     from sim.screen import Screen

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from dataclasses import fields
@@ -34,7 +33,7 @@ def test_python_gives_every_literal() -> None:
     assert "every literal as stored" in run(sys.executable, "tests/vectors/make.py", "--check")
 
 
-@pytest.mark.skipif(shutil.which("node") is None, reason="needs Node.js, which is not installed")
+@pytest.mark.requires("node")
 def test_javascript_agrees_both_ways() -> None:
     assert re.search(r"all \d+ vectors agree", run("node", "tests/vectors/verify.mjs"))
 
