@@ -26,6 +26,8 @@ from sim.compare import codecs, grid, report
 from sim.compare.grid import Progress
 from sim.compare.schemes import Dense, Local, Sparse
 
+pytestmark = pytest.mark.sim
+
 SHARED = Shared(7, 3, "compare", "device-000")
 CODECS: dict[str, Callable[[int], codecs.Codec]] = {
     "fp32": lambda d: codecs.Fp32(),

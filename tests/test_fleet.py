@@ -37,6 +37,8 @@ from sim.pool import Pool
 from sim.processes import ProcessFleet, _Process
 from sim.runtimes import Assignment
 
+pytestmark = pytest.mark.sim
+
 DEVICES, ROUNDS = 4, 4
 
 Made = Callable[..., Fleet]
