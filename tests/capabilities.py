@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from _pytest.outcomes import Skipped
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -33,7 +34,7 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 _PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin", "/opt/homebrew/sbin"])
 
 
-class Lacking(pytest.skip.Exception):
+class Lacking(Skipped):
     """A skip for want of a capability, which `requires` has allowed."""
 
 

@@ -284,11 +284,11 @@ def test_the_optimiser_goes_on_from_round_to_round_if_the_job_says_so(page: chro
     theta = Theta(rng.integers(1, 10, spec.d).astype(np.uint16), 10)
     for keep in (1, 0):
         work = Work(epochs=2, learning_rate=50_000, mean_epochs=2, keep_optimizer=keep)
-        kept = None
+        kept: State | None = None
         for again in (False, True):
             found = round_in(page, spec, announced(spec, theta, work), theta, data, DEVICE, seed=1, again=again)
             same: Any = Followed(1)
-            before = [kept] if keep and kept else []
+            before: list[State] = [kept] if keep and kept is not None else []
             truth = train(native, spec, data, theta, work, BATCH, same, round_=ROUND, kept=before)
             assert truth is not None
             assert np.abs(found["scores"] - truth.scores).max() <= 1e-4 * np.abs(truth.scores).max()
