@@ -56,7 +56,7 @@ check: setup     ## lint and types, of tests and benchmarks too
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/mypy --config-file .ci/mypy-tests.ini tests bench
+	$(BIN)/mypy --config-file .ci/mypy-tests.ini --scripts-are-modules tests bench .ci/fuzz .ci/release-check .ci/what-ran
 
 release-check: setup  ## wheel and sdist built, installed in clean environments, and tried there; into out/dist
 	$(BIN)/python .ci/release-check --json out/dist.json

@@ -104,8 +104,8 @@ def job(python: Path, folder: Path, bundle: bytes, runtime: str) -> str:
             f'{common}state_dir = "server"\n[rounds]\ntotal = 2\n[work]\nepochs = 1\n{broker}'
         )
         (folder / "edge.toml").write_text(
-            f'device = "pi"\nruntime = "{runtime}"\n{common}state_dir = "pi"\n[data]\nformat = "npz"\npath = "data.npz"\n'
-            f"{broker}"
+            f'device = "pi"\nruntime = "{runtime}"\n{common}state_dir = "pi"\n'
+            f'[data]\nformat = "npz"\npath = "data.npz"\n{broker}'
         )
         server = subprocess.Popen(
             [seedmask, "aggregator", "run", "--config", folder / "run.toml"], stderr=subprocess.PIPE

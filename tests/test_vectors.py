@@ -9,7 +9,7 @@ import subprocess
 import sys
 from dataclasses import fields
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 
@@ -74,7 +74,8 @@ def test_every_layer_is_in_a_vector() -> None:
 
 def test_the_protocols_codec_table_is_the_programs() -> None:
     rows = re.findall(r"^\| (\d+) \| `(\w+)` \|", section(5), re.MULTILINE)
-    known = [(codec.ID, codec.NAME) for codec in (*CODECS.values(), counts, delta, relay, tensors, exact)]
+    modules: tuple[Any, ...] = (*CODECS.values(), counts, delta, relay, tensors, exact)
+    known = [(codec.ID, codec.NAME) for codec in modules]
     assert [(int(number), name) for number, name in rows] == known
 
 
