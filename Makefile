@@ -46,13 +46,34 @@ demo: $(DEMO)/.ready  ## a fleet learns Fashion-MNIST over a real broker (MODEL=
 	@.ci/system '$(DEMO)/bin/python'
 	$(DEMO)/bin/seedmask simulate --model $(MODEL) --devices $(DEVICES) --rounds $(ROUNDS) --seed 1 --out out/demo
 
-test: setup      ## the test suite
-	$(BIN)/python -m pytest
+.PHONY: test-fast fuzz release-check full
+# Tests of what needs neither processes, torch, a broker nor a browser.
+CORE := not slow and not broker and not browser and not export and not sim
 
-check: setup     ## lint and types
+test-fast: setup ## the core's tests alone, in two minutes
+	$(BIN)/python -m pytest -q -m '$(CORE)'
+
+test: setup      ## the whole suite, and how much of the core it reaches (a floor of branches: pyproject.toml)
+	$(BIN)/python -m coverage run -m pytest
+	$(BIN)/python -m coverage report
+
+MINUTES ?= 5
+fuzz: setup      ## properties on examples that nobody has tried (MINUTES=5)
+	$(BIN)/python .ci/fuzz --minutes $(MINUTES)
+
+check: setup     ## lint and types, of tests and benchmarks too
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy --config-file .ci/mypy-tests.ini --scripts-are-modules tests bench .ci/fuzz .ci/release-check .ci/what-ran
+
+release-check: setup  ## wheel and sdist built, installed in clean environments, and tried there; into out/dist
+	$(BIN)/python .ci/release-check --json out/dist.json
+
+full:            ## .ci/run, and the long forms of everything: some hours; into out
+	bash .ci/run
+	$(MAKE) parity bench bench-step bench-bits bench-finished bench-browser compare-quick
+	$(MAKE) fuzz MINUTES=60
 
 bench: setup     ## speed, memory, bytes; into out/bench/*.json
 	$(BIN)/python bench/step.py --models conv4,mlp --batches 32,128 --compile= --minutes 2 --json out/bench/quick.json

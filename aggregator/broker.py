@@ -14,7 +14,8 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from seedmask.errors import UserError
@@ -52,11 +53,22 @@ dynamic_filters = true
 """
 
 
-def free_port(host: str = "127.0.0.1") -> int:
-    """A TCP port nobody listens on just now."""
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
+# Each try takes a port that was free a moment before; two in a row are lost only on a machine that opens thousands.
+_TRIES = 5
+_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class DevBroker:
+    """A running broker: the program's name, and where it listens."""
+
+    name: str
+    host: str
+    port: int
+
+
+class _NotOursError(Exception):
+    """Another program has the port, or ours ended before it had it."""
 
 
 def answers(host: str, port: int) -> bool:
@@ -79,8 +91,14 @@ def _path() -> str:
 
 
 @contextlib.contextmanager
-def dev_broker(host: str, port: int, log: Path | None = None, kind: str | None = None) -> Iterator[str]:
-    """Run a broker (`kind`, or the first there is); gives its name. UserError: there is none, or the port is taken."""
+def dev_broker(
+    host: str = "127.0.0.1", port: int | None = None, log: Path | None = None, kind: str | None = None
+) -> Iterator[DevBroker]:
+    """Run a broker until the block ends: program `kind`, or the first there is.
+
+    Without `port` it listens on a free one and takes another where somebody was faster: what is given listens there,
+    and no other program does. `log` is appended to. UserError: there is no broker, or `port` is taken.
+    """
     kind = kind or available()
     if kind is None:
         raise UserError(
@@ -88,23 +106,67 @@ def dev_broker(host: str, port: int, log: Path | None = None, kind: str | None =
             "    apt install mosquitto             (Debian, Ubuntu, Raspberry Pi OS; brew install mosquitto on macOS)\n"
             "    pip install 'seedmask[broker]'    (iotcore, for trying things out)"
         )
-    if answers(host, port):
-        raise UserError(f"port {port} on {host} is in use already; choose another or use the broker that is there")
+    start = _mosquitto if kind == "mosquitto" else _iotcore
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="seedmask-broker-")))
-        if kind == "mosquitto":
-            _mosquitto(stack, folder, host, port, log)
-        else:
-            _iotcore(stack, folder, host, port)
-        until = time.monotonic() + 10
-        while not answers(host, port):
-            if time.monotonic() > until:
-                raise UserError(f"{kind} did not start on {host}:{port}{_tail(log)}")
-            time.sleep(0.05)
-        yield kind
+        for last in [False] * (_TRIES - 1) + [True]:
+            found = _random_port(host) if port is None else port
+            with contextlib.ExitStack() as attempt:
+                try:
+                    if answers(host, found):
+                        raise _NotOursError
+                    _await(start(attempt, folder, host, found, log), host, found)
+                except _NotOursError:
+                    if port is None and not last:
+                        continue
+                    if answers(host, found):
+                        raise UserError(
+                            f"port {found} on {host} is in use already; choose another or use the broker that is there"
+                        ) from None
+                    raise UserError(f"{kind} did not start on {host}:{found}{_tail(log)}") from None
+                stack.push(attempt.pop_all())
+            break
+        yield DevBroker(kind, host, found)
 
 
-def _mosquitto(stack: contextlib.ExitStack, folder: Path, host: str, port: int, log: Path | None) -> None:
+def _random_port(host: str) -> int:
+    # Free now, and perhaps not a moment later: only a broker that was seen to have it may be given out.
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
+
+
+def _await(pid: Callable[[], int | None], host: str, port: int) -> None:
+    """Return once our broker listens. _NotOursError: another program does, or ours has ended or is too slow."""
+    until = time.monotonic() + _SECONDS
+    while (ours := pid()) is not None and time.monotonic() < until:
+        if answers(host, port):
+            if _listens(ours, port) is False:
+                break
+            return
+        time.sleep(0.05)
+    raise _NotOursError
+
+
+def _listens(pid: int, port: int) -> bool | None:
+    """Return if process `pid` has the listening IPv4 socket at `port`; None where Linux's /proc does not tell."""
+    try:
+        rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+        handles = list(Path(f"/proc/{pid}/fd").iterdir())
+    except OSError:
+        return None
+    holds = set()
+    for handle in handles:
+        with contextlib.suppress(OSError):  # closed in the meantime
+            holds.add(os.readlink(handle))
+    inodes = [row[9] for row in rows if row[3] == "0A" and int(row[1].rpartition(":")[2], 16) == port]
+    return any(f"socket:[{inode}]" in holds for inode in inodes) if inodes else None
+
+
+def _mosquitto(
+    stack: contextlib.ExitStack, folder: Path, host: str, port: int, log: Path | None
+) -> Callable[[], int | None]:
+    """Start it; the result gives its process id, None once it has ended."""
     program = shutil.which("mosquitto", path=_path())
     assert program is not None
     settings = folder / "mosquitto.conf"
@@ -132,14 +194,23 @@ def _mosquitto(stack: contextlib.ExitStack, folder: Path, host: str, port: int, 
             process.wait()
 
     stack.callback(stop)
+    return lambda: process.pid if process.poll() is None else None
 
 
-def _iotcore(stack: contextlib.ExitStack, folder: Path, host: str, port: int) -> None:
+def _iotcore(
+    stack: contextlib.ExitStack, folder: Path, host: str, port: int, log: Path | None
+) -> Callable[[], int | None]:
+    """As `_mosquitto`; it has no log."""
     from iotcore import Broker  # an optional package
 
     settings = folder / "rumqttd.toml"
     settings.write_text(_RUMQTTD.format(host=host, port=port))
-    stack.enter_context(Broker(config_path=str(settings)))
+    broker = Broker(config_path=str(settings))
+    try:
+        stack.enter_context(broker)
+    except (OSError, RuntimeError):  # the port is taken, or its process ended
+        raise _NotOursError from None
+    return lambda: broker._process.pid if broker.is_running else None
 
 
 def _tail(log: Path | None) -> str:

@@ -69,7 +69,7 @@ def _run(options: argparse.Namespace) -> int:
     with contextlib.ExitStack() as stack:
         if options.dev_broker:
             config = replace(config, broker=replace(config.broker, host="127.0.0.1"))
-            name = stack.enter_context(dev_broker("127.0.0.1", config.broker.port))
+            name = stack.enter_context(dev_broker("127.0.0.1", config.broker.port)).name
             print(f"{name} runs on 127.0.0.1:{config.broker.port} until this job ends", file=sys.stderr)
         store = Store(config.state_dir / "job.sqlite", config.job, spec.digest, spec.canonical(), spec.d, spec.e)
         link = MqttLink(config.broker, f"{config.job}.aggregator", will(config.job, boot))

@@ -27,6 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
 import chromium  # noqa: E402
+from capabilities import CAPABILITIES  # noqa: E402
 
 from edge_client.runtimes import Rule, State, open_runtime  # noqa: E402
 from export.make import make_bundle  # noqa: E402
@@ -120,8 +121,8 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=7, help=f"times {STEPS} steps of each (default 7)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
     options = parser.parse_args()
-    if (missing := chromium.lacking()) is not None:
-        sys.exit(missing)
+    if not CAPABILITIES["browser"].present():
+        sys.exit(f"needs {CAPABILITIES['browser'].install}")
     print(f"batch {options.batch}, one thread, medians of {options.turns} turns of {STEPS} steps")
     print(f"{'':<10}{'CPU ms':>16}{'wall ms':>16}{'ratio':>14}{'peak MB':>9}")
     print(f"{'':<10}{'web':>8}{'native':>8}{'web':>8}{'native':>8}{'CPU':>7}{'wall':>7}{'web':>9}")

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from aggregator.broker import dev_broker, free_port
+from aggregator.broker import dev_broker
 
 ROOT = Path(__file__).resolve().parent.parent
 BOARDS = {"3.10": "JetPack 6", "3.11": "Raspberry Pi OS bookworm", "3.13": "Raspberry Pi OS trixie"}
@@ -97,17 +97,16 @@ def job(python: Path, folder: Path, bundle: bytes, runtime: str) -> str:
     (folder / "mlp.bundle").write_bytes(bundle)
     rng = np.random.default_rng(0)
     np.savez(folder / "data.npz", x=rng.integers(0, 256, (256, 28, 28), np.uint8), y=rng.integers(0, 10, 256))
-    port = free_port()
-    broker = f'[broker]\nhost = "{HOST}"\nport = {port}\n'
     common = 'job = "device"\nbundle = "mlp.bundle"\n'
-    (folder / "run.toml").write_text(
-        f'{common}state_dir = "server"\n[rounds]\ntotal = 2\n[training]\nepochs = 1\n{broker}'
-    )
-    (folder / "edge.toml").write_text(
-        f'device = "pi"\nruntime = "{runtime}"\n{common}state_dir = "pi"\n[data]\nformat = "npz"\npath = "data.npz"\n'
-        f"{broker}"
-    )
-    with dev_broker(HOST, port):
+    with dev_broker(HOST) as running:
+        broker = f'[broker]\nhost = "{HOST}"\nport = {running.port}\n'
+        (folder / "run.toml").write_text(
+            f'{common}state_dir = "server"\n[rounds]\ntotal = 2\n[training]\nepochs = 1\n{broker}'
+        )
+        (folder / "edge.toml").write_text(
+            f'device = "pi"\nruntime = "{runtime}"\n{common}state_dir = "pi"\n'
+            f'[data]\nformat = "npz"\npath = "data.npz"\n{broker}'
+        )
         server = subprocess.Popen(
             [seedmask, "aggregator", "run", "--config", folder / "run.toml"], stderr=subprocess.PIPE
         )

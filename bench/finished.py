@@ -279,7 +279,8 @@ def main() -> int:
     options = parser.parse_args()
     if options.child:
         form, *paths = options.child
-        child(form, *map(Path, paths), options.threads)
+        path, bundle, images = map(Path, paths)
+        child(form, path, bundle, images, options.threads)
         return 0
     from sim.datasets import load
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from aggregator.broker import dev_broker, free_port
+from aggregator.broker import dev_broker
 from aggregator.history import results
 from edge_client.client import read_journal
 from edge_client.data import Dataset
@@ -93,10 +93,11 @@ class ProcessFleet:
     def run(self, closed: Closed, idle: Idle) -> float:
         """Work until the job is done; seconds it took. `idle` hears what is being waited for. Raises UserError."""
         with contextlib.ExitStack() as stack:
-            host, port = self.broker or (HOST, free_port(HOST))
             if self.broker is None:
-                self.broker_name = stack.enter_context(dev_broker(host, port, self.folder / "broker.log"))
+                ours = stack.enter_context(dev_broker(HOST, log=self.folder / "broker.log"))
+                host, port, self.broker_name = ours.host, ours.port, ours.name
             else:
+                host, port = self.broker
                 self.broker_name = f"{host}:{port}"
             self._write(host, port)
             stack.enter_context(self._processes())

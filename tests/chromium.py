@@ -22,14 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from capabilities import BROWSERS, ONNXRUNTIME_WEB, ROOT
 
 from edge_client.runtimes import F32, NOTHING, DivergedError, Exact, Rule, State, StepResult, Targets
 from seedmask.bundle import Bundle, to_bytes
 
-ROOT = Path(__file__).resolve().parent.parent
 WEB = ROOT / "web" / "src"
-ORT = ROOT / ".venvs" / "onnxruntime-web"
-NAMES = ("chromium", "chromium-browser", "google-chrome")
 HTML = b"""<!doctype html><title>seedmask</title><script>
 const tell = (text) => fetch("/broken", { method: "POST", body: text });
 const worker = new Worker("/page.mjs", { type: "module" });
@@ -38,13 +36,6 @@ worker.onerror = (event) => tell(event.message || "the worker could not be loade
 TYPES = {".mjs": "text/javascript", ".wasm": "application/wasm"}
 
 Arrays = Mapping[str, Any]
-
-
-def lacking() -> str | None:
-    """What is not here, in a sentence; None if all is."""
-    if not any(map(shutil.which, NAMES)):
-        return f"needs one of {', '.join(NAMES)} (Debian: apt install chromium)"
-    return None if (ORT / "version").exists() else f"needs onnxruntime-web in {ORT.relative_to(ROOT)}: run .ci/browser"
 
 
 class Page:
@@ -57,7 +48,7 @@ class Page:
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
         self._profile = tempfile.TemporaryDirectory(prefix="seedmask-chromium-", ignore_cleanup_errors=True)
         command = [
-            next(filter(None, map(shutil.which, NAMES))),
+            next(filter(None, map(shutil.which, BROWSERS))),
             *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"),
             # It calls home for updates and lists otherwise; this page needs no name resolved.
             *("--disable-background-networking", "--disable-component-update", "--disable-sync"),

@@ -6,10 +6,13 @@ Nothing here needs torch, onnx or onnxruntime, so that a device's own environmen
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+from collections.abc import Generator, Sequence
 
 import numpy as np
 import pytest
+from capabilities import ROOT, Lacking, environment, in_ci, requires
 
 from edge_client.data import Dataset
 from seedmask import wire
@@ -17,11 +20,97 @@ from seedmask.bundle import Bundle
 from seedmask.spec import Flatten, Linear, ModelSpec, ReLU, Tensor, scale_bits
 
 with contextlib.suppress(ImportError):
-    from hypothesis import settings
+    from hypothesis import HealthCheck, settings
+    from hypothesis.database import DirectoryBasedExampleDatabase
 
     # No wall clock, and the same examples every time: a test that fails here fails on every machine.
     settings.register_profile("seedmask", deadline=None, derandomize=True)
-    settings.load_profile("seedmask")
+    # `make fuzz`: other examples every time, and those that failed once first of all.
+    settings.register_profile(
+        "fuzz",
+        deadline=None,
+        derandomize=False,
+        database=DirectoryBasedExampleDatabase(ROOT / "out" / "fuzz" / "examples"),
+        print_blob=True,
+        suppress_health_check=[HealthCheck.too_slow],
+    )
+    settings.load_profile(os.environ.get("SEEDMASK_HYPOTHESIS", "seedmask"))
+
+
+class Record:
+    """Outcome of every test of this session, written to out/ran for .ci/what-ran."""
+
+    def __init__(self) -> None:
+        self.passed: set[str] = set()
+        self.not_passed: set[str] = set()
+
+    def pytest_deselected(self, items: Sequence[pytest.Item]) -> None:
+        """Keep what this session leaves to another."""
+        self.not_passed.update(item.nodeid for item in items)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Count a test as passed when its call did, or failed as its xfail says it must."""
+        if report.when == "call" and (report.passed or hasattr(report, "wasxfail")):
+            self.passed.add(report.nodeid)
+        elif not report.passed:
+            self.not_passed.add(report.nodeid)
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        """Keep modules that were skipped or broke as a whole."""
+        if not report.passed:
+            self.not_passed.add(report.nodeid)
+
+    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
+        """Write it."""
+        folder = ROOT / "out" / "ran"
+        folder.mkdir(parents=True, exist_ok=True)
+        found = {
+            "environment": environment(),
+            "status": int(exitstatus),
+            "passed": sorted(self.passed - self.not_passed),
+            "not_passed": sorted(self.not_passed),
+        }
+        (folder / f"{environment()}.json").write_text(json.dumps(found, indent=0))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Record what runs where CI will ask for it."""
+    if in_ci() and not config.option.collectonly:
+        config.pluginmanager.register(Record(), "what-ran")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Carry out `@pytest.mark.requires(...)`, before any fixture is made."""
+    for mark in item.iter_markers("requires"):
+        requires(*mark.args)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Under CI nothing is skipped but by `requires`."""
+    report = yield
+    if in_ci() and report.skipped and not hasattr(report, "wasxfail"):
+        _forbid(report, call)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """As above, for modules."""
+    report = yield
+    if in_ci() and report.skipped and report.call is not None:  # type: ignore[attr-defined]
+        _forbid(report, report.call)  # type: ignore[attr-defined]
+    return report
+
+
+def _forbid(report: pytest.TestReport | pytest.CollectReport, call: pytest.CallInfo[object]) -> None:
+    if call.excinfo is not None and not isinstance(call.excinfo.value, Lacking):
+        report.outcome = "failed"
+        report.longrepr = f"skipped under CI, and not by tests/capabilities.py: {call.excinfo.value}"
 
 
 wire.CHECK = True  # every frame that a test's own process makes is read again

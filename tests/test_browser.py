@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from capabilities import FASHION_MNIST, requires
 
-torch = pytest.importorskip("torch")
-pytest.importorskip("onnx")
-pytest.importorskip("onnxruntime")
+requires("torch", "onnx", "onnxruntime")
 
 import chromium  # noqa: E402
 from chromium import PageRuntime  # noqa: E402
@@ -49,8 +45,7 @@ JOB, DEVICE, ROUND = "web", "phone-1", 3
 
 @pytest.fixture(scope="module")
 def page() -> Iterator[chromium.Page]:
-    if (missing := chromium.lacking()) is not None:
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(f"the browser's tests: {missing}")
+    requires("browser")
     page = chromium.Page()
     try:
         yield page
@@ -151,10 +146,8 @@ def test_a_bundle_without_graphs_says_what_it_lacks(page: chromium.Page) -> None
 @pytest.fixture(scope="module")
 def images() -> tuple[np.ndarray, np.ndarray]:
     """Fashion-MNIST: uint8 [n, 1, 28, 28] and int64 [n]."""
-    folder = Path("/usr/share/datasets/fashion-mnist")
-    if not folder.exists():
-        pytest.skip("needs Fashion-MNIST (Debian: apt install dataset-fashion-mnist)")
-    x, y = (read(folder / f"train-{kind}-ubyte.gz")[:2000] for kind in ("images-idx3", "labels-idx1"))
+    requires("fashion-mnist")
+    x, y = (read(FASHION_MNIST / f"train-{kind}-ubyte.gz")[:2000] for kind in ("images-idx3", "labels-idx1"))
     return x.reshape(-1, 1, 28, 28), y.astype(np.int64)
 
 
@@ -293,11 +286,11 @@ def test_the_optimiser_goes_on_from_round_to_round_if_the_job_says_so(page: chro
     theta = Theta(rng.integers(1, 10, spec.d).astype(np.uint16), 10)
     for keep in (True, False):
         work = TrainingConfig(epochs=2, learning_rate=0.05, mean_epochs=2, keep_optimizer=keep)
-        kept = None
+        kept: State | None = None
         for again in (False, True):
             found = round_in(page, spec, announced(spec, theta, work), theta, data, DEVICE, seed=1, again=again)
             same: Any = Followed(1)
-            before = [kept] if keep and kept else []
+            before: list[State] = [kept] if keep and kept is not None else []
             truth = train(native, spec, data, theta, work, BATCH, same, round_=ROUND, kept=before)
             assert truth is not None
             assert np.abs(found["scores"] - truth.scores).max() <= 1e-4 * np.abs(truth.scores).max()
@@ -400,7 +393,7 @@ def test_private_randomness_is_uniform_and_never_the_same(page: chromium.Page) -
     assert np.unique(first).size > 99_000
 
 
-@pytest.mark.skipif(shutil.which("node") is None, reason="needs Node.js, which is not installed")
+@pytest.mark.requires("node")
 def test_the_guides_example_imports_what_there_is() -> None:
     guide = (chromium.ROOT / "docs" / "web.md").read_text(encoding="utf-8")
     names = re.findall(r'^import (\{.*\}) from "\./seedmask\.mjs";$', guide, re.M)
@@ -410,7 +403,7 @@ def test_the_guides_example_imports_what_there_is() -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.skipif(shutil.which("node") is None, reason="needs Node.js, which is not installed")
+@pytest.mark.requires("node")
 @pytest.mark.parametrize(
     ("change", "error"),
     [

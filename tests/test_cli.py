@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from capabilities import requires
 
 from aggregator.presets import PRESETS
 from edge_client import runtimes
@@ -165,7 +166,7 @@ def test_runtimes_says_whose_graphs_a_bundle_lacks(tmp_path: Path, capsys: pytes
 
 @pytest.mark.export
 def test_export_answers_the_name_of_every_runtime_with_what_it_opens(capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("torch")
+    requires("torch")
     from export.make import names
 
     targets = names()
@@ -232,8 +233,7 @@ def test_export_answers_the_name_of_every_runtime_with_what_it_opens(capsys: pyt
 def test_simulate_names_what_is_wrong(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
-    for package in ("rich", "matplotlib", "sklearn", "pooch"):
-        pytest.importorskip(package)
+    requires("sim")
     bundle = tmp_path / "tiny.bundle"
     bundle.write_bytes(to_bytes(Bundle(spec(), 16, {})))
     common = ["--data", "digits", "--runtime", "reference", "--out", str(tmp_path / "out"), "--examples", "20"]
@@ -278,8 +278,7 @@ def test_a_bundle_without_a_runtimes_graphs_says_how_to_export_it() -> None:
 @pytest.fixture
 def simulate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
     """Runs `seedmask simulate` on a tiny bundle and virtual time into tmp_path/out; status, output, errors."""
-    for package in ("rich", "matplotlib", "sklearn", "pooch"):
-        pytest.importorskip(package)
+    requires("sim")
     bundle = tmp_path / "tiny.bundle"
     bundle.write_bytes(to_bytes(Bundle(spec(), 16, {})))
     common = ["--data", "digits", "--runtime", "reference", "--devices", "3", "--rounds", "2", "--seed", "1"]
@@ -417,7 +416,7 @@ def test_simulate_measures_with_the_test_set_that_is_named(
 
 
 def test_simulate_offers_what_the_zoo_has_for_its_images() -> None:
-    pytest.importorskip("torch")
+    requires("torch")
     from export.zoo import ZOO
     from sim.setup import MODELS
 

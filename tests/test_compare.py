@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from capabilities import requires
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -24,6 +25,8 @@ from sim.broker import packet_bytes
 from sim.compare import codecs, grid, report
 from sim.compare.grid import Progress
 from sim.compare.schemes import Dense, Local, Sparse
+
+pytestmark = pytest.mark.sim
 
 SHARED = Shared(7, 3, "compare", "device-000")
 CODECS: dict[str, Callable[[int], codecs.Codec]] = {
@@ -231,9 +234,7 @@ def tiny(**more: Any) -> dict[str, Any]:
 
 
 def needs_torch() -> None:
-    pytest.importorskip("torch")
-    pytest.importorskip("onnx")
-    pytest.importorskip("sklearn")
+    requires("torch", "onnx", "sim")
 
 
 @pytest.fixture(scope="module")
@@ -526,7 +527,7 @@ def test_the_report_says_what_it_took_to_reach_a_target() -> None:
 
 
 def test_everything_is_written_and_the_summary_is_a_list_of_rows(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
+    requires("sim")
     written = report.write(tmp_path, canned(), [80], "mean")
     rows = json.loads((tmp_path / "summary.json").read_text())
     assert {"scheme", "model", "split", "seed", "round", "accuracy_mean", report.UP, report.DOWN} <= rows[0].keys()

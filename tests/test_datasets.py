@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from capabilities import requires
 
 from edge_client.data import Dataset, TrainTest
 from seedmask.errors import MissingPackageError, UserError
@@ -45,7 +46,7 @@ def holds(images: TrainTest) -> None:
 
 
 def test_digits_are_images_of_28x28_bytes_and_the_same_every_time() -> None:
-    pytest.importorskip("sklearn")
+    requires("sim")
     images, again = load("digits", None), load("digits", None)
     holds(images)
     assert (images.name, len(images.train.y), len(images.test.y)) == ("digits", 1437, 360)
@@ -77,13 +78,13 @@ def test_images_of_another_kind_are_refused(nowhere: Path, side: int, top: int) 
 
 
 def test_auto_falls_back_to_digits_and_a_wish_says_how_to_fulfil_it(nowhere: Path) -> None:
-    pytest.importorskip("sklearn")
+    requires("sim")
     assert load("auto", None).name == "digits"
     with pytest.raises(UserError, match="Install Debian's package dataset-fashion-mnist, or put its four files"):
         load("fashion-mnist", None)
 
 
-@pytest.mark.skipif(not datasets.DEBIAN.is_dir(), reason="Debian's dataset-fashion-mnist is not installed")
+@pytest.mark.requires("fashion-mnist")
 def test_the_debian_package_is_found() -> None:
     images = load("auto", None)
     holds(images)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from capabilities import requires
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -527,9 +528,10 @@ def test_the_finished_values_are_the_mean_of_the_last_rounds() -> None:
 
 @pytest.mark.export
 def test_every_format_says_the_same_with_exact_and_frozen_tensors() -> None:
-    torch = pytest.importorskip("torch")
-    pytest.importorskip("onnx")
-    ort = pytest.importorskip("onnxruntime")
+    requires("torch", "onnx", "onnxruntime")
+    import onnxruntime as ort
+    import torch
+
     from edge_client.predict import logits_of
     from export import final_torch
     from export.final_onnx import HOLDINGS, final_graph
@@ -558,9 +560,7 @@ def test_every_format_says_the_same_with_exact_and_frozen_tensors() -> None:
 @pytest.mark.timeout(1200)
 def test_executorch_says_the_same_with_exact_and_frozen_tensors() -> None:
     """On devices, from the seed; in a finished network's file, whose weights are in it; and nearly in int8."""
-    pytest.importorskip("torch")
-    pytest.importorskip("executorch")
-    pytest.importorskip("torchao")
+    requires("torch", "executorch")
     from edge_client.predict import logits_of
     from edge_client.runtimes.executorch.library import Program, aligned
     from export.make import make_bundle
@@ -585,8 +585,7 @@ def test_executorch_says_the_same_with_exact_and_frozen_tensors() -> None:
 def test_the_command_line_declares_kinds_and_shows_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("torch")
-    pytest.importorskip("onnx")
+    requires("torch", "onnx")
     monkeypatch.chdir(tmp_path)
     said = [
         "export",

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from capabilities import requires
 
-torch = pytest.importorskip("torch")
-pytest.importorskip("executorch", reason="pip install 'executorch==1.5.*'")
-pytest.importorskip("torchao")
+requires("torch", "executorch")
 
+import torch  # noqa: E402
 from torch import nn  # noqa: E402
 
 from edge_client import memory, runtimes  # noqa: E402
@@ -258,7 +258,7 @@ print(estimate, int(re.findall(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status")
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from Linux's /proc")
+@pytest.mark.requires("proc")
 @pytest.mark.parametrize("batch", [16, 64])
 def test_conv4_takes_what_was_estimated(batch: int, tmp_path: Path) -> None:
     """In a fresh process; in 64 a batch is taken in four parts."""
@@ -412,10 +412,9 @@ def test_a_finished_networks_file_predicts_as_torch_does(net: str) -> None:
 @pytest.mark.slow
 def test_a_finished_networks_file_says_what_torch_says_about_ten_thousand_images() -> None:
     """float32 every time; int8 of a network that has learnt something at least 98 times in a hundred."""
-    from sim.datasets import DEBIAN, load
+    requires("sim", "fashion-mnist")
+    from sim.datasets import load
 
-    if not DEBIAN.exists():
-        pytest.skip("Fashion-MNIST is not on this machine (Debian package dataset-fashion-mnist)")
     found = load("fashion-mnist", None)
     spec = trace(zoo.conv4n(), "conv4n", 1, (1, 28, 28))
     torch.manual_seed(1)

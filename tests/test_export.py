@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from capabilities import requires
 
 import export as exporter
 from export import export_bundle
@@ -36,9 +37,10 @@ def test_the_command_is_known_where_torch_is_not() -> None:
     assert run.stdout.strip() == "export ('torch', 'onnx')"
 
 
-torch = pytest.importorskip("torch")
-onnx = pytest.importorskip("onnx")
+requires("torch", "onnx")
 
+import onnx  # noqa: E402
+import torch  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from capabilities import requires
 
 from edge_client.predict import logits_of
 from edge_client.runtimes import open_runtime
@@ -20,9 +21,11 @@ from seedmask.model import FinishedModel, encode
 from seedmask.spec import Conv2d, Flatten, GroupNorm, Linear, MaxPool2d, ModelSpec, ReLU, Tensor, scale_bits
 
 pytestmark = pytest.mark.export
-torch = pytest.importorskip("torch")
-onnx = pytest.importorskip("onnx")
-ort = pytest.importorskip("onnxruntime")
+requires("torch", "onnx", "onnxruntime")
+
+import onnx  # noqa: E402
+import onnxruntime as ort  # noqa: E402
+import torch  # noqa: E402
 
 from export import final_torch  # noqa: E402
 from export.final_onnx import HOLDINGS, final_graph  # noqa: E402
@@ -215,10 +218,10 @@ def test_the_command_writes_every_format(
 def test_all_formats_say_the_same_about_ten_thousand_images(name: str) -> None:
     from export.make import make_bundle
     from export.masked import Masked
-    from sim.datasets import DEBIAN, load
 
-    if not DEBIAN.exists():
-        pytest.skip("Fashion-MNIST is not on this machine (Debian package dataset-fashion-mnist)")
+    requires("sim", "fashion-mnist")
+    from sim.datasets import load
+
     found = load("fashion-mnist", None)
     entry = ZOO[name]
     spec = trace(entry.factory(), name, 1, entry.input, (0, 255), entry.classes)

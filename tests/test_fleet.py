@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from capabilities import requires
 
 from aggregator.config import RunConfig
 from aggregator.history import Report
@@ -38,6 +39,8 @@ from sim.partition import split
 from sim.pool import Pool, Threads
 from sim.processes import ProcessFleet, _Process
 from sim.runtimes import Assignment
+
+pytestmark = pytest.mark.sim
 
 DEVICES, ROUNDS = 4, 4
 
@@ -316,7 +319,7 @@ ROW = report.RoundRecord(20, 12345.6, 100, Score(1.0, 1.0, 1.0), 12.345, 250_000
 
 
 def test_the_table_fits_80_columns_on_a_terminal() -> None:
-    pytest.importorskip("rich")
+    requires("sim")
     from rich.console import Console
 
     from sim.screen import Screen
@@ -335,7 +338,7 @@ def test_the_table_fits_80_columns_on_a_terminal() -> None:
 def test_in_a_pipe_rows_are_lines_and_what_is_waited_for_is_said_now_and_then(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    pytest.importorskip("rich")
+    requires("sim")
     from rich.console import Console
 
     from sim.screen import Screen

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from capabilities import requires
 from test_trainer import announce, following
 
 from edge_client import memory, runtimes
@@ -234,9 +235,7 @@ print(fit.micro, fit.variant, estimate, peak, len(out.scores))
 @pytest.fixture(scope="module")
 def conv4() -> ModelSpec:
     """Where it can be exported, and trained in a process whose packages are those of a device."""
-    pytest.importorskip("torch")
-    pytest.importorskip("onnx")
-    pytest.importorskip("onnxruntime")
+    requires("torch", "onnx", "onnxruntime")
     if not runtimes.missing("ort_training"):
         pytest.skip("onnxruntime-training imports torch where it finds it, and torch alone is over the ceiling")
     from export.trace import trace
@@ -248,7 +247,7 @@ def conv4() -> ModelSpec:
 
 @pytest.mark.export
 @pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from Linux's /proc")
+@pytest.mark.requires("proc")
 def test_conv4_at_batch_128_stays_below_200_mb_from_training_to_the_coded_mask(
     tmp_path: Path, conv4: ModelSpec
 ) -> None:
@@ -270,7 +269,7 @@ def test_conv4_at_batch_128_stays_below_200_mb_from_training_to_the_coded_mask(
 
 @pytest.mark.export
 @pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from Linux's /proc")
+@pytest.mark.requires("proc")
 @pytest.mark.parametrize("keep", [False, True])
 def test_later_rounds_take_no_more_than_the_first_may(tmp_path: Path, conv4: ModelSpec, keep: bool) -> None:
     """In the device's own training process: what is left of one round must not lie beside the next."""

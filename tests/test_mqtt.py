@@ -11,25 +11,29 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from ports import held_port
 
-from aggregator.broker import _path, answers, free_port
+from aggregator.broker import _path, answers
 from seedmask.chunks import CHUNK_BYTES
 from seedmask.errors import UserError
 from seedmask.io.link import Connected, Disconnected, Event, Received, Refused, Will
 from seedmask.io.mqtt import Broker, MqttLink
 
 MOSQUITTO = shutil.which("mosquitto", path=_path())
-pytestmark = [pytest.mark.broker, pytest.mark.skipif(MOSQUITTO is None, reason="apt install mosquitto")]
+pytestmark = [pytest.mark.broker, pytest.mark.requires("mosquitto")]
 HOST = "127.0.0.1"
 
 Start = Callable[[str], contextlib.AbstractContextManager[int]]
 
 
 @contextlib.contextmanager
-def mosquitto(folder: Path, settings: str = "allow_anonymous true\n", port: int = 0) -> Iterator[int]:
+def mosquitto(folder: Path, settings: str = "allow_anonymous true\n", port: int | None = None) -> Iterator[int]:
     """A broker with extra `settings`; gives its port. Ends by SIGKILL, so that nothing is tidy."""
+    if port is None:
+        with held_port() as held, mosquitto(folder, settings, held):
+            yield held
+        return
     assert MOSQUITTO is not None
-    port = port or free_port(HOST)
     path = folder / f"mosquitto-{port}.conf"
     path.write_text(f"listener {port} {HOST}\n{settings}")
     with open(folder / "mosquitto.log", "ab") as log:
@@ -37,11 +41,19 @@ def mosquitto(folder: Path, settings: str = "allow_anonymous true\n", port: int 
     try:
         end = time.monotonic() + 10
         while not answers(HOST, port):
+            assert process.poll() is None, (folder / "mosquitto.log").read_text()
             assert time.monotonic() < end, (folder / "mosquitto.log").read_text()
         yield port
     finally:
         process.kill()
         process.wait()
+
+
+@pytest.fixture
+def port() -> Iterator[int]:
+    """For a broker that goes and comes again."""
+    with held_port() as held:
+        yield held
 
 
 @pytest.fixture
@@ -105,9 +117,9 @@ def test_the_kernels_count_of_bytes_is_the_brokers_count(tmp_path: Path, links: 
 
 
 def test_messages_published_while_the_broker_is_away_arrive_in_order(
-    tmp_path: Path, links: Callable[..., MqttLink]
+    tmp_path: Path, links: Callable[..., MqttLink], port: int
 ) -> None:
-    with mosquitto(tmp_path) as port:
+    with mosquitto(tmp_path, port=port):
         sender = links(port, "sender")
         wait_for(sender, Connected)
     assert isinstance(wait_for(sender, Disconnected), Disconnected)
@@ -129,9 +141,9 @@ def test_messages_published_while_the_broker_is_away_arrive_in_order(
 
 
 def test_subscriptions_and_retained_messages_survive_a_broker_that_forgot_everything(
-    tmp_path: Path, links: Callable[..., MqttLink]
+    tmp_path: Path, links: Callable[..., MqttLink], port: int
 ) -> None:
-    with mosquitto(tmp_path) as port:
+    with mosquitto(tmp_path, port=port):
         receiver = links(port, "receiver")
         receiver.subscribe("x/#")
         wait_for(receiver, Connected)
@@ -197,8 +209,8 @@ def test_a_will_is_spoken_when_we_vanish_and_not_when_we_leave(tmp_path: Path, l
 
 
 def test_no_broker_is_said_in_words(links: Callable[..., MqttLink]) -> None:
-    link = links(free_port(HOST), "alone")
-    event = wait_for(link, Disconnected)
+    with held_port() as port:
+        event = wait_for(links(port, "alone"), Disconnected)
     assert isinstance(event, Disconnected)
     assert event.reason.startswith("no broker at 127.0.0.1:")
     assert "refused" in event.reason
@@ -218,7 +230,7 @@ def test_a_missing_password_file_is_the_users_error() -> None:
         MqttLink(Broker(username="x", password_file=Path("/nowhere/password")), "x")
 
 
-@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the test's certificates")
+@pytest.mark.requires("openssl")
 def test_tls_connects_with_our_authority_and_refuses_another(tmp_path: Path, links: Callable[..., MqttLink]) -> None:
     def openssl(*arguments: str) -> None:
         subprocess.run(["openssl", *arguments], cwd=tmp_path, check=True, capture_output=True)

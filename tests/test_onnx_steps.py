@@ -11,10 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from capabilities import requires
 
-ort = pytest.importorskip("onnxruntime")
-onnx = pytest.importorskip("onnx")
+requires("onnxruntime", "onnx")
 
+import onnx  # noqa: E402
+import onnxruntime as ort  # noqa: E402
 import test_runtimes as contract  # noqa: E402
 
 from edge_client.runtimes import Rule, State, StepResult, corrected, open_runtime, pulls, step_exact  # noqa: E402

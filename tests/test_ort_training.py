@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from capabilities import requires
 
-onnx = pytest.importorskip("onnx")
-pytest.importorskip("onnxruntime.training", reason="make mixed")
+requires("onnx", "ort-training")
 
+import onnx  # noqa: E402
 import onnxruntime  # noqa: E402
 from onnxruntime.training import api  # noqa: E402
 

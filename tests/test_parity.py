@@ -13,15 +13,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from capabilities import RUNTIMES, requires
 
-torch = pytest.importorskip("torch")
-pytest.importorskip("onnx")
-ort = pytest.importorskip("onnxruntime")
+requires("torch", "onnx", "onnxruntime")
 
+import onnxruntime as ort  # noqa: E402
+import torch  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
-from edge_client.runtimes import Rule, State, missing, open_runtime, targets  # noqa: E402
+from edge_client.runtimes import Rule, State, open_runtime, targets  # noqa: E402
 from export import masked, zoo  # noqa: E402
 from export.make import make_bundle  # noqa: E402
 from export.trace import trace  # noqa: E402
@@ -200,8 +201,7 @@ def noise_for(scores: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 @pytest.mark.parametrize(("name", "v_tolerance"), [("onnxruntime", 2e-6), ("ort_training", 2e-5)])
 @pytest.mark.parametrize("n", [8, 3])
 def test_the_graph_computes_autograds_gradient(spec: ModelSpec, n: int, name: str, v_tolerance: float) -> None:
-    if lacking := missing(name):
-        pytest.skip(f"{name} needs {', '.join(lacking)}")
+    requires(*RUNTIMES[name])
     rng = np.random.default_rng(n)
     runtime: Any = open_runtime(name, make_bundle(spec, 8, targets([name])), 1)
     runtime.w *= rng.normal(size=spec.d).astype(np.float32)
@@ -288,10 +288,7 @@ def test_the_init_graph_makes_the_weights_bit_for_bit(seed: int) -> None:
     ["onnxruntime", "torch", "ort_training", pytest.param("executorch", marks=pytest.mark.timeout(1200))],
 )
 def test_exact_values_have_torchs_gradient(name: str, runtime: str) -> None:
-    if lacking := missing(runtime):
-        pytest.skip(f"{runtime} needs {', '.join(lacking)}")
-    if runtime == "executorch":
-        pytest.importorskip("torchao")
+    requires(*RUNTIMES[runtime])
     entry = zoo.ZOO[name]
     spec = trace(entry.factory(), name, 9, entry.input, exact=("norm", "bias"))
     rng = np.random.default_rng(3)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from capabilities import requires
 
 from edge_client import predict
 from edge_client.data import Dataset, TrainTest
@@ -141,7 +142,7 @@ def test_a_data_set_is_found_by_the_name_that_a_package_gives_it(
 
 
 def test_the_simulators_data_sets_are_announced() -> None:
-    pytest.importorskip("sklearn")
+    requires("sim")
     named = {entry.name: entry for entry in importlib.metadata.entry_points(group=predict.DATASETS)}
     assert {"fashion-mnist", "digits"} <= named.keys()
     assert named["digits"].load()(None).test.x.shape == (360, 1, 28, 28)
@@ -164,7 +165,7 @@ def test_a_bundle_beside_the_model_is_taken_if_it_is_of_that_model(
 def test_onnxruntime_needs_the_bundles_graph(
     smk: str, tmp_path: Path, tiny_data: Dataset, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("onnxruntime")
+    requires("onnxruntime")
     np.save(tmp_path / "x.npy", tiny_data.x)
     assert cli.main(["predict", smk, "--data", str(tmp_path / "x.npy"), "--runtime", "onnxruntime"]) == 2
     assert "needs the bundle that the fleet trained with (--bundle)" in capsys.readouterr().err

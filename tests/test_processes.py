@@ -14,19 +14,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from capabilities import requires
+from ports import held_port
 
-from aggregator.broker import answers, available, dev_broker, free_port
+from aggregator.broker import answers, dev_broker
 from aggregator.history import results
 from seedmask.bundle import Bundle, to_bytes
 from seedmask.codec import counts, rans
-from seedmask.errors import UserError
 from seedmask.spec import Flatten, Linear, ModelSpec, ReLU, Tensor, scale_bits
 from seedmask.wire import Update, decode
 
 pytestmark = [
     pytest.mark.broker,
     pytest.mark.slow,
-    pytest.mark.skipif(available() is None, reason="no MQTT broker here: apt install mosquitto"),
+    pytest.mark.requires("mosquitto"),
 ]
 HOST = "127.0.0.1"
 SEEDMASK = (sys.executable, "-m", "seedmask.cli")
@@ -135,8 +136,7 @@ class Simulation:
 
 @pytest.fixture
 def simulation(tmp_path: Path, bundle: Path) -> Iterator[Callable[..., Simulation]]:
-    pytest.importorskip("rich")
-    pytest.importorskip("sklearn")
+    requires("sim")
     started: list[Simulation] = []
 
     def start(*more: str) -> Simulation:
@@ -210,8 +210,7 @@ def decode_mask_sum(run: Simulation, rows: list[tuple[object, ...]]) -> np.ndarr
 def test_every_device_of_a_job_may_train_with_another_runtime(
     simulation: Callable[..., Simulation], bundle: Path
 ) -> None:
-    for package in ("torch", "onnx", "onnxruntime"):
-        pytest.importorskip(package)
+    requires("torch", "onnx", "onnxruntime")
     from export.make import make_bundle
 
     bundle.write_bytes(to_bytes(make_bundle(small_spec(), 32)))
@@ -254,14 +253,14 @@ def test_a_device_killed_in_training_comes_back_and_finishes_the_round(simulatio
 def test_a_broker_that_vanishes_in_mid_round_and_returns_costs_nothing(
     simulation: Callable[..., Simulation], tmp_path: Path
 ) -> None:
-    port = free_port(HOST)
-    with dev_broker(HOST, port):
-        run = simulation("--broker", f"{HOST}:{port}")
-        frozen = run.hold_round_2_open()
-    # The first broker is gone, and with it all sessions and everything retained; this is another one.
-    with dev_broker(HOST, port):
-        os.kill(frozen, signal.SIGCONT)
-        run.finish()
+    with held_port() as port:
+        with dev_broker(HOST, port):
+            run = simulation("--broker", f"{HOST}:{port}")
+            frozen = run.hold_round_2_open()
+        # The first broker is gone, and with it all sessions and everything retained; this is another one.
+        with dev_broker(HOST, port):
+            os.kill(frozen, signal.SIGCONT)
+            run.finish()
     assert "offline" in (run.out / "aggregator.log").read_text()
 
 
@@ -274,6 +273,13 @@ def test_ctrl_c_ends_every_process_of_a_simulation(simulation: Callable[..., Sim
     assert run.process.wait(60) == 130
     assert not any(alive(pid) for pid in pids)
     assert "Traceback" not in Path(run.log.name).read_text()
+
+
+@pytest.fixture
+def port() -> Iterator[int]:
+    """A port where nobody listens but the broker that a test starts there."""
+    with held_port() as held:
+        yield held
 
 
 def edge_toml(folder: Path, bundle: Path, port: int, data: str = "data.npz", device: str = "pi") -> Path:
@@ -293,8 +299,10 @@ def client(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 
-def test_without_a_broker_a_device_says_so_keeps_trying_and_leaves_on_ctrl_c(tmp_path: Path, bundle: Path) -> None:
-    settings = edge_toml(tmp_path, bundle, free_port(HOST))
+def test_without_a_broker_a_device_says_so_keeps_trying_and_leaves_on_ctrl_c(
+    tmp_path: Path, bundle: Path, port: int
+) -> None:
+    settings = edge_toml(tmp_path, bundle, port)
     log = tmp_path / "log"
     with open(log, "wb") as output:
         device = subprocess.Popen([*SEEDMASK, "client", "run", "--config", str(settings)], stderr=output)
@@ -355,8 +363,9 @@ def run_toml(folder: Path, bundle: Path, port: int, devices: int = 2) -> Path:
     return path
 
 
-def test_killed_with_its_own_broker_the_same_command_starts_the_aggregator_again(tmp_path: Path, bundle: Path) -> None:
-    port = free_port(HOST)
+def test_killed_with_its_own_broker_the_same_command_starts_the_aggregator_again(
+    tmp_path: Path, bundle: Path, port: int
+) -> None:
     command = [*SEEDMASK, "aggregator", "run", "--config", str(run_toml(tmp_path, bundle, port)), "--dev-broker"]
     log = tmp_path / "log"
     with open(log, "wb") as output:
@@ -373,8 +382,8 @@ def test_killed_with_its_own_broker_the_same_command_starts_the_aggregator_again
     assert "Traceback" not in log.read_text()
 
 
-def test_a_second_client_of_one_device_is_refused(tmp_path: Path, bundle: Path) -> None:
-    settings = edge_toml(tmp_path, bundle, free_port(HOST))
+def test_a_second_client_of_one_device_is_refused(tmp_path: Path, bundle: Path, port: int) -> None:
+    settings = edge_toml(tmp_path, bundle, port)
     with open(tmp_path / "log", "wb") as output:
         first = subprocess.Popen([*SEEDMASK, "client", "run", "--config", str(settings)], stderr=output)
         until((tmp_path / "state" / "client.lock").exists)
@@ -385,10 +394,10 @@ def test_a_second_client_of_one_device_is_refused(tmp_path: Path, bundle: Path) 
     assert "another client of pi is at work on" in second.stderr
 
 
-def test_an_aggregator_without_a_broker_says_so_and_leaves_on_ctrl_c(tmp_path: Path, bundle: Path) -> None:
+def test_an_aggregator_without_a_broker_says_so_and_leaves_on_ctrl_c(tmp_path: Path, bundle: Path, port: int) -> None:
     log = tmp_path / "log"
     with open(log, "wb") as output:
-        settings = run_toml(tmp_path, bundle, free_port(HOST))
+        settings = run_toml(tmp_path, bundle, port)
         server = subprocess.Popen([*SEEDMASK, "aggregator", "run", "--config", str(settings)], stderr=output)
         until(lambda: "Connection refused" in log.read_text())
         server.send_signal(signal.SIGINT)
@@ -398,14 +407,11 @@ def test_an_aggregator_without_a_broker_says_so_and_leaves_on_ctrl_c(tmp_path: P
 
 @pytest.mark.parametrize("kind", ["mosquitto", "iotcore"])
 def test_two_devices_train_over_either_broker(tmp_path: Path, bundle: Path, kind: str) -> None:
-    if kind == "iotcore":
-        pytest.importorskip("iotcore")
-    elif available() != "mosquitto":
-        pytest.skip("apt install mosquitto")
-    port = free_port(HOST)
+    requires(kind)
     started = []
     log = tmp_path / "aggregator.log"
-    with dev_broker(HOST, port, kind=kind), open(log, "wb") as output:
+    with dev_broker(HOST, kind=kind) as broker, open(log, "wb") as output:
+        port = broker.port
         settings = run_toml(tmp_path, bundle, port)
         started.append(subprocess.Popen([*SEEDMASK, "aggregator", "run", "--config", str(settings)], stderr=output))
         for name in ("one", "two"):
@@ -417,9 +423,3 @@ def test_two_devices_train_over_either_broker(tmp_path: Path, bundle: Path, kind
         assert [process.wait(120) for process in started] == [0, 0, 0], log.read_text()
     assert (tmp_path / "server" / "model.smk").read_bytes()[:4] == b"SMK1"
     assert len(json.loads((tmp_path / "server" / "rounds.json").read_text())) == 2
-
-
-def test_without_any_broker_program_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aggregator.broker.available", lambda: None)
-    with pytest.raises(UserError, match="apt install mosquitto"), dev_broker(HOST, free_port(HOST)):
-        pass

@@ -8,13 +8,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
+from capabilities import RUNTIMES, requires
 
 from edge_client import runtimes
 from edge_client.runtimes import DivergedError, Exact, Fit, Rule, Runtime, State, StepResult, onnxruntime_cuda, registry
@@ -206,8 +207,8 @@ RULES = {
 }
 
 
-def named() -> Iterator[object]:
-    for name in runtimes.names():
+def named(names: Iterable[str]) -> Iterator[object]:
+    for name in names:
         # The reference needs no graph; the others train what `export` has made.
         marks = [] if name == "reference" else [pytest.mark.export]
         if name == "executorch":  # whichever test comes first for a network makes its program
@@ -221,7 +222,7 @@ def opened(name: str, spec: ModelSpec, fit: Fit | None = None) -> Runtime:
         # Without a GPU the same graphs and the same bindings, on the provider that is everywhere.
         return onnxruntime_cuda.open_runtime(bundle_for(name, spec), 1, device="cpu")
     if lacking:
-        pytest.skip(f"{name} needs {', '.join(lacking)}")
+        requires(*RUNTIMES[name])
     return runtimes.open_runtime(name, bundle_for(name, spec), 1, fit)
 
 
@@ -232,14 +233,10 @@ def bundle_for(name: str, spec: ModelSpec) -> Bundle:
     members = [*module.GRAPHS, *getattr(module, "VARIANTS", {}).values()]
     if not members:
         return Bundle(spec, BATCH, {})
-    pytest.importorskip("onnx")
+    requires("onnx", *(["torch"] if name == "executorch" else []))
     from export.make import make_bundle
 
-    try:
-        targets = sorted({member.partition("/")[0] for member in members})
-        return make_bundle(spec, BATCH, targets)
-    except MissingPackageError as error:  # a device's environment, which has no exporter
-        pytest.skip(str(error))
+    return make_bundle(spec, BATCH, sorted({member.partition("/")[0] for member in members}))
 
 
 def example(spec: ModelSpec, n: int, seed: int = 1) -> tuple[np.ndarray, np.ndarray, State, np.ndarray]:
@@ -261,8 +258,14 @@ def example(spec: ModelSpec, n: int, seed: int = 1) -> tuple[np.ndarray, np.ndar
     return x, y, State(scores, m, v, 3, anchor, exact), np.where(near, noise / 2, noise).astype(np.float32)
 
 
-@pytest.fixture(params=named())
+@pytest.fixture(params=named(runtimes.names()))
 def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(params=named(name for name in runtimes.names() if runtimes.footprint(name) is not None))
+def dividing(request: pytest.FixtureRequest) -> str:
+    """A runtime that can take a batch in parts."""
     return str(request.param)
 
 
@@ -292,24 +295,22 @@ def test_a_step_is_that_of_the_reference(name: str, spec: ModelSpec, n: int) -> 
 
 @pytest.mark.parametrize("spec", [*SPECS, pytest.param(REGRESSION, id="regression")])
 @pytest.mark.parametrize(("n", "micro"), [(BATCH, 4), (BATCH, 1), (13, 8), (3, 8), (1, 1)])
-def test_a_few_examples_at_a_time_make_the_step_of_all_of_them(name: str, spec: ModelSpec, n: int, micro: int) -> None:
+def test_a_few_examples_at_a_time_make_the_step_of_all_of_them(
+    dividing: str, spec: ModelSpec, n: int, micro: int
+) -> None:
     """One mask, one optimiser step, whatever the micro-batch and however short the last one is."""
-    if registry.footprint(name) is None:
-        pytest.skip(f"{name} takes a batch as its graphs do")
     x, y, state, noise = example(spec, n, seed=4)
     truth = opened("reference", spec).step(x, y, state, noise, ADAM)
-    for variant in registry.variants(name, bundle_for(name, spec)):
-        found = opened(name, spec, Fit(micro, variant)).step(x, y, state, noise, ADAM)
+    for variant in registry.variants(dividing, bundle_for(dividing, spec)):
+        found = opened(dividing, spec, Fit(micro, variant)).step(x, y, state, noise, ADAM)
         assert_same(found, truth)
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_every_rule_holds_for_micro_batches(name: str, rule: str) -> None:
-    if registry.footprint(name) is None:
-        pytest.skip(f"{name} takes a batch as its graphs do")
+def test_every_rule_holds_for_micro_batches(dividing: str, rule: str) -> None:
     x, y, state, noise = example(DENSE, 7, seed=2)
-    for variant in registry.variants(name, bundle_for(name, DENSE)):
-        found = opened(name, DENSE, Fit(3, variant)).step(x, y, state, noise, RULES[rule])
+    for variant in registry.variants(dividing, bundle_for(dividing, DENSE)):
+        found = opened(dividing, DENSE, Fit(3, variant)).step(x, y, state, noise, RULES[rule])
         assert_same(found, opened("reference", DENSE).step(x, y, state, noise, RULES[rule]))
 
 
@@ -366,8 +367,9 @@ def test_numbers_are_learnt(name: str) -> None:
 @pytest.mark.export
 @pytest.mark.filterwarnings("ignore:Specified provider")  # onnxruntime's own words about it
 def test_a_gpu_that_is_not_there_is_not_replaced_by_the_cpu() -> None:
-    if runtimes.missing("onnxruntime_cuda") != [onnxruntime_cuda.PROVIDER]:
-        pytest.skip("no onnxruntime here, or one for GPUs")
+    requires("onnxruntime")
+    if not runtimes.missing("onnxruntime_cuda"):
+        pytest.skip("here is a GPU")
     with pytest.raises(MissingPackageError, match=r"onnxruntime_cuda needs CUDAExecutionProvider: pip install"):
         runtimes.open_runtime("onnxruntime_cuda", bundle_for("onnxruntime_cuda", DENSE))
     # As where onnxruntime was built for GPUs and finds none (tried with onnxruntime-gpu 1.31.1 without a GPU).
@@ -542,7 +544,10 @@ def test_arguments_of_another_shape_are_refused(name: str) -> None:
 
 def test_real_digits_are_learnt(name: str) -> None:
     """Alpaydin and Kaynak's digits, 8x8, bundled with scikit-learn."""
-    digits = pytest.importorskip("sklearn.datasets").load_digits()
+    requires("sim")
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
     x, y = DENSE.normalise(digits.images[:, None]), digits.target.astype(np.int64)
     rng = np.random.default_rng(3)
     runtime, state = opened(name, DENSE), State.start(np.zeros(DENSE.d, np.float32))
@@ -610,7 +615,7 @@ def test_a_runtime_whose_package_is_absent_says_what_to_install(monkeypatch: pyt
 
 
 def test_a_bundle_without_the_graphs_says_which_one_it_lacks() -> None:
-    pytest.importorskip("onnxruntime")
+    requires("onnxruntime")
     with pytest.raises(BundleError, match=r"no onnx/init\.onnx"):
         runtimes.open_runtime("onnxruntime", Bundle(DENSE, BATCH, {}))
 

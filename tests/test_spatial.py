@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from capabilities import requires
 
-onnx = pytest.importorskip("onnx")
-pytest.importorskip("onnxruntime")
+requires("onnx", "onnxruntime")
 
+import onnx  # noqa: E402
 import test_onnx_steps as steps  # noqa: E402
 import test_runtimes as contract  # noqa: E402
 

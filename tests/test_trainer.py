@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from capabilities import requires
 
 from edge_client.client import Client, Identity
 from edge_client.config import EdgeConfig
@@ -209,7 +210,7 @@ def test_what_cannot_be_opened_is_told_in_every_round_without_a_traceback(
 
 
 def test_a_bundle_without_the_runtimes_graphs_is_told_without_a_traceback(made: Made, tiny_spec: ModelSpec) -> None:
-    pytest.importorskip("onnxruntime")
+    requires("onnxruntime")
     trainer, theta = made(runtime="onnxruntime"), Theta.even(tiny_spec.d)
     trainer.begin(announce(tiny_spec, theta), theta)
     news = following(trainer, Trained, Failed)

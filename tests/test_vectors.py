@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from dataclasses import fields
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 
@@ -35,7 +34,7 @@ def test_python_gives_every_literal() -> None:
     assert "every literal as stored" in run(sys.executable, "tests/vectors/make.py", "--check")
 
 
-@pytest.mark.skipif(shutil.which("node") is None, reason="needs Node.js, which is not installed")
+@pytest.mark.requires("node")
 def test_javascript_agrees_both_ways() -> None:
     assert re.search(r"all \d+ vectors agree", run("node", "tests/vectors/verify.mjs"))
 
@@ -76,7 +75,8 @@ def test_every_layer_is_in_a_vector() -> None:
 
 def test_the_protocols_codec_table_is_the_programs() -> None:
     rows = re.findall(r"^\| (\d+) \| `(\w+)` \|", section(5), re.MULTILINE)
-    known = [(codec.ID, codec.NAME) for codec in (*CODECS.values(), counts, delta, relay, tensors, exact)]
+    modules: tuple[Any, ...] = (*CODECS.values(), counts, delta, relay, tensors, exact)
+    known = [(codec.ID, codec.NAME) for codec in modules]
     assert [(int(number), name) for number, name in rows] == known
 
 

@@ -59,7 +59,7 @@ def some_announce(draw: Any) -> Announce:
     selected = draw(st.lists(NAMES, max_size=5))
     chunks = draw(st.integers(0, 3))
     delta = (bytes(16), bytes(16), 0) if not chunks else (draw(B16.filter(any)), draw(B16.filter(any)), chunks)
-    return Announce(
+    return Announce(  # type: ignore[call-arg]
         *(draw(NAMES), draw(U32), draw(U32), phase, draw(B32), draw(B16), draw(B16), draw(U16), *delta, draw(U32)),
         *(training, tuple(selected), draw(TEXT)),
     )
