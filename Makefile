@@ -65,7 +65,7 @@ bench-finished: setup  ## a finished model's size, loading, latency and memory a
 compare-quick: setup  ## masks against every baseline, up to 20 minutes; goes on where it stopped; into out/compare
 	$(BIN)/seedmask compare --grid quick --out out/compare
 
-bench-generators: setup  ## Threefry against Philox (DECISIONS.md)
+bench-generators: setup  ## Threefry against Philox (decision 0001)
 	$(BIN)/python bench/generators.py --json out/bench/generators.json
 
 .PHONY: browser bench-browser
@@ -74,6 +74,15 @@ browser:         ## Chromium and onnxruntime-web, for the browser's tests: from 
 
 bench-browser: setup browser  ## a training step in Chromium against native; into out/bench/browser.json
 	OMP_NUM_THREADS=1 $(BIN)/python bench/browser.py --json out/bench/browser.json
+
+.PHONY: docs
+docs: .venvs/docs/.ready  ## the documentation's site into out/docs, warnings are errors; needs no torch
+	.venvs/docs/bin/python -m sphinx -W --keep-going -E -q -b html docs out/docs
+
+.venvs/docs/.ready: pyproject.toml
+	$(PYTHON) -m venv .venvs/docs
+	.venvs/docs/bin/python -m pip install -q -e '.[docs]'
+	touch $@
 
 vectors: setup   ## both implementations against the golden vectors
 	$(BIN)/python tests/vectors/make.py --check

@@ -2,7 +2,7 @@
 
 `paper` is FedPM (Isik et al., arXiv 2209.15328) as its authors published it, with their estimator, their optimiser that
 lives as long as the device, and their aggregation; only the masks are entropy coded, which theirs were by formula.
-`default` is what measured best (docs/learning.md), `thrifty` spends half of its bytes for a point less.
+`default` is what measured best (docs/explanation/learning.md), `thrifty` spends half of its bytes for a point less.
 """
 
 from __future__ import annotations

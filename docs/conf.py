@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parent / "_ext"))
 
 project = "Seedmask"
 author = "The Seedmask authors"
-copyright = author  # noqa: A001 - Sphinx's name for it
+copyright = author
 version = release = seedmask.__version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx_copybutton", "seedmask_pages"]
