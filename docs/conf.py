@@ -38,7 +38,7 @@ autodoc_mock_imports = [
 ]
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
-autodoc_default_options = {"members": True, "show-inheritance": True}
+autodoc_default_options = {"members": True}
 python_use_unqualified_type_names = True
 toc_object_entries_show_parents = "hide"
 

@@ -89,6 +89,8 @@ def names(package: str) -> str:
         elif inspect.ismodule(member):
             kind = "module"
         lines.append(f".. auto{kind}:: {package}.{name}")
+        if kind == "data":
+            lines.append("   :no-value:")  # a value may show paths of the machine that builds the site
     return "```{eval-rst}\n" + "\n".join(lines) + "\n```\n"
 
 
