@@ -111,6 +111,15 @@ bench-browser: setup browser  ## a training step in Chromium against native; int
 zoo: setup       ## write the bundles that ship with the package again, from what the exporter makes now
 	$(BIN)/python -m sim.bundles
 
+.PHONY: docs
+docs: .venvs/docs/.ready  ## the documentation's site into out/docs, warnings are errors; needs no torch
+	.venvs/docs/bin/python -m sphinx -W --keep-going -E -q -b html docs out/docs
+
+.venvs/docs/.ready: pyproject.toml
+	$(PYTHON) -m venv .venvs/docs
+	.venvs/docs/bin/python -m pip install -q -e '.[docs]'
+	touch $@
+
 vectors: setup   ## both implementations against the golden vectors
 	$(BIN)/python tests/vectors/make.py --check
 	node tests/vectors/verify.mjs

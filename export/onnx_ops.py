@@ -23,7 +23,7 @@ OPSET: Final = 18
 IR_VERSION: Final = 8
 
 # The batch is folded into the inner dimension of a convolution's weight gradient where images are small and there are
-# many channels: below that height, and from that many pairs of channels on (measured, see DECISIONS).
+# many channels: below that height, and from that many pairs of channels on (measured, see decision 0048).
 _TALL: Final = 20
 _WIDE: Final = 64 * 128
 

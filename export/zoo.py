@@ -21,7 +21,7 @@ def mlp() -> nn.Module:
 
 
 def mlpn() -> nn.Module:
-    """`mlp` with every layer's output but the last normalised before its ReLU (docs/learning.md says what it gives)."""
+    """`mlp` with every layer's output but the last normalised before its ReLU (see docs/explanation/learning.md)."""
     return _perceptron(normalised=True)
 
 

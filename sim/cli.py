@@ -30,7 +30,7 @@ examples:
     seedmask simulate                                8 device processes, a real broker, Fashion-MNIST, the small MLP
     seedmask simulate --model conv4 --rounds 10      another network
     seedmask simulate --split c_max:2                two classes per device
-    seedmask simulate --preset thrifty --kappa 24    least bytes; what each knob is for: docs/learning.md
+    seedmask simulate --preset thrifty --kappa 24    least bytes; what each knob is for: docs/explanation/learning.md
     seedmask simulate --data mine.npz --bundle mine.bundle --split dirichlet:0.3
     seedmask simulate --virtual --devices 100 --per-round 10 --rounds 50 --seed 1 --json run.json
     seedmask simulate --bundle my.bundle --broker 127.0.0.1:1883

@@ -363,7 +363,7 @@ class _Pooled(nn.Module):
     strict=True,
     raises=AssertionError,
     reason="ExecuTorch adds gradients of max pooling to what was in memory before (pytorch/executorch issue 21686). "
-    "If this test passes, it no longer does: DECISIONS 2026-11-25 on ExecuTorch can be looked at again",
+    "If this test passes, it no longer does: decision 0036 can be looked at again",
 )
 def test_executorchs_own_training_has_right_gradients_below_a_pooling_layer() -> None:
     from executorch.exir import to_edge

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,9 +16,16 @@ from aggregator.config import RunConfig
 from edge_client.config import EdgeConfig
 from seedmask import cli
 from seedmask.errors import UserError
+from seedmask.io import settings
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [ROOT / "README.md", ROOT / "ARCHITECTURE.md", ROOT / "DECISIONS.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
+OURS = ("seedmask", "export", "edge_client", "aggregator", "sim")
 # Capabilities without which a command is not there; the others are everywhere.
 NEEDS = {
     "simulate": ("sim",),
@@ -25,13 +35,19 @@ NEEDS = {
 }
 
 
+def blocks(language: str) -> list[tuple[str, str]]:
+    """Every code block of one language in the pages, with the name of its page."""
+    return [
+        (str(page.relative_to(ROOT)), block)
+        for page in PAGES
+        for block in re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), re.S)
+    ]
+
+
 def commands() -> list[str]:
-    """Every line after a `$ ` in the console blocks of the pages."""
-    lines = []
-    for page in PAGES:
-        for block in re.findall(r"```console\n(.*?)```", page.read_text(encoding="utf-8"), re.S):
-            lines += [line.strip()[2:] for line in block.splitlines() if line.strip().startswith("$ ")]
-    return lines
+    """Every line after a `$ ` in the console and text blocks of the pages."""
+    lines = [line.strip() for _, block in blocks("console") + blocks("text") for line in block.splitlines()]
+    return [line[2:] for line in lines if line.startswith("$ ")]
 
 
 @pytest.mark.parametrize("line", [line for line in commands() if line.startswith("seedmask ")])
@@ -52,7 +68,7 @@ def test_refusals_of_export_are_quoted_as_they_are() -> None:
 
     from export.trace import trace
 
-    page = (ROOT / "README.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "how-to" / "export-a-model.md").read_text(encoding="utf-8")
     for layer in (nn.Upsample(scale_factor=2), nn.BatchNorm2d(8)):
         net = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), layer, nn.Flatten(), nn.LazyLinear(10))
         net(torch.zeros(1, 1, 28, 28))
@@ -61,6 +77,22 @@ def test_refusals_of_export_are_quoted_as_they_are() -> None:
         message, supported = str(refused.value).splitlines()
         assert f"\nseedmask export: {message}\n" in page
         assert f"\n{supported}\n" in page
+
+
+def test_python_in_the_pages_compiles_and_imports_names_that_exist() -> None:
+    found = blocks("python")
+    assert found
+    for page, block in found:
+        for node in ast.walk(ast.parse(block, page)):
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] in OURS:
+                module = importlib.import_module(node.module)
+                for alias in node.names:
+                    assert hasattr(module, alias.name), f"{page}: {node.module} has no {alias.name}"
+
+
+def test_toml_in_the_pages_parses() -> None:
+    for page, block in blocks("toml"):
+        assert tomllib.loads(block), page
 
 
 def test_every_make_target_in_the_pages_exists() -> None:
@@ -75,7 +107,7 @@ def test_every_make_target_in_the_pages_exists() -> None:
 def test_every_file_the_pages_link_to_exists() -> None:
     for page in PAGES:
         for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text(encoding="utf-8")):
-            assert (page.parent / target).exists() or (ROOT / target).exists(), f"{page.name} links to {target}"
+            assert (page.parent / target).exists(), f"{page.relative_to(ROOT)} links to {target}"
 
 
 def test_no_placeholder_is_left_in_the_pages() -> None:
@@ -86,7 +118,6 @@ def test_no_placeholder_is_left_in_the_pages() -> None:
 def test_the_examples_in_help_are_settings_that_load(tmp_path: Path) -> None:
     from aggregator.config import EXAMPLE as RUN
     from edge_client.config import EXAMPLE as EDGE
-    from seedmask.io import settings
 
     (tmp_path / "run.toml").write_text(RUN)
     (tmp_path / "edge.toml").write_text(EDGE)
