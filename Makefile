@@ -77,7 +77,7 @@ bench-browser: setup browser  ## a training step in Chromium against native; int
 
 .PHONY: docs
 docs: .venvs/docs/.ready  ## the documentation's site into out/docs, warnings are errors; needs no torch
-	.venvs/docs/bin/python -m sphinx -W --keep-going -E -q -b html docs out/docs
+	.venvs/docs/bin/python -m sphinx -W --keep-going -E -q -d out/.doctrees -b html docs out/docs
 
 .venvs/docs/.ready: pyproject.toml
 	$(PYTHON) -m venv .venvs/docs
