@@ -113,7 +113,7 @@ zoo: setup       ## write the bundles that ship with the package again, from wha
 
 .PHONY: docs
 docs: .venvs/docs/.ready  ## the documentation's site into out/docs, warnings are errors; needs no torch
-	.venvs/docs/bin/python -m sphinx -W --keep-going -E -q -b html docs out/docs
+	.venvs/docs/bin/python -m sphinx -W --keep-going -E -q -d out/.doctrees -b html docs out/docs
 
 .venvs/docs/.ready: pyproject.toml
 	$(PYTHON) -m venv .venvs/docs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import re
 from pathlib import Path
@@ -73,16 +74,15 @@ def test_every_command_has_a_page_and_a_line_in_the_index() -> None:
 
 @pytest.mark.parametrize("name", sorted(cli.commands()))
 def test_a_commands_page_has_every_option_of_its_parser(name: str) -> None:
-    parser = cli._parser(cli.commands(), {})
-    known = next(a for a in parser._actions if a.dest == "command").choices
-    assert known is not None
+    parser = argparse.ArgumentParser()
+    cli.commands()[name].add_arguments(parser)
     page = parts.command(name)
-    waiting = [known[name]]  # type: ignore[call-overload]
+    waiting = [parser]
     while waiting:
         for action in waiting.pop()._actions:
-            if action.dest == "action" and action.choices:
+            if isinstance(action, argparse._SubParsersAction):
                 waiting += action.choices.values()
-            elif action.dest != "help" and action.help != "==SUPPRESS==":
+            elif action.dest != "help" and action.help != argparse.SUPPRESS:
                 assert all(f"`{option}" in page for option in action.option_strings)
 
 
