@@ -210,7 +210,12 @@ def _iotcore(
         stack.enter_context(broker)
     except (OSError, RuntimeError):  # the port is taken, or its process ended
         raise _NotOursError from None
-    return lambda: broker._process.pid if broker.is_running else None
+
+    def pid() -> int | None:
+        process = broker._process
+        return process.pid if broker.is_running and process is not None else None
+
+    return pid
 
 
 def _tail(log: Path | None) -> str:

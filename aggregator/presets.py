@@ -95,4 +95,4 @@ def _refuse_gone(key: str, value: Any) -> None:
     """Raise ValueError for a setting of earlier versions that was measured and taken out."""
     if key in GONE or (key == "codec" and value in GONE_CODECS):
         what = f"codec {value!r}" if key == "codec" else key
-        raise ValueError(f"{what} is gone: measured, it cost more than it brought (docs/learning.md)")
+        raise ValueError(f"{what} is gone: measured, it cost more than it brought (docs/explanation/learning.md)")

@@ -2,8 +2,8 @@
 
 The step is written once, against the operations of `export.ops`, which a target must offer. Backward is written by
 hand, because no inference runtime differentiates, and what a training runtime differentiates by itself is slower or
-wrong (decision 0002); layer by layer it stands in `export.rules`. The method is FedPM's: Isik et al., arXiv 2209.15328; the
-optimisers are Adam (Kingma and Ba, arXiv 1412.6980) and SGD with momentum.
+wrong (decision 0002); layer by layer it stands in `export.rules`. The method is FedPM's: Isik et al., arXiv 2209.15328;
+the optimisers are Adam (Kingma and Ba, arXiv 1412.6980) and SGD with momentum.
 """
 
 from __future__ import annotations

@@ -154,7 +154,7 @@ def _unpack(data: bytes) -> dict[str, Any]:
 def _served(url: str) -> Path | None:
     """The file behind a path of the page: /web/ the client's modules, /ort/ onnxruntime-web, else a file of tests/."""
     prefix, home = next(
-        pair for pair in (("/web/", WEB), ("/ort/", ORT), ("/", ROOT / "tests")) if url.startswith(pair[0])
+        pair for pair in (("/web/", WEB), ("/ort/", ONNXRUNTIME_WEB), ("/", ROOT / "tests")) if url.startswith(pair[0])
     )
     path = home / url.removeprefix(prefix)
     return path if ".." not in path.parts and path.suffix in TYPES and path.is_file() else None

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ports import held_port
 from test_processes import HOST, SEEDMASK, alive, client, edge_toml, run_toml, trainer_of, until
 
-from aggregator.broker import available, dev_broker, free_port
+from aggregator.broker import dev_broker
 from seedmask.bundle import Bundle, to_bytes
 from seedmask.layers import Flatten, Linear, Mean
 from seedmask.spec import ModelSpec, Tensor, scale_bits
@@ -22,8 +23,7 @@ from seedmask.spec import ModelSpec, Tensor, scale_bits
 pytestmark = [
     pytest.mark.broker,
     pytest.mark.slow,
-    pytest.mark.skipif(available() is None, reason="no MQTT broker here: apt install mosquitto"),
-    pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from Linux's /proc"),
+    pytest.mark.requires("mosquitto", "proc"),
 ]
 MB = 1_000_000
 
@@ -46,15 +46,16 @@ def wide_bundle(path: Path) -> Path:
 
 def test_the_client_keeps_no_data_beside_its_training_process(tmp_path: Path) -> None:
     """A whole job on 200 MB of images; both peaks are read while the processes run, until the client leaves."""
-    bundle, port = wide_bundle(tmp_path / "wide.bundle"), free_port(HOST)
-    settings = edge_toml(tmp_path, bundle, port)
+    bundle = wide_bundle(tmp_path / "wide.bundle")
     x = np.random.default_rng(0).integers(0, 256, (763, 1, 512, 512), np.uint8)
     assert x.nbytes >= 200 * MB
-    np.savez(tmp_path / "data.npz", x=x, y=np.arange(763) % 10)
-    del x
-    server = [*SEEDMASK, "aggregator", "run", "--config", str(run_toml(tmp_path, bundle, port, devices=1))]
     parent = child = 0.0
-    with dev_broker(HOST, port), open(tmp_path / "log", "wb") as log:
+    with dev_broker(HOST) as broker, open(tmp_path / "log", "wb") as log:
+        settings = edge_toml(tmp_path, bundle, broker.port)
+        np.savez(tmp_path / "data.npz", x=x, y=np.arange(763) % 10)
+        del x
+        run = run_toml(tmp_path, bundle, broker.port, devices=1)
+        server = [*SEEDMASK, "aggregator", "run", "--config", str(run)]
         aggregator = subprocess.Popen(server, stderr=log)
         device = subprocess.Popen([*SEEDMASK, "client", "run", "--config", str(settings)], stderr=log)
         with contextlib.suppress(subprocess.TimeoutExpired):

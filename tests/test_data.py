@@ -260,6 +260,9 @@ def test_settings_that_name_no_file_or_no_format_say_so(tiny_spec: ModelSpec) ->
         ({"fromat": "idx"}, r"\[data\]: unknown key 'fromat'; did you mean 'format'\?"),
         ({"path": "mine.npz", "zoom": 2}, r"\[data\]: unknown key 'zoom'; format npz has path"),
         ({"path": 3}, r"format npz: path is a path, found 3"),
+        ({"path": ""}, r"format npz: path is a path, found ''"),
+        ({"path": "a\0b"}, r"format npz: path is a path, found"),
+        ({"path": "~nobody-of-that-name/x"}, r"format npz: path: .*home"),
     ],
     ids=told,
 )

@@ -211,7 +211,6 @@ def test_a_whole_number_will_do_for_a_number(tmp_path: Path) -> None:
     [
         (EDGE + "tread = 2\n[data]", r"edge\.toml: unknown key 'tread'; did you mean 'threads'\?"),
         (EDGE + "zzz = 2\n[data]", r"unknown key 'zzz'; known: device, job, bundle"),
-        (EDGE + '[data]\nfromat = "npz"', r"edge\.toml: data: unknown key 'fromat'; did you mean 'format'\?"),
         (EDGE, "'data' is missing"),
         ("[data]\n", "'device' is missing"),
         (EDGE + "data = 3", "data is a table, found 3"),
@@ -223,10 +222,6 @@ def test_a_whole_number_will_do_for_a_number(tmp_path: Path) -> None:
         (EDGE + "runtime = 3\n[data]", "runtime is a text, found 3"),
         (EDGE + "thrift = 0\n[data]", "thrift is 0.001 .* 1000 bits, found 0"),
         (EDGE + "threads = -1\n[data]", "threads is 0 .* 1024, found -1"),
-        (EDGE + "[data]\npath = 3", "path is a path, found 3"),
-        (EDGE + '[data]\npath = ""', "path is a path, found ''"),
-        (EDGE + '[data]\npath = "a\\u0000b"', "path is a path, found"),
-        (EDGE + '[data]\npath = "~nobody-of-that-name/x"', "path: .*home"),
         (EDGE.replace("pi-1", "Pi 1") + "[data]", "a name is a-z, 0-9 and '-'.*'Pi 1'"),
         (EDGE.replace("fashion", "a/b") + "[data]", "a name is a-z, 0-9 and '-'.*'a/b'"),
         ("device = ", r"edge\.toml is not TOML: "),

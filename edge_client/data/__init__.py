@@ -149,7 +149,7 @@ def load(given: DataSettings, spec: ModelSpec) -> Dataset:
             near = difflib.get_close_matches(key, known, 1)
             hint = f"did you mean {near[0]!r}?" if near else f"format {given.format} has {', '.join(known[1:])}"
             raise UserError(f"{given.where}: unknown key {key!r}; {hint}")
-    built = settings.build(kind, given.keys, f"{given.where}, format {given.format}", given.base)
+    built = settings.build(source.Settings, given.keys, f"{given.where}, format {given.format}", given.base)
     try:
         data = source.load(built)
     except (UserError, MemoryError):
