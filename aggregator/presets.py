@@ -2,8 +2,8 @@
 
 `paper` is FedPM (Isik et al., arXiv 2209.15328) as its authors published it, with their estimator, their optimiser that
 lives as long as the device, and their aggregation; only the masks are entropy coded, which theirs were by formula.
-`default` is what measured best (docs/explanation/learning.md), `thrifty` spends half of its bytes for a point less. Which value a
-setting has in which set is said where the setting is declared.
+`default` is what measured best (docs/explanation/learning.md), `thrifty` spends half of its bytes for a point less.
+Which value a setting has in which set is said where the setting is declared.
 """
 
 from __future__ import annotations

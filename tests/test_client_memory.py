@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -72,9 +73,16 @@ def test_the_client_keeps_no_data_beside_its_training_process(tmp_path: Path) ->
     assert parent < 70
 
 
-def loading(tmp_path: Path) -> tuple[subprocess.Popen[bytes], int]:
+@pytest.fixture
+def port() -> Iterator[int]:
+    """Where nobody answers, for as long as the test lasts."""
+    with held_port() as held:
+        yield held
+
+
+def loading(tmp_path: Path, port: int) -> tuple[subprocess.Popen[bytes], int]:
     """A client whose training process waits for data that does not come, and that process."""
-    settings = edge_toml(tmp_path, wide_bundle(tmp_path / "wide.bundle"), free_port(HOST))
+    settings = edge_toml(tmp_path, wide_bundle(tmp_path / "wide.bundle"), port)
     (tmp_path / "data.npz").unlink()
     os.mkfifo(tmp_path / "data.npz")
     with open(tmp_path / "log", "wb") as log:
@@ -89,16 +97,16 @@ def loading(tmp_path: Path) -> tuple[subprocess.Popen[bytes], int]:
     return device, training()[0]
 
 
-def test_ctrl_c_while_the_data_is_loaded_ends_both_processes_without_a_traceback(tmp_path: Path) -> None:
-    device, child = loading(tmp_path)
+def test_ctrl_c_while_the_data_is_loaded_ends_both_processes_without_a_traceback(tmp_path: Path, port: int) -> None:
+    device, child = loading(tmp_path, port)
     os.killpg(device.pid, signal.SIGINT)  # as a terminal sends it: to every process, here while the child still starts
     assert device.wait(30) == 130
     until(lambda: not alive(child))
     assert "Traceback" not in (tmp_path / "log").read_text()
 
 
-def test_a_training_process_that_dies_of_the_data_is_told_at_the_start(tmp_path: Path) -> None:
-    device, child = loading(tmp_path)
+def test_a_training_process_that_dies_of_the_data_is_told_at_the_start(tmp_path: Path, port: int) -> None:
+    device, child = loading(tmp_path, port)
     os.kill(child, signal.SIGKILL)
     assert device.wait(30) == 2
     said = (tmp_path / "log").read_text()
@@ -107,8 +115,8 @@ def test_a_training_process_that_dies_of_the_data_is_told_at_the_start(tmp_path:
     assert "Traceback" not in said
 
 
-def test_check_reports_the_data_and_leaves_no_process(tmp_path: Path) -> None:
-    settings = edge_toml(tmp_path, wide_bundle(tmp_path / "wide.bundle"), free_port(HOST))
+def test_check_reports_the_data_and_leaves_no_process(tmp_path: Path, port: int) -> None:
+    settings = edge_toml(tmp_path, wide_bundle(tmp_path / "wide.bundle"), port)
     np.savez(tmp_path / "data.npz", x=np.zeros((5, 512, 512), np.uint8), y=np.arange(5))
     done = client(settings, "--check")
     assert done.returncode == 0

@@ -99,7 +99,7 @@ class DataSummary:
 
 @dataclass(frozen=True)
 class DataSettings:
-    """Table [data]: where this device's examples are. What else it has depends on `format`, which a source of data reads.
+    """Table [data]: where this device's examples are. What else it has depends on `format`.
 
     `keys` are those others as they stand, `where` names the table in errors; relative paths in it are relative to
     `base`.
