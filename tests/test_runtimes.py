@@ -263,7 +263,7 @@ def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.fixture(params=named(name for name in runtimes.names() if runtimes.footprint(name) is not None))
+@pytest.fixture(params=named(name for name in runtimes.names() if registry.footprint(name) is not None))
 def dividing(request: pytest.FixtureRequest) -> str:
     """A runtime that can take a batch in parts."""
     return str(request.param)
