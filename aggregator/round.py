@@ -20,6 +20,7 @@ from seedmask.chunks import transfer_id
 from seedmask.codec import by_id, counts, delta, exact, packed, relay
 from seedmask.errors import ProtocolError
 from seedmask.io.link import Connected, Disconnected, Refused
+from seedmask.io.logs import Log
 from seedmask.mask import I32, MAX_TOP, Mask, Theta
 from seedmask.pooling import weight_of
 from seedmask.shared import Shared
@@ -30,21 +31,21 @@ REMIND_SECONDS: Final = 10.0
 
 
 @dataclass(frozen=True)
-class Ticked:
+class ClockTicked:
     """`now`: seconds on whatever clock the shell uses."""
 
     now: float
 
 
 @dataclass(frozen=True)
-class Seen:
+class PresenceChanged:
     """A device's presence changed."""
 
     presence: Presence
 
 
 @dataclass(frozen=True)
-class Arrived:
+class UpdateArrived:
     """A whole update came on the topic of `device`, as transfer `transfer`; `frame` holds its bytes."""
 
     device: str
@@ -54,7 +55,7 @@ class Arrived:
 
 
 @dataclass(frozen=True)
-class Broken:
+class TransferBroken:
     """A whole transfer came that is no update; `error` says what rule it breaks."""
 
     device: str
@@ -62,11 +63,11 @@ class Broken:
     error: ProtocolError
 
 
-Event: TypeAlias = Ticked | Seen | Arrived | Broken | Connected | Disconnected | Refused
+Event: TypeAlias = ClockTicked | PresenceChanged | UpdateArrived | TransferBroken | Connected | Disconnected | Refused
 
 
 @dataclass(frozen=True)
-class Opened:
+class RoundOpened:
     """Store that `round` began, for the devices `selected` (empty: all), to close at `quorum`.
 
     `blob`: its theta as it is published whole, which is what the round before left; `delta`: the same for those who
@@ -82,7 +83,7 @@ class Opened:
 
 
 @dataclass(frozen=True)
-class Widened:
+class SelectionExtended:
     """Store that the open `round` asks the devices `selected`, more than it did."""
 
     round: int
@@ -90,7 +91,7 @@ class Widened:
 
 
 @dataclass(frozen=True)
-class Counted:
+class UpdateAccepted:
     """Store an accepted update of `device`, as the `frame` that came."""
 
     device: str
@@ -100,7 +101,7 @@ class Counted:
 
 
 @dataclass(frozen=True)
-class Reply:
+class SendReceipt:
     """Send a receipt."""
 
     device: str
@@ -108,7 +109,7 @@ class Reply:
 
 
 @dataclass(frozen=True)
-class Closed:
+class RoundClosed:
     """Store that `round` ended, what came of it, and `memory`; save the finished model.
 
     `theta` came of it, `blob` is the same coded. The finished model is that of `mask` uint8 [d] and the `exact` values
@@ -125,29 +126,24 @@ class Closed:
 
 
 @dataclass(frozen=True)
-class Publicise:
+class PublishRound:
     """Publish the announcement, and first the probabilities if `theta`."""
 
     theta: bool
 
 
 @dataclass(frozen=True)
-class Say:
-    """Tell people."""
-
-    text: str
-
-
-@dataclass(frozen=True)
-class Finish:
+class EndJob:
     """The job is over."""
 
 
-Effect: TypeAlias = Opened | Widened | Counted | Reply | Closed | Publicise | Say | Finish
+Effect: TypeAlias = (
+    RoundOpened | SelectionExtended | UpdateAccepted | SendReceipt | RoundClosed | PublishRound | Log | EndJob
+)
 
 
 @dataclass(frozen=True, eq=False)
-class Job:
+class JobState:
     """All that the aggregator knows.
 
     `seed`: the model's. `training`: what the open round's devices do, `wanted`: what those of the next one do if the
@@ -191,36 +187,36 @@ class Job:
     counted: Mapping[str, bytes] = field(default_factory=dict)
 
 
-Step: TypeAlias = tuple[Job, list[Effect]]
+Step: TypeAlias = tuple[JobState, list[Effect]]
 
 
-def step(job: Job, event: Event) -> Step:
+def step(job: JobState, event: Event) -> Step:
     """One event; total, whatever a device sends."""
     match event:
-        case Ticked(now):
+        case ClockTicked(now):
             return _ticked(replace(job, now=now))
-        case Seen(presence):
-            return _seen(job, presence)
-        case Arrived():
+        case PresenceChanged(presence):
+            return _presence_changed(job, presence)
+        case UpdateArrived():
             return _arrived(job, event)
-        case Broken(device, transfer, error):
+        case TransferBroken(device, transfer, error):
             text = f"{error.code}: {error}"
             return job, [
                 _receipt(job, device, transfer, job.round, Status.INVALID, text),
-                Say(f"{device}: {text}"),
+                Log(f"{device}: {text}"),
             ]
         case Connected():
             # A broker that restarted has forgotten what it retained.
-            return job, [Publicise(theta=job.phase is Phase.OPEN)]
+            return job, [PublishRound(theta=job.phase is Phase.OPEN)]
         case Disconnected(reason):
-            return job, [Say(f"offline: {reason}")]
+            return job, [Log(f"offline: {reason}")]
         case Refused(topic, reason):
-            return job, [Say(f"the broker refused {topic}: {reason}")]
+            return job, [Log(f"the broker refused {topic}: {reason}")]
 
 
 def resume(
-    job: Job, selected: tuple[str, ...], quorum: int, updates: list[tuple[str, bytes, Update]], delta: bytes = b""
-) -> Job:
+    job: JobState, selected: tuple[str, ...], quorum: int, updates: list[tuple[str, bytes, Update]], delta: bytes = b""
+) -> JobState:
     """`job` (its round, theta, blob, base and memory as stored) with that round open again, `delta` as published.
 
     The stored updates, (device, transfer, update) each, are counted again.
@@ -236,7 +232,7 @@ def part_of(device: str, update: Update) -> relay.Part:
     return relay.Part(device, update.samples, update.codec, update.payloads)
 
 
-def waiting_for(job: Job) -> str:
+def waiting_for(job: JobState) -> str:
     """One line that says what the job waits for."""
     if job.phase is Phase.DONE:
         return f"done after {job.round} rounds"
@@ -253,7 +249,7 @@ def waiting_for(job: Job) -> str:
     )
 
 
-def announcement(job: Job, chunks: int, delta_chunks: int = 0) -> Announce:
+def announcement(job: JobState, chunks: int, delta_chunks: int = 0) -> Announce:
     """What every device is told; the round's probabilities come in `chunks` chunks, or as `delta_chunks` of a delta."""
     left = max(0.0, job.deadline - job.now) if job.phase is Phase.OPEN else 0.0
     return Announce(
@@ -275,20 +271,20 @@ def announcement(job: Job, chunks: int, delta_chunks: int = 0) -> Announce:
     )
 
 
-def _ticked(job: Job) -> Step:
+def _ticked(job: JobState) -> Step:
     if job.phase is Phase.OPEN and len(job.accepted) >= job.quorum:
         return _close(job, "quorum")  # a restart came between the last update and the closing
     if job.phase is Phase.OPEN and job.now >= job.deadline:
         if len(job.accepted) >= job.rounds.minimum:
-            return _close(_doubt(job), "time is up")
+            return _close(_mark_unresponsive(job), "time is up")
         if others := sorted(set(job.online) - set(job.selected)) if job.selected else []:
-            return _widen(job, others)
+            return _extend_selection(job, others)
     if job.phase is not Phase.DONE and job.now - job.reminded >= REMIND_SECONDS:
-        return replace(job, reminded=job.now), [Say(waiting_for(job))]
+        return replace(job, reminded=job.now), [Log(waiting_for(job))]
     return job, []
 
 
-def _doubt(job: Job) -> Job:
+def _mark_unresponsive(job: JobState) -> JobState:
     """Without the devices that let the round wait in vain: they count as online again when we next hear from them."""
     silent = {name: seen for name, seen in job.online.items() if name not in job.accepted}
     asked = {name: seen for name, seen in silent.items() if not job.selected or name in job.selected}
@@ -296,46 +292,46 @@ def _doubt(job: Job) -> Job:
     return replace(job, online=online, silent={**job.silent, **asked})
 
 
-def _widen(job: Job, others: list[str]) -> Step:
+def _extend_selection(job: JobState, others: list[str]) -> Step:
     """Ask more devices, because those that were asked do not make up the minimum."""
     more = _draw(job, others, job.rounds.minimum - len(job.accepted))
     selected = tuple(sorted({*job.selected, *more}))
     job = replace(job, selected=selected, deadline=job.now + job.rounds.deadline_s)
     return job, [
-        Widened(job.round, selected),
-        Publicise(theta=False),
-        Say(f"time is up with {len(job.accepted)} of {job.rounds.minimum} updates: asking {', '.join(more)} as well"),
+        SelectionExtended(job.round, selected),
+        PublishRound(theta=False),
+        Log(f"time is up with {len(job.accepted)} of {job.rounds.minimum} updates: asking {', '.join(more)} as well"),
     ]
 
 
-def _seen(job: Job, presence: Presence) -> Step:
+def _presence_changed(job: JobState, presence: Presence) -> Step:
     known = job.online.get(presence.device)
     others = {name: seen for name, seen in job.online.items() if name != presence.device}
     if not presence.online:
         if known is None or known.boot != presence.boot:
             return job, []  # the will of an earlier life
         job = replace(job, online=others)
-        return job, [Say(f"{presence.device} left; {waiting_for(job)}")]
+        return job, [Log(f"{presence.device} left; {waiting_for(job)}")]
     if presence.model != job.model:
         theirs, ours = presence.model.hex()[:12], job.model.hex()[:12]
         return replace(job, online=others), [
-            Say(f"{presence.device} has model {theirs}, the job trains {ours}: it is not counted")
+            Log(f"{presence.device} has model {theirs}, the job trains {ours}: it is not counted")
         ]
     silent = {name: seen for name, seen in job.silent.items() if name != presence.device}
     job = replace(job, online={**others, presence.device: presence}, silent=silent)
     if known is not None:
         return job, []
-    said: list[Effect] = [Say(f"{presence.device} is here: {presence.samples:,} examples, {presence.runtime}")]
+    said: list[Effect] = [Log(f"{presence.device} is here: {presence.samples:,} examples, {presence.runtime}")]
     if job.phase is Phase.WAITING:
         job, more = _maybe_open(job)
         return job, said + more
     return job, said
 
 
-def _maybe_open(job: Job) -> Step:
+def _maybe_open(job: JobState) -> Step:
     """Open the next round if enough devices are online; otherwise say what is missing."""
     if len(job.online) < job.rounds.devices:
-        return job, [Publicise(theta=False), Say(waiting_for(job))]
+        return job, [PublishRound(theta=False), Log(waiting_for(job))]
     job = replace(job, training=job.wanted or job.training)
     names = sorted(job.online)
     few = 0 < job.rounds.per_round < len(names)
@@ -343,13 +339,13 @@ def _maybe_open(job: Job) -> Step:
     quorum = min(job.rounds.quorum or len(selected or names), MAX_TOP)
     job = _opened(replace(job, round=job.round + 1), selected, quorum)
     return job, [
-        Opened(job.round, job.blob, selected, quorum, job.delta, job.training),
-        Publicise(theta=True),
-        Say(waiting_for(job)),
+        RoundOpened(job.round, job.blob, selected, quorum, job.delta, job.training),
+        PublishRound(theta=True),
+        Log(waiting_for(job)),
     ]
 
 
-def _draw(job: Job, names: list[str], n: int) -> list[str]:
+def _draw(job: JobState, names: list[str], n: int) -> list[str]:
     """`n` of `names`, as random as a hash and the same after a restart."""
 
     def rank(name: str) -> bytes:
@@ -358,7 +354,7 @@ def _draw(job: Job, names: list[str], n: int) -> list[str]:
     return sorted(names, key=rank)[:n]
 
 
-def _opened(job: Job, selected: tuple[str, ...], quorum: int, published: bytes | None = None) -> Job:
+def _opened(job: JobState, selected: tuple[str, ...], quorum: int, published: bytes | None = None) -> JobState:
     """With its round open; `published`: how theta went out beside the whole, if that has been settled before."""
     blob = job.blob or counts.encode(job.theta)
     return replace(
@@ -377,7 +373,7 @@ def _opened(job: Job, selected: tuple[str, ...], quorum: int, published: bytes |
     )
 
 
-def _delta(job: Job, whole: int) -> bytes:
+def _delta(job: JobState, whole: int) -> bytes:
     """Theta for those who hold the one before, the shorter way if that takes less than `whole` bytes; else nothing.
 
     What changed is coded only if it is about to be shorter than the masks, which are there already.
@@ -394,17 +390,17 @@ def _delta(job: Job, whole: int) -> bytes:
     return best if len(best) < whole else b""
 
 
-def _arrived(job: Job, event: Arrived) -> Step:
+def _arrived(job: JobState, event: UpdateArrived) -> Step:
     back: list[Effect] = []
     if event.device in job.silent:  # slow, not gone
-        job, back = _seen(job, job.silent[event.device])
+        job, back = _presence_changed(job, job.silent[event.device])
     job, effects = _answered(job, event)
     return job, back + effects
 
 
-def _answered(job: Job, event: Arrived) -> Step:
+def _answered(job: JobState, event: UpdateArrived) -> Step:
     device, transfer, update = event.device, event.transfer, event.update
-    status, reason = _judge(job, device, transfer, update)
+    status, reason = _classify(job, device, transfer, update)
     if status is Status.ACCEPTED:
         try:
             posterior = _folded(job, device, update)
@@ -414,17 +410,17 @@ def _answered(job: Job, event: Arrived) -> Step:
     if status is not Status.ACCEPTED:
         return job, [
             reply,
-            Say(f"{device}, round {update.round}: {status.name.lower().replace('_', '-')}: {reason}"),
+            Log(f"{device}, round {update.round}: {status.name.lower().replace('_', '-')}: {reason}"),
         ]
     job = _counted(job, device, transfer, update, posterior)
-    effects: list[Effect] = [Counted(device, transfer, update, event.frame), reply, Say(waiting_for(job))]
+    effects: list[Effect] = [UpdateAccepted(device, transfer, update, event.frame), reply, Log(waiting_for(job))]
     if len(job.accepted) < job.quorum:
         return job, effects
     job, more = _close(job, "quorum")
     return job, effects + more
 
 
-def _judge(job: Job, device: str, transfer: bytes, update: Update) -> tuple[Status, str]:
+def _classify(job: JobState, device: str, transfer: bytes, update: Update) -> tuple[Status, str]:
     """What becomes of an update, before its masks are decoded."""
     if update.correct > update.samples:
         return Status.INVALID, f"{update.correct} correct of {update.samples} samples"
@@ -447,7 +443,7 @@ def _judge(job: Job, device: str, transfer: bytes, update: Update) -> tuple[Stat
     return Status.ACCEPTED, ""
 
 
-def _folded(job: Job, device: str, update: Update) -> Posterior:
+def _folded(job: JobState, device: str, update: Update) -> Posterior:
     """What is known with the masks and exact values of one more update. Raises ProtocolError."""
     codec, recipe, posterior = by_id(update.codec), job.recipe, job.posterior
     weight = weight_of(update.samples, recipe.heaviest)
@@ -458,7 +454,7 @@ def _folded(job: Job, device: str, update: Update) -> Posterior:
     return posterior.move(exact.decode(update.exact, before, exact.REACH).astype(np.int64) - before, weight)
 
 
-def _counted(job: Job, device: str, transfer: bytes, update: Update, posterior: Posterior) -> Job:
+def _counted(job: JobState, device: str, transfer: bytes, update: Update, posterior: Posterior) -> JobState:
     return replace(
         job,
         posterior=posterior,
@@ -468,22 +464,22 @@ def _counted(job: Job, device: str, transfer: bytes, update: Update, posterior: 
     )
 
 
-def _close(job: Job, why: str) -> Step:
+def _close(job: JobState, why: str) -> Step:
     theta, memory = conclude(job.posterior, job.recipe, job.theta, job.memory)
     blob = counts.encode(theta)
     recent = (*job.recent, theta)[-job.recipe.average_last :]
     effects: list[Effect] = [
-        Closed(job.round, theta, blob, len(job.accepted), memory, *finished(recent)),
-        Say(f"round {job.round} closed ({why}) with {job.posterior.masks} masks"),
+        RoundClosed(job.round, theta, blob, len(job.accepted), memory, *finished(recent)),
+        Log(f"round {job.round} closed ({why}) with {job.posterior.masks} masks"),
     ]
     last = job.round >= job.rounds.total
     job = replace(job, phase=Phase.DONE if last else Phase.WAITING, base=job.theta, theta=theta)
     job = replace(job, memory=memory, recent=recent, blob=blob, delta=b"", made=job.parts, selected=())
     if last:
-        return job, [*effects, Publicise(theta=False), Finish()]
+        return job, [*effects, PublishRound(theta=False), EndJob()]
     job, more = _maybe_open(job)
     return job, effects + more
 
 
-def _receipt(job: Job, device: str, transfer: bytes, round_: int, status: Status, reason: str) -> Reply:
-    return Reply(device, Receipt(job.name, round_, transfer, status, reason))
+def _receipt(job: JobState, device: str, transfer: bytes, round_: int, status: Status, reason: str) -> SendReceipt:
+    return SendReceipt(device, Receipt(job.name, round_, transfer, status, reason))

@@ -15,21 +15,20 @@ from aggregator.config import RunConfig
 from aggregator.inbox import Inbox
 from aggregator.posterior import start
 from aggregator.round import (
-    Arrived,
-    Broken,
-    Closed,
-    Counted,
+    ClockTicked,
     Effect,
+    EndJob,
     Event,
-    Finish,
-    Job,
-    Opened,
-    Publicise,
-    Reply,
-    Say,
-    Seen,
-    Ticked,
-    Widened,
+    JobState,
+    PresenceChanged,
+    PublishRound,
+    RoundClosed,
+    RoundOpened,
+    SelectionExtended,
+    SendReceipt,
+    TransferBroken,
+    UpdateAccepted,
+    UpdateArrived,
     announcement,
     part_of,
     resume,
@@ -44,6 +43,7 @@ from seedmask.errors import KindError, ProtocolError
 from seedmask.io.files import write_atomic
 from seedmask.io.link import Connected, Link, Received, Will
 from seedmask.io.link import Event as LinkEvent
+from seedmask.io.logs import Log
 from seedmask.spec import ModelSpec
 from seedmask.wire import Chunk, Heartbeat, Phase, Presence, Update
 
@@ -84,12 +84,12 @@ class Server:
         """Whether the last round is closed."""
         return self.job.phase is Phase.DONE
 
-    def _resumed(self) -> Job:
+    def _resumed(self) -> JobState:
         config, spec = self.config, self.spec
         for change in self.store.ran_with(config.tables):
             log.info("settings changed: %s", change)
         recipe = config.aggregation
-        job = Job(
+        job = JobState(
             name=config.job,
             model=spec.digest,
             d=spec.d,
@@ -149,7 +149,7 @@ class Server:
             presence = wire.expect(event.payload, Presence)
             if presence.device != device:
                 raise KindError(f"the presence of {device} expected here")
-            return Seen(presence)
+            return PresenceChanged(presence)
         whole = self.inbox.put(device, event.payload, self.clock())
         if whole is None:
             return None
@@ -157,9 +157,9 @@ class Server:
         try:
             if isinstance(frame, ProtocolError):
                 raise frame
-            return Arrived(device, transfer, wire.expect(frame, Update), frame)
+            return UpdateArrived(device, transfer, wire.expect(frame, Update), frame)
         except ProtocolError as error:
-            return Broken(device, transfer, error)
+            return TransferBroken(device, transfer, error)
 
     def feed(self, event: Event) -> None:
         """Take one event of the round."""
@@ -169,24 +169,24 @@ class Server:
 
     def _do(self, effect: Effect) -> None:
         match effect:
-            case Say(text):
+            case Log(text):
                 log.info(text)
-            case Opened(round_, blob, selected, quorum, delta, work):
+            case RoundOpened(round_, blob, selected, quorum, delta, work):
                 self.store.opened(round_, blob, selected, quorum, delta, work)
-            case Widened(round_, selected):
+            case SelectionExtended(round_, selected):
                 self.store.widened(round_, selected)
-            case Counted(device, transfer, update, frame):
+            case UpdateAccepted(device, transfer, update, frame):
                 self.store.counted(device, transfer, update, frame)
-            case Reply(device, receipt):
+            case SendReceipt(device, receipt):
                 self.link.publish(topics.receipt(self.config.job, device), wire.encode(receipt))
-            case Closed():
+            case RoundClosed():
                 self._close(effect)
-            case Publicise(theta):
+            case PublishRound(theta):
                 self._publicise(theta)
-            case Finish():
+            case EndJob():
                 log.info("job %s is done: %s", self.config.job, self.config.state_dir / "model.smk")
 
-    def _close(self, closed: Closed) -> None:
+    def _close(self, closed: RoundClosed) -> None:
         round_ = closed.round
         finished = model.encode(model.FinishedModel(self.spec, closed.mask, closed.exact))
         record = {"round": round_, **self.store.figures(round_), "model_bytes": len(finished)}
@@ -241,7 +241,7 @@ class Server:
                 self.receive(event)
             if self.clock() - ticked >= 0.5:
                 ticked = self.clock()
-                self.feed(Ticked(ticked))
+                self.feed(ClockTicked(ticked))
 
     def linger(self, seconds: float) -> None:
         """After the last round: answer what is still on its way, until every device of it has gone or time is up.

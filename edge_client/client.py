@@ -20,11 +20,10 @@ from edge_client.session import (
     Effect,
     Event,
     Failed,
-    Finish,
-    Greet,
+    LeaveJob,
     Pending,
+    PublishPresence,
     Save,
-    Say,
     Send,
     Session,
     Subscribe,
@@ -40,6 +39,7 @@ from seedmask import __version__, topics
 from seedmask.chunks import split
 from seedmask.io.files import append_json
 from seedmask.io.link import Link, Will
+from seedmask.io.logs import Log
 from seedmask.spec import ModelSpec
 from seedmask.wire import Presence, encode
 
@@ -126,9 +126,9 @@ class Client:
     def _do(self, effect: Effect) -> None:
         who = self.who
         match effect:
-            case Say(text):
+            case Log(text):
                 log.info(text)
-            case Greet():
+            case PublishPresence():
                 self.link.publish(topics.presence(who.job, who.device), who.presence(True), retain=True)
             case Subscribe(topic):
                 self.link.subscribe(topic)
@@ -149,7 +149,7 @@ class Client:
             case Drop(transfer, theta, receipt):
                 self.outbox.drop(transfer, theta, receipt)
                 self._note(round=receipt.round, status=receipt.status.name.lower(), reason=receipt.reason)
-            case Finish(text):
+            case LeaveJob(text):
                 self.finished = True
                 log.info(text)
                 self._note(round=None, status="done", reason=text)
@@ -173,7 +173,7 @@ class Client:
             log.warning("%s", news.data.doubt)
         self.who = replace(self.who, samples=found)
         if self.session.online:
-            self._do(Greet())
+            self._do(PublishPresence())
 
     def run(self, stay: bool) -> None:
         """Work until the job is done, or for ever if `stay`. Ends on an exception of the network thread."""

@@ -16,6 +16,7 @@ from seedmask.chunks import Assembly, begin
 from seedmask.codec import CODECS, counts, delta, exact, relay
 from seedmask.errors import ProtocolError, ThetaMismatchError
 from seedmask.io.link import Connected, Disconnected, Received, Refused
+from seedmask.io.logs import Log
 from seedmask.mask import Theta
 from seedmask.wire import Announce, Chunk, Heartbeat, Phase, Receipt, Status, decode
 
@@ -57,7 +58,7 @@ Event: TypeAlias = Connected | Disconnected | Received | Refused | Ticked | Trai
 
 
 @dataclass(frozen=True)
-class Greet:
+class PublishPresence:
     """Publish our presence."""
 
 
@@ -114,20 +115,13 @@ class Drop:
 
 
 @dataclass(frozen=True)
-class Say:
-    """Tell people."""
-
-    text: str
-
-
-@dataclass(frozen=True)
-class Finish:
+class LeaveJob:
     """The job is over."""
 
     text: str
 
 
-Effect: TypeAlias = Greet | Subscribe | Unsubscribe | Train | Cancel | Save | Send | Drop | Say | Finish
+Effect: TypeAlias = PublishPresence | Subscribe | Unsubscribe | Train | Cancel | Save | Send | Drop | Log | LeaveJob
 
 
 @dataclass(frozen=True)
@@ -201,11 +195,11 @@ def step(session: Session, event: Event) -> Step:
         case Ticked(now, busy):
             return _ticked(replace(session, now=now, busy=busy))
         case Connected():
-            return replace(session, online=True), [Greet()]
+            return replace(session, online=True), [PublishPresence()]
         case Disconnected(reason):
-            return replace(session, online=False), [Say(f"offline: {reason}")]
+            return replace(session, online=False), [Log(f"offline: {reason}")]
         case Refused(topic, reason):
-            return session, [Say(f"the broker refused {topic}: {reason}")]
+            return session, [Log(f"the broker refused {topic}: {reason}")]
         case Trained():
             return _trained(session, event)
         case Failed(round_, theta, reason):
@@ -213,12 +207,12 @@ def step(session: Session, event: Event) -> Step:
                 return session, []
             pause = min(FAIL_SECONDS * 2**session.failures, MAX_FAIL_SECONDS)
             session = replace(session, training=False, failures=session.failures + 1, again=session.now + pause)
-            return session, [Say(f"round {round_}: training failed: {reason}; trying again in {pause:.0f} s")]
+            return session, [Log(f"round {round_}: training failed: {reason}; trying again in {pause:.0f} s")]
         case Received(topic, payload):
             try:
                 return _received(session, topic, payload)
             except ProtocolError as error:
-                return session, [Say(f"ignored a message on {topic}: {error.code}: {error}")]
+                return session, [Log(f"ignored a message on {topic}: {error.code}: {error}")]
 
 
 def _ticked(session: Session) -> Step:
@@ -231,7 +225,7 @@ def _ticked(session: Session) -> Step:
         else:
             # Subscribing anew makes the broker send what it retained once more.
             topic = _source(session, announce)
-            effects += [Say("the probabilities do not come; asking again"), Unsubscribe(topic), Subscribe(topic)]
+            effects += [Log("the probabilities do not come; asking again"), Unsubscribe(topic), Subscribe(topic)]
             session = replace(session, fetch_due=session.now + FETCH_SECONDS)
     if session.again is not None and session.now >= session.again and session.announce is not None:
         # A failed training must not cost the round: memory may be free again, a file may be back.
@@ -260,7 +254,7 @@ def _announced(session: Session, announce: Announce) -> Step:
     ours = announce.model == session.model
     if not ours and (session.announce is None or session.announce.model != announce.model):
         theirs, mine = announce.model.hex()[:12], session.model.hex()[:12]
-        effects.append(Say(f"job {session.job} trains model {theirs}, our bundle is model {mine}: not taking part"))
+        effects.append(Log(f"job {session.job} trains model {theirs}, our bundle is model {mine}: not taking part"))
     wanted = (announce.round, announce.theta)
     if session.work is not None and (session.work != wanted or not ours):
         # Whatever we were doing for another round, probabilities or model, nobody wants any more.
@@ -273,19 +267,19 @@ def _announced(session: Session, announce: Announce) -> Step:
     if announce.phase is Phase.DONE:
         return _maybe_finish(session, effects)
     if announce.phase is Phase.WAITING:
-        return session, [*effects, Say(f"waiting: {announce.text}")]
+        return session, [*effects, Log(f"waiting: {announce.text}")]
     asked = not announce.selected or session.device in announce.selected
     if not asked:
-        return session, [*effects, Say(f"round {announce.round}: not selected")]
+        return session, [*effects, Log(f"round {announce.round}: not selected")]
     if session.work == wanted or any(p.round == announce.round for p in session.pending):
         if session.finished_before == wanted:
-            effects.append(Say(f"round {announce.round}: our update of it has its receipt; waiting for the next round"))
+            effects.append(Log(f"round {announce.round}: our update of it has its receipt; waiting for the next round"))
         return replace(session, finished_before=None), effects
     if announce.training.codec_id not in CODECS:
         known = ", ".join(codec.NAME for codec in CODECS.values())
         return session, [
             *effects,
-            Say(
+            Log(
                 f"round {announce.round} asks for masks in codec {announce.training.codec_id}, "
                 f"we have {known}: not training"
             ),
@@ -294,12 +288,12 @@ def _announced(session: Session, announce: Announce) -> Step:
     if held is not None and held.digest() == announce.theta:
         # The even odds of a first round, or a round that goes on after everybody's restart: nothing is to be fetched.
         session = replace(session, work=wanted, training=True)
-        return session, [*effects, Say(f"round {announce.round} of {announce.rounds}"), Train(announce, held)]
+        return session, [*effects, Log(f"round {announce.round} of {announce.rounds}"), Train(announce, held)]
     by_delta = announce.delta_chunks > 0 and held is not None and held.digest() == announce.base
     session = replace(session, work=wanted, fetching=True, by_delta=by_delta, fetch_due=session.now + FETCH_SECONDS)
     what = "what changed in the probabilities" if by_delta else "probabilities"
     effects += [
-        Say(f"round {announce.round} of {announce.rounds}: fetching {what}"),
+        Log(f"round {announce.round} of {announce.rounds}: fetching {what}"),
         Subscribe(_source(session, announce)),
     ]
     return session, effects
@@ -314,7 +308,7 @@ def _source(session: Session, announce: Announce) -> str:
 def _whole(session: Session, announce: Announce, why: str) -> Step:
     """Give up the delta and fetch the whole probabilities of the same round."""
     effects: list[Effect] = [
-        Say(f"round {announce.round}: {why}; fetching the whole probabilities"),
+        Log(f"round {announce.round}: {why}; fetching the whole probabilities"),
         Unsubscribe(_source(session, announce)),
     ]
     due = session.now + FETCH_SECONDS
@@ -350,7 +344,7 @@ def _theta_chunk(session: Session, announce: Announce, chunk: Chunk) -> Step:
         # Forget the round, so that the next announcement starts over.
         effects = _stop_fetching(session)
         session = replace(session, work=None, assembly=None, fetching=False)
-        return session, [*effects, Say(f"round {announce.round}: {error.code}: {error}")]
+        return session, [*effects, Log(f"round {announce.round}: {error.code}: {error}")]
     effects = _stop_fetching(session)
     session = replace(session, assembly=None, fetching=False, training=True, held=theta)
     return session, [*effects, Train(announce, theta)]
@@ -370,7 +364,7 @@ def _fits(chunk: Chunk, first: Chunk) -> bool:
 
 def _trained(session: Session, event: Trained) -> Step:
     if session.work != (event.round, event.theta) or not session.training:
-        return session, [Say(f"round {event.round} closed while we trained; its mask is dropped")]
+        return session, [Log(f"round {event.round} closed while we trained; its mask is dropped")]
     pending = Pending(event.round, event.theta, event.transfer, event.frame)
     session = replace(session, training=False, failures=0, pending=(*session.pending, pending))
     session, effects = _send_due(session)
@@ -401,7 +395,7 @@ def _receipt(session: Session, receipt: Receipt) -> Step:
     session = replace(session, pending=tuple(item for item in session.pending if item not in matched))
     reason = f" ({receipt.reason})" if receipt.reason else ""
     text = f"round {receipt.round}: {receipt.status.name.lower().replace('_', '-')}{reason}"
-    effects: list[Effect] = [*(Drop(item.transfer, item.theta, receipt) for item in matched), Say(text)]
+    effects: list[Effect] = [*(Drop(item.transfer, item.theta, receipt) for item in matched), Log(text)]
     if receipt.status is Status.STALE and session.announce is not None and session.work != _wanted(session):
         session, more = _announced(session, session.announce)
         effects += more
@@ -416,7 +410,7 @@ def _heartbeat(session: Session, heartbeat: Heartbeat) -> Step:
     if not heartbeat.online:
         if session.aggregator not in (None, heartbeat.boot):
             return session, []  # the will of an earlier life
-        return _maybe_finish(replace(session, away=True), [Say("the aggregator is away")])
+        return _maybe_finish(replace(session, away=True), [Log("the aggregator is away")])
     session = replace(session, away=False)
     if heartbeat.boot == session.aggregator:
         return session, []
@@ -432,7 +426,7 @@ def _maybe_finish(session: Session, effects: list[Effect]) -> Step:
     if not done or session.finished or (session.pending and not session.away):
         return session, effects
     left = f"; {len(session.pending)} update(s) without a receipt stay in the outbox" if session.pending else ""
-    return replace(session, finished=True), [*effects, Finish(f"job {session.job} is done{left}")]
+    return replace(session, finished=True), [*effects, LeaveJob(f"job {session.job} is done{left}")]
 
 
 def _stop_fetching(session: Session) -> list[Effect]:

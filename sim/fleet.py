@@ -16,8 +16,7 @@ import numpy as np
 
 from aggregator.config import RunConfig
 from aggregator.history import results
-from aggregator.round import Ticked as RoundTicked
-from aggregator.round import waiting_for
+from aggregator.round import ClockTicked, waiting_for
 from aggregator.server import Server, will
 from aggregator.store import Store
 from edge_client.client import Client, Identity
@@ -216,7 +215,7 @@ class Fleet:
         return waiting_for(self.server.job)
 
     def _tick(self, closed: Closed) -> None:
-        self.server.feed(RoundTicked(self.agenda.now))
+        self.server.feed(ClockTicked(self.agenda.now))
         ended = self.server.job.round - (self.server.job.phase is Phase.OPEN)
         if ended > self._reported:
             for record, theta in results(self.database, self.bundle.spec.d, self._reported, self.bundle.spec.e):

@@ -19,7 +19,7 @@ from chromium import PageRuntime  # noqa: E402
 from test_runtimes import ADAM, BATCH, DENSE, RULES, SPECS, assert_same, example  # noqa: E402
 from torch import nn  # noqa: E402
 
-from aggregator.round import Arrived, Closed, Job, Reply, Seen, announcement, step  # noqa: E402
+from aggregator.round import JobState, PresenceChanged, RoundClosed, SendReceipt, UpdateArrived, announcement, step  # noqa: E402
 from aggregator.settings import AggregationConfig, RoundsConfig  # noqa: E402
 from edge_client.data import Dataset  # noqa: E402
 from edge_client.data.idx import read  # noqa: E402
@@ -349,7 +349,7 @@ def test_the_aggregator_takes_what_pages_send_and_the_model_learns(
     x, y = images
     devices = {"phone-1": slice(0, 400), "phone-2": slice(400, 800)}
     work = TrainingConfig(epochs=2, mean_epochs=2, kl=3.0)
-    job = Job(
+    job = JobState(
         JOB,
         spec.digest,
         spec.d,
@@ -361,7 +361,7 @@ def test_the_aggregator_takes_what_pages_send_and_the_model_learns(
     )
     statuses, closed = [], []
     for device in devices:
-        job, _ = step(job, Seen(Presence(device, True, 1, spec.digest, 400, "onnxruntime-web", "web/0.1")))
+        job, _ = step(job, PresenceChanged(Presence(device, True, 1, spec.digest, 400, "onnxruntime-web", "web/0.1")))
     while job.phase is Phase.OPEN:
         announce, theta = announcement(job, 1, 1 if job.delta else 0), job.theta
         for device, part in devices.items():
@@ -370,9 +370,9 @@ def test_the_aggregator_takes_what_pages_send_and_the_model_learns(
             update = decode(frame)
             assert isinstance(update, Update)
             assert len(frame) < spec.d / 8 / 2  # half of one bit a weight, at the very most
-            job, effects = step(job, Arrived(device, transfer_id(frame), update, frame))
-            statuses += [effect.receipt.status for effect in effects if isinstance(effect, Reply)]
-            closed += [effect for effect in effects if isinstance(effect, Closed)]
+            job, effects = step(job, UpdateArrived(device, transfer_id(frame), update, frame))
+            statuses += [effect.receipt.status for effect in effects if isinstance(effect, SendReceipt)]
+            closed += [effect for effect in effects if isinstance(effect, RoundClosed)]
     assert statuses == [Status.ACCEPTED] * 6
     native = open_runtime("onnxruntime", bundle, 1)
     test = spec.normalise(x[1000:])

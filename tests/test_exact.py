@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from aggregator.config import RunConfig
 from aggregator.history import outcome
 from aggregator.posterior import Posterior, conclude, finished
-from aggregator.round import Arrived, Effect, Job, Reply, Seen, announcement, resume, step
+from aggregator.round import Effect, JobState, PresenceChanged, SendReceipt, UpdateArrived, announcement, resume, step
 from aggregator.settings import AggregationConfig, RoundsConfig
 from aggregator.store import Store
 from edge_client import session as device
@@ -270,15 +270,15 @@ def test_the_optimiser_of_exact_values_goes_on_only_where_the_job_says_so() -> N
 # --- the round ---
 
 
-def job_of(work: TrainingConfig = TrainingConfig(), recipe: AggregationConfig = AggregationConfig()) -> Job:
+def job_of(work: TrainingConfig = TrainingConfig(), recipe: AggregationConfig = AggregationConfig()) -> JobState:
     rounds = RoundsConfig(devices=3, total=3)
-    job = Job("fashion", SPEC.digest, D, SPEC.seed, rounds, work, recipe, SPEC.even())
+    job = JobState("fashion", SPEC.digest, D, SPEC.seed, rounds, work, recipe, SPEC.even())
     for name in NAMES:
-        job, _ = step(job, Seen(Presence(name, True, 1, SPEC.digest, 100, "reference", "0.1")))
+        job, _ = step(job, PresenceChanged(Presence(name, True, 1, SPEC.digest, 100, "reference", "0.1")))
     return job
 
 
-def update(job: Job, name: str, moved: int = 0, **changes: object) -> Update:
+def update(job: JobState, name: str, moved: int = 0, **changes: object) -> Update:
     rng = np.random.default_rng([job.round, NAMES.index(name)])
     shared = Shared(SPEC.seed, job.round, job.name, name)
     payload = hmrc.draw(rng.normal(size=D).astype(np.float32) / 4, job.theta, shared, rng, Plan(5))
@@ -290,17 +290,17 @@ def update(job: Job, name: str, moved: int = 0, **changes: object) -> Update:
     return replace(made, **changes)  # type: ignore[arg-type]
 
 
-def arrived(name: str, made: Update) -> Arrived:
+def arrived(name: str, made: Update) -> UpdateArrived:
     frame = wire.encode(made)
-    return Arrived(name, transfer_id(frame), made, frame)
+    return UpdateArrived(name, transfer_id(frame), made, frame)
 
 
 def reply(effects: list[Effect]) -> tuple[Status, str]:
-    (receipt,) = [effect.receipt for effect in effects if isinstance(effect, Reply)]
+    (receipt,) = [effect.receipt for effect in effects if isinstance(effect, SendReceipt)]
     return receipt.status, receipt.reason
 
 
-def played(job: Job, order: list[str], moved: dict[str, int]) -> Job:
+def played(job: JobState, order: list[str], moved: dict[str, int]) -> JobState:
     for name in order:
         job, effects = step(job, arrived(name, update(job, name, moved[name])))
         assert reply(effects)[0] is Status.ACCEPTED
@@ -349,7 +349,7 @@ def test_exact_values_that_nobody_can_have_learnt_are_refused_with_a_receipt(mad
 
 def test_exact_values_of_a_model_that_has_none_are_refused(tiny_spec: ModelSpec) -> None:
     theta = tiny_spec.even()
-    job = Job(
+    job = JobState(
         "j",
         tiny_spec.digest,
         tiny_spec.d,
@@ -359,7 +359,7 @@ def test_exact_values_of_a_model_that_has_none_are_refused(tiny_spec: ModelSpec)
         AggregationConfig(),
         theta,
     )
-    job, _ = step(job, Seen(Presence("pi-1", True, 1, tiny_spec.digest, 9, "reference", "0.1")))
+    job, _ = step(job, PresenceChanged(Presence("pi-1", True, 1, tiny_spec.digest, 9, "reference", "0.1")))
     mask = packed.encode(np.zeros(tiny_spec.d, np.uint8), theta)
     made = Update(1, basis("j", tiny_spec.digest, theta.digest()), 9, 1, 1, packed.ID, (mask,), b"\0")
     _, effects = step(job, arrived("pi-1", made))

@@ -11,21 +11,20 @@ from hypothesis import strategies as st
 
 from aggregator.round import (
     REMIND_SECONDS,
-    Arrived,
-    Broken,
-    Closed,
-    Counted,
+    ClockTicked,
     Effect,
+    EndJob,
     Event,
-    Finish,
-    Job,
-    Opened,
-    Publicise,
-    Reply,
-    Say,
-    Seen,
-    Ticked,
-    Widened,
+    JobState,
+    PresenceChanged,
+    PublishRound,
+    RoundClosed,
+    RoundOpened,
+    SelectionExtended,
+    SendReceipt,
+    TransferBroken,
+    UpdateAccepted,
+    UpdateArrived,
     announcement,
     resume,
     step,
@@ -37,6 +36,7 @@ from seedmask.chunks import transfer_id
 from seedmask.codec import by_id, counts, delta, hmrc, packed, rans, relay
 from seedmask.errors import CodecError
 from seedmask.io.link import Connected, Disconnected, Refused
+from seedmask.io.logs import Log
 from seedmask.mask import CLAMP, Mask, Theta
 from seedmask.shared import Shared
 from seedmask.training import TrainingConfig
@@ -47,16 +47,18 @@ JOB, MODEL, D, SEED = "fashion", bytes(range(32)), 300, 7
 NAMES = ["pi-1", "pi-2", "pi-3", "pi-4", "pi-5"]
 
 
-def job_of(devices: int = 3, work: TrainingConfig = WORK, recipe: AggregationConfig = COUNTS, **rounds: float) -> Job:
+def job_of(
+    devices: int = 3, work: TrainingConfig = WORK, recipe: AggregationConfig = COUNTS, **rounds: float
+) -> JobState:
     settings = RoundsConfig(devices=devices, **{"total": 3, **rounds})  # type: ignore[arg-type]
-    return Job(JOB, MODEL, D, SEED, settings, work, recipe, Theta.even(D))
+    return JobState(JOB, MODEL, D, SEED, settings, work, recipe, Theta.even(D))
 
 
-def presence(device: str, online: bool = True, boot: int = 1, model: bytes = MODEL) -> Seen:
-    return Seen(Presence(device, online, boot, model, 1200, "reference", "0.1"))
+def presence(device: str, online: bool = True, boot: int = 1, model: bytes = MODEL) -> PresenceChanged:
+    return PresenceChanged(Presence(device, online, boot, model, 1200, "reference", "0.1"))
 
 
-def update(of: Job, sender: str, coded: int = packed.ID, seed: int = 0, **changes: object) -> Update:
+def update(of: JobState, sender: str, coded: int = packed.ID, seed: int = 0, **changes: object) -> Update:
     """What `sender` would send in the open round, with `changes`."""
     rng = np.random.default_rng([seed, of.round, NAMES.index(sender)])
     payloads = []
@@ -71,17 +73,17 @@ def mask_of(made: Update, theta: Theta, index: int = 0) -> Mask:
     return by_id(made.codec).decode(made.payloads[index], theta, Shared(SEED, made.round, JOB, "any", index))
 
 
-def arrived(made: Update, device: str) -> Arrived:
+def arrived(made: Update, device: str) -> UpdateArrived:
     frame = wire.encode(made)
-    return Arrived(device, transfer_id(frame), made, frame)
+    return UpdateArrived(device, transfer_id(frame), made, frame)
 
 
-def coming(of: Job, *senders: str, **changes: object) -> list[Event]:
+def coming(of: JobState, *senders: str, **changes: object) -> list[Event]:
     """The updates of these devices in the open round."""
     return [arrived(update(of, name, **changes), name) for name in senders]  # type: ignore[arg-type]
 
 
-def after(job: Job, *events: Event) -> tuple[Job, list[Effect]]:
+def after(job: JobState, *events: Event) -> tuple[JobState, list[Effect]]:
     effects: list[Effect] = []
     for event in events:
         job, more = step(job, event)
@@ -89,7 +91,9 @@ def after(job: Job, *events: Event) -> tuple[Job, list[Effect]]:
     return job, effects
 
 
-def open_job(devices: int = 3, work: TrainingConfig = WORK, recipe: AggregationConfig = COUNTS, **rounds: float) -> Job:
+def open_job(
+    devices: int = 3, work: TrainingConfig = WORK, recipe: AggregationConfig = COUNTS, **rounds: float
+) -> JobState:
     """With its first round open and `devices` devices online."""
     job, _ = after(job_of(devices, work, recipe, **rounds), *[presence(name) for name in NAMES[:devices]])
     assert job.phase is Phase.OPEN
@@ -97,21 +101,21 @@ def open_job(devices: int = 3, work: TrainingConfig = WORK, recipe: AggregationC
 
 
 def status_of(effects: list[Effect]) -> Status:
-    (reply,) = [effect for effect in effects if isinstance(effect, Reply)]
+    (reply,) = [effect for effect in effects if isinstance(effect, SendReceipt)]
     return reply.receipt.status
 
 
 def reason_of(effects: list[Effect]) -> str:
-    (reply,) = [effect for effect in effects if isinstance(effect, Reply)]
+    (reply,) = [effect for effect in effects if isinstance(effect, SendReceipt)]
     return reply.receipt.reason
 
 
 def kinds(effects: list[Effect]) -> list[type]:
-    return [type(effect) for effect in effects if not isinstance(effect, Say)]
+    return [type(effect) for effect in effects if not isinstance(effect, Log)]
 
 
 def said(effects: list[Effect]) -> str:
-    return " | ".join(effect.text for effect in effects if isinstance(effect, Say))
+    return " | ".join(effect.text for effect in effects if isinstance(effect, Log))
 
 
 # --- opening ---
@@ -119,16 +123,16 @@ def said(effects: list[Effect]) -> str:
 
 def test_a_round_opens_when_enough_devices_are_online() -> None:
     job, effects = after(job_of(3), presence("pi-1"), presence("pi-2"))
-    assert (job.phase, kinds(effects)) == (Phase.WAITING, [Publicise, Publicise])
+    assert (job.phase, kinds(effects)) == (Phase.WAITING, [PublishRound, PublishRound])
     job, effects = after(job, presence("pi-3"))
     assert (job.phase, job.round, job.quorum) == (Phase.OPEN, 1, 3)
-    assert kinds(effects) == [Opened, Publicise]
-    assert Publicise(theta=True) in effects
+    assert kinds(effects) == [RoundOpened, PublishRound]
+    assert PublishRound(theta=True) in effects
 
 
 def test_a_round_is_stored_before_it_is_announced() -> None:
     _, effects = after(job_of(1), presence("pi-1"))
-    assert kinds(effects).index(Opened) < kinds(effects).index(Publicise)
+    assert kinds(effects).index(RoundOpened) < kinds(effects).index(PublishRound)
 
 
 def test_the_job_says_what_it_waits_for() -> None:
@@ -137,14 +141,16 @@ def test_the_job_says_what_it_waits_for() -> None:
     assert waiting_for(job) in said(effects)
     assert announcement(job, 0).text == waiting_for(job)
     job, _ = after(job, presence("pi-3"))
-    job, _ = after(job, Ticked(559.0), arrived(update(job, "pi-2"), "pi-2"))
+    job, _ = after(job, ClockTicked(559.0), arrived(update(job, "pi-2"), "pi-2"))
     assert waiting_for(job) == "round 1 of 3: 1 of 3 updates, 41 s left, waiting for pi-1, pi-3"
 
 
 def test_what_is_missing_is_said_again_now_and_then() -> None:
-    job, effects = after(job_of(2), presence("pi-1"), Ticked(REMIND_SECONDS - 1))
-    _, effects = after(job, Ticked(REMIND_SECONDS), Ticked(REMIND_SECONDS + 1), Ticked(2 * REMIND_SECONDS))
-    assert [e.text for e in effects if isinstance(e, Say)] == ["1 of 2 devices online, need 2"] * 2
+    job, effects = after(job_of(2), presence("pi-1"), ClockTicked(REMIND_SECONDS - 1))
+    _, effects = after(
+        job, ClockTicked(REMIND_SECONDS), ClockTicked(REMIND_SECONDS + 1), ClockTicked(2 * REMIND_SECONDS)
+    )
+    assert [e.text for e in effects if isinstance(e, Log)] == ["1 of 2 devices online, need 2"] * 2
 
 
 def test_many_missing_devices_are_not_all_listed() -> None:
@@ -205,13 +211,16 @@ def test_a_selected_device_that_vanishes_is_replaced_by_an_idle_one() -> None:
     idle = next(name for name in NAMES[:3] if name not in job.selected)
     gone, stays = job.selected
     job, _ = after(job, arrived(update(job, stays), stays), presence(gone, online=False))
-    job, effects = after(job, Ticked(60.0))
-    assert [kind for kind in kinds(effects) if kind in (Widened, Publicise)] == [Widened, Publicise]
+    job, effects = after(job, ClockTicked(60.0))
+    assert [kind for kind in kinds(effects) if kind in (SelectionExtended, PublishRound)] == [
+        SelectionExtended,
+        PublishRound,
+    ]
     assert idle in announcement(job, 1).selected
     assert job.deadline == 120.0
     job, effects = after(job, arrived(update(job, idle), idle))
     assert status_of(effects) is Status.ACCEPTED
-    assert job.round == 2 or Closed in kinds(effects)
+    assert job.round == 2 or RoundClosed in kinds(effects)
 
 
 def test_a_device_that_let_a_round_run_out_is_not_waited_for_again_until_it_is_heard_of() -> None:
@@ -220,7 +229,7 @@ def test_a_device_that_let_a_round_run_out_is_not_waited_for_again_until_it_is_h
     job, _ = after(job, presence("pi-3"), *[arrived(update(job, name), name) for name in both])
     assert (job.round, job.quorum) == (2, 3)
     slow = update(job, "pi-3")
-    job, _ = after(job, *[arrived(update(job, name), name) for name in both], Ticked(60.0))
+    job, _ = after(job, *[arrived(update(job, name), name) for name in both], ClockTicked(60.0))
     assert (job.round, job.quorum) == (3, 2)  # pi-3 may be dead without anybody having said so
     job, effects = after(job, arrived(slow, "pi-3"))
     assert status_of(effects) is Status.LATE
@@ -259,9 +268,9 @@ def test_a_device_that_was_not_asked_is_told_so() -> None:
 def test_the_last_asked_update_closes_the_round_and_opens_the_next() -> None:
     job = open_job(2)
     job, effects = after(job, arrived(update(job, "pi-1"), "pi-1"))
-    assert kinds(effects) == [Counted, Reply]
+    assert kinds(effects) == [UpdateAccepted, SendReceipt]
     job, effects = after(job, arrived(update(job, "pi-2"), "pi-2"))
-    assert kinds(effects) == [Counted, Reply, Closed, Opened, Publicise]
+    assert kinds(effects) == [UpdateAccepted, SendReceipt, RoundClosed, RoundOpened, PublishRound]
     assert (job.phase, job.round, job.posterior.masks, job.accepted) == (Phase.OPEN, 2, 0, {})
 
 
@@ -269,7 +278,7 @@ def test_what_comes_of_a_round_is_the_count_of_ones() -> None:
     job = open_job(2)
     masks = [mask_of(update(job, name), job.theta) for name in NAMES[:2]]
     _, effects = after(job, *[arrived(update(job, name), name) for name in NAMES[:2]])
-    (closed,) = [effect for effect in effects if isinstance(effect, Closed)]
+    (closed,) = [effect for effect in effects if isinstance(effect, RoundClosed)]
     assert (closed.round, closed.updates, closed.theta.top, closed.theta.clamp) == (1, 2, 2, CLAMP)
     assert np.array_equal(closed.theta.level, masks[0] + masks[1])
 
@@ -278,7 +287,7 @@ def test_a_quorum_closes_the_round_at_once_and_the_rest_is_late() -> None:
     job = open_job(3, quorum=2)
     third = update(job, "pi-3")
     job, effects = after(job, *[arrived(update(job, name), name) for name in NAMES[:2]])
-    assert Closed in kinds(effects)
+    assert RoundClosed in kinds(effects)
     assert job.round == 2
     _, effects = after(job, arrived(third, "pi-3"))
     assert (status_of(effects), reason_of(effects)) == (Status.LATE, "round 1 is closed")
@@ -286,26 +295,26 @@ def test_a_quorum_closes_the_round_at_once_and_the_rest_is_late() -> None:
 
 def test_the_deadline_closes_the_round_with_the_minimum_and_not_before() -> None:
     job = open_job(3, minimum=2, deadline_s=60)
-    job, effects = after(job, arrived(update(job, "pi-1"), "pi-1"), Ticked(60.0))
-    assert Closed not in kinds(effects)
+    job, effects = after(job, arrived(update(job, "pi-1"), "pi-1"), ClockTicked(60.0))
+    assert RoundClosed not in kinds(effects)
     assert waiting_for(job) == "round 1 of 3: 1 of 3 updates, time is up, at least 2 must come, waiting for pi-2, pi-3"
-    job, effects = after(job, arrived(update(job, "pi-2"), "pi-2"), Ticked(60.5))
-    assert [e.updates for e in effects if isinstance(e, Closed)] == [2]
-    early, effects = after(open_job(3, minimum=1, deadline_s=60), Ticked(59.9))
+    job, effects = after(job, arrived(update(job, "pi-2"), "pi-2"), ClockTicked(60.5))
+    assert [e.updates for e in effects if isinstance(e, RoundClosed)] == [2]
+    early, effects = after(open_job(3, minimum=1, deadline_s=60), ClockTicked(59.9))
     assert early.round == 1
 
 
 def test_a_device_that_leaves_in_mid_round_does_not_change_what_closes_it() -> None:
     job, _ = after(open_job(2), presence("pi-2", online=False))
     job, effects = after(job, arrived(update(job, "pi-1"), "pi-1"))
-    assert Closed not in kinds(effects)
+    assert RoundClosed not in kinds(effects)
     assert job.quorum == 2
 
 
 def test_a_round_that_closes_with_too_few_online_waits_for_devices() -> None:
     job, _ = after(open_job(2), presence("pi-2", online=False))
     job, effects = after(job, *[arrived(update(job, name), name) for name in NAMES[:2]])
-    assert kinds(effects)[-2:] == [Closed, Publicise]
+    assert kinds(effects)[-2:] == [RoundClosed, PublishRound]
     assert (job.phase, waiting_for(job)) == (Phase.WAITING, "1 of 2 devices online, need 2")
     assert after(job, presence("pi-2", boot=2))[0].round == 2
 
@@ -314,27 +323,27 @@ def test_the_last_round_ends_the_job() -> None:
     job = open_job(1, total=1)
     late = arrived(update(job, "pi-1", seed=5), "pi-1")
     job, effects = after(job, arrived(update(job, "pi-1"), "pi-1"))
-    assert kinds(effects) == [Counted, Reply, Closed, Publicise, Finish]
+    assert kinds(effects) == [UpdateAccepted, SendReceipt, RoundClosed, PublishRound, EndJob]
     assert (job.phase, waiting_for(job)) == (Phase.DONE, "done after 1 rounds")
     told = announcement(job, 0)
     assert (told.phase, told.transfer, told.deadline_ms, told.text) == (Phase.DONE, bytes(16), 0, waiting_for(job))
-    _, effects = after(job, late, Ticked(1e6), presence("pi-2"), Connected())
+    _, effects = after(job, late, ClockTicked(1e6), presence("pi-2"), Connected())
     assert status_of(effects) is Status.LATE
-    assert kinds(effects) == [Reply, Publicise]
+    assert kinds(effects) == [SendReceipt, PublishRound]
 
 
 def test_the_announcement_tells_the_time_that_is_left() -> None:
-    job, _ = after(open_job(2, deadline_s=60), Ticked(15.5))
+    job, _ = after(open_job(2, deadline_s=60), ClockTicked(15.5))
     told = announcement(job, 4)
     assert (told.phase, told.deadline_ms, told.chunks, told.text) == (Phase.OPEN, 44_500, 4, "")
     assert (told.theta, told.transfer) == (job.theta.digest(), transfer_id(counts.encode(job.theta)))
-    assert announcement(after(job, Ticked(1e6))[0], 4).deadline_ms == 0
+    assert announcement(after(job, ClockTicked(1e6))[0], 4).deadline_ms == 0
 
 
 # --- how theta is told to those who hold the one before ---
 
 
-def thrifty(job: Job, *senders: str) -> list[Event]:
+def thrifty(job: JobState, *senders: str) -> list[Event]:
     """Updates in `hmrc` of devices that learnt a little."""
     found: list[Event] = []
     for name in senders:
@@ -389,9 +398,9 @@ def test_levels_are_told_as_what_changed_where_that_is_shorter_than_the_masks() 
 def test_every_mask_of_an_update_counts() -> None:
     job = open_job(2, replace(WORK, masks=3))
     events = coming(job, "pi-1", "pi-2")
-    masks = [mask_of(e.update, job.theta, i) for e in events if isinstance(e, Arrived) for i in range(3)]
+    masks = [mask_of(e.update, job.theta, i) for e in events if isinstance(e, UpdateArrived) for i in range(3)]
     _, effects = after(job, *events)
-    (closed,) = [effect for effect in effects if isinstance(effect, Closed)]
+    (closed,) = [effect for effect in effects if isinstance(effect, RoundClosed)]
     assert (closed.updates, closed.theta.top) == (2, 6)
     assert np.array_equal(closed.theta.level, np.sum(masks, axis=0))
 
@@ -432,7 +441,7 @@ def test_a_second_update_of_one_device_is_a_duplicate_too() -> None:
     job = open_job(2)
     job, effects = after(job, arrived(update(job, "pi-1"), "pi-1"))
     job, effects = after(job, arrived(update(job, "pi-1", seed=1), "pi-1"))
-    assert (status_of(effects), kinds(effects)) == (Status.DUPLICATE, [Reply])
+    assert (status_of(effects), kinds(effects)) == (Status.DUPLICATE, [SendReceipt])
     assert job.posterior.masks == 1
 
 
@@ -464,8 +473,8 @@ def test_every_other_update_gets_the_receipt_that_says_why(
     changes: dict[str, object], status: Status, reason: str
 ) -> None:
     job = open_job(2)
-    after_it, effects = after(job, Arrived("pi-1", bytes(16), update(job, "pi-1", **changes), b""))  # type: ignore[arg-type]
-    assert (status_of(effects), kinds(effects)) == (status, [Reply])
+    after_it, effects = after(job, UpdateArrived("pi-1", bytes(16), update(job, "pi-1", **changes), b""))  # type: ignore[arg-type]
+    assert (status_of(effects), kinds(effects)) == (status, [SendReceipt])
     assert reason_of(effects).startswith(reason)
     assert after_it is job
     # and a good one is still welcome
@@ -480,9 +489,9 @@ def test_an_update_before_the_first_round_has_no_round_to_count_in() -> None:
 
 def test_a_transfer_that_is_no_update_gets_a_receipt_too() -> None:
     job = open_job(2)
-    _, effects = after(job, Broken("pi-1", bytes(16), CodecError("not this")))
+    _, effects = after(job, TransferBroken("pi-1", bytes(16), CodecError("not this")))
     (reply, _) = effects
-    assert isinstance(reply, Reply)
+    assert isinstance(reply, SendReceipt)
     assert (reply.device, reply.receipt.transfer) == ("pi-1", bytes(16))
     assert (reply.receipt.status, reply.receipt.reason) == (Status.INVALID, "codec: not this")
 
@@ -496,22 +505,22 @@ def test_a_device_that_came_after_the_opening_may_take_part() -> None:
 
 
 def test_every_connection_publishes_what_a_restarted_broker_has_forgotten() -> None:
-    assert after(open_job(2), Connected())[1] == [Publicise(theta=True)]
-    assert after(job_of(2), Connected())[1] == [Publicise(theta=False)]
+    assert after(open_job(2), Connected())[1] == [PublishRound(theta=True)]
+    assert after(job_of(2), Connected())[1] == [PublishRound(theta=False)]
 
 
 def test_a_lost_connection_and_a_refused_message_are_told_and_change_nothing() -> None:
     job = open_job(2)
     assert after(job, Disconnected("cable"), Refused("t", "too large")) == (
         job,
-        [Say("offline: cable"), Say("the broker refused t: too large")],
+        [Log("offline: cable"), Log("the broker refused t: too large")],
     )
 
 
 # --- restarts, order ---
 
 
-def stored_of(job: Job, *senders: str, **changes: object) -> list[tuple[str, bytes, Update]]:
+def stored_of(job: JobState, *senders: str, **changes: object) -> list[tuple[str, bytes, Update]]:
     """Their updates as the store gives them back."""
     made = [(name, update(job, name, **changes)) for name in senders]  # type: ignore[arg-type]
     return [(name, transfer_id(wire.encode(u)), u) for name, u in made]
@@ -526,7 +535,7 @@ def test_a_restart_in_mid_round_has_the_same_counts() -> None:
     assert set(again.accepted) == set(NAMES[:2])
     assert again.deadline == 1e5 + job.rounds.deadline_s
     again, more = after(again, *[arrived(u, name) for name, _, u in stored], arrived(update(job, "pi-3"), "pi-3"))
-    assert [e.receipt.status for e in more if isinstance(e, Reply)] == [
+    assert [e.receipt.status for e in more if isinstance(e, SendReceipt)] == [
         Status.DUPLICATE,
         Status.DUPLICATE,
         Status.ACCEPTED,
@@ -539,8 +548,8 @@ def test_a_restart_between_the_last_update_and_the_closing_closes_at_the_next_ti
     stored = stored_of(job, *NAMES[:2])
     whole, _ = after(job, *[arrived(u, name) for name, _, u in stored])
     again = resume(replace(job_of(2), round=1, theta=job.theta, now=50.0), (), 2, stored)
-    again, effects = after(again, Ticked(50.5))
-    assert Closed in kinds(effects)
+    again, effects = after(again, ClockTicked(50.5))
+    assert RoundClosed in kinds(effects)
     assert again.theta.digest() == whole.theta.digest()
 
 
@@ -555,8 +564,8 @@ def test_order_of_arrival_and_repeats_do_not_matter(order: list[int], repeats: l
     expected, _ = after(open_job(5), *valid)
     found, effects = after(job, *events)
     assert found.theta.digest() == expected.theta.digest()
-    assert sum(isinstance(e, Counted) for e in effects) == 5
-    assert sum(isinstance(e, Reply) for e in effects) == len(events)
+    assert sum(isinstance(e, UpdateAccepted) for e in effects) == 5
+    assert sum(isinstance(e, SendReceipt) for e in effects) == len(events)
 
 
 VARIED = st.builds(
@@ -583,19 +592,19 @@ def test_every_update_gets_one_receipt_and_is_stored_before_it(script: list[obje
     for item in script:
         if isinstance(item, tuple):
             device, sender, changes, seed = item
-            event: Event = Arrived(sender, bytes([seed]) * 16, update(job, device, seed=seed, **changes), b"")
+            event: Event = UpdateArrived(sender, bytes([seed]) * 16, update(job, device, seed=seed, **changes), b"")
         elif isinstance(item, bool):
             event = presence("pi-2", online=item)
         else:
             now += float(str(item))
-            event = Ticked(now)
+            event = ClockTicked(now)
         job, effects = step(job, event)
         names = kinds(effects)
-        assert names.count(Reply) == isinstance(event, Arrived)
-        if isinstance(event, Arrived):
+        assert names.count(SendReceipt) == isinstance(event, UpdateArrived)
+        if isinstance(event, UpdateArrived):
             accepted = status_of(effects) is Status.ACCEPTED
-            assert (names[:2] == [Counted, Reply]) is accepted
-            assert Counted not in names[1:]
+            assert (names[:2] == [UpdateAccepted, SendReceipt]) is accepted
+            assert UpdateAccepted not in names[1:]
             if accepted:
                 key = (event.device, event.update.round)
                 assert key not in counted

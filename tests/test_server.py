@@ -18,7 +18,7 @@ from aggregator import server as shell
 from aggregator.config import RunConfig
 from aggregator.history import outcome, results
 from aggregator.posterior import finished
-from aggregator.round import Ticked as RoundTicked
+from aggregator.round import ClockTicked
 from aggregator.server import Server, will
 from aggregator.settings import AggregationConfig, RoundsConfig
 from aggregator.store import Store
@@ -197,7 +197,7 @@ class World:
 
         def tick() -> None:
             if self.server is not None and life == self.lives:
-                self._alive(lambda server: server.feed(RoundTicked(self.agenda.now)))
+                self._alive(lambda server: server.feed(ClockTicked(self.agenda.now)))
                 self.agenda.at(self.agenda.now + 0.5, tick)
 
         self.agenda.at(self.agenda.now + 0.5, tick)

@@ -22,11 +22,10 @@ from edge_client.session import (
     Effect,
     Event,
     Failed,
-    Finish,
-    Greet,
+    LeaveJob,
     Pending,
+    PublishPresence,
     Save,
-    Say,
     Send,
     Session,
     Subscribe,
@@ -41,6 +40,7 @@ from seedmask import PROTOCOL_VERSION, topics
 from seedmask.chunks import split, transfer_id
 from seedmask.codec import Plan, counts, delta, hmrc, relay
 from seedmask.io.link import Connected, Disconnected, Received, Refused
+from seedmask.io.logs import Log
 from seedmask.mask import Theta
 from seedmask.pooling import Pooling
 from seedmask.shared import Shared
@@ -116,7 +116,7 @@ def only(effects: list[Effect], *kinds: type) -> list[Effect]:
 
 
 def said(effects: list[Effect]) -> str:
-    return " | ".join(effect.text for effect in effects if isinstance(effect, Say))
+    return " | ".join(effect.text for effect in effects if isinstance(effect, Log))
 
 
 # --- one round, from the announcement to the receipt ---
@@ -129,7 +129,7 @@ def test_a_device_first_watches_the_round_the_aggregator_and_its_own_receipts() 
 
 def test_every_connection_is_greeted_with_our_presence() -> None:
     session, effects = after(Connected(), Disconnected("cable"), Connected())
-    assert only(effects, Greet) == [Greet(), Greet()]
+    assert only(effects, PublishPresence) == [PublishPresence(), PublishPresence()]
     assert session.online
 
 
@@ -138,7 +138,7 @@ def test_a_round_goes_fetch_train_save_send_receipt_drop() -> None:
     made = trained()
     _, effects = after(received(told), *probabilities(), made, receipt(Status.ACCEPTED, made))
     theta = topics.theta(JOB, 1, "+")
-    kinds = [type(effect) for effect in effects if not isinstance(effect, Say)]
+    kinds = [type(effect) for effect in effects if not isinstance(effect, Log)]
     assert kinds == [Subscribe, Unsubscribe, Train, Save, Send, Drop]
     assert only(effects, Subscribe, Unsubscribe) == [Subscribe(theta), Unsubscribe(theta)]
     (train,) = only(effects, Train)
@@ -164,7 +164,7 @@ def test_an_update_made_offline_is_saved_and_goes_out_when_the_broker_answers() 
     session, effects = after(Ticked(100), session=session)
     assert effects == []
     _, effects = after(Connected(), Ticked(101), session=session)
-    assert effects == [Greet(), Send(trained().frame)]
+    assert effects == [PublishPresence(), Send(trained().frame)]
 
 
 @pytest.mark.parametrize("backwards", [False, True])
@@ -412,12 +412,12 @@ def test_an_update_of_a_past_round_is_still_sent_while_the_next_is_trained() -> 
 
 def test_what_the_aggregator_waits_for_is_passed_on_to_people() -> None:
     _, effects = after(received(announce(phase=Phase.WAITING, text="1 of 2 devices online, need 2")))
-    assert effects == [Say("waiting: 1 of 2 devices online, need 2")]
+    assert effects == [Log("waiting: 1 of 2 devices online, need 2")]
 
 
 def test_a_device_that_is_not_selected_says_so_and_does_not_train() -> None:
     _, effects = after(received(announce(selected=("pi-2", "pi-3"))), *probabilities())
-    assert effects == [Say("round 1: not selected")]
+    assert effects == [Log("round 1: not selected")]
     assert only(after(received(announce(selected=("pi-1",))), *probabilities())[1], Train)
 
 
@@ -427,7 +427,7 @@ def test_a_device_that_is_not_selected_says_so_and_does_not_train() -> None:
 def test_a_device_with_another_model_says_so_once_and_does_not_train() -> None:
     told = received(announce(model=bytes(32)))
     session, effects = after(told, told, *probabilities())
-    assert [type(effect) for effect in effects] == [Say]
+    assert [type(effect) for effect in effects] == [Log]
     assert "trains model 000000000000, our bundle is model 000102030405: not taking part" in said(effects)
     assert only(after(received(announce()), *probabilities(), session=session)[1], Train)
 
@@ -453,7 +453,7 @@ def test_probabilities_that_do_not_come_are_asked_for_again() -> None:
     session, effects = after(Ticked(5), received(announce()), *chunks[:2], Ticked(5 + FETCH_SECONDS - 1))
     assert only(effects, Unsubscribe) == []
     session, effects = after(Ticked(5 + FETCH_SECONDS), session=session)
-    assert effects == [Say("the probabilities do not come; asking again"), Unsubscribe(topic), Subscribe(topic)]
+    assert effects == [Log("the probabilities do not come; asking again"), Unsubscribe(topic), Subscribe(topic)]
     assert after(Ticked(6 + FETCH_SECONDS), session=session)[1] == []
     assert only(after(*chunks[2:], session=session)[1], Train)
 
@@ -589,7 +589,7 @@ def test_a_new_boot_of_the_aggregator_is_sent_everything_at_once() -> None:
     session, effects = after(Ticked(1), heartbeat(1), session=session)
     assert effects == []
     session, effects = after(heartbeat(1, online=False), session=session)
-    assert effects == [Say("the aggregator is away")]
+    assert effects == [Log("the aggregator is away")]
     assert after(heartbeat(1), session=session)[1] == []  # it was only the network
     session, effects = after(heartbeat(2), session=session)
     assert effects == [Send(trained().frame)]
@@ -619,19 +619,19 @@ def test_a_done_job_finishes_once_and_only_when_nothing_is_pending() -> None:
     session, _ = after(received(announce()), *probabilities(), trained())
     done = received(announce(5, theta_of(9), phase=Phase.DONE))
     session, effects = after(done, Ticked(1), session=session)
-    assert only(effects, Finish) == []
+    assert only(effects, LeaveJob) == []
     session, effects = after(receipt(Status.LATE, trained()), session=session)
-    assert [type(effect) for effect in effects] == [Drop, Say, Finish]
-    assert only(after(done, done, session=session)[1], Finish) == []
+    assert [type(effect) for effect in effects] == [Drop, Log, LeaveJob]
+    assert only(after(done, done, session=session)[1], LeaveJob) == []
 
 
 def test_a_device_that_comes_to_a_done_job_finishes() -> None:
-    assert only(after(received(announce(5, phase=Phase.DONE)))[1], Finish) == [Finish("job fashion is done")]
+    assert only(after(received(announce(5, phase=Phase.DONE)))[1], LeaveJob) == [LeaveJob("job fashion is done")]
 
 
 def test_the_retained_end_of_another_models_job_ends_nobody() -> None:
     session, effects = after(received(announce(5, phase=Phase.DONE, model=bytes(32))))
-    assert not only(effects, Finish)
+    assert not only(effects, LeaveJob)
     assert only(after(received(announce(1)), session=session)[1], Subscribe)
 
 
@@ -692,7 +692,7 @@ def test_messages_that_are_not_ours_or_not_messages_are_ignored() -> None:
 
 def test_a_message_that_the_broker_refused_is_told() -> None:
     _, effects = after(Refused("a/topic", "not authorised"))
-    assert effects == [Say("the broker refused a/topic: not authorised")]
+    assert effects == [Log("the broker refused a/topic: not authorised")]
 
 
 def framed(kind: int, body: bytes) -> bytes:
@@ -768,8 +768,8 @@ def test_only_one_training_is_under_way_at_a_time(events: list[Event]) -> None:
 def test_a_job_that_is_done_and_whose_aggregator_left_holds_nobody_back() -> None:
     session, _ = after(received(announce()), *probabilities(), heartbeat(1), trained())
     session, effects = after(received(announce(phase=Phase.DONE)), session=session)
-    assert not [effect for effect in effects if isinstance(effect, Finish)]
+    assert not [effect for effect in effects if isinstance(effect, LeaveJob)]
     session, effects = after(heartbeat(1, online=False), session=session)
-    [finish] = only(effects, Finish)
+    [finish] = only(effects, LeaveJob)
     assert "1 update(s) without a receipt stay in the outbox" in finish.text
     assert session.pending

@@ -4,6 +4,14 @@ from __future__ import annotations
 
 import logging
 import sys
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Log:
+    """Effect of both halves of a round: tell people `text`."""
+
+    text: str
 
 
 class _OneLine(logging.Formatter):
