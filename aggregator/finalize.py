@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from aggregator.config import RunConfig
-from aggregator.history import outcome
+from aggregator.history import job_result
 from aggregator.posterior import finished
 from seedmask import model
 from seedmask.describe import size_facts, size_lines
@@ -56,7 +56,7 @@ def _run(options: argparse.Namespace) -> int:
         if not least <= number < 1 << 32:
             raise UserError(f"{name} is {least} .. {(1 << 32) - 1}, found {number}")
     check_output(output)
-    job = outcome(database, average, options.round)
+    job = job_result(database, average, options.round)
     made = model.FinishedModel(job.spec, *finished(job.recent))
     data = model.encode(made)
     sizes = model.sizes(made, data)

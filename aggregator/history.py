@@ -30,7 +30,7 @@ class Report:
 
 
 @dataclass(frozen=True, eq=False)
-class Outcome:
+class JobResult:
     """What a job came to: its `name`, the `spec` it trains, the last round asked for, and the `recent` results."""
 
     name: str
@@ -44,7 +44,7 @@ def _reading(path: Path) -> contextlib.closing[sqlite3.Connection]:
     return contextlib.closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True, timeout=30))
 
 
-def outcome(path: Path, last: int = 1, until: int = 0) -> Outcome:
+def job_result(path: Path, last: int = 1, until: int = 0) -> JobResult:
     """The results of the `last` closed rounds up to round `until`, 0 for the latest; read beside a running aggregator.
 
     Raises UserError.
@@ -65,7 +65,7 @@ def outcome(path: Path, last: int = 1, until: int = 0) -> Outcome:
     if not rows or (until and rows[0][0] != until):
         known = f"round {rows[0][0]} is the latest one that closed" if rows else "none has closed yet"
         raise UserError(f"job {name}: {f'round {until} is not there' if until else 'no model'}; {known}")
-    return Outcome(name, spec, rows[0][0], recent)
+    return JobResult(name, spec, rows[0][0], recent)
 
 
 def results(path: Path, d: int, after: int = 0, e: int = 0) -> Iterator[tuple[dict[str, Any], Theta]]:

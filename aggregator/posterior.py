@@ -28,7 +28,7 @@ from seedmask.seed import fold, key_of, uniforms16
 
 I64 = npt.NDArray[np.int64]
 
-INIT_TOP: Final = 255
+INIT_MAX_LEVEL: Final = 255
 INIT_STREAM: Final = 3
 """The aggregator's own stream, beside WEIGHTS and UNIFORMS of PROTOCOL 2: no two uses share a word."""
 
@@ -116,15 +116,15 @@ def start(init: str, seed: int, d: int, clamp: int = CLAMP, exact: I32 = NO_EXAC
         return Theta.even(d, exact=exact)
     u = uniforms16(fold(key_of(seed), INIT_STREAM), d)
     if init == "uniform":
-        return Theta((u >> np.uint16(8)).astype(np.uint16), INIT_TOP, clamp, exact)
+        return Theta((u >> np.uint16(8)).astype(np.uint16), INIT_MAX_LEVEL, clamp, exact)
     # A level is drawn where u lies between the distribution's values half a level below and half a level above it.
-    edges = (clamp + (ONE - 2 * clamp) * (np.arange(INIT_TOP) + 0.5) / INIT_TOP) / ONE
+    edges = (clamp + (ONE - 2 * clamp) * (np.arange(INIT_MAX_LEVEL) + 0.5) / INIT_MAX_LEVEL) / ONE
     below = [NormalDist().cdf(math.log(p / (1 - p))) * ONE for p in edges.tolist()]
-    return Theta(np.searchsorted(below, u, "right").astype(np.uint16), INIT_TOP, clamp, exact)
+    return Theta(np.searchsorted(below, u, "right").astype(np.uint16), INIT_MAX_LEVEL, clamp, exact)
 
 
 def conclude(
-    posterior: Posterior, recipe: AggregationConfig, theta: Theta, memory: Memory | None = None
+    posterior: Posterior, aggregation: AggregationConfig, theta: Theta, memory: Memory | None = None
 ) -> tuple[Theta, Memory | None]:
     """The next theta and what the round after will need, from the masks drawn under `theta` and what is remembered.
 
@@ -132,7 +132,7 @@ def conclude(
     """
     if not posterior.masks:
         raise ValueError("no mask gives no probabilities")
-    after, left = _probabilities(posterior, recipe, theta, memory)
+    after, left = _probabilities(posterior, aggregation, theta, memory)
     if not theta.e:
         return after, left
     exact = theta.exact + _divided(posterior.moved, posterior.movers)
@@ -140,21 +140,21 @@ def conclude(
 
 
 def _probabilities(
-    posterior: Posterior, recipe: AggregationConfig, theta: Theta, memory: Memory | None
+    posterior: Posterior, aggregation: AggregationConfig, theta: Theta, memory: Memory | None
 ) -> tuple[Theta, Memory | None]:
-    if not (recipe.prior_q16 or recipe.remembers):
-        return pool(*posterior.sums, recipe.top, recipe.clamp_q16), None
+    if not (aggregation.prior_q16 or aggregation.remembers):
+        return pool(*posterior.sums, aggregation.max_level, aggregation.clamp_q16), None
     before = memory.share if memory is not None else _share(theta)
     ones, masks = (memory.ones, memory.masks) if memory is not None else (np.zeros(theta.d, np.int64), 0)
     ones = ones + _divided(posterior.total << 16, posterior.weight) * posterior.masks
     masks = masks + posterior.masks * ONE
-    of = masks + 2 * recipe.prior_q16
+    of = masks + 2 * aggregation.prior_q16
     spare = max(0, of.bit_length() - 46)  # bits that 63 of them have no room for, after years of carrying over
-    mode = _divided((ones + recipe.prior_q16) >> spare << 16, of >> spare)
-    share = np.clip(before + _divided((mode - before) * recipe.step_milli, 1000), 0, ONE)
-    ones, masks = ones * recipe.carry_milli // 1000, masks * recipe.carry_milli // 1000
-    after = _levels(share, recipe)
-    return after, Memory(share, ones, masks) if recipe.remembers else None
+    mode = _divided((ones + aggregation.prior_q16) >> spare << 16, of >> spare)
+    share = np.clip(before + _divided((mode - before) * aggregation.step_milli, 1000), 0, ONE)
+    ones, masks = ones * aggregation.carry_milli // 1000, masks * aggregation.carry_milli // 1000
+    after = _levels(share, aggregation)
+    return after, Memory(share, ones, masks) if aggregation.remembers else None
 
 
 def finished(recent: tuple[Theta, ...]) -> tuple[Mask, I32]:
@@ -166,14 +166,14 @@ def finished(recent: tuple[Theta, ...]) -> tuple[Mask, I32]:
     return (2 * total >= len(recent) * ONE).astype(np.uint8), _divided(exact, len(recent)).astype(np.int32)
 
 
-def _levels(share: I64, recipe: AggregationConfig) -> Theta:
+def _levels(share: I64, aggregation: AggregationConfig) -> Theta:
     """Round `share` to the nearest level, half a level up."""
-    top = recipe.top or FINE
-    return Theta(((share * top + ONE // 2) >> 16).astype(np.uint16), top, recipe.clamp_q16)
+    max_level = aggregation.max_level or FINE
+    return Theta(((share * max_level + ONE // 2) >> 16).astype(np.uint16), max_level, aggregation.clamp_q16)
 
 
 def _share(theta: Theta) -> I64:
-    return _divided(theta.level.astype(np.int64) << 16, theta.top)
+    return _divided(theta.level.astype(np.int64) << 16, theta.max_level)
 
 
 def _divided(values: I64, by: int) -> I64:

@@ -21,7 +21,7 @@ from seedmask.codec import by_id, counts, delta, exact, packed, relay
 from seedmask.errors import ProtocolError
 from seedmask.io.link import Connected, Disconnected, Refused
 from seedmask.io.logs import Log
-from seedmask.mask import I32, MAX_TOP, Mask, Theta
+from seedmask.mask import I32, MAX_LEVEL, Mask, Theta
 from seedmask.pooling import weight_of
 from seedmask.shared import Shared
 from seedmask.training import TrainingConfig
@@ -163,7 +163,7 @@ class JobState:
     seed: int
     rounds: RoundsConfig
     training: TrainingConfig
-    recipe: AggregationConfig
+    aggregation: AggregationConfig
     theta: Theta
     wanted: TrainingConfig | None = None
     phase: Phase = Phase.WAITING
@@ -336,7 +336,7 @@ def _maybe_open(job: JobState) -> Step:
     names = sorted(job.online)
     few = 0 < job.rounds.per_round < len(names)
     selected = tuple(sorted(_draw(job, names, job.rounds.per_round))) if few else ()
-    quorum = min(job.rounds.quorum or len(selected or names), MAX_TOP)
+    quorum = min(job.rounds.quorum or len(selected or names), MAX_LEVEL)
     job = _opened(replace(job, round=job.round + 1), selected, quorum)
     return job, [
         RoundOpened(job.round, job.blob, selected, quorum, job.delta, job.training),
@@ -386,7 +386,7 @@ def _delta(job: JobState, whole: int) -> bytes:
     if delta.possible(job.theta, job.base) and not (relayed and size < delta.estimate(job.theta, job.base)):
         best = delta.encode(job.theta, job.base)
     elif relayed:
-        best = relay.encode(job.base, job.round - 1, job.recipe.pooling, job.made, job.theta.exact)
+        best = relay.encode(job.base, job.round - 1, job.aggregation.pooling, job.made, job.theta.exact)
     return best if len(best) < whole else b""
 
 
@@ -445,8 +445,8 @@ def _classify(job: JobState, device: str, transfer: bytes, update: Update) -> tu
 
 def _folded(job: JobState, device: str, update: Update) -> Posterior:
     """What is known with the masks and exact values of one more update. Raises ProtocolError."""
-    codec, recipe, posterior = by_id(update.codec), job.recipe, job.posterior
-    weight = weight_of(update.samples, recipe.heaviest)
+    codec, aggregation, posterior = by_id(update.codec), job.aggregation, job.posterior
+    weight = weight_of(update.samples, aggregation.heaviest)
     for index, payload in enumerate(update.payloads):
         shared = Shared(job.seed, job.round, job.name, device, index)
         posterior = posterior.fold(codec.decode(payload, job.theta, shared, job.training.max_blocks), weight)
@@ -458,16 +458,16 @@ def _counted(job: JobState, device: str, transfer: bytes, update: Update, poster
     return replace(
         job,
         posterior=posterior,
-        parts=(*job.parts, part_of(device, update)) if job.recipe.pools else (),
+        parts=(*job.parts, part_of(device, update)) if job.aggregation.pools else (),
         accepted={**job.accepted, device: transfer},
         counted={**job.counted, device: transfer},
     )
 
 
 def _close(job: JobState, why: str) -> Step:
-    theta, memory = conclude(job.posterior, job.recipe, job.theta, job.memory)
+    theta, memory = conclude(job.posterior, job.aggregation, job.theta, job.memory)
     blob = counts.encode(theta)
-    recent = (*job.recent, theta)[-job.recipe.average_last :]
+    recent = (*job.recent, theta)[-job.aggregation.average_last :]
     effects: list[Effect] = [
         RoundClosed(job.round, theta, blob, len(job.accepted), memory, *finished(recent)),
         Log(f"round {job.round} closed ({why}) with {job.posterior.masks} masks"),

@@ -88,7 +88,7 @@ class Server:
         config, spec = self.config, self.spec
         for change in self.store.ran_with(config.tables):
             log.info("settings changed: %s", change)
-        recipe = config.aggregation
+        aggregation = config.aggregation
         job = JobState(
             name=config.job,
             model=spec.digest,
@@ -96,12 +96,12 @@ class Server:
             seed=spec.seed,
             rounds=config.rounds,
             training=config.training,
-            recipe=recipe,
-            theta=start(recipe.init, spec.seed, spec.d, recipe.clamp_q16, spec.begin()),
+            aggregation=aggregation,
+            theta=start(aggregation.init, spec.seed, spec.d, aggregation.clamp_q16, spec.begin()),
             now=self.clock(),
             counted=self.store.last_transfers(),
         )
-        known = self.store.resume(recipe.average_last)
+        known = self.store.resume(aggregation.average_last)
         if known is None:
             return job
         job = replace(job, round=known.round, theta=known.theta, blob=known.blob)
@@ -196,7 +196,7 @@ class Server:
                 *(round_, record["train_loss"], 100 * record["train_accuracy"], f"{record['update_bytes']:,}"),
             )
         write_atomic(self.config.state_dir / "model.smk", finished)
-        keep = self.job.recipe.pools and self.job.phase is not Phase.DONE
+        keep = self.job.aggregation.pools and self.job.phase is not Phase.DONE
         self.store.closed(round_, closed.blob, record, closed.memory, keep)
         self._list_rounds()
         self._retire()  # before the next round is stored: a restart knows the latest one only

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from seedmask.knobs import knob, settle
-from seedmask.mask import CLAMP, MAX_TOP, ONE
+from seedmask.mask import CLAMP, MAX_LEVEL, ONE
 from seedmask.pooling import MAX_WEIGHT, Pooling
 
 WEIGHTINGS: Final = {
@@ -32,13 +32,13 @@ class RoundsConfig:
     devices never reaches.
     """
 
-    total: int = knob(20, "rounds of the job", least=1, most=MAX_TOP)
-    devices: int = knob(1, "a round opens when this many are online", least=1, most=MAX_TOP)
-    per_round: int = knob(0, "ask this many of those online", least=0, most=MAX_TOP, zero="all")
+    total: int = knob(20, "rounds of the job", least=1, most=MAX_LEVEL)
+    devices: int = knob(1, "a round opens when this many are online", least=1, most=MAX_LEVEL)
+    per_round: int = knob(0, "ask this many of those online", least=0, most=MAX_LEVEL, zero="all")
     quorum: int = knob(
-        0, "updates that close a round at once", least=0, most=MAX_TOP, zero="of every device that was asked"
+        0, "updates that close a round at once", least=0, most=MAX_LEVEL, zero="of every device that was asked"
     )
-    minimum: int = knob(1, "updates that are enough when the time is up", least=1, most=MAX_TOP)
+    minimum: int = knob(1, "updates that are enough when the time is up", least=1, most=MAX_LEVEL)
     deadline_s: float = knob(600.0, "time for one round", unit="seconds", least=1, most=4_000_000, scale=1000)
 
     def __post_init__(self) -> None:
@@ -64,7 +64,7 @@ class AggregationConfig:
         "exact",
         "published probabilities are rounded to so many levels, or exact counts",
         least=2,
-        most=MAX_TOP,
+        most=MAX_LEVEL,
         words=("exact",),
     )
     weighting: str = knob(
@@ -99,7 +99,7 @@ class AggregationConfig:
         settle(self)
 
     @property
-    def top(self) -> int:
+    def max_level(self) -> int:
         """Largest level of the probabilities that are published, 0: exact counts."""
         return self.downlink - 1 if isinstance(self.downlink, int) else 0
 
@@ -136,7 +136,7 @@ class AggregationConfig:
     @property
     def pooling(self) -> Pooling:
         """Parameters with which a device adds masks up as the aggregator does."""
-        return Pooling(self.top, self.clamp_q16, self.heaviest)
+        return Pooling(self.max_level, self.clamp_q16, self.heaviest)
 
     @property
     def pools(self) -> bool:

@@ -19,7 +19,7 @@ from typing import Any, Final
 from aggregator.posterior import Memory
 from seedmask.codec import counts
 from seedmask.errors import UserError
-from seedmask.io.files import hold
+from seedmask.io.files import acquire_lock
 from seedmask.knobs import changes
 from seedmask.mask import Theta
 from seedmask.training import TrainingConfig
@@ -78,7 +78,7 @@ class Store:
         self._sizes = d, e
         try:
             # One aggregator per job writes its history; readers (aggregator.history) are welcome beside it.
-            self._lock = hold(path.with_suffix(".lock"), "another aggregator")
+            self._lock = acquire_lock(path.with_suffix(".lock"), "another aggregator")
         except OSError as error:
             raise UserError(f"cannot use {path}: {error.strerror}") from None
         try:

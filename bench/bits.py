@@ -127,7 +127,7 @@ def measure(round_: int, before: Theta, theta: Theta, scores: np.ndarray, repeat
 
 def tiled(theta: Theta, d: int) -> Theta:
     """The same levels, repeated to `d` weights."""
-    return Theta(np.resize(theta.level, d), theta.top, theta.clamp)
+    return Theta(np.resize(theta.level, d), theta.max_level, theta.clamp)
 
 
 HEAD = ("round", "weights", "codec", "bytes", "bits/w", "x KL", "slope", "encode ms", "decode ms")

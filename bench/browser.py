@@ -29,14 +29,14 @@ sys.path.insert(0, str(ROOT / "tests"))
 import chromium  # noqa: E402
 from capabilities import CAPABILITIES  # noqa: E402
 
-from edge_client.runtimes import Rule, State, open_runtime  # noqa: E402
+from edge_client.runtimes import State, StepConfig, open_runtime  # noqa: E402
 from export.make import make_bundle  # noqa: E402
 from export.trace import trace  # noqa: E402
 from export.zoo import ZOO  # noqa: E402
 
 STEPS = 8  # of each side in a turn
 WARM = -2  # the turns before 0 are not counted
-RULE = Rule(0.1)
+RULE = StepConfig(0.1)
 
 
 def processes(group: int) -> list[Path]:

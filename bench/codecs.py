@@ -28,9 +28,9 @@ TOPS = (2, 10, 100)
 COLUMNS = "{:>10} {:>5}  {:<7} {:>9} {:>7} {:>9}   {:>8} {:>8} {:>8}   {:>8} {:>8} {:>8}"
 
 
-def polarised(d: int, top: int, rng: np.random.Generator) -> Theta:
-    """Counts of `top` masks under probabilities that training has pushed to the ends (Beta(.3, .3), an estimate)."""
-    return Theta(rng.binomial(top, rng.beta(0.3, 0.3, d)).astype(np.uint16), top)
+def polarised(d: int, max_level: int, rng: np.random.Generator) -> Theta:
+    """Return counts of `max_level` masks under probabilities pushed to the ends, Beta(.3, .3): an estimate."""
+    return Theta(rng.binomial(max_level, rng.beta(0.3, 0.3, d)).astype(np.uint16), max_level)
 
 
 def cross_entropy(mask: np.ndarray, theta: Theta) -> float:
@@ -55,10 +55,10 @@ def seconds(action: Callable[[], Any], repeats: int) -> float:
     return statistics.median(taken[1:])  # the first one warms the caches
 
 
-def measure(d: int, top: int, repeats: int) -> list[dict[str, Any]]:
+def measure(d: int, max_level: int, repeats: int) -> list[dict[str, Any]]:
     """One row per codec."""
-    rng = np.random.default_rng(d + top)
-    theta = polarised(d, top, rng)
+    rng = np.random.default_rng(d + max_level)
+    theta = polarised(d, max_level, rng)
     mask = sample(theta.probability(), rng)
     jobs: list[tuple[str, float, Callable[[], bytes], Callable[[bytes], Any]]] = [
         ("packed", cross_entropy(mask, theta), lambda: packed.encode(mask, theta), lambda b: packed.decode(b, theta)),
@@ -68,7 +68,13 @@ def measure(d: int, top: int, repeats: int) -> list[dict[str, Any]]:
     rows = []
     for name, ideal, encode, decode in jobs:
         payload = encode()
-        row: dict[str, Any] = {"d": d, "top": top, "codec": name, "bytes": len(payload), "ideal_bytes": round(ideal)}
+        row: dict[str, Any] = {
+            "d": d,
+            "max_level": max_level,
+            "codec": name,
+            "bytes": len(payload),
+            "ideal_bytes": round(ideal),
+        }
         row |= {"bits_per_weight": 8 * len(payload) / d, "over_percent": 100 * (len(payload) / ideal - 1)}
         row["encode_s"] = seconds(encode, repeats)
         row["decode_s"] = seconds(lambda payload=payload, decode=decode: decode(payload), repeats)
@@ -81,12 +87,12 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="also write the rows here")
     parser.add_argument("--repeats", type=int, default=7, help="timed runs of each (default 7)")
     arguments = parser.parse_args()
-    print(COLUMNS.format("d", "top", "codec", "bytes", "bits/w", "over", *("encode", "", "", "decode", "", "")))
+    print(COLUMNS.format("d", "levels", "codec", "bytes", "bits/w", "over", *("encode", "", "", "decode", "", "")))
     print(COLUMNS.format("", "", "", "", "", "ideal %", *(2 * ("ms", "MB/s", "Mw/s"))))
     rows = []
     for d in SIZES:
-        for top in TOPS:
-            for row in measure(d, top, arguments.repeats):
+        for max_level in TOPS:
+            for row in measure(d, max_level, arguments.repeats):
                 rows.append(row)
                 speeds = [
                     f"{value:.1f}"
@@ -94,7 +100,7 @@ def main() -> int:
                     for value in (1e3 * s, d / 8e6 / max(s, 1e-9), d / 1e6 / max(s, 1e-9))
                 ]
                 size = (f"{row['bytes']:,}", f"{row['bits_per_weight']:.3f}", f"{row['over_percent']:+.2f}")
-                print(COLUMNS.format(f"{d:,}", top, row["codec"], *size, *speeds))
+                print(COLUMNS.format(f"{d:,}", max_level, row["codec"], *size, *speeds))
     if arguments.json:
         machine = {"python": platform.python_version(), "numpy": np.__version__, "machine": platform.machine()}
         arguments.json.parent.mkdir(parents=True, exist_ok=True)

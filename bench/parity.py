@@ -35,7 +35,7 @@ import numpy as np
 import torch
 
 from edge_client import runtimes
-from edge_client.runtimes import NOTHING, Exact, Rule, Runtime, State
+from edge_client.runtimes import NOTHING, Exact, Runtime, State, StepConfig
 from export.make import make_bundle
 from export.masked import Masked, forward
 from export.trace import trace
@@ -109,9 +109,9 @@ def draw(spec: ModelSpec, seed: int) -> Draw:
 def deviations(runtime: Runtime, draws: Sequence[Draw]) -> dict[str, float]:
     found: dict[str, list[float]] = {name: [] for name in TOLERANCES}
     for d in draws:
-        amid = runtime.step(d.x, d.y, d.state, d.noise, Rule(RATE))
+        amid = runtime.step(d.x, d.y, d.state, d.noise, StepConfig(RATE))
         values = d.state.exact.values
-        first = runtime.step(d.x, d.y, State.start(d.state.scores, exact=values), d.noise, Rule(RATE))
+        first = runtime.step(d.x, d.y, State.start(d.state.scores, exact=values), d.noise, StepConfig(RATE))
         found["loss"].append(abs(amid.loss - d.loss) / abs(d.loss))
         found["correct"].append(abs(amid.correct - d.correct))
         found["gradient"].append(_apart(first.state.m / np.float32(0.1), d.gradient))

@@ -113,9 +113,9 @@ def make(side: str, bundle: Any, threads: int) -> Any:
             export.masked.forward = torch.compile(export.masked.forward)
         return lambda *batch: take(*(torch.from_numpy(value) for value in batch))[0]
 
-    from edge_client.runtimes import Rule, State, open_runtime
+    from edge_client.runtimes import State, StepConfig, open_runtime
 
-    runtime, rule = open_runtime(side, bundle, threads), Rule(0.1)
+    runtime, rule = open_runtime(side, bundle, threads), StepConfig(0.1)
     state = State.start(scores, rule)
 
     def step(x: Any, y: Any, noise: Any) -> float:

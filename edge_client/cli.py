@@ -19,7 +19,7 @@ from edge_client.trainer import Loaded, ProcessTrainer
 from seedmask import bundle as bundles
 from seedmask.io import logs, settings
 from seedmask.io.commands import Command
-from seedmask.io.files import hold
+from seedmask.io.files import acquire_lock
 from seedmask.io.mqtt import MqttLink, check
 from seedmask.io.process import sigterm_interrupts
 from seedmask.spec import ModelSpec
@@ -93,7 +93,7 @@ def _run(options: argparse.Namespace) -> int:
         logs.to_stderr(config.device, options.verbose)
         who = Identity(config.device, config.job, spec, loaded.data.examples, config.runtime, new_boot())
         # Two clients of one name would take the connection from each other for ever, and send each other's updates.
-        with hold(config.state_dir / "client.lock", f"another client of {config.device}"):
+        with acquire_lock(config.state_dir / "client.lock", f"another client of {config.device}"):
             return _work(config, who, outbox, trainer)
 
 

@@ -31,7 +31,7 @@ class EdgeConfig:
         0, "training stays below so many million bytes", unit="MB", least=0, most=1 << 24, zero="no ceiling"
     )
     stay: bool = knob(False, "keep running after the job is done")
-    thrift: float | None = knob(
+    bits_per_index: float | None = knob(
         None,
         "codec hmrc: the kappa this device would like, within the job's bounds",
         unit="bits",
@@ -59,5 +59,5 @@ EXAMPLE: Final = example(
         "data": {"format": "npz", "path": "mine.npz"},
         "broker": {"host": "192.0.2.10", "port": 8883, "ca": "ca.crt"},
     },
-    {"": {"memory_mb": 200, "thrift": 12.0}},
+    {"": {"memory_mb": 200, "bits_per_index": 12.0}},
 )

@@ -12,7 +12,7 @@ from typing import Final
 
 from edge_client.config import EdgeConfig
 from edge_client.runtimes import registry
-from edge_client.runtimes.contract import Fit
+from edge_client.runtimes.contract import MicroBatchPlan
 from edge_client.runtimes.footprint import MB, Footprint, tiles
 from seedmask.bundle import Bundle
 from seedmask.errors import ProtocolError, UserError
@@ -22,7 +22,7 @@ THREE: Final = 3  # and still faster than many more with direct convolutions, wh
 _M_MMAP_THRESHOLD: Final = -3  # of malloc.h
 
 
-def for_device(config: EdgeConfig, bundle: Bundle, data: int) -> tuple[Fit, int] | None:
+def for_device(config: EdgeConfig, bundle: Bundle, data: int) -> tuple[MicroBatchPlan, int] | None:
     """Return `fit` of a device's settings, None where they set no ceiling; `data`: bytes of its examples.
 
     To them comes a batch, as it is stored and as the network takes it. Raises UserError.
@@ -43,7 +43,7 @@ def give_back_at_once() -> None:
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 1 << 20)
 
 
-def fit(name: str, bundle: Bundle, memory_mb: int, data: int = 0) -> tuple[Fit, int]:
+def fit(name: str, bundle: Bundle, memory_mb: int, data: int = 0) -> tuple[MicroBatchPlan, int]:
     """Return the micro-batch and variant with which runtime `name` trains `bundle` below `memory_mb`, and the estimate.
 
     The estimate is in bytes, `memory_mb` in millions of them; `data`: bytes of the examples that the process holds.
@@ -55,7 +55,7 @@ def fit(name: str, bundle: Bundle, memory_mb: int, data: int = 0) -> tuple[Fit, 
     if footprint is None:
         able = ", ".join(each for each in registry.names() if registry.footprint(each))
         raise UserError(f"runtime {name} keeps to no memory_mb; these do: {able}")
-    best, enough = Fit(0), THREE if tiles(bundle.spec) else EIGHT
+    best, enough = MicroBatchPlan(0), THREE if tiles(bundle.spec) else EIGHT
     if footprint.fixed:
         only = registry.usual(name, bundle)
         best = only if footprint.bytes_of(bundle, only) + data <= memory_mb * MB else best
@@ -63,7 +63,7 @@ def fit(name: str, bundle: Bundle, memory_mb: int, data: int = 0) -> tuple[Fit, 
         for variant in registry.variants(name, bundle):
             micro = _largest(footprint, bundle, variant, memory_mb * MB - data)
             if micro > best.micro and best.micro < min(enough, bundle.batch):
-                best = Fit(micro, variant)
+                best = MicroBatchPlan(micro, variant)
     if best.micro:
         return best, footprint.bytes_of(bundle, best) + data
     raise UserError(_refusal(name, footprint, bundle, memory_mb, data))
@@ -74,7 +74,7 @@ def _largest(footprint: Footprint, bundle: Bundle, variant: str, ceiling: int) -
     low, high = 0, bundle.batch
     while low < high:
         middle = (low + high + 1) // 2
-        if footprint.bytes_of(bundle, Fit(middle, variant)) <= ceiling:
+        if footprint.bytes_of(bundle, MicroBatchPlan(middle, variant)) <= ceiling:
             low = middle
         else:
             high = middle - 1
@@ -82,10 +82,10 @@ def _largest(footprint: Footprint, bundle: Bundle, variant: str, ceiling: int) -
 
 
 def _refusal(name: str, footprint: Footprint, bundle: Bundle, memory_mb: int, data: int) -> str:
-    def fewest(which: str, used: Footprint) -> list[Fit]:
+    def fewest(which: str, used: Footprint) -> list[MicroBatchPlan]:
         if used.fixed:
             return [registry.usual(which, bundle)]
-        return [Fit(1, variant) for variant in registry.variants(which, bundle)]
+        return [MicroBatchPlan(1, variant) for variant in registry.variants(which, bundle)]
 
     def least(which: str, used: Footprint) -> int:
         return data + min(used.bytes_of(bundle, each) for each in fewest(which, used))

@@ -27,7 +27,7 @@ from edge_client import data as datasets
 from edge_client import memory
 from edge_client.config import EdgeConfig
 from edge_client.data import DataSummary
-from edge_client.runtimes import DivergedError, Fit, State, open_runtime
+from edge_client.runtimes import DivergedError, MicroBatchPlan, State, open_runtime
 from edge_client.session import Failed, Trained
 from edge_client.training import train, update_of
 from seedmask import bundle as bundles
@@ -53,7 +53,7 @@ class Loaded:
     """A training process has loaded the `data`; `fit` and its estimate in bytes where there is a ceiling."""
 
     data: DataSummary
-    fit: tuple[Fit, int] | None = None
+    fit: tuple[MicroBatchPlan, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -269,7 +269,7 @@ def _serve(config: EdgeConfig, pipe: Connection) -> None:
         except Exception:
             pipe.send(_Broken(traceback.format_exc(limit=-2)))
             return
-        rng, thrift = np.random.default_rng(), config.thrift
+        rng, bits_per_index = np.random.default_rng(), config.bits_per_index
         kept = list[State]()  # the optimiser between rounds; lost with this process or a round given up, as may be
 
         def progress(step: int, steps: int) -> bool:
@@ -293,7 +293,7 @@ def _serve(config: EdgeConfig, pipe: Connection) -> None:
                 if outcome is None:
                     continue
                 frame = encode(
-                    update_of(announce, config.device, bundle.spec, theta, outcome, len(data.y), rng, thrift)
+                    update_of(announce, config.device, bundle.spec, theta, outcome, len(data.y), rng, bits_per_index)
                 )
             except (DivergedError, MemoryError, ProtocolError) as error:
                 pipe.send(Failed(announce.round, announce.theta, str(error) or type(error).__name__))

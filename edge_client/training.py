@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from edge_client.data import Dataset
-from edge_client.runtimes import F32, NOTHING, DivergedError, Rule, Runtime, State
+from edge_client.runtimes import F32, NOTHING, DivergedError, Runtime, State, StepConfig
 from seedmask.codec import by_id, exact
 from seedmask.mask import Theta
 from seedmask.shared import Shared
@@ -26,7 +26,7 @@ Progress = Callable[[int, int], bool]
 
 
 @dataclass(frozen=True, eq=False)
-class Outcome:
+class TrainingResult:
     """What training gives.
 
     `scores` float32 [d], the logits of the probabilities that were learnt; the last epoch's mean `loss` (nats) and
@@ -41,9 +41,9 @@ class Outcome:
     exact: F32 = field(default_factory=NOTHING.copy)
 
 
-def rule_of(training: TrainingConfig, round_: int) -> Rule:
+def step_config(training: TrainingConfig, round_: int) -> StepConfig:
     """Return what a job asks of every step in round `round_`; the mean network's epochs are `train`'s affair."""
-    return Rule(
+    return StepConfig(
         rate=training.rate(round_),
         optimizer=training.optimizer,
         momentum=training.momentum,
@@ -66,7 +66,7 @@ def train(
     *,
     round_: int = 1,
     kept: list[State] | None = None,
-) -> Outcome | None:
+) -> TrainingResult | None:
     """Train `training.epochs` passes over `data`. None if `progress` stopped it; DivergedError for NaN.
 
     `kept` has the last round's Outcome.state where the optimiser goes on from round to round. It is taken out of the
@@ -74,7 +74,7 @@ def train(
     """
     n = len(data.y)
     per_epoch = -(-n // batch)
-    rule = rule_of(training, round_)
+    rule = step_config(training, round_)
     # Scores are held by the state alone: a vector less from the first step on.
     if kept:
         state = kept.pop().again(theta.logit(), rule, theta.values())
@@ -99,7 +99,7 @@ def train(
     scores, values = state.scores, state.exact.values
     if not (np.isfinite(scores).all() and np.isfinite(values).all()):
         raise DivergedError("mask scores or exact values are no longer finite; is the learning rate too high?")
-    return Outcome(scores, losses / n, correct, state, values)
+    return TrainingResult(scores, losses / n, correct, state, values)
 
 
 def update_of(
@@ -107,19 +107,19 @@ def update_of(
     device: str,
     spec: ModelSpec,
     theta: Theta,
-    outcome: Outcome,
+    outcome: TrainingResult,
     samples: int,
     rng: np.random.Generator,
-    thrift: float | None = None,
+    bits_per_index: float | None = None,
 ) -> Update:
     """The message that reports `outcome`: `training.masks` masks, each drawn and coded as the announcement asks.
 
     And how far the exact values have come.
 
-    `rng` is private; `thrift` is the device's own wish for bits of KL per block index, within what the job allows.
+    `rng` is private; `bits_per_index` is the device's own wish for bits of KL per block index, within the job's bounds.
     """
     training = announce.training
-    plan = training.plan(thrift)
+    plan = training.plan(bits_per_index)
     payloads = []
     for index in range(training.masks):
         shared = Shared(spec.seed, announce.round, announce.job, device, index)

@@ -1,10 +1,11 @@
 """Mask and Theta: the two values that devices and aggregator exchange, and the one table that turns counts into odds.
 
 A mask is uint8 [d] of 0/1, one entry per weight of the flat vector. Theta, the global probability per weight, is
-never a float between two parties: it is a level 0..top per weight (with top = K accepted masks it is the number of
-ones), and PROTOCOL 3 gives the integer table from level to probability in units of 2**-16. FedPM: Isik et al.,
-arXiv 2209.15328; the clamp away from 0 and 1 sits on the server, as its authors intended. A model's exact values, where
-it has any, are part of theta and of its digest: what is trained under the one is trained under the other.
+never a float between two parties: it is a level 0 .. max_level per weight (after K masks of equal weight, max_level = K
+and the level is the number of ones), and PROTOCOL 3 gives the integer table from level to probability in units of
+2**-16. FedPM: Isik et al., arXiv 2209.15328; the clamp away from 0 and 1 sits on the server, as its authors intended. A
+model's exact values, where it has any, are part of theta and of its digest: what is trained under the one is trained
+under the other.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ I32 = npt.NDArray[np.int32]
 ONE: Final = 1 << 16
 CLAMP: Final = 655
 """Default distance of theta from 0 and 1, in units of 2**-16 (about 0.01)."""
-MAX_TOP: Final = 65535
+MAX_LEVEL: Final = 65535
 MAX_D: Final = 1 << 28
 EXACT_ONE: Final = 1 << 12
 """An exact value of 1: they are integers, in units of 2**-12: a step of Adam at .001 is four of them."""
@@ -41,34 +42,34 @@ def as_numbers(exact: I32) -> F32:
     return numbers
 
 
-def table(top: int, clamp: int = CLAMP) -> npt.NDArray[np.uint16]:
-    """Probability of each level in units of 2**-16, uint16 [top + 1]; integer arithmetic only (PROTOCOL 3)."""
-    levels = np.arange(top + 1, dtype=np.int64)
+def table(max_level: int, clamp: int = CLAMP) -> npt.NDArray[np.uint16]:
+    """Probability of each level in units of 2**-16, uint16 [max_level + 1]; integer arithmetic only (PROTOCOL 3)."""
+    levels = np.arange(max_level + 1, dtype=np.int64)
     span = ONE - 2 * clamp
-    return (clamp + (2 * span * levels + top) // (2 * top)).astype(np.uint16)
+    return (clamp + (2 * span * levels + max_level) // (2 * max_level)).astype(np.uint16)
 
 
 @dataclass(frozen=True, eq=False)
 class Theta:
-    """The global probabilities: `level` uint16 [d] of 0..top, `top` levels above zero, `clamp` in units of 2**-16.
+    """The global probabilities: `level` uint16 [d] of 0 .. `max_level`, `clamp` in units of 2**-16.
 
     `exact` int32 [e]: the global values of the exact tensors, units of 2**-12, within EXACT_LIMIT either way.
     """
 
     level: npt.NDArray[np.uint16]
-    top: int
+    max_level: int
     clamp: int = CLAMP
     exact: I32 = field(default_factory=NO_EXACT.copy)
 
     def __post_init__(self) -> None:
-        if not 1 <= self.top <= MAX_TOP:
-            raise ValueError(f"top is 1 .. {MAX_TOP}, found {self.top}")
+        if not 1 <= self.max_level <= MAX_LEVEL:
+            raise ValueError(f"top is 1 .. {MAX_LEVEL}, found {self.max_level}")
         if not 1 <= self.clamp < ONE // 2:
             raise ValueError(f"clamp is 1 .. {ONE // 2 - 1} (units of 2**-16), found {self.clamp}")
         if self.level.dtype != np.uint16 or self.level.ndim != 1 or not 1 <= self.level.size <= MAX_D:
             raise ValueError(f"level is uint16 [d], found {self.level.dtype} {self.level.shape}")
-        if int(self.level.max()) > self.top:
-            raise ValueError(f"a level is 0 .. {self.top}, found {int(self.level.max())}")
+        if int(self.level.max()) > self.max_level:
+            raise ValueError(f"a level is 0 .. {self.max_level}, found {int(self.level.max())}")
         if self.exact.dtype != np.int32 or self.exact.ndim != 1 or self.exact.size > MAX_EXACT:
             raise ValueError(f"exact values are int32 [e], found {self.exact.dtype} {self.exact.shape}")
         if self.e and not -EXACT_LIMIT <= int(self.exact.min()) <= int(self.exact.max()) <= EXACT_LIMIT:
@@ -95,7 +96,7 @@ class Theta:
 
     def q16(self) -> npt.NDArray[np.uint16]:
         """Probabilities in units of 2**-16, uint16 [d]."""
-        return table(self.top, self.clamp)[self.level]
+        return table(self.max_level, self.clamp)[self.level]
 
     def probability(self) -> F32:
         """Probabilities, float32 [d]; for use at home, never on the wire."""
@@ -107,8 +108,8 @@ class Theta:
         return self.logits()[self.level]
 
     def logits(self) -> F32:
-        """The same for every level, float32 [top + 1]."""
-        p = table(self.top, self.clamp).astype(np.float64) / ONE
+        """The same for every level, float32 [max_level + 1]."""
+        p = table(self.max_level, self.clamp).astype(np.float64) / ONE
         scores: F32 = np.log(p / (1 - p)).astype(np.float32)
         return scores
 
@@ -123,7 +124,7 @@ class Theta:
     @cached_property
     def _digest(self) -> bytes:
         # An aggregator asks once per update, for levels that never change.
-        head = struct.pack("<IHH", self.d, self.top, self.clamp)
+        head = struct.pack("<IHH", self.d, self.max_level, self.clamp)
         body = self.level.astype("<u2").tobytes() + self.exact.astype("<i4").tobytes()
         return hashlib.sha256(head + body).digest()[:16]
 

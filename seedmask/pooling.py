@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from seedmask.mask import MAX_TOP, ONE, Theta
+from seedmask.mask import MAX_LEVEL, ONE, Theta
 
 MAX_WEIGHT: Final = 1 << 22
 """Maximum weight of one mask, so that the sum of all masks fits 63 bits."""
@@ -24,11 +24,11 @@ FINE: Final = 255
 class Pooling:
     """How masks are added up.
 
-    `top`: levels above zero of the result, 0: exact counts; `clamp`: distance of theta from 0 and 1, in units of
+    `max_level`: levels above zero of the result, 0: exact counts; `clamp`: distance of theta from 0 and 1, in units of
     2**-16; `heaviest`: maximum weight of one mask when weighting by samples, 0: equal weights.
     """
 
-    top: int
+    max_level: int
     clamp: int
     heaviest: int
 
@@ -38,15 +38,15 @@ def weight_of(samples: int, heaviest: int) -> int:
     return min(samples, heaviest) if heaviest else 1
 
 
-def pool(total: npt.NDArray[np.int64], weight: int, unit: int, masks: int, top: int, clamp: int) -> Theta:
+def pool(total: npt.NDArray[np.int64], weight: int, unit: int, masks: int, max_level: int, clamp: int) -> Theta:
     """Return the next theta, without exact values.
 
     `total` int64 [d]: sum of weight times mask; `weight`: that of all `masks`; `unit` divides each of their weights;
-    `top` and `clamp` as in Pooling. With `top` 0 the exact share where that has no more levels than masks, or than
-    FINE; else the nearest level, halves up.
+    `max_level` and `clamp` as in Pooling. With `max_level` 0 the exact share where that has no more levels than masks,
+    or than FINE; else the nearest level, halves up.
     """
-    if not top and (exact := weight // unit) <= min(max(masks, FINE), MAX_TOP):
+    if not max_level and (exact := weight // unit) <= min(max(masks, FINE), MAX_LEVEL):
         return Theta((total // unit).astype(np.uint16), exact, clamp)
-    top = top or FINE
+    max_level = max_level or FINE
     share = ((total << 16) + weight // 2) // weight
-    return Theta(((share * top + ONE // 2) >> 16).astype(np.uint16), top, clamp)
+    return Theta(((share * max_level + ONE // 2) >> 16).astype(np.uint16), max_level, clamp)

@@ -122,9 +122,9 @@ class TrainingConfig:
         """Number of the masks' codec on the wire, known here or not."""
         return OPTIONS[3].number(self.codec)
 
-    def plan(self, thrift: float | None = None) -> Plan:
-        """Return what the sender of a mask may choose; `thrift`: the kappa its device would like, in bits."""
-        wish = self.kappa if thrift is None else min(max(thrift, self.kappa), self.kappa_max)
+    def plan(self, bits_per_index: float | None = None) -> Plan:
+        """Return what the sender of a mask may choose; `bits_per_index`: the kappa its device would like, in bits."""
+        wish = self.kappa if bits_per_index is None else min(max(bits_per_index, self.kappa), self.kappa_max)
         return Plan(wish, self.max_blocks)
 
     def rate(self, round_: int) -> float:

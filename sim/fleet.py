@@ -32,7 +32,7 @@ from seedmask.mask import Theta
 from seedmask.wire import Announce, Phase
 from sim.broker import Agenda, MemoryBroker, MemoryLink, Wire
 from sim.device import Profile, name_of, profile_of
-from sim.pool import Done, Job, Trains
+from sim.pool import Done, TrainingJob, Trains
 
 RESTART_SECONDS = 20.0
 CUT_SECONDS = 15.0
@@ -100,7 +100,7 @@ class Device:
         if fate < faults.crash + faults.cut:
             agenda.at(agenda.now + seconds / 2, lambda: self.link.cut(CUT_SECONDS))
         chance = (self.fleet.seed, 2, self.index, announce.round, self.boots)
-        future = self.fleet.pool.begin(Job(self.index, self.name, announce, theta, chance, self._kept))
+        future = self.fleet.pool.begin(TrainingJob(self.index, self.name, announce, theta, chance, self._kept))
         agenda.at(agenda.now + seconds, lambda: self._end(token, announce, future))
 
     def _end(self, token: int, announce: Announce, future: Future[Done]) -> None:

@@ -31,7 +31,7 @@ from seedmask.wire import Announce, encode
 
 
 @dataclass(frozen=True, eq=False)
-class Job:
+class TrainingJob:
     """Train `announce.training` from `theta` on the data of device `index`, called `name`; `chance` seeds everything.
 
     `kept`: the optimiser's state after the device's last round, where the job lets it go on.
@@ -80,12 +80,12 @@ def _die_with_parent() -> None:
     os._exit(1)
 
 
-def _work(job: Job) -> Done:
+def _work(job: TrainingJob) -> Done:
     assert _worker is not None
     return work(_worker, job)
 
 
-def work(worker: Worker, job: Job, progress: Progress = lambda step, steps: True) -> Done:
+def work(worker: Worker, job: TrainingJob, progress: Progress = lambda step, steps: True) -> Done:
     """Do a job here and now; `progress` may stop it, then it has failed."""
     spec, data = worker.bundle.spec, worker.parts[job.index]
     rng = np.random.default_rng(job.chance)
@@ -107,7 +107,7 @@ def work(worker: Worker, job: Job, progress: Progress = lambda step, steps: True
 class Trains(Protocol):
     """Where a fleet's training is done: a Pool, or whatever else begins jobs."""
 
-    def begin(self, job: Job) -> Future[Done]:
+    def begin(self, job: TrainingJob) -> Future[Done]:
         """Start a job."""
 
 
@@ -120,7 +120,7 @@ class Pool:
             workers, multiprocessing.get_context("spawn"), _open, (bundle, parts, runtime, threads)
         )
 
-    def begin(self, job: Job) -> Future[Done]:
+    def begin(self, job: TrainingJob) -> Future[Done]:
         """Start a job."""
         return self._executor.submit(_work, job)
 
@@ -148,11 +148,11 @@ class Threads:
         self._executor = ThreadPoolExecutor(workers, "seedmask-training")
         self._left = threading.Event()
 
-    def begin(self, job: Job) -> Future[Done]:
+    def begin(self, job: TrainingJob) -> Future[Done]:
         """Start a job."""
         return self._executor.submit(self._work, job)
 
-    def _work(self, job: Job) -> Done:
+    def _work(self, job: TrainingJob) -> Done:
         worker = self._free.get()  # there are as many as threads
         try:
             return work(worker, job, lambda step, steps: not self._left.is_set())

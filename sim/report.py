@@ -65,7 +65,7 @@ def figure(metric: str, value: float) -> str:
 
 
 @dataclass(frozen=True)
-class Traffic:
+class TrafficReport:
     """All bytes of all devices over the whole job, and who counted them."""
 
     uplink_bytes: int
@@ -91,7 +91,7 @@ class Facts:
 
 
 def summary(
-    facts: Facts, rows: Sequence[RoundRecord], final: Score, traffic: Traffic, seconds: float
+    facts: Facts, rows: Sequence[RoundRecord], final: Score, traffic: TrafficReport, seconds: float
 ) -> dict[str, Any]:
     """The one object that scripts read; `seconds` on the clock that `facts.clock` names.
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from aggregator.config import RunConfig
-from aggregator.history import outcome, reports
+from aggregator.history import job_result, reports
 from aggregator.posterior import finished
 from seedmask import bundle as bundles
 from seedmask.io.files import write_atomic
@@ -43,7 +43,7 @@ class _Ended:
     """What only a fleet knows: `seconds` it took on its clock, all `traffic`, its `broker`, processes that died."""
 
     seconds: float
-    traffic: report.Traffic
+    traffic: report.TrafficReport
     broker: str
     restarts: int = 0
 
@@ -82,7 +82,7 @@ def run(setup: Setup, out: Path, on_round: OnRound, waiting: Waiting, pool: type
     else:
         ended = _processes(setup, out, closed, waiting, clock)
     database = out / "aggregator" / "job.sqlite"
-    job = outcome(database, setup.aggregation.average_last, rounds[-1].round)
+    job = job_result(database, setup.aggregation.average_last, rounds[-1].round)
     final = score(setup.evaluator, spec, setup.data.test, thetas[0], rng)
     facts = report.Facts(
         model=spec.name,
@@ -121,7 +121,7 @@ def _virtual(
         except StopSimulation:
             seconds = clock[0]
     counted = "simulator: MQTT 5 PUBLISH packets, without acknowledgements and TCP"
-    return _Ended(seconds, report.Traffic(*fleet.traffic(), counted), "a broker in memory")
+    return _Ended(seconds, report.TrafficReport(*fleet.traffic(), counted), "a broker in memory")
 
 
 def _processes(setup: Setup, out: Path, closed: Closed, waiting: Waiting, clock: list[float]) -> _Ended:
@@ -142,4 +142,4 @@ def _processes(setup: Setup, out: Path, closed: Closed, waiting: Waiting, clock:
     except StopSimulation:
         seconds = clock[0]
     counted = "kernel: TCP bytes of every device's connection"
-    return _Ended(seconds, report.Traffic(*fleet.traffic(), counted), fleet.broker_name, fleet.restarts)
+    return _Ended(seconds, report.TrafficReport(*fleet.traffic(), counted), fleet.broker_name, fleet.restarts)

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from capabilities import BROWSERS, ONNXRUNTIME_WEB, ROOT
 
-from edge_client.runtimes import F32, NOTHING, DivergedError, Exact, Rule, State, StepResult, Targets
+from edge_client.runtimes import F32, NOTHING, DivergedError, Exact, State, StepConfig, StepResult, Targets
 from seedmask.bundle import Bundle, to_bytes
 
 WEB = ROOT / "web" / "src"
@@ -107,7 +107,7 @@ class PageRuntime:
         self.page, self.bundle, self.name = page, bundle, bundle.spec.name
         page.call("open", {"name": self.name}, {"bundle": np.frombuffer(to_bytes(bundle), np.uint8)})
 
-    def step(self, x: F32, y: Targets, state: State, noise: F32, rule: Rule) -> StepResult:
+    def step(self, x: F32, y: Targets, state: State, noise: F32, rule: StepConfig) -> StepResult:
         """One step on the scores."""
         vectors = {name: getattr(state, name) for name in ("scores", "m", "v", "anchor")}
         vectors |= {f"exact_{name}": getattr(state.exact, name) for name in ("values", "m", "v")}
@@ -128,7 +128,7 @@ def targets(y: Targets) -> Targets:
     return y if y.dtype == np.float32 else y.astype(np.int32)
 
 
-def rule_in_js(rule: Rule) -> dict[str, Any]:
+def rule_in_js(rule: StepConfig) -> dict[str, Any]:
     """`rule` as runtime.mjs names its parts."""
     values = {name: getattr(rule, name) for name in ("rate", "optimizer", "momentum", "kl", "sparsity", "mean")}
     return {**values, "timesTheta": rule.times_theta, "exactRate": rule.exact_rate}

@@ -85,10 +85,10 @@ const JOBS = {
   },
 
   /** A round as a device has it; `seed` in place of the system's randomness where the test wants to follow. */
-  async round({ name, device, frame, level, top, clamp, values, x, y, seed, stop, again }) {
+  async round({ name, device, frame, level, max_level, clamp, values, x, y, seed, stop, again }) {
     const runtime = runtimes.get(name);
     const announce = decode(frame);
-    const theta = new Theta(level, top, clamp, values);
+    const theta = new Theta(level, max_level, clamp, values);
     const chance = seed === undefined ? systemChance : sharedChance(seed);
     let seen = 0;
     const progress = (step) => ((seen = step + 1), step !== stop);

@@ -23,7 +23,7 @@ from aggregator.round import JobState, PresenceChanged, RoundClosed, SendReceipt
 from aggregator.settings import AggregationConfig, RoundsConfig  # noqa: E402
 from edge_client.data import Dataset  # noqa: E402
 from edge_client.data.idx import read  # noqa: E402
-from edge_client.runtimes import DivergedError, Rule, State, StepResult, open_runtime  # noqa: E402
+from edge_client.runtimes import DivergedError, State, StepConfig, StepResult, open_runtime  # noqa: E402
 from edge_client.training import train  # noqa: E402
 from export.make import make_bundle  # noqa: E402
 from export.trace import trace  # noqa: E402
@@ -119,11 +119,11 @@ def test_wrong_arguments_are_refused_in_words(page: chromium.Page) -> None:
         ((x, y - 10, state, noise, ADAM), "classes in 0 .. 9"),
         ((x, y, replace(state, scores=state.scores[:-1]), noise, ADAM), "scores is"),
         ((x, y, lean, noise, ADAM), r"m is \[9482\], found \[0\]"),
-        ((x, y, lean, noise, Rule(0.1, "sgd", kl=1.0)), "anchor is"),
+        ((x, y, lean, noise, StepConfig(0.1, "sgd", kl=1.0)), "anchor is"),
         ((x, y, state, noise[1:], ADAM), "noise is"),
-        ((x, y, state, noise, Rule(0.0)), "rate is above 0"),
-        ((x, y, state, noise, Rule(1.0, "sgd", 1.0)), "momentum is"),
-        ((x, y, state, noise, Rule(1.0, "lion")), "optimizer is one of adam, sgd, found lion"),
+        ((x, y, state, noise, StepConfig(0.0)), "rate is above 0"),
+        ((x, y, state, noise, StepConfig(1.0, "sgd", 1.0)), "momentum is"),
+        ((x, y, state, noise, StepConfig(1.0, "lion")), "optimizer is one of adam, sgd, found lion"),
     ]:
         with pytest.raises(ValueError, match=text):
             runtime.step(*arguments)
@@ -173,7 +173,7 @@ def test_steps_on_real_images_are_those_of_native_onnxruntime(
     x, y = images
     rng = np.random.default_rng(1)
     gradients, scores = [], []
-    for rule in (Rule(0.05), Rule(0.05, mean=True, kl=3.0)):
+    for rule in (StepConfig(0.05), StepConfig(0.05, mean=True, kl=3.0)):
         state = State.start(rng.normal(size=spec.d).astype(np.float32), rule)
         for at in range(0, 48, 8):
             part = slice(at, at + 8 if at else 5)  # a short batch first
@@ -209,7 +209,7 @@ def round_in(
         "x": data.x,
         "y": chromium.targets(data.y),
     }
-    head = {"name": spec.name, "device": device, "top": theta.top, "clamp": theta.clamp, **head}
+    head = {"name": spec.name, "device": device, "max_level": theta.max_level, "clamp": theta.clamp, **head}
     return page.call("round", head, arrays)
 
 

@@ -45,13 +45,13 @@ CLAMPS = st.sampled_from([1, 655, 20_000, 32767])
 def thetas(draw: Any, d: int | None = None) -> Theta:
     """Levels that are all alike, all over the place, at the ends, or in one bucket."""
     size = draw(st.integers(1, 400)) if d is None else d
-    top, rng = draw(TOPS), np.random.default_rng(draw(st.integers(0, 1 << 32)))
+    max_level, rng = draw(TOPS), np.random.default_rng(draw(st.integers(0, 1 << 32)))
     choices = {
-        "spread": rng.integers(0, top + 1, size),
-        "ends": rng.integers(0, 2, size) * top,
-        "one": np.full(size, rng.integers(0, top + 1)),
+        "spread": rng.integers(0, max_level + 1, size),
+        "ends": rng.integers(0, 2, size) * max_level,
+        "one": np.full(size, rng.integers(0, max_level + 1)),
     }
-    return Theta(choices[draw(st.sampled_from(sorted(choices)))].astype(np.uint16), top, draw(CLAMPS))
+    return Theta(choices[draw(st.sampled_from(sorted(choices)))].astype(np.uint16), max_level, draw(CLAMPS))
 
 
 @st.composite
@@ -216,10 +216,10 @@ def test_a_scalar_loop_reads_what_the_lanes_wrote(n: int, number: int) -> None:
     assert (at, set(state)) == (len(payload), {65536})
 
 
-def polarised(d: int, top: int, seed: int = 0) -> Theta:
+def polarised(d: int, max_level: int, seed: int = 0) -> Theta:
     """Theta as it looks after some rounds: most weights near an end."""
     p = np.random.default_rng(seed).beta(0.3, 0.3, d)
-    return Theta(np.rint(p * top).astype(np.uint16), top)
+    return Theta(np.rint(p * max_level).astype(np.uint16), max_level)
 
 
 def drawn(theta: Theta, seed: int = 1) -> Mask:
@@ -255,17 +255,17 @@ def test_few_lanes_read_one_by_one_say_what_they_say_row_by_row(lanes: int, data
     assert said[0] == said[1]
 
 
-@pytest.mark.parametrize("top", [2, 10, 100, 300])
-def test_a_large_rans_mask_is_within_two_percent_of_the_ideal(top: int) -> None:
-    theta = polarised(500_000, top)
+@pytest.mark.parametrize("max_level", [2, 10, 100, 300])
+def test_a_large_rans_mask_is_within_two_percent_of_the_ideal(max_level: int) -> None:
+    theta = polarised(500_000, max_level)
     mask = drawn(theta)
     assert len(rans.encode(mask, theta)) <= 1.02 * ideal_bytes(mask, theta) + 1500
 
 
-@pytest.mark.parametrize("top", [2, 10, 100, 300])
-def test_large_counts_are_within_two_percent_of_their_entropy(top: int) -> None:
-    theta = polarised(500_000, top)
-    share = np.bincount(theta.level, minlength=top + 1) / theta.d
+@pytest.mark.parametrize("max_level", [2, 10, 100, 300])
+def test_large_counts_are_within_two_percent_of_their_entropy(max_level: int) -> None:
+    theta = polarised(500_000, max_level)
+    share = np.bincount(theta.level, minlength=max_level + 1) / theta.d
     ideal = float(-(share[share > 0] * np.log2(share[share > 0])).sum() * theta.d / 8)
     assert len(counts.encode(theta)) <= 1.02 * ideal + 2500
 
@@ -417,14 +417,14 @@ def moved(theta: Theta, share: float, seed: int = 9) -> Theta:
     """Some levels one up or down."""
     rng = np.random.default_rng(seed)
     step = rng.integers(-1, 2, theta.d) * (rng.random(theta.d) < share)
-    return Theta(np.clip(theta.level + step, 0, theta.top).astype(np.uint16), theta.top, theta.clamp)
+    return Theta(np.clip(theta.level + step, 0, theta.max_level).astype(np.uint16), theta.max_level, theta.clamp)
 
 
 @given(st.integers(1, 500), st.sampled_from([1, 3, 10, 15]), st.sampled_from([1, 2, 3, 10, 255]), st.integers(0, 999))
-def test_a_delta_gives_theta_back_and_is_canonical(d: int, base_top: int, top: int, seed: int) -> None:
+def test_a_delta_gives_theta_back_and_is_canonical(d: int, base_max_level: int, max_level: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
-    base = Theta(rng.integers(0, base_top + 1, d).astype(np.uint16), base_top)
-    theta = Theta(rng.integers(0, top + 1, d).astype(np.uint16), top, 700)
+    base = Theta(rng.integers(0, base_max_level + 1, d).astype(np.uint16), base_max_level)
+    theta = Theta(rng.integers(0, max_level + 1, d).astype(np.uint16), max_level, 700)
     payload = delta.encode(theta, base)
     assert delta.decode(payload, base).digest() == theta.digest()
     for n in range(0, len(payload), 1 + len(payload) // 40):
@@ -479,21 +479,21 @@ def test_a_relay_gives_the_theta_of_its_masks_in_any_order(codecs: list[int], he
     theta = relay.decode(payload, base, 7, "job")
     weights = [min(part.samples, heaviest) if heaviest else 1 for part in parts]
     mean = sum(w * m.astype(float) for w, m in zip(weights, masks, strict=True)) / sum(weights)
-    assert np.allclose(theta.level / theta.top, mean)
+    assert np.allclose(theta.level / theta.max_level, mean)
 
 
 def test_a_relay_rounds_to_levels_when_asked() -> None:
     base = polarised(3000, 10)
     parts, masks = parts_of(base, [3, 3, 3, 3, 3])
     theta = relay.decode(relay.encode(base, 4, Pooling(3, 655, 0), parts), base, 7, "job")
-    assert theta.top == 3
+    assert theta.max_level == 3
     assert np.abs(theta.level / 3 - np.mean(masks, axis=0)).max() <= 1 / 6 + 1e-4
 
 
 def test_weights_without_a_common_divisor_still_give_a_theta() -> None:
     total = np.array([0, 1, (1 << 22) - 1, 2 * (1 << 22) - 1], np.int64)
     theta = pool(total, 2 * (1 << 22) - 1, 1, 2, 0, 655)
-    assert theta.top == 255
+    assert theta.max_level == 255
     assert theta.level.tolist() == [0, 0, 128, 255]
 
 
@@ -523,10 +523,10 @@ def test_any_bytes_are_refused_or_are_a_relay(payload: bytes) -> None:
     assert found is None or found.d == 20
 
 
-@pytest.mark.parametrize(("top", "base_top"), [(1, 1), (3, 3), (10, 15), (60, 60)])
-def test_the_size_of_a_delta_is_known_without_coding_it(top: int, base_top: int) -> None:
-    base = polarised(50_000, base_top)
-    theta = Theta(np.random.default_rng(2).binomial(top, base.probability()).astype(np.uint16), top)
+@pytest.mark.parametrize(("max_level", "base_max_level"), [(1, 1), (3, 3), (10, 15), (60, 60)])
+def test_the_size_of_a_delta_is_known_without_coding_it(max_level: int, base_max_level: int) -> None:
+    base = polarised(50_000, base_max_level)
+    theta = Theta(np.random.default_rng(2).binomial(max_level, base.probability()).astype(np.uint16), max_level)
     size = len(delta.encode(theta, base))
     assert abs(delta.estimate(theta, base) - size) < 0.02 * size + 100
 

@@ -16,14 +16,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aggregator.config import RunConfig
-from aggregator.history import outcome
+from aggregator.history import job_result
 from aggregator.posterior import Posterior, conclude, finished
 from aggregator.round import Effect, JobState, PresenceChanged, SendReceipt, UpdateArrived, announcement, resume, step
 from aggregator.settings import AggregationConfig, RoundsConfig
 from aggregator.store import Store
 from edge_client import session as device
 from edge_client.data import Dataset
-from edge_client.runtimes import Rule, State, open_runtime, step_exact
+from edge_client.runtimes import State, StepConfig, open_runtime, step_exact
 from edge_client.session import Session, Train
 from edge_client.training import train, update_of
 from seedmask import cli, model, topics, wire
@@ -232,8 +232,10 @@ def test_exact_values_have_a_rate_of_their_own_that_decays_alike() -> None:
     assert [work.rate_of_exact(r) for r in (1, 2)] == [0.002, 0.001]
 
 
-@pytest.mark.parametrize("rule", [Rule(0.1, exact_rate=0.01), Rule(1.0, "sgd", exact_rate=0.01), Rule(1.0, "sgd", 0.5)])
-def test_the_gradient_is_that_of_the_loss(tiny_data: Dataset, rule: Rule) -> None:
+@pytest.mark.parametrize(
+    "rule", [StepConfig(0.1, exact_rate=0.01), StepConfig(1.0, "sgd", exact_rate=0.01), StepConfig(1.0, "sgd", 0.5)]
+)
+def test_the_gradient_is_that_of_the_loss(tiny_data: Dataset, rule: StepConfig) -> None:
     """By differences of the loss itself, in float64 through the reference's network."""
     runtime = open_runtime("reference", Bundle(SPEC, 8, {}), 1)
     rng = np.random.default_rng(2)
@@ -256,7 +258,7 @@ def test_the_gradient_is_that_of_the_loss(tiny_data: Dataset, rule: Rule) -> Non
 
 
 def test_the_optimiser_of_exact_values_goes_on_only_where_the_job_says_so() -> None:
-    rule, values = Rule(0.1), np.ones(E, np.float32)
+    rule, values = StepConfig(0.1), np.ones(E, np.float32)
     state = State.start(np.zeros(D, np.float32), rule, values)
     stepped = replace(state, t=1, exact=step_exact(state.exact, np.full(E, 2.0), rule, 1))
     again = stepped.again(np.zeros(D, np.float32), rule, values)
@@ -270,9 +272,9 @@ def test_the_optimiser_of_exact_values_goes_on_only_where_the_job_says_so() -> N
 # --- the round ---
 
 
-def job_of(work: TrainingConfig = TrainingConfig(), recipe: AggregationConfig = AggregationConfig()) -> JobState:
+def job_of(work: TrainingConfig = TrainingConfig(), aggregation: AggregationConfig = AggregationConfig()) -> JobState:
     rounds = RoundsConfig(devices=3, total=3)
-    job = JobState("fashion", SPEC.digest, D, SPEC.seed, rounds, work, recipe, SPEC.even())
+    job = JobState("fashion", SPEC.digest, D, SPEC.seed, rounds, work, aggregation, SPEC.even())
     for name in NAMES:
         job, _ = step(job, PresenceChanged(Presence(name, True, 1, SPEC.digest, 100, "reference", "0.1")))
     return job
@@ -376,8 +378,8 @@ def test_an_update_made_under_other_exact_values_is_stale() -> None:
 @pytest.mark.parametrize("kind", ["whole", "relay", "delta"])
 def test_a_device_has_the_rounds_exact_values_however_theta_comes(kind: str) -> None:
     """The second round: by the masks that made it, by what changed, or as a whole for who missed the first."""
-    recipe = AggregationConfig(downlink=4, relay=kind == "relay")
-    before = job_of(recipe=recipe)
+    aggregation = AggregationConfig(downlink=4, relay=kind == "relay")
+    before = job_of(aggregation=aggregation)
     job = played(before, NAMES, dict.fromkeys(NAMES, 3))
     if kind == "delta":
         job = replace(job, delta=delta.encode(job.theta, before.theta))
@@ -426,7 +428,7 @@ def test_a_restart_loses_no_exact_value(tmp_path: Path, no_sync: None) -> None:
     assert ended[0].theta.digest() == ended[1].theta.digest()
     second.closed(1, counts.encode(ended[0].theta), {"round": 1})
     second.close()
-    assert outcome(path).recent[0].exact.tolist() == ended[0].theta.exact.tolist()
+    assert job_result(path).recent[0].exact.tolist() == ended[0].theta.exact.tolist()
 
 
 # --- a fleet ---

@@ -20,7 +20,7 @@ import torch  # noqa: E402
 from torch import nn  # noqa: E402
 
 from edge_client import memory, runtimes  # noqa: E402
-from edge_client.runtimes import Fit, Rule, State, open_runtime  # noqa: E402
+from edge_client.runtimes import MicroBatchPlan, State, StepConfig, open_runtime  # noqa: E402
 from edge_client.runtimes.executorch import library  # noqa: E402
 from export import masked, zoo  # noqa: E402
 from export.make import make_bundle  # noqa: E402
@@ -204,7 +204,7 @@ def test_a_large_batch_is_done_a_part_at_a_time(bundle: Bundle) -> None:
     runtime, reference = (open_runtime(name, bundle, 1) for name in ("executorch", "reference"))
     for n in (40, 28, 14, 3):
         x, y, scores, noise = example(SMALL, n)
-        for rule in (Rule(0.1), Rule(10.0, "sgd", 0.5, kl=3.0, mean=True)):
+        for rule in (StepConfig(0.1), StepConfig(10.0, "sgd", 0.5, kl=3.0, mean=True)):
             start = State.start(scores, rule)
             found, truth = (each.step(x, y, start, noise, rule) for each in (runtime, reference))
             assert found.loss == pytest.approx(truth.loss, rel=1e-5)
@@ -216,11 +216,11 @@ def test_a_large_batch_is_done_a_part_at_a_time(bundle: Bundle) -> None:
 def test_fewer_examples_at_a_time_than_the_program_takes_are_the_same_step(bundle: Bundle) -> None:
     """Which saves no memory; `memory_mb` does not choose it."""
     x, y, scores, noise = example(SMALL, 37)
-    assert runtimes.registry.usual("executorch", bundle) == Fit(14)
-    truth = open_runtime("reference", bundle, 1).step(x, y, State.start(scores), noise, Rule(0.1))
+    assert runtimes.registry.usual("executorch", bundle) == MicroBatchPlan(14)
+    truth = open_runtime("reference", bundle, 1).step(x, y, State.start(scores), noise, StepConfig(0.1))
     for micro in (8, 14, 40):
-        runtime = open_runtime("executorch", bundle, 1, Fit(micro))
-        found = runtime.step(x, y, State.start(scores), noise, Rule(0.1))
+        runtime = open_runtime("executorch", bundle, 1, MicroBatchPlan(micro))
+        found = runtime.step(x, y, State.start(scores), noise, StepConfig(0.1))
         assert found.loss == pytest.approx(truth.loss, rel=1e-5)
         assert np.abs(found.state.m - truth.state.m).max() <= 2e-6 * np.abs(truth.state.m).max()
         assert runtime.logits(x, scores).shape == (37, 10)
@@ -232,7 +232,7 @@ def test_a_ceiling_counts_what_the_program_has_planned(bundle: Bundle) -> None:
     with pytest.raises(BundleError, match="method predict"):
         program.planned("predict")
     fit, estimate = memory.fit("executorch", bundle, 100)
-    assert (fit, 63 * memory.MB < estimate < 73 * memory.MB) == (Fit(14), True)
+    assert (fit, 63 * memory.MB < estimate < 73 * memory.MB) == (MicroBatchPlan(14), True)
     with pytest.raises(UserError, match=r"the 14 examples at a time of its graphs take about (6[3-9]|7[0-3]) MB"):
         memory.fit("executorch", bundle, 60)
 

@@ -100,7 +100,7 @@ def ran(fleet: Fleet, data: Dataset) -> dict[str, object]:
         spec.name, "quadrants", "made up", "iid", DEVICES, spec.d, "in memory", "virtual", fleet.seed, len(data.y)
     )
     last = rows[-1].accuracy if rows else Score(0, 0, 0)
-    return report.summary(facts, rows, last, report.Traffic(up, down, "simulator"), seconds)
+    return report.summary(facts, rows, last, report.TrafficReport(up, down, "simulator"), seconds)
 
 
 def history(summary: dict[str, object]) -> list[dict[str, object]]:

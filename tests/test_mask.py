@@ -12,21 +12,21 @@ from hypothesis import strategies as st
 from seedmask import mask
 from seedmask.mask import ONE, Theta
 
-TOPS = st.integers(1, mask.MAX_TOP)
+TOPS = st.integers(1, mask.MAX_LEVEL)
 CLAMPS = st.integers(1, ONE // 2 - 1)
 
 
 @given(TOPS, CLAMPS)
-def test_the_table_is_the_exact_probability_rounded_half_up(top: int, clamp: int) -> None:
-    found = mask.table(top, clamp)
-    for level in {0, 1, top // 3, top // 2, top - 1, top}:
-        exact = clamp + Fraction((ONE - 2 * clamp) * level, top)
+def test_the_table_is_the_exact_probability_rounded_half_up(max_level: int, clamp: int) -> None:
+    found = mask.table(max_level, clamp)
+    for level in {0, 1, max_level // 3, max_level // 2, max_level - 1, max_level}:
+        exact = clamp + Fraction((ONE - 2 * clamp) * level, max_level)
         assert int(found[level]) == (exact + Fraction(1, 2)).__floor__()
 
 
 @given(TOPS, CLAMPS)
-def test_the_table_runs_from_clamp_to_one_minus_clamp_and_never_falls(top: int, clamp: int) -> None:
-    found = mask.table(top, clamp).astype(np.int64)
+def test_the_table_runs_from_clamp_to_one_minus_clamp_and_never_falls(max_level: int, clamp: int) -> None:
+    found = mask.table(max_level, clamp).astype(np.int64)
     assert (found[0], found[-1]) == (clamp, ONE - clamp)
     assert np.all(np.diff(found) >= 0)
 
@@ -59,7 +59,7 @@ def test_the_digest_tells_levels_top_clamp_and_length_apart() -> None:
 
 
 @pytest.mark.parametrize(
-    ("level", "top", "clamp"),
+    ("level", "max_level", "clamp"),
     [
         (np.array([3], np.uint16), 2, 655),
         (np.array([0], np.uint16), 0, 655),
@@ -71,9 +71,9 @@ def test_the_digest_tells_levels_top_clamp_and_length_apart() -> None:
         (np.zeros(0, np.uint16), 2, 655),
     ],
 )
-def test_a_theta_that_cannot_be_is_a_bug_at_home(level: np.ndarray, top: int, clamp: int) -> None:
+def test_a_theta_that_cannot_be_is_a_bug_at_home(level: np.ndarray, max_level: int, clamp: int) -> None:
     with pytest.raises(ValueError, match="found"):
-        Theta(level, top, clamp)
+        Theta(level, max_level, clamp)
 
 
 def test_a_sample_follows_its_probabilities() -> None:

@@ -19,7 +19,7 @@ from test_trainer import announce, following
 from edge_client import memory, runtimes
 from edge_client.config import EdgeConfig
 from edge_client.data import Dataset, DataSettings
-from edge_client.runtimes import Fit
+from edge_client.runtimes import MicroBatchPlan
 from edge_client.runtimes.footprint import MB, Footprint, activations, tiles
 from edge_client.session import Failed, Trained
 from edge_client.trainer import ProcessTrainer
@@ -69,12 +69,12 @@ def test_tiles_are_six_by_six_for_four_by_four_results_or_six_by_four_of_many_ch
 def test_the_formula_is_the_documented_one() -> None:
     bundle = Bundle(IMAGES, 64, {"graph": b"x" * 1000})
     vector, example = 4 * IMAGES.d, activations(IMAGES)
-    assert PLAIN.bytes_of(bundle, Fit(64)) == int(10 * MB + 2.5 * vector + 2 * 64 * example)
-    assert replace(PLAIN, spare=1e6).bytes_of(bundle, Fit(64)) == int(10 * MB + 2.5 * vector + 1e6 * vector)
-    assert replace(PLAIN, graph="graph", per_graph_byte=7).bytes_of(bundle, Fit(1)) - PLAIN.bytes_of(
-        bundle, Fit(1)
+    assert PLAIN.bytes_of(bundle, MicroBatchPlan(64)) == int(10 * MB + 2.5 * vector + 2 * 64 * example)
+    assert replace(PLAIN, spare=1e6).bytes_of(bundle, MicroBatchPlan(64)) == int(10 * MB + 2.5 * vector + 1e6 * vector)
+    assert replace(PLAIN, graph="graph", per_graph_byte=7).bytes_of(bundle, MicroBatchPlan(1)) - PLAIN.bytes_of(
+        bundle, MicroBatchPlan(1)
     ) == pytest.approx(7000, abs=1)
-    stacked = replace(PLAIN, stacks=frozenset({"cpu"})).bytes_of(bundle, Fit(64, "cpu"))
+    stacked = replace(PLAIN, stacks=frozenset({"cpu"})).bytes_of(bundle, MicroBatchPlan(64, "cpu"))
     more = 64 * (2 * activations(IMAGES, stacks=True) + tiles(IMAGES))
     assert stacked == int(10 * MB + 2.5 * vector + more)
 
@@ -85,13 +85,13 @@ def test_the_largest_micro_batch_below_the_ceiling_is_chosen() -> None:
         chosen, estimate = memory.fit("reference", bundle, ceiling)
         footprint = runtimes.registry.footprint("reference")
         assert estimate == footprint.bytes_of(bundle, chosen) <= ceiling * MB
-        assert chosen.micro == 4096 or footprint.bytes_of(bundle, Fit(chosen.micro + 1)) > ceiling * MB
+        assert chosen.micro == 4096 or footprint.bytes_of(bundle, MicroBatchPlan(chosen.micro + 1)) > ceiling * MB
     assert memory.fit("reference", bundle, 100_000)[0].micro == 4096
 
 
 def test_a_batch_is_cut_into_few_parts_of_one_size() -> None:
     for n, micro in itertools.product(range(1, 40), range(1, 42)):
-        parts = Fit(micro).parts(n)
+        parts = MicroBatchPlan(micro).parts(n)
         sizes = [part.stop - part.start for part in parts]
         assert [at for part in parts for at in range(part.start, part.stop)] == [*range(n)]
         assert len(parts) == math.ceil(n / micro)
@@ -128,11 +128,11 @@ def test_the_lean_variant_is_taken_when_too_few_fit(
     each = activations(spec, stacks=True) * 2 + tiles(spec)
     monkeypatch.setattr(memory, "MB", 1)
     monkeypatch.setattr(runtimes.registry, "footprint", lambda name: Footprint(0, 0, 2.0, stacks=frozenset({"cpu"})))
-    assert memory.fit("onnxruntime", bundle, enough * each)[0] == Fit(enough, "cpu")
+    assert memory.fit("onnxruntime", bundle, enough * each)[0] == MicroBatchPlan(enough, "cpu")
     lean = memory.fit("onnxruntime", bundle, enough * each - 1)[0]
     assert (lean.variant, lean.micro) == ("lean", (enough * each - 1) // (2 * activations(spec)))
     only = replace(bundle, files={"onnx/grads.onnx": b""})
-    assert memory.fit("onnxruntime", only, enough * each - 1)[0] == Fit(enough - 1, "cpu")
+    assert memory.fit("onnxruntime", only, enough * each - 1)[0] == MicroBatchPlan(enough - 1, "cpu")
 
 
 def test_what_fits_nowhere_is_refused_with_numbers_and_with_what_would_help(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,11 +150,11 @@ def test_what_fits_nowhere_is_refused_with_numbers_and_with_what_would_help(monk
 
 def test_graphs_made_for_one_micro_batch_fit_as_they_are_or_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runtimes.registry, "footprint", lambda name: replace(PLAIN, fixed=True))
-    monkeypatch.setattr(runtimes.registry, "usual", lambda name, bundle: Fit(32))
+    monkeypatch.setattr(runtimes.registry, "usual", lambda name, bundle: MicroBatchPlan(32))
     bundle = Bundle(IMAGES, 64, {})
-    least = PLAIN.bytes_of(bundle, Fit(32))
+    least = PLAIN.bytes_of(bundle, MicroBatchPlan(32))
     ceiling = -(-(least + 3 * MB) // MB)
-    assert memory.fit("executorch", bundle, ceiling, 3 * MB) == (Fit(32), least + 3 * MB)
+    assert memory.fit("executorch", bundle, ceiling, 3 * MB) == (MicroBatchPlan(32), least + 3 * MB)
     with pytest.raises(UserError) as refusal:
         memory.fit("executorch", bundle, ceiling - 1, 3 * MB)
     text = str(refusal.value)

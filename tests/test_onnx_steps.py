@@ -19,7 +19,7 @@ import onnx  # noqa: E402
 import onnxruntime as ort  # noqa: E402
 import test_runtimes as contract  # noqa: E402
 
-from edge_client.runtimes import Rule, State, StepResult, corrected, open_runtime, pulls, step_exact  # noqa: E402
+from edge_client.runtimes import State, StepConfig, StepResult, corrected, open_runtime, pulls, step_exact  # noqa: E402
 from export.make import make_bundle  # noqa: E402
 from seedmask.bundle import Bundle  # noqa: E402
 from seedmask.spec import ModelSpec  # noqa: E402
@@ -51,7 +51,7 @@ def session(spec: ModelSpec, folder: str, optimizer: str) -> Any:
     return ort.InferenceSession(bundle_of(spec).file(name), options, providers=["CPUExecutionProvider"])
 
 
-def run(folder: str, spec: ModelSpec, x: Any, y: Any, state: State, noise: Any, rule: Rule) -> StepResult:
+def run(folder: str, spec: ModelSpec, x: Any, y: Any, state: State, noise: Any, rule: StepConfig) -> StepResult:
     """One step by hand: what the graph's docstring says it takes."""
     n, batch, none = len(y), contract.BATCH, np.zeros(1, np.float32)
     kind = np.float32 if spec.loss == "mse" else {"onnx": np.int64, "onnx-gpu": np.int32}[folder]

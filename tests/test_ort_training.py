@@ -21,7 +21,7 @@ import onnxruntime  # noqa: E402
 from onnxruntime.training import api  # noqa: E402
 
 from edge_client import runtimes  # noqa: E402
-from edge_client.runtimes import Rule, State, open_runtime  # noqa: E402
+from edge_client.runtimes import State, StepConfig, open_runtime  # noqa: E402
 from export.make import make_bundle  # noqa: E402
 from seedmask.bundle import Bundle, to_bytes  # noqa: E402
 from seedmask.spec import Flatten, GroupNorm, Linear, ModelSpec, ReLU, Tensor, scale_bits  # noqa: E402
@@ -89,7 +89,7 @@ def test_the_artifacts_alone_train_as_the_reference_does(bundle: Bundle, tmp_pat
         loss, correct, _ = module(x, y, np.full(5, 0.2, np.float32), SPEC.weights(), noise, np.array(False))
         optimizer.step()
         module.lazy_reset_grad()
-        truth = reference.step(x, y, state, noise, Rule(0.1))
+        truth = reference.step(x, y, state, noise, StepConfig(0.1))
         state = truth.state
         assert loss == pytest.approx(truth.loss, rel=1e-5)
         assert correct == truth.correct
@@ -106,7 +106,7 @@ def test_a_short_batch_and_the_mean_network_need_no_other_artifact(bundle: Bundl
     reference = open_runtime("reference", bundle)
     for mean in (False, True):
         loss, _, logits = module(x, y, np.full(3, 1 / 3, np.float32), SPEC.weights(), noise, np.array(mean))
-        truth = reference.step(x, y, State.start(scores), noise, Rule(0.1, mean=mean))
+        truth = reference.step(x, y, State.start(scores), noise, StepConfig(0.1, mean=mean))
         assert loss == pytest.approx(truth.loss, rel=1e-5)
         assert logits.shape == (3, 10)
 
@@ -130,9 +130,9 @@ def test_gradients_add_up_until_they_are_reset(bundle: Bundle, tmp_path: Path) -
 def test_what_lies_in_the_runtimes_buffer_does_not_matter(bundle: Bundle) -> None:
     x, y, scores, noise = example()
     runtime = open_runtime("ort_training", bundle, 1)
-    first = runtime.step(x, y, State.start(scores), noise, Rule(0.1)).state
+    first = runtime.step(x, y, State.start(scores), noise, StepConfig(0.1)).state
     runtime._gradient[:] = 1e6  # type: ignore[attr-defined]
-    second = runtime.step(x, y, State.start(scores), noise, Rule(0.1)).state
+    second = runtime.step(x, y, State.start(scores), noise, StepConfig(0.1)).state
     assert np.array_equal(first.m, second.m)
     assert np.abs(first.m).max() < 1
 

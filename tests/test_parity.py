@@ -22,7 +22,7 @@ import torch  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
-from edge_client.runtimes import Rule, State, open_runtime, targets  # noqa: E402
+from edge_client.runtimes import State, StepConfig, open_runtime, targets  # noqa: E402
 from export import masked, zoo  # noqa: E402
 from export.make import make_bundle  # noqa: E402
 from export.trace import trace  # noqa: E402
@@ -211,7 +211,7 @@ def test_the_graph_computes_autograds_gradient(spec: ModelSpec, n: int, name: st
         y = rng.integers(0, spec.classes, n)
         scores = rng.normal(size=spec.d).astype(np.float32)
         noise = noise_for(scores, rng)
-        found = runtime.step(x, y, State.start(scores), noise, Rule(0.1))
+        found = runtime.step(x, y, State.start(scores), noise, StepConfig(0.1))
         truth = masked.Masked(spec, torch.from_numpy(scores).double(), 0.1)
         truth.w = torch.from_numpy(runtime.w).double()
         loss, correct = truth.step(torch.from_numpy(x).double(), torch.from_numpy(y), torch.from_numpy(noise))
@@ -238,7 +238,7 @@ def test_the_graph_moves_scores_as_torchs_adam(t: int) -> None:
     v = (rng.random(spec.d) * 1e-6 + 1e-8).astype(np.float32)
     noise = noise_for(scores, rng)
     found = open_runtime("onnxruntime", make_bundle(spec, 8), 1).step(
-        x, y, State(scores, m, v, t, scores), noise, Rule(0.1)
+        x, y, State(scores, m, v, t, scores), noise, StepConfig(0.1)
     )
 
     truth = masked.Masked(spec, torch.from_numpy(scores).double(), 0.1)
@@ -295,8 +295,8 @@ def test_exact_values_have_torchs_gradient(name: str, runtime: str) -> None:
     x, y = rng.normal(size=(8, *spec.input)).astype(np.float32), rng.integers(0, 10, 8)
     scores = rng.normal(size=spec.d).astype(np.float32)
     noise = noise_for(scores, rng)
-    state = State.start(scores, Rule(0.1), spec.even().values())
-    found = open_runtime(runtime, make_bundle(spec, 8, targets([runtime])), 1).step(x, y, state, noise, Rule(0.1))
+    state = State.start(scores, StepConfig(0.1), spec.even().values())
+    found = open_runtime(runtime, make_bundle(spec, 8, targets([runtime])), 1).step(x, y, state, noise, StepConfig(0.1))
     truth = masked.Masked(spec, torch.from_numpy(scores).double(), 0.1)
     loss, _ = truth.step(torch.from_numpy(x).double(), torch.from_numpy(y), torch.from_numpy(noise))
     assert found.loss == pytest.approx(loss, rel=1e-5)

@@ -30,8 +30,8 @@ def folded(masks: list[Mask], weights: list[int] | None = None) -> Posterior:
     return posterior
 
 
-def theta_of(masks: list[Mask], recipe: AggregationConfig = COUNTS, weights: list[int] | None = None) -> Theta:
-    return conclude(folded(masks, weights), recipe, EVEN)[0]
+def theta_of(masks: list[Mask], aggregation: AggregationConfig = COUNTS, weights: list[int] | None = None) -> Theta:
+    return conclude(folded(masks, weights), aggregation, EVEN)[0]
 
 
 def ones(k: int, of: int) -> list[Mask]:
@@ -51,7 +51,7 @@ def level(theta: Theta) -> int:
 def test_theta_is_the_count_of_ones_over_the_number_of_masks() -> None:
     masks = masks_of(7)
     theta = theta_of(masks)
-    assert (theta.top, theta.clamp) == (7, CLAMP)
+    assert (theta.max_level, theta.clamp) == (7, CLAMP)
     assert np.array_equal(theta.level, np.sum(masks, axis=0))
 
 
@@ -72,7 +72,7 @@ def test_unanimous_weights_stay_off_certainty() -> None:
 
 def test_more_masks_than_a_byte_can_count_are_counted() -> None:
     theta = theta_of([np.ones(D, np.uint8)] * 300)
-    assert (theta.top, level(theta)) == (300, 300)
+    assert (theta.max_level, level(theta)) == (300, 300)
 
 
 def test_no_mask_gives_no_probabilities() -> None:
@@ -96,7 +96,9 @@ RECIPES = [
 @given(
     st.permutations(range(6)), st.sampled_from(RECIPES), st.lists(st.integers(1, MAX_WEIGHT), min_size=6, max_size=6)
 )
-def test_order_does_not_matter_with_any_option(order: list[int], recipe: AggregationConfig, weights: list[int]) -> None:
+def test_order_does_not_matter_with_any_option(
+    order: list[int], aggregation: AggregationConfig, weights: list[int]
+) -> None:
     """Two rounds, the second one on what the first one left."""
     before = Theta(np.arange(D, dtype=np.uint16) % 4, 3)
 
@@ -105,8 +107,8 @@ def test_order_does_not_matter_with_any_option(order: list[int], recipe: Aggrega
         for round_ in range(2):
             posterior = Posterior.empty(D)
             for i in order:
-                posterior = posterior.fold(masks_of(6, round_)[i], weights[i] if recipe.heaviest else 1)
-            theta, memory = conclude(posterior, recipe, theta, memory)
+                posterior = posterior.fold(masks_of(6, round_)[i], weights[i] if aggregation.heaviest else 1)
+            theta, memory = conclude(posterior, aggregation, theta, memory)
             found += [posterior.digest(), theta.digest(), b"" if memory is None else memory.to_bytes()]
         return found
 
@@ -124,14 +126,14 @@ def test_a_device_with_three_times_the_examples_counts_three_times() -> None:
 def test_equal_examples_are_equal_counts_whatever_their_number() -> None:
     theta = theta_of(masks_of(5), weights=[2000] * 5)
     assert theta.digest() == theta_of(masks_of(5)).digest()
-    assert theta_of(masks_of(2), weights=[1000, 500]).top == 3
+    assert theta_of(masks_of(2), weights=[1000, 500]).max_level == 3
 
 
 def test_weights_without_a_small_common_measure_are_rounded_to_eight_bits() -> None:
     masks, weights = masks_of(3), [70_001, 1_234_567, 999_983]
     theta = theta_of(masks, weights=weights)
     mean = np.average(masks, axis=0, weights=weights)
-    assert theta.top == 255
+    assert theta.max_level == 255
     assert np.abs(theta.level / 255 - mean).max() < 0.5001 / 255
 
 
@@ -143,10 +145,10 @@ def test_a_weight_out_of_range_is_a_bug_at_home(weight: int) -> None:
 
 def test_the_heaviest_round_that_can_be_fits_the_integers() -> None:
     full = Posterior(np.full(2, MAX_WEIGHT * 255 * 65535, np.int64), MAX_WEIGHT * 255 * 65535, 255 * 65535, MAX_WEIGHT)
-    recipe = AggregationConfig(downlink=256, prior=1000.0, carry=0.999)
+    aggregation = AggregationConfig(downlink=256, prior=1000.0, carry=0.999)
     theta, memory = Theta.even(2), None
     for _ in range(50):
-        theta, memory = conclude(full, recipe, theta, memory)
+        theta, memory = conclude(full, aggregation, theta, memory)
         assert theta.level.tolist() == [255, 255]
     far = conclude(full, AggregationConfig(downlink=256, step=10.0), Theta.even(2))[0]
     assert far.level.tolist() == [255, 255]
@@ -159,7 +161,7 @@ def test_the_heaviest_round_that_can_be_fits_the_integers() -> None:
 def test_levels_are_the_nearest_ones_and_half_a_level_goes_up(k: int, expected: int) -> None:
     """With sixteen masks a step of five levels is four masks; two, six, ten and fourteen of them are halves."""
     theta = theta_of(ones(k, 16), AggregationConfig(downlink=5))
-    assert (theta.top, level(theta)) == (4, expected)
+    assert (theta.max_level, level(theta)) == (4, expected)
 
 
 # --- prior, carry, step ---
@@ -173,41 +175,41 @@ def test_a_prior_pulls_towards_one_half() -> None:
 
 
 def test_counts_that_are_carried_over_count_with_their_share() -> None:
-    recipe = AggregationConfig(downlink=1001, carry=0.5)
-    theta, memory = conclude(folded(ones(4, 4)), recipe, EVEN)
+    aggregation = AggregationConfig(downlink=1001, carry=0.5)
+    theta, memory = conclude(folded(ones(4, 4)), aggregation, EVEN)
     assert level(theta) == 1000
-    theta, memory = conclude(folded(ones(0, 4)), recipe, theta, memory)
+    theta, memory = conclude(folded(ones(0, 4)), aggregation, theta, memory)
     assert level(theta) == 333  # two of the first four count: 2 / 6
-    theta, memory = conclude(folded(ones(0, 4)), recipe, theta, memory)
+    theta, memory = conclude(folded(ones(0, 4)), aggregation, theta, memory)
     assert level(theta) == 143  # (2 / 2) / (6 / 2 + 4)
-    fresh, _ = conclude(folded(ones(0, 4)), recipe, theta)
+    fresh, _ = conclude(folded(ones(0, 4)), aggregation, theta)
     assert level(fresh) == 0
 
 
 def test_the_servers_step_goes_part_of_the_way() -> None:
-    recipe = AggregationConfig(downlink=1001, step=0.25)
-    theta, memory = conclude(folded(ones(4, 4)), recipe, EVEN)
+    aggregation = AggregationConfig(downlink=1001, step=0.25)
+    theta, memory = conclude(folded(ones(4, 4)), aggregation, EVEN)
     assert level(theta) == 625
-    theta, memory = conclude(folded(ones(4, 4)), recipe, theta, memory)
+    theta, memory = conclude(folded(ones(4, 4)), aggregation, theta, memory)
     assert level(theta) == 719  # from the exact 0.625
-    far, _ = conclude(folded(ones(4, 4)), replace(recipe, step=9), EVEN)
+    far, _ = conclude(folded(ones(4, 4)), replace(aggregation, step=9), EVEN)
     assert level(far) == 1000
 
 
 def test_what_rounding_takes_away_is_remembered() -> None:
     """Steps too small for one level add up until they make one."""
-    recipe = AggregationConfig(downlink=4, step=0.05)
+    aggregation = AggregationConfig(downlink=4, step=0.05)
     theta, memory, found = Theta(np.zeros(D, np.uint16), 3), None, []
     for _ in range(12):
-        theta, memory = conclude(folded(ones(4, 4)), recipe, theta, memory)
+        theta, memory = conclude(folded(ones(4, 4)), aggregation, theta, memory)
         found.append(level(theta))
     assert found[0] == 0
     assert 1 in found
 
 
 def test_a_memory_comes_back_from_its_bytes_and_from_no_others() -> None:
-    for recipe in (AggregationConfig(carry=0.5, downlink=4), AggregationConfig(step=0.5, downlink=4)):
-        _, memory = conclude(folded(masks_of(3)), recipe, EVEN)
+    for aggregation in (AggregationConfig(carry=0.5, downlink=4), AggregationConfig(step=0.5, downlink=4)):
+        _, memory = conclude(folded(masks_of(3)), aggregation, EVEN)
         assert memory is not None
         data = memory.to_bytes()
         again = Memory.from_bytes(data, D)
@@ -220,14 +222,14 @@ def test_a_memory_comes_back_from_its_bytes_and_from_no_others() -> None:
 
 
 def test_a_rule_that_needs_no_memory_leaves_none() -> None:
-    for recipe in (
+    for aggregation in (
         AggregationConfig(),
         AggregationConfig(weighting="samples", max_samples=1 << 22),
         AggregationConfig(downlink=4),
         AggregationConfig(downlink=4, average_last=5),
     ):
-        assert not recipe.remembers
-        assert conclude(folded(masks_of(3)), recipe, EVEN)[1] is None
+        assert not aggregation.remembers
+        assert conclude(folded(masks_of(3)), aggregation, EVEN)[1] is None
 
 
 # --- the drift of theta by resampling ---
@@ -248,7 +250,7 @@ def test_without_any_learning_theta_drifts_as_wright_and_fisher_say() -> None:
             u = Shared(9, round_, "j", f"pi-{k}").uniforms(wide)
             posterior = posterior.fold((u < theta.q16()).astype(np.uint8))
         theta, _ = conclude(posterior, AggregationConfig(), theta)
-    found = float(np.isin(theta.level, (0, theta.top)).mean())
+    found = float(np.isin(theta.level, (0, theta.max_level)).mean())
     assert expected > 0.5
     assert abs(found - expected) < 0.05
 
@@ -268,7 +270,7 @@ def test_the_first_round_starts_even() -> None:
 def test_a_drawn_start_has_its_distribution_and_depends_on_the_seed_alone(init: str, deviation: float) -> None:
     theta = start(init, 42, 50_000)
     p = theta.q16() / ONE
-    assert theta.top == 255
+    assert theta.max_level == 255
     assert abs(p.mean() - 0.5) < 0.005
     assert abs(p.std() - deviation) < 0.003
     assert start(init, 42, 50_000).digest() == theta.digest()

@@ -48,10 +48,10 @@ NAMES = ["pi-1", "pi-2", "pi-3", "pi-4", "pi-5"]
 
 
 def job_of(
-    devices: int = 3, work: TrainingConfig = WORK, recipe: AggregationConfig = COUNTS, **rounds: float
+    devices: int = 3, work: TrainingConfig = WORK, aggregation: AggregationConfig = COUNTS, **rounds: float
 ) -> JobState:
     settings = RoundsConfig(devices=devices, **{"total": 3, **rounds})  # type: ignore[arg-type]
-    return JobState(JOB, MODEL, D, SEED, settings, work, recipe, Theta.even(D))
+    return JobState(JOB, MODEL, D, SEED, settings, work, aggregation, Theta.even(D))
 
 
 def presence(device: str, online: bool = True, boot: int = 1, model: bytes = MODEL) -> PresenceChanged:
@@ -92,10 +92,10 @@ def after(job: JobState, *events: Event) -> tuple[JobState, list[Effect]]:
 
 
 def open_job(
-    devices: int = 3, work: TrainingConfig = WORK, recipe: AggregationConfig = COUNTS, **rounds: float
+    devices: int = 3, work: TrainingConfig = WORK, aggregation: AggregationConfig = COUNTS, **rounds: float
 ) -> JobState:
     """With its first round open and `devices` devices online."""
-    job, _ = after(job_of(devices, work, recipe, **rounds), *[presence(name) for name in NAMES[:devices]])
+    job, _ = after(job_of(devices, work, aggregation, **rounds), *[presence(name) for name in NAMES[:devices]])
     assert job.phase is Phase.OPEN
     return job
 
@@ -279,7 +279,7 @@ def test_what_comes_of_a_round_is_the_count_of_ones() -> None:
     masks = [mask_of(update(job, name), job.theta) for name in NAMES[:2]]
     _, effects = after(job, *[arrived(update(job, name), name) for name in NAMES[:2]])
     (closed,) = [effect for effect in effects if isinstance(effect, RoundClosed)]
-    assert (closed.round, closed.updates, closed.theta.top, closed.theta.clamp) == (1, 2, 2, CLAMP)
+    assert (closed.round, closed.updates, closed.theta.max_level, closed.theta.clamp) == (1, 2, 2, CLAMP)
     assert np.array_equal(closed.theta.level, masks[0] + masks[1])
 
 
@@ -363,7 +363,7 @@ def test_the_first_round_is_told_whole() -> None:
 
 @pytest.mark.parametrize("by_samples", [False, True])
 def test_masks_that_are_shorter_than_theta_are_relayed_and_give_it(by_samples: bool) -> None:
-    first = open_job(3, recipe=AggregationConfig(weighting="samples" if by_samples else "equal", max_samples=1000))
+    first = open_job(3, aggregation=AggregationConfig(weighting="samples" if by_samples else "equal", max_samples=1000))
     job, _ = after(first, *thrifty(first, "pi-3", "pi-1", "pi-2"))
     assert job.delta[0] == relay.ID
     assert len(job.delta) < len(job.blob)
@@ -374,15 +374,15 @@ def test_masks_that_are_shorter_than_theta_are_relayed_and_give_it(by_samples: b
 
 @pytest.mark.parametrize("said", [{"relay": False}, {"prior": 1.5}, {"step": 0.9}, {"carry": 0.001}])
 def test_nothing_is_relayed_that_devices_could_not_add_up_or_should_not_see(said: dict[str, float]) -> None:
-    recipe = AggregationConfig(**said)  # type: ignore[arg-type]
-    first = open_job(3, recipe=recipe)
+    aggregation = AggregationConfig(**said)  # type: ignore[arg-type]
+    first = open_job(3, aggregation=aggregation)
     job, _ = after(first, *thrifty(first, *NAMES[:3]))
     assert job.round == 2
     assert job.delta[:1] != bytes([relay.ID])
 
 
 def test_levels_are_told_as_what_changed_where_that_is_shorter_than_the_masks() -> None:
-    first = open_job(3, recipe=AggregationConfig(downlink=4))
+    first = open_job(3, aggregation=AggregationConfig(downlink=4))
     second, _ = after(first, *coming(first, *NAMES[:3]))
     made_for = basis(JOB, MODEL, second.theta.digest())
     same = [replace(update(first, name), round=2, basis=made_for) for name in NAMES[:3]]
@@ -401,16 +401,18 @@ def test_every_mask_of_an_update_counts() -> None:
     masks = [mask_of(e.update, job.theta, i) for e in events if isinstance(e, UpdateArrived) for i in range(3)]
     _, effects = after(job, *events)
     (closed,) = [effect for effect in effects if isinstance(effect, RoundClosed)]
-    assert (closed.updates, closed.theta.top) == (2, 6)
+    assert (closed.updates, closed.theta.max_level) == (2, 6)
     assert np.array_equal(closed.theta.level, np.sum(masks, axis=0))
 
 
 def test_a_device_with_more_examples_counts_more_if_the_job_says_so() -> None:
-    for by_samples, top in ((True, 4), (False, 2)):
-        job = open_job(2, recipe=AggregationConfig(weighting="samples" if by_samples else "equal", max_samples=1000))
+    for by_samples, max_level in ((True, 4), (False, 2)):
+        job = open_job(
+            2, aggregation=AggregationConfig(weighting="samples" if by_samples else "equal", max_samples=1000)
+        )
         one, three = update(job, "pi-1", samples=100), update(job, "pi-2", samples=300)
         after_it, _ = after(job, arrived(one, "pi-1"), arrived(three, "pi-2"))
-        assert after_it.theta.top == top
+        assert after_it.theta.max_level == max_level
         weight = 3 if by_samples else 1
         total = mask_of(one, job.theta).astype(int) + weight * mask_of(three, job.theta)
         assert np.array_equal(after_it.theta.level, total)

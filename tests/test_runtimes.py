@@ -18,7 +18,17 @@ import pytest
 from capabilities import RUNTIMES, requires
 
 from edge_client import runtimes
-from edge_client.runtimes import DivergedError, Exact, Fit, Rule, Runtime, State, StepResult, onnxruntime_cuda, registry
+from edge_client.runtimes import (
+    DivergedError,
+    Exact,
+    MicroBatchPlan,
+    Runtime,
+    State,
+    StepConfig,
+    StepResult,
+    onnxruntime_cuda,
+    registry,
+)
 from edge_client.runtimes.on_device import OnDevice
 from seedmask import layers
 from seedmask.bundle import Bundle
@@ -194,16 +204,16 @@ KINDS = spec_of(
 )
 SPECS = [pytest.param(spec, id=spec.name) for spec in (DENSE, CONVOLUTIONAL, NORMALISED, GRAPH, ROWS, KINDS)]
 REGRESSION = replace(DENSE, name="regression", loss="mse")
-ADAM = Rule(0.1)
+ADAM = StepConfig(0.1)
 RULES = {
     "adam": ADAM,
-    "sgd": Rule(30.0, "sgd"),
-    "momentum": Rule(30.0, "sgd", 0.9),
-    "times theta": Rule(0.1, times_theta=True),
-    "kl": Rule(0.1, kl=20.0),
-    "sparsity": Rule(0.1, sparsity=20.0),
-    "mean": Rule(0.1, mean=True),
-    "everything": Rule(30.0, "sgd", 0.5, True, 20.0, 10.0, True),
+    "sgd": StepConfig(30.0, "sgd"),
+    "momentum": StepConfig(30.0, "sgd", 0.9),
+    "times theta": StepConfig(0.1, times_theta=True),
+    "kl": StepConfig(0.1, kl=20.0),
+    "sparsity": StepConfig(0.1, sparsity=20.0),
+    "mean": StepConfig(0.1, mean=True),
+    "everything": StepConfig(30.0, "sgd", 0.5, True, 20.0, 10.0, True),
 }
 
 
@@ -216,7 +226,7 @@ def named(names: Iterable[str]) -> Iterator[object]:
         yield pytest.param(name, marks=marks)
 
 
-def opened(name: str, spec: ModelSpec, fit: Fit | None = None) -> Runtime:
+def opened(name: str, spec: ModelSpec, fit: MicroBatchPlan | None = None) -> Runtime:
     lacking = runtimes.missing(name)
     if lacking == [onnxruntime_cuda.PROVIDER] and fit is None:
         # Without a GPU the same graphs and the same bindings, on the provider that is everywhere.
@@ -302,7 +312,7 @@ def test_a_few_examples_at_a_time_make_the_step_of_all_of_them(
     x, y, state, noise = example(spec, n, seed=4)
     truth = opened("reference", spec).step(x, y, state, noise, ADAM)
     for variant in registry.variants(dividing, bundle_for(dividing, spec)):
-        found = opened(dividing, spec, Fit(micro, variant)).step(x, y, state, noise, ADAM)
+        found = opened(dividing, spec, MicroBatchPlan(micro, variant)).step(x, y, state, noise, ADAM)
         assert_same(found, truth)
 
 
@@ -310,12 +320,12 @@ def test_a_few_examples_at_a_time_make_the_step_of_all_of_them(
 def test_every_rule_holds_for_micro_batches(dividing: str, rule: str) -> None:
     x, y, state, noise = example(DENSE, 7, seed=2)
     for variant in registry.variants(dividing, bundle_for(dividing, DENSE)):
-        found = opened(dividing, DENSE, Fit(3, variant)).step(x, y, state, noise, RULES[rule])
+        found = opened(dividing, DENSE, MicroBatchPlan(3, variant)).step(x, y, state, noise, RULES[rule])
         assert_same(found, opened("reference", DENSE).step(x, y, state, noise, RULES[rule]))
 
 
 def test_a_micro_batch_or_a_variant_that_cannot_be_is_refused(name: str) -> None:
-    for bad in (Fit(0), Fit(BATCH + 1), Fit(4, "abacus")):
+    for bad in (MicroBatchPlan(0), MicroBatchPlan(BATCH + 1), MicroBatchPlan(4, "abacus")):
         with pytest.raises(ValueError, match=r"a micro-batch is 1 \.\. 16 examples|variant is one of"):
             opened(name, DENSE, bad)
 
@@ -358,7 +368,7 @@ def test_numbers_are_learnt(name: str) -> None:
     for _ in range(120):
         x = rng.normal(size=(BATCH, 1, 8, 8)).astype(np.float32)
         y = (x.reshape(BATCH, 64) @ truth).astype(np.float32)
-        result = runtime.step(x, y, state, rng.random(DENSE.d, np.float32), Rule(0.1, mean=True))
+        result = runtime.step(x, y, state, rng.random(DENSE.d, np.float32), StepConfig(0.1, mean=True))
         state = result.state
         losses.append(result.loss)
     assert np.mean(losses[-10:]) < 0.4 * np.mean(losses[:3])
@@ -384,7 +394,7 @@ def test_a_state_on_a_gpu_comes_to_the_host_once_and_only_when_asked_for() -> No
         fetched.append(tensor)
         return tensor
 
-    before = State.start(np.zeros(4, np.float32), Rule(0.1))
+    before = State.start(np.zeros(4, np.float32), StepConfig(0.1))
     there = OnDevice(before, {"scores": np.ones(4, np.float32), "m": np.ones(4, np.float32)}, 1, before.exact, fetch)
     assert (there.t, there.v is before.v, fetched) == (1, True, [])
     assert there.shape_of("scores") == (4,)
@@ -410,7 +420,7 @@ def test_a_state_holds_no_vector_that_its_rule_has_no_use_for(name: str, rule: s
 
 def test_the_next_round_keeps_the_optimiser_and_nothing_else_of_the_last_one(name: str) -> None:
     x, y, state, noise = example(DENSE, 5)
-    rule, runtime = Rule(0.1, kl=1.0), opened(name, DENSE)
+    rule, runtime = StepConfig(0.1, kl=1.0), opened(name, DENSE)
     last, scores = runtime.step(x, y, state, noise, rule).state, np.full(DENSE.d, 0.25, np.float32)
     again = last.again(scores, rule)
     assert (again.scores is scores, again.anchor is scores, again.t) == (True, True, 4)
@@ -431,7 +441,7 @@ def test_an_optimiser_that_lacks_what_another_rule_needs_begins_anew() -> None:
     assert State(scores, sgd.m, sgd.v, 9, sgd.anchor).again(scores, RULES["sgd"]).t == 9
 
 
-def objective(rule: Rule, s: np.ndarray, anchor: np.ndarray) -> np.ndarray:
+def objective(rule: StepConfig, s: np.ndarray, anchor: np.ndarray) -> np.ndarray:
     """Per weight, what the regularisers add to the loss, written out: float64 [d]."""
     theta, global_ = 1 / (1 + np.exp(-s)), 1 / (1 + np.exp(-anchor))
     divergence = theta * np.log(theta / global_) + (1 - theta) * np.log((1 - theta) / (1 - global_))
@@ -442,8 +452,8 @@ def objective(rule: Rule, s: np.ndarray, anchor: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("terms", [{"kl": 50.0}, {"sparsity": 50.0}, {"kl": 50.0, "sparsity": 20.0}])
 def test_the_regularisers_are_the_gradients_of_what_they_are_called(name: str, terms: dict[str, float]) -> None:
     x, y, state, noise = example(DENSE, 5)
-    rule, runtime = Rule(1.0, "sgd", **terms), opened(name, DENSE)
-    without = runtime.step(x, y, state, noise, Rule(1.0, "sgd")).state.scores.astype(np.float64)
+    rule, runtime = StepConfig(1.0, "sgd", **terms), opened(name, DENSE)
+    without = runtime.step(x, y, state, noise, StepConfig(1.0, "sgd")).state.scores.astype(np.float64)
     found = without - runtime.step(x, y, state, noise, rule).state.scores
     s, anchor, h = state.scores.astype(np.float64), state.anchor.astype(np.float64), 1e-5
     truth = (objective(rule, s + h, anchor) - objective(rule, s - h, anchor)) / (2 * h)
@@ -453,7 +463,7 @@ def test_the_regularisers_are_the_gradients_of_what_they_are_called(name: str, t
 
 def test_the_mean_network_has_the_gradient_of_its_own_loss(name: str) -> None:
     x, y, state, noise = example(NORMALISED, 6)
-    rule, truth = Rule(1.0, "sgd", mean=True), opened("reference", NORMALISED)
+    rule, truth = StepConfig(1.0, "sgd", mean=True), opened("reference", NORMALISED)
     runtime = opened(name, NORMALISED)
     gradient = state.scores - runtime.step(x, y, state, noise, rule).state.scores
     along = np.random.default_rng(1).normal(size=NORMALISED.d)
@@ -528,11 +538,11 @@ def test_arguments_of_another_shape_are_refused(name: str) -> None:
         ((x, y, short, noise, ADAM), "scores is"),
         ((x, y, lean, noise, ADAM), r"m is \[9482\], found \[0\]"),
         ((x, y, lean, noise, RULES["momentum"]), "m is"),
-        ((x, y, lean, noise, Rule(0.1, "sgd", kl=1.0)), "anchor is"),
+        ((x, y, lean, noise, StepConfig(0.1, "sgd", kl=1.0)), "anchor is"),
         ((x, y, state, noise[1:], ADAM), "noise is"),
-        ((x, y, state, noise, Rule(0.0)), "rate is above 0"),
-        ((x, y, state, noise, Rule(1.0, "sgd", 1.0)), "momentum is"),
-        ((x, y, state, noise, Rule(1.0, "lion")), "optimizer is one of adam, sgd, found 'lion'"),
+        ((x, y, state, noise, StepConfig(0.0)), "rate is above 0"),
+        ((x, y, state, noise, StepConfig(1.0, "sgd", 1.0)), "momentum is"),
+        ((x, y, state, noise, StepConfig(1.0, "lion")), "optimizer is one of adam, sgd, found 'lion'"),
     ]:
         with pytest.raises(ValueError, match=text):
             runtime.step(*arguments)
@@ -648,7 +658,7 @@ def test_a_package_brings_a_runtime_that_trains_like_ours() -> None:
     x, y, state, noise = example(DENSE, 5)
     assert_same(*(opened(which, DENSE).step(x, y, state, noise, ADAM) for which in ("abacus", "reference")))
     with pytest.raises(ValueError, match="abacus takes a batch as its graphs do"):
-        runtimes.open_runtime("abacus", Bundle(DENSE, BATCH, {}), 1, Fit(4))
+        runtimes.open_runtime("abacus", Bundle(DENSE, BATCH, {}), 1, MicroBatchPlan(4))
 
 
 @pytest.mark.usefixtures("installed")

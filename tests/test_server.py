@@ -16,7 +16,7 @@ import pytest
 
 from aggregator import server as shell
 from aggregator.config import RunConfig
-from aggregator.history import outcome, results
+from aggregator.history import job_result, results
 from aggregator.posterior import finished
 from aggregator.round import ClockTicked
 from aggregator.server import Server, will
@@ -225,7 +225,7 @@ class World:
         self.store.close()
         return self
 
-    def outcome(self) -> list[tuple[object, object, bytes]]:
+    def job_result(self) -> list[tuple[object, object, bytes]]:
         found = results(self.config.state_dir / "job.sqlite", self.spec.d, e=self.spec.e)
         return [(record["updates"], record["samples"], theta.digest()) for record, theta in found]
 
@@ -266,7 +266,7 @@ def expected(spec: ModelSpec, round_: int) -> bytes:
 
 def sound(world: World, spec: ModelSpec) -> None:
     """Every device counted once in every round, and told so."""
-    assert world.outcome() == [(3, 51, expected(spec, 1)), (3, 51, expected(spec, 2))]
+    assert world.job_result() == [(3, 51, expected(spec, 1)), (3, 51, expected(spec, 2))]
     for client in world.clients:
         assert client.outbox.load() == ([], [])
         assert client.session.pending == ()
@@ -280,7 +280,7 @@ def sound(world: World, spec: ModelSpec) -> None:
     theta = list(results(world.config.state_dir / "job.sqlite", spec.d, e=spec.e))[-1][1]
     assert np.array_equal(finished_mask(world), theta.threshold())
     assert model.load(world.config.state_dir / "model.smk").exact.tolist() == theta.exact.tolist()
-    job = outcome(world.config.state_dir / "job.sqlite")  # what `seedmask finalize` reads
+    job = job_result(world.config.state_dir / "job.sqlite")  # what `seedmask finalize` reads
     assert (job.name, job.round, job.spec) == (JOB, 2, spec)
     assert np.array_equal(finished(job.recent)[0], finished_mask(world))
     assert leftovers(world) == []
@@ -357,11 +357,11 @@ def test_killed_before_any_deed_it_continues_identically_under_every_option(
 ) -> None:
     whole = Fuse()
     never = world(whole, rounds=3, **tables)
-    assert [record[0] for record in never.outcome()] == [3] * 3
+    assert [record[0] for record in never.job_result()] == [3] * 3
     for at in range(whole.deeds):
         done = world(Fuse(at), rounds=3, **tables)
         assert done.lives == 2, at
-        assert done.outcome() == never.outcome(), at
+        assert done.job_result() == never.job_result(), at
         assert np.array_equal(finished_mask(done), finished_mask(never)), at
         assert leftovers(done) == [], at
 

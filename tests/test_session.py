@@ -329,7 +329,7 @@ def masks_of_round_2(base: Theta, *devices: str) -> bytes:
 def test_who_holds_the_base_adds_up_the_masks_that_are_relayed() -> None:
     blob = masks_of_round_2(SECOND, "pi-1", "pi-2", "pi-3")
     made = relay.decode(blob, SECOND, SEED, JOB)
-    assert made.top == 3
+    assert made.max_level == 3
     _, effects = after(received(offer(made, blob=blob)), *difference(blob), session=holding())
     assert only(effects, Subscribe) == [Subscribe(DELTA)]
     assert trains(effects, made)

@@ -62,7 +62,7 @@ def test_the_examples_in_the_help_texts_are_settings(tmp_path: Path) -> None:
 def test_what_the_example_has_as_comments_are_settings_of_the_default_preset(tmp_path: Path) -> None:
     said = run(tmp_path, RUN_EXAMPLE.replace("\n# ", "\n"))
     assert said == run(tmp_path, RUN_EXAMPLE)
-    assert edge(tmp_path, EDGE_EXAMPLE.replace("\n# ", "\n")).thrift == 12
+    assert edge(tmp_path, EDGE_EXAMPLE.replace("\n# ", "\n")).bits_per_index == 12
 
 
 def test_what_is_not_said_has_its_default(tmp_path: Path) -> None:
@@ -162,9 +162,15 @@ def test_settings_are_put_on_the_grid_so_that_equal_ones_are_equal() -> None:
 
 def test_the_aggregator_computes_in_integers() -> None:
     made = AggregationConfig(downlink=8, prior=2.5, carry=0.25, clamp=0.02, step=0.5, weighting="samples")
-    assert (made.top, made.prior_q16, made.carry_milli, made.clamp_q16, made.step_milli) == (7, 98_304, 250, 1311, 500)
+    assert (made.max_level, made.prior_q16, made.carry_milli, made.clamp_q16, made.step_milli) == (
+        7,
+        98_304,
+        250,
+        1311,
+        500,
+    )
     assert (made.heaviest, AggregationConfig().heaviest) == (10_000, 0)
-    assert (AggregationConfig().top, AggregationConfig().clamp_q16) == (0, 655)
+    assert (AggregationConfig().max_level, AggregationConfig().clamp_q16) == (0, 655)
     assert AggregationConfig(clamp=made.clamp).clamp * ONE == 1311
 
 
@@ -197,9 +203,11 @@ def test_a_change_between_two_runs_is_said_in_the_files_own_words() -> None:
     assert changes({name: asdict(table) for name, table in now.items()}, now) == []
 
 
-@pytest.mark.parametrize(("said", "thrift"), [("", None), ("thrift = 12\n", 12.0), ("thrift = 7.5\n", 7.5)])
-def test_a_device_may_say_how_thrifty_it_is(tmp_path: Path, said: str, thrift: float | None) -> None:
-    assert edge(tmp_path, EDGE + said + "[data]").thrift == thrift
+@pytest.mark.parametrize(
+    ("said", "bits_per_index"), [("", None), ("bits_per_index = 12\n", 12.0), ("bits_per_index = 7.5\n", 7.5)]
+)
+def test_a_device_may_say_how_thrifty_it_is(tmp_path: Path, said: str, bits_per_index: float | None) -> None:
+    assert edge(tmp_path, EDGE + said + "[data]").bits_per_index == bits_per_index
 
 
 def test_a_whole_number_will_do_for_a_number(tmp_path: Path) -> None:
@@ -220,7 +228,7 @@ def test_a_whole_number_will_do_for_a_number(tmp_path: Path) -> None:
         (EDGE + "threads = 2.0\n[data]", "threads is an integer, found 2.0"),
         (EDGE + "stay = 1\n[data]", "stay is true or false, found 1"),
         (EDGE + "runtime = 3\n[data]", "runtime is a text, found 3"),
-        (EDGE + "thrift = 0\n[data]", "thrift is 0.001 .* 1000 bits, found 0"),
+        (EDGE + "bits_per_index = 0\n[data]", "bits_per_index is 0.001 .* 1000 bits, found 0"),
         (EDGE + "threads = -1\n[data]", "threads is 0 .* 1024, found -1"),
         (EDGE.replace("pi-1", "Pi 1") + "[data]", "a name is a-z, 0-9 and '-'.*'Pi 1'"),
         (EDGE.replace("fashion", "a/b") + "[data]", "a name is a-z, 0-9 and '-'.*'a/b'"),

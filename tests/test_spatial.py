@@ -22,7 +22,7 @@ import test_onnx_steps as steps  # noqa: E402
 import test_runtimes as contract  # noqa: E402
 
 from edge_client.runtimes import (  # noqa: E402
-    Fit,
+    MicroBatchPlan,
     footprint,
     open_runtime,
 )
@@ -153,7 +153,9 @@ def gradient_bundle(spec: ModelSpec) -> Bundle:
 def test_a_step_is_that_of_the_reference(spec: ModelSpec, n: int, micro: int) -> None:
     given = contract.example(spec, n)
     truth = open_runtime("reference", Bundle(spec, contract.BATCH, {}), 1).step(*given, contract.ADAM)
-    found = open_runtime("onnxruntime", gradient_bundle(spec), 1, Fit(micro, "cpu")).step(*given, contract.ADAM)
+    found = open_runtime("onnxruntime", gradient_bundle(spec), 1, MicroBatchPlan(micro, "cpu")).step(
+        *given, contract.ADAM
+    )
     contract.assert_same(found, truth)
 
 

@@ -26,7 +26,7 @@ from edge_client.outbox import Outbox
 from edge_client.runtimes import State
 from edge_client.session import Failed, Trained
 from edge_client.trainer import Advanced, Loaded, News, ProcessTrainer, _Begin, _Ready, _serve
-from edge_client.training import Outcome
+from edge_client.training import TrainingResult
 from seedmask.bundle import Bundle, to_bytes
 from seedmask.chunks import transfer_id
 from seedmask.errors import UserError
@@ -343,11 +343,11 @@ def test_the_optimiser_lives_from_round_to_round_if_the_job_wants_it(
     given: list[State | None] = []
     states = [State.start(np.full(tiny_spec.d, i, np.float32)) for i in range(4)]
 
-    def noting(*arguments: object, round_: int, kept: list[State]) -> Outcome | None:
+    def noting(*arguments: object, round_: int, kept: list[State]) -> TrainingResult | None:
         given.append(kept.pop() if kept else None)
         if round_ == 2:
             return None  # given up
-        return Outcome(states[round_].scores, 0.5, 1, states[round_])
+        return TrainingResult(states[round_].scores, 0.5, 1, states[round_])
 
     monkeypatch.setattr("edge_client.trainer.train", noting)
     monkeypatch.setattr("edge_client.trainer.signal.signal", lambda *arguments: None)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from edge_client.data import Dataset
-from edge_client.runtimes import F32, I64, DivergedError, Rule, Runtime, State, StepResult, open_runtime
-from edge_client.training import Outcome, rule_of, train, update_of
+from edge_client.runtimes import F32, I64, DivergedError, Runtime, State, StepConfig, StepResult, open_runtime
+from edge_client.training import TrainingResult, step_config, train, update_of
 from seedmask.bundle import Bundle
 from seedmask.codec import by_id
 from seedmask.mask import Theta
@@ -28,7 +28,7 @@ def runtime(tiny_bundle: Bundle) -> Runtime:
 
 def trained(
     runtime: Runtime, spec: ModelSpec, data: Dataset, theta: Theta, seed: int = 1, work: TrainingConfig = WORK
-) -> Outcome:
+) -> TrainingResult:
     outcome = train(runtime, spec, data, theta, work, 8, np.random.default_rng(seed))
     assert outcome is not None
     return outcome
@@ -63,11 +63,11 @@ class Recorder:
     """A runtime that learns nothing and remembers what it was asked for."""
 
     def __init__(self) -> None:
-        self.rules: list[Rule] = []
+        self.rules: list[StepConfig] = []
         self.noise: list[F32] = []
         self.states: list[State] = []
 
-    def step(self, x: F32, y: I64, state: State, noise: F32, rule: Rule) -> StepResult:
+    def step(self, x: F32, y: I64, state: State, noise: F32, rule: StepConfig) -> StepResult:
         self.rules.append(rule)
         self.noise.append(noise.copy())
         self.states.append(state)
@@ -155,7 +155,7 @@ def test_training_starts_from_the_global_probabilities_and_is_anchored_there(
 
 
 def test_a_rule_says_what_the_work_says() -> None:
-    assert rule_of(TrainingConfig(), 1) == Rule(0.1)
+    assert step_config(TrainingConfig(), 1) == StepConfig(0.1)
     work = TrainingConfig(
         learning_rate=2.0,
         optimizer="sgd",
@@ -165,8 +165,8 @@ def test_a_rule_says_what_the_work_says() -> None:
         sparsity=3.0,
         rate_decay=0.1,
     )
-    assert rule_of(work, 1) == Rule(2.0, "sgd", 0.9, True, 10.0, 3.0)
-    assert rule_of(work, 3).rate == pytest.approx(2.0 * 0.9**2)
+    assert step_config(work, 1) == StepConfig(2.0, "sgd", 0.9, True, 10.0, 3.0)
+    assert step_config(work, 3).rate == pytest.approx(2.0 * 0.9**2)
 
 
 def test_the_rate_is_that_of_the_round(tiny_spec: ModelSpec, tiny_data: Dataset) -> None:
@@ -261,7 +261,7 @@ def test_masks_are_drawn_from_what_was_learnt(tiny_spec: ModelSpec, codec: int) 
     scores = np.where(np.arange(tiny_spec.d) % 2, 0.5, -0.5).astype(np.float32)
     work = TrainingConfig(codec=by_id(codec).NAME, masks=255)
     announce = announced(tiny_spec, theta, work)
-    made = update_of(announce, "pi-1", tiny_spec, theta, Outcome(scores, 0.1, 1), 96, np.random.default_rng(5))
+    made = update_of(announce, "pi-1", tiny_spec, theta, TrainingResult(scores, 0.1, 1), 96, np.random.default_rng(5))
     read = [
         by_id(codec).decode(payload, theta, Shared(tiny_spec.seed, 3, "fashion", "pi-1", index))
         for index, payload in enumerate(made.payloads)
@@ -274,7 +274,7 @@ def test_masks_are_drawn_from_what_was_learnt(tiny_spec: ModelSpec, codec: int) 
 
 def test_a_loss_beyond_the_wire_is_told_as_the_largest(tiny_spec: ModelSpec) -> None:
     theta = Theta.even(tiny_spec.d)
-    outcome = Outcome(np.zeros(tiny_spec.d, np.float32), 1e30, 0)
+    outcome = TrainingResult(np.zeros(tiny_spec.d, np.float32), 1e30, 0)
     made = update_of(
         announced(tiny_spec, theta, TrainingConfig()), "pi-1", tiny_spec, theta, outcome, 96, np.random.default_rng()
     )

@@ -1,6 +1,6 @@
 """Formulas that runtimes share: Adam's bias correction, the regularisers' gradient, the optimisers' steps.
 
-Adam: Kingma and Ba, arXiv 1412.6980. The regularisers are those of `Rule`.
+Adam: Kingma and Ba, arXiv 1412.6980. The regularisers are those of `StepConfig`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from edge_client.runtimes.contract import F32, Exact, Rule, State
+from edge_client.runtimes.contract import F32, Exact, State, StepConfig
 
 BETA1: Final = 0.9
 BETA2: Final = 0.999
@@ -27,12 +27,12 @@ def corrected(rate: float, t: int) -> tuple[float, float]:
     return rate * root / (1 - BETA1**t), EPSILON * root
 
 
-def pulls(rule: Rule, d: int) -> tuple[float, float, float]:
+def pulls(rule: StepConfig, d: int) -> tuple[float, float, float]:
     """Return (a, b, c) of the regularisers' gradient by the scores, theta (1 - theta) (a s + b anchor + c)."""
     return rule.kl / d, -rule.kl / d, rule.sparsity / d
 
 
-def regularised(g: F32, state: State, rule: Rule, d: int) -> F32:
+def regularised(g: F32, state: State, rule: StepConfig, d: int) -> F32:
     """Return `g` float32 [d], the loss's gradient by the scores of `state`, with all that `rule` adds to it.
 
     `g` is overwritten. For runtimes whose graphs give the loss's gradient alone.
@@ -52,14 +52,14 @@ def regularised(g: F32, state: State, rule: Rule, d: int) -> F32:
     return g
 
 
-def descended(g: F32, state: State, rule: Rule) -> State:
+def descended(g: F32, state: State, rule: StepConfig) -> State:
     """Return the state after a step of SGD, with `rule`'s momentum, along the regularised gradient `g` float32 [d]."""
     m = np.float32(rule.momentum) * np.asarray(state.m, np.float32) + g if rule.momentum else state.m
     scores = np.asarray(state.scores, np.float32) - np.float32(rule.rate) * (m if rule.momentum else g)
     return State(scores, m, state.v, state.t + 1, state.anchor, state.exact)
 
 
-def step_exact(exact: Exact, gradient: npt.NDArray[Any], rule: Rule, t: int) -> Exact:
+def step_exact(exact: Exact, gradient: npt.NDArray[Any], rule: StepConfig, t: int) -> Exact:
     """Return `exact` after step `t`, from 1, along `gradient` float [e], by the rule's optimiser at `exact_rate`.
 
     Once for all runtimes: a step of these few hundred numbers is no work for a graph.

@@ -6,12 +6,12 @@ import math
 
 import numpy as np
 
-from edge_client.runtimes.contract import F32, DivergedError, Rule, State, StepResult, Targets
+from edge_client.runtimes.contract import F32, DivergedError, State, StepConfig, StepResult, Targets
 from seedmask.bundle import Bundle
 from seedmask.training import OPTIMIZERS
 
 
-def check_step(bundle: Bundle, x: F32, y: Targets, state: State, noise: F32, rule: Rule) -> None:
+def check_step(bundle: Bundle, x: F32, y: Targets, state: State, noise: F32, rule: StepConfig) -> None:
     """Raise ValueError unless `Runtime.step` takes these arguments; every runtime's first act."""
     spec = bundle.spec
     n = len(y)

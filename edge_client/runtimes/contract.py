@@ -23,8 +23,8 @@ NOTHING: Final[F32] = np.zeros(0, np.float32)
 
 
 @dataclass(frozen=True)
-class Rule:
-    """Say what one step does with the gradient; `edge_client.training.rule_of` makes it from a job's work.
+class StepConfig:
+    """Say what one step does with the gradient; `edge_client.training.step_config` makes it from a job's work.
 
     `rate` > 0 of `optimizer`: "adam" (Kingma and Ba, arXiv 1412.6980; beta 0.9 and 0.999, eps 1e-8) or "sgd", then with
     `momentum` 0 .. 1 (m = momentum m + g, scores -= rate m). `times_theta`: the estimator of FedPM's published code
@@ -93,7 +93,7 @@ class State:
     exact: Exact = NO_EXACT
 
     @classmethod
-    def start(cls, scores: F32, rule: Rule | None = None, exact: F32 = NOTHING) -> State:
+    def start(cls, scores: F32, rule: StepConfig | None = None, exact: F32 = NOTHING) -> State:
         """Return a state with moments of zero at `scores` float32 [d], anchored there, and at `exact` float32 [e].
 
         It has only the vectors that `rule` needs; all of them if that is None.
@@ -102,7 +102,7 @@ class State:
         m, v = (np.zeros_like(scores) if name in needs else NOTHING for name in ("m", "v"))
         return cls(scores, m, v, 0, scores if "anchor" in needs else NOTHING, Exact.start(exact))
 
-    def again(self, scores: F32, rule: Rule, exact: F32 = NOTHING) -> State:
+    def again(self, scores: F32, rule: StepConfig, exact: F32 = NOTHING) -> State:
         """Return a new round's state at `scores` float32 [d] and `exact` float32 [e], with the moments of this one.
 
         Moments start from zero where this state lacks one that `rule` needs.
@@ -132,7 +132,7 @@ class StepResult:
 
 
 @dataclass(frozen=True)
-class Fit:
+class MicroBatchPlan:
     """Plan how a batch is taken: `micro` examples at a time, by a `variant` of the runtime's graphs ("": the usual).
 
     A step is that of the whole batch either way: one mask, one gradient, which is summed.
@@ -155,7 +155,7 @@ class DivergedError(Exception):
 class Runtime(Protocol):
     """Train and predict one model; `open_runtime` makes it ready."""
 
-    def step(self, x: F32, y: Targets, state: State, noise: F32, rule: Rule) -> StepResult:
+    def step(self, x: F32, y: Targets, state: State, noise: F32, rule: StepConfig) -> StepResult:
         """Return the state after one step on the scores s, with theta = sigmoid(s).
 
         x float32 [n, *input] normalised, 1 <= n <= batch; y as `Targets` says; noise float32 [d] uniform in 0 .. 1: the

@@ -17,7 +17,7 @@ import math
 from dataclasses import dataclass
 from typing import Final
 
-from edge_client.runtimes.contract import Fit
+from edge_client.runtimes.contract import MicroBatchPlan
 from seedmask.bundle import Bundle
 from seedmask.layers import (
     GELU,
@@ -61,7 +61,7 @@ class Footprint:
     stacks: frozenset[str] = frozenset()
     fixed: bool = False
 
-    def bytes_of(self, bundle: Bundle, fit: Fit) -> int:
+    def bytes_of(self, bundle: Bundle, fit: MicroBatchPlan) -> int:
         """Return the peak in bytes of a process that trains `bundle` with `fit`, an estimate."""
         vector = 4 * bundle.spec.d
         stacks = fit.variant in self.stacks

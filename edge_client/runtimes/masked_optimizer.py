@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 
 from edge_client.runtimes.arithmetic import BETA1, BETA2, corrected, pulls
-from edge_client.runtimes.contract import F32, Rule, State
+from edge_client.runtimes.contract import F32, State, StepConfig
 
 PIECE: Final = 1 << 16
 """Weights at a time: a dozen pieces of this length fit an L2 cache of a few megabytes."""
@@ -55,7 +55,7 @@ class MaskedOptimizer:
             weights *= self.w[piece]
         return drawn
 
-    def apply(self, gradient: F32, state: State, rule: Rule) -> State:
+    def apply(self, gradient: F32, state: State, rule: StepConfig) -> State:
         """Return the state after a step from `state`, whose scores were the last ones drawn from, in new arrays.
 
         `gradient` float32 [d] is the loss's by the masked weights; exact values stay as they are.

@@ -16,7 +16,7 @@ import numpy as np
 
 from edge_client.runtimes.arithmetic import step_exact
 from edge_client.runtimes.checks import check_logits, check_step, finite
-from edge_client.runtimes.contract import F32, NOTHING, Fit, Rule, State, StepResult, Targets
+from edge_client.runtimes.contract import F32, NOTHING, MicroBatchPlan, State, StepConfig, StepResult, Targets
 from edge_client.runtimes.footprint import MB, Footprint, activations, tiles
 from edge_client.runtimes.masked_optimizer import MaskedOptimizer
 from seedmask.bundle import Bundle
@@ -35,7 +35,7 @@ _ROOM: Final = 80 * MB
 class OnnxRuntime:
     """One model on two sessions, gradient and eval."""
 
-    def __init__(self, bundle: Bundle, threads: int, fit: Fit) -> None:
+    def __init__(self, bundle: Bundle, threads: int, fit: MicroBatchPlan) -> None:
         self.bundle, self.fit = bundle, fit
         init = session(bundle.file("onnx/init.onnx"), threads)
         key = np.array(weights_key(bundle.spec.seed), np.int64)
@@ -49,7 +49,7 @@ class OnnxRuntime:
         self._eval = session(bundle.file("onnx/eval.onnx"), threads)
         self._optimizer = MaskedOptimizer(self.w)
 
-    def step(self, x: F32, y: Targets, state: State, noise: F32, rule: Rule) -> StepResult:
+    def step(self, x: F32, y: Targets, state: State, noise: F32, rule: StepConfig) -> StepResult:
         """One step on the scores; see `Runtime`."""
         check_step(self.bundle, x, y, state, noise, rule)
         # The masked weights and all parts' gradients are gone, and their memory free, when the optimiser's turn comes.
@@ -106,13 +106,13 @@ class OnnxRuntime:
         return predicted(self._eval, self.bundle, x, {"w": self.w, "mask": vector(mask), **self._unmasked(exact)})
 
 
-def usual(bundle: Bundle) -> Fit:
+def usual(bundle: Bundle) -> MicroBatchPlan:
     """As many examples at a time as _ROOM holds."""
     most = _ROOM // (activations(bundle.spec, stacks=True) + tiles(bundle.spec))
-    return Fit(min(bundle.batch, max(1, most)), "cpu")
+    return MicroBatchPlan(min(bundle.batch, max(1, most)), "cpu")
 
 
-def open_runtime(bundle: Bundle, threads: int, fit: Fit | None = None) -> OnnxRuntime:
+def open_runtime(bundle: Bundle, threads: int, fit: MicroBatchPlan | None = None) -> OnnxRuntime:
     """Load the graphs and compute the weights; `threads` 0 is one per core."""
     return OnnxRuntime(bundle, threads, fit or usual(bundle))
 

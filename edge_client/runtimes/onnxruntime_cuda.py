@@ -13,7 +13,7 @@ import numpy as np
 
 from edge_client.runtimes.arithmetic import corrected, pulls, step_exact
 from edge_client.runtimes.checks import check_logits, check_step, finite
-from edge_client.runtimes.contract import F32, NOTHING, Rule, State, StepResult, Targets
+from edge_client.runtimes.contract import F32, NOTHING, State, StepConfig, StepResult, Targets
 from edge_client.runtimes.on_device import OnDevice, on_device
 from edge_client.runtimes.onnxruntime import CPU, predicted, session, vector
 from seedmask.bundle import Bundle
@@ -49,7 +49,7 @@ class OnnxCuda:
         self._w = self._put(bundle.spec.weights())
         self._frozen = {"frozen": self._put(bundle.spec.frozen())} if bundle.spec.count("frozen") else {}
 
-    def step(self, x: F32, y: Targets, state: State, noise: F32, rule: Rule) -> StepResult:
+    def step(self, x: F32, y: Targets, state: State, noise: F32, rule: StepConfig) -> StepResult:
         """One step on the scores; see `Runtime`."""
         check_step(self.bundle, x, y, state, noise, rule)
         spec, n, t = self.bundle.spec, len(y), state.t + 1

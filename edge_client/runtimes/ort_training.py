@@ -15,7 +15,7 @@ import numpy as np
 
 from edge_client.runtimes.arithmetic import descended, regularised, step_exact
 from edge_client.runtimes.checks import check_logits, check_step, finite
-from edge_client.runtimes.contract import F32, NOTHING, Fit, Rule, State, StepResult, Targets
+from edge_client.runtimes.contract import F32, NOTHING, MicroBatchPlan, State, StepConfig, StepResult, Targets
 from edge_client.runtimes.footprint import MB, Footprint
 from edge_client.runtimes.onnxruntime import predicted, session, vector
 from seedmask.bundle import Bundle
@@ -34,7 +34,7 @@ FOOTPRINT: Final = Footprint(84 * MB, 16, 2, spare=2)
 class OrtTraining:
     """One model on three sessions."""
 
-    def __init__(self, bundle: Bundle, threads: int, fit: Fit) -> None:
+    def __init__(self, bundle: Bundle, threads: int, fit: MicroBatchPlan) -> None:
         self.bundle, self.fit = bundle, fit
         self.w: F32 = bundle.spec.weights()
         self._frozen = {"frozen": bundle.spec.frozen()} if bundle.spec.count("frozen") else {}
@@ -42,7 +42,7 @@ class OrtTraining:
         self._gradient: F32 = np.zeros(bundle.spec.d, np.float32)
         self._by_exact: F32 = np.zeros(bundle.spec.e, np.float32)
 
-    def step(self, x: F32, y: Targets, state: State, noise: F32, rule: Rule) -> StepResult:
+    def step(self, x: F32, y: Targets, state: State, noise: F32, rule: StepConfig) -> StepResult:
         """One step on the scores; see `Runtime`."""
         check_step(self.bundle, x, y, state, noise, rule)
         n, g = len(y), self._gradient
@@ -70,7 +70,7 @@ class OrtTraining:
         exact = step_exact(state.exact, self._by_exact, rule, after.t)
         return finite(StepResult(replace(after, exact=exact), loss, correct))
 
-    def _adam(self, g: F32, state: State, rule: Rule) -> State:
+    def _adam(self, g: F32, state: State, rule: StepConfig) -> State:
         # In place, as is the way of this operator; hence the copies.
         scores, m, v = (np.array(each, np.float32) for each in (state.scores, state.m, state.v))
         self._optimizer.run(
@@ -95,6 +95,6 @@ class OrtTraining:
         return predicted(self._logits, self.bundle, x, feeds)
 
 
-def open_runtime(bundle: Bundle, threads: int, fit: Fit | None = None) -> OrtTraining:
+def open_runtime(bundle: Bundle, threads: int, fit: MicroBatchPlan | None = None) -> OrtTraining:
     """Load the models and make the weights; `threads` 0 is one per core."""
-    return OrtTraining(bundle, threads, fit or Fit(bundle.batch))
+    return OrtTraining(bundle, threads, fit or MicroBatchPlan(bundle.batch))

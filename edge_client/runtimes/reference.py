@@ -13,7 +13,7 @@ import numpy as np
 
 from edge_client.runtimes.arithmetic import BETA1, BETA2, EPSILON, step_exact
 from edge_client.runtimes.checks import check_logits, check_step, finite
-from edge_client.runtimes.contract import F32, NOTHING, Fit, Rule, State, StepResult, Targets
+from edge_client.runtimes.contract import F32, NOTHING, MicroBatchPlan, State, StepConfig, StepResult, Targets
 from edge_client.runtimes.footprint import MB, Footprint
 from edge_client.runtimes.numpy_network import F64, backward, forward
 from seedmask.bundle import Bundle
@@ -27,13 +27,13 @@ FOOTPRINT: Final = Footprint(45 * MB, 34, 6)  # float64, and no memory is used t
 class Reference:
     """One model, float64 inside, float32 at the door."""
 
-    def __init__(self, bundle: Bundle, fit: Fit) -> None:
+    def __init__(self, bundle: Bundle, fit: MicroBatchPlan) -> None:
         self.bundle, self.fit = bundle, fit
         self.spec = bundle.spec
         self.w = bundle.spec.weights().astype(np.float64)
         self.frozen = bundle.spec.frozen().astype(np.float64)
 
-    def step(self, x: F32, y: Targets, state: State, noise: F32, rule: Rule) -> StepResult:
+    def step(self, x: F32, y: Targets, state: State, noise: F32, rule: StepConfig) -> StepResult:
         """One step on the scores; see `Runtime`."""
         check_step(self.bundle, x, y, state, noise, rule)
         s = state.scores.astype(np.float64)
@@ -82,9 +82,9 @@ class Reference:
         return np.concatenate([np.zeros(0), *parts])
 
 
-def open_runtime(bundle: Bundle, threads: int, fit: Fit | None = None) -> Reference:
+def open_runtime(bundle: Bundle, threads: int, fit: MicroBatchPlan | None = None) -> Reference:
     """Ready at once. `threads` is NumPy's own affair."""
-    return Reference(bundle, fit or Fit(bundle.batch))
+    return Reference(bundle, fit or MicroBatchPlan(bundle.batch))
 
 
 def _scored(spec: ModelSpec, logits: F64, y: Targets, n: int) -> tuple[float, int, F64]:

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import replace
 from typing import Any, Final
 
-from edge_client.runtimes.contract import Fit, Runtime
+from edge_client.runtimes.contract import MicroBatchPlan, Runtime
 from edge_client.runtimes.footprint import Footprint
 from seedmask.bundle import Bundle
 from seedmask.errors import MissingPackageError, UserError
@@ -150,14 +150,14 @@ def footprint(name: str) -> Footprint | None:
     return found
 
 
-def usual(name: str, bundle: Bundle) -> Fit:
+def usual(name: str, bundle: Bundle) -> MicroBatchPlan:
     """Return how runtime `name` takes the batch of `bundle` where nobody says."""
     module = _module(name)
-    found: Fit = module.usual(bundle) if hasattr(module, "usual") else Fit(bundle.batch)
+    found: MicroBatchPlan = module.usual(bundle) if hasattr(module, "usual") else MicroBatchPlan(bundle.batch)
     return found
 
 
-def open_runtime(name: str, bundle: Bundle, threads: int = 0, fit: Fit | None = None) -> Runtime:
+def open_runtime(name: str, bundle: Bundle, threads: int = 0, fit: MicroBatchPlan | None = None) -> Runtime:
     """Make `bundle` ready on runtime `name`; `threads` 0 and no `fit` leave the choice to it.
 
     Raises UserError where there is no such runtime or it cannot run here, BundleError where `bundle` lacks its graphs,
@@ -169,7 +169,7 @@ def open_runtime(name: str, bundle: Bundle, threads: int = 0, fit: Fit | None = 
     return runtime
 
 
-def _fitting(fit: Fit, name: str, bundle: Bundle) -> Fit:
+def _fitting(fit: MicroBatchPlan, name: str, bundle: Bundle) -> MicroBatchPlan:
     """`fit` with its variant named. Raises ValueError where runtime `name` cannot take it."""
     known = variants(name, bundle)
     if not 1 <= fit.micro <= bundle.batch:

@@ -17,7 +17,7 @@ import numpy as np
 
 from edge_client.runtimes.arithmetic import BETA1, BETA2, corrected, pulls, step_exact
 from edge_client.runtimes.checks import check_logits, check_step, finite
-from edge_client.runtimes.contract import F32, NOTHING, Exact, Fit, Rule, State, StepResult, Targets
+from edge_client.runtimes.contract import F32, NOTHING, Exact, MicroBatchPlan, State, StepConfig, StepResult, Targets
 from edge_client.runtimes.footprint import MB, Footprint
 from edge_client.runtimes.on_device import OnDevice, on_device
 from seedmask.bundle import Bundle
@@ -57,7 +57,7 @@ FOOTPRINT: Final = Footprint(255 * MB, 16, 2)
 class Torch:
     """One model on one device."""
 
-    def __init__(self, bundle: Bundle, device: str, fit: Fit) -> None:
+    def __init__(self, bundle: Bundle, device: str, fit: MicroBatchPlan) -> None:
         import torch
 
         self.bundle, self.spec, self.device, self.fit = bundle, bundle.spec, torch.device(device), fit
@@ -81,7 +81,7 @@ class Torch:
     def _parts(self, masked: torch.Tensor, exact: torch.Tensor) -> dict[str, torch.Tensor]:
         return self.spec.parts(masked, self._frozen, exact)
 
-    def step(self, x: F32, y: Targets, state: State, noise: F32, rule: Rule) -> StepResult:
+    def step(self, x: F32, y: Targets, state: State, noise: F32, rule: StepConfig) -> StepResult:
         """One step on the scores; see `Runtime`."""
         import torch
         from torch.nn import functional as F
@@ -190,7 +190,7 @@ class Torch:
         return State(arrays["scores"], m, v, t, before.anchor, exact)
 
 
-def open_runtime(bundle: Bundle, threads: int, fit: Fit | None = None) -> Torch:
+def open_runtime(bundle: Bundle, threads: int, fit: MicroBatchPlan | None = None) -> Torch:
     """Make the weights. `threads` counts for the whole process; 0 leaves torch's own choice, one per core."""
     if "torch" not in sys.modules:
         # Left to spin, torch's waiting threads fight every other process for the cores.
@@ -204,7 +204,7 @@ def open_runtime(bundle: Bundle, threads: int, fit: Fit | None = None) -> Torch:
         # The same step twice is the same, and convolutions have float32's digits, as on every other device.
         torch.backends.cudnn.allow_tf32 = False
         torch.backends.cudnn.deterministic = True
-    return Torch(bundle, "cuda" if cuda else "cpu", fit or Fit(bundle.batch))
+    return Torch(bundle, "cuda" if cuda else "cpu", fit or MicroBatchPlan(bundle.batch))
 
 
 def forward(spec: ModelSpec, x: torch.Tensor, weights: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -24,14 +24,14 @@ _HEAD: Final = struct.Struct("<IHH")  # d, top, clamp
 
 def encode(theta: Theta) -> bytes:
     """u32 d | u16 top | u16 clamp | u16 frequency per symbol | u32 length, rANS payload | low bits | exact values."""
-    shift = _shift(theta.top)
+    shift = _shift(theta.max_level)
     high = theta.level >> shift
-    frequency = _frequencies(high, (theta.top >> shift) + 1)
+    frequency = _frequencies(high, (theta.max_level >> shift) + 1)
     coded = ans.encode(high, np.zeros(theta.d, np.intp), frequency[None, :])
     low = (theta.level[:, None] >> np.arange(shift, dtype=np.uint16)) & np.uint16(1)
     return b"".join(
         [
-            _HEAD.pack(theta.d, theta.top, theta.clamp),
+            _HEAD.pack(theta.d, theta.max_level, theta.clamp),
             frequency.astype("<u2").tobytes(),
             struct.pack("<I", len(coded)),
             coded,
@@ -45,13 +45,13 @@ def decode(payload: bytes, d: int, e: int = 0) -> Theta:
     """The theta of a model of `d` weights and `e` exact values. Raises CodecError; LimitError for another size."""
     if len(payload) < _HEAD.size:
         raise CodecError(f"counts: a header of {_HEAD.size} bytes expected, found {len(payload)}")
-    size, top, clamp = _HEAD.unpack_from(payload)
+    size, max_level, clamp = _HEAD.unpack_from(payload)
     if size != d or not 1 <= size <= MAX_D:
         raise LimitError(f"counts for {size} weights, the model has {d}")
-    if top < 1 or not 1 <= clamp < ONE // 2:
-        raise CodecError(f"counts: top {top}, clamp {clamp} out of range")
-    shift = _shift(top)
-    symbols = (top >> shift) + 1
+    if max_level < 1 or not 1 <= clamp < ONE // 2:
+        raise CodecError(f"counts: top {max_level}, clamp {clamp} out of range")
+    shift = _shift(max_level)
+    symbols = (max_level >> shift) + 1
     at = _HEAD.size + 2 * symbols + 4
     if len(payload) < at:
         raise CodecError(f"counts: {symbols} frequencies expected, found {len(payload)} bytes in all")
@@ -71,9 +71,9 @@ def decode(payload: bytes, d: int, e: int = 0) -> Theta:
         raise CodecError("counts: padding bits must be zero")
     low = bits[: d * shift].reshape(d, shift).astype(np.uint16) << np.arange(shift, dtype=np.uint16)
     level += low.sum(axis=1, dtype=np.uint16)
-    if int(level.max()) > top:
-        raise CodecError(f"counts: a level above the top, {int(level.max())} > {top}")
-    return Theta(level, top, clamp, exact.decode(payload[end:], np.zeros(e, np.int32)))
+    if int(level.max()) > max_level:
+        raise CodecError(f"counts: a level above the largest, {int(level.max())} > {max_level}")
+    return Theta(level, max_level, clamp, exact.decode(payload[end:], np.zeros(e, np.int32)))
 
 
 def _frequencies(high: npt.NDArray[Any], symbols: int) -> npt.NDArray[np.uint32]:
@@ -81,6 +81,6 @@ def _frequencies(high: npt.NDArray[Any], symbols: int) -> npt.NDArray[np.uint32]
     return ans.normalise(np.bincount(high, minlength=symbols))
 
 
-def _shift(top: int) -> int:
+def _shift(max_level: int) -> int:
     """How many low bits of a level travel raw, so that at most 256 symbols are entropy coded."""
-    return max(0, top.bit_length() - 8)
+    return max(0, max_level.bit_length() - 8)

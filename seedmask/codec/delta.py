@@ -25,7 +25,7 @@ _HEAD: Final = struct.Struct("<B16sHH")  # id, digest of the base, top, clamp
 
 def possible(theta: Theta, base: Theta) -> bool:
     """Whether `encode` can: as many weights and exact values, and few enough levels."""
-    few = max(theta.top, base.top) < 256 and (theta.top + 1) * (base.top + 1) <= MAX_CELLS
+    few = max(theta.max_level, base.max_level) < 256 and (theta.max_level + 1) * (base.max_level + 1) <= MAX_CELLS
     return (theta.d, theta.e) == (base.d, base.e) and few
 
 
@@ -35,7 +35,7 @@ def estimate(theta: Theta, base: Theta) -> int:
     Raises ValueError where `encode` does.
     """
     _check(theta, base)
-    counts = _counts(theta.level, theta.top, _contexts(base))
+    counts = _counts(theta.level, theta.max_level, _contexts(base))
     frequency = _normalised(counts)
     there = counts > 0
     bits = float((counts[there] * np.log2(ans.TOTAL / frequency[there])).sum())
@@ -50,9 +50,9 @@ def encode(theta: Theta, base: Theta) -> bytes:
     """
     _check(theta, base)
     contexts = _contexts(base)
-    frequency = _rows(theta.level, theta.top, contexts)
+    frequency = _rows(theta.level, theta.max_level, contexts)
     coded = ans.encode(theta.level, contexts, frequency)
-    head = _HEAD.pack(ID, base.digest(), theta.top, theta.clamp) + exact.put(theta.exact, base.exact)
+    head = _HEAD.pack(ID, base.digest(), theta.max_level, theta.clamp) + exact.put(theta.exact, base.exact)
     return head + frequency.astype("<u2").tobytes() + coded
 
 
@@ -60,14 +60,19 @@ def decode(payload: bytes, base: Theta) -> Theta:
     """Theta again. Raises CodecError, or ThetaMismatchError if it was coded under another base."""
     if len(payload) < _HEAD.size or payload[0] != ID:
         raise CodecError(f"delta: a header of {_HEAD.size} bytes that begins with {ID} expected")
-    _, digest, top, clamp = _HEAD.unpack_from(payload)
+    _, digest, max_level, clamp = _HEAD.unpack_from(payload)
     if digest != base.digest():
         raise ThetaMismatchError("delta: coded under other probabilities than those held here")
-    if not 1 <= top < 256 or base.top > 255 or (top + 1) * (base.top + 1) > MAX_CELLS or not 1 <= clamp < ONE // 2:
-        raise CodecError(f"delta: top {top}, clamp {clamp} out of range")
+    if (
+        not 1 <= max_level < 256
+        or base.max_level > 255
+        or (max_level + 1) * (base.max_level + 1) > MAX_CELLS
+        or not 1 <= clamp < ONE // 2
+    ):
+        raise CodecError(f"delta: top {max_level}, clamp {clamp} out of range")
     values, start = exact.take(payload, _HEAD.size, base.exact)
     contexts = _contexts(base)
-    rows, columns = int(contexts.max()) + 1, top + 1
+    rows, columns = int(contexts.max()) + 1, max_level + 1
     at = start + 2 * rows * columns
     if len(payload) < at:
         raise CodecError(f"delta: {rows} rows of {columns} frequencies expected, found {len(payload)} bytes in all")
@@ -75,35 +80,37 @@ def decode(payload: bytes, base: Theta) -> Theta:
     if np.any(frequency.sum(axis=1) != ans.TOTAL):
         raise CodecError(f"delta: frequencies of a row do not sum to {ans.TOTAL}")
     level = ans.decode(payload[at:], contexts, frequency).astype(np.uint16)
-    if not np.array_equal(frequency, _rows(level, top, contexts)):
+    if not np.array_equal(frequency, _rows(level, max_level, contexts)):
         raise CodecError("delta: the frequencies are not those of the levels")
-    return Theta(level, top, clamp, values)
+    return Theta(level, max_level, clamp, values)
 
 
 def _check(theta: Theta, base: Theta) -> None:
     if not possible(theta, base):
-        raise ValueError(f"no delta of {theta.top + 1} levels on {base.top + 1}, {theta.d} weights on {base.d}")
+        raise ValueError(
+            f"no delta of {theta.max_level + 1} levels on {base.max_level + 1}, {theta.d} weights on {base.d}"
+        )
 
 
 def _contexts(base: Theta) -> npt.NDArray[np.intp]:
     """Of each weight the number of its level among those that occur, intp [d]."""
-    there = np.bincount(base.level, minlength=base.top + 1) > 0
+    there = np.bincount(base.level, minlength=base.max_level + 1) > 0
     contexts: npt.NDArray[np.intp] = (np.cumsum(there) - 1).take(base.level)
     return contexts
 
 
-def _rows(level: npt.NDArray[Any], top: int, contexts: npt.NDArray[np.intp]) -> npt.NDArray[np.uint32]:
-    """Frequencies of the levels 0 .. `top` by context, uint32 [contexts, top + 1]."""
-    return _normalised(_counts(level, top, contexts))
+def _rows(level: npt.NDArray[Any], max_level: int, contexts: npt.NDArray[np.intp]) -> npt.NDArray[np.uint32]:
+    """Frequencies of the levels 0 .. `max_level` by context, uint32 [contexts, max_level + 1]."""
+    return _normalised(_counts(level, max_level, contexts))
 
 
 def _normalised(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.uint32]:
     return np.stack([ans.normalise(row) for row in counts])
 
 
-def _counts(level: npt.NDArray[Any], top: int, contexts: npt.NDArray[np.intp]) -> npt.NDArray[np.int64]:
-    """How often each level 0 .. `top` occurs by context, int64 [contexts, top + 1]."""
-    columns = top + 1
+def _counts(level: npt.NDArray[Any], max_level: int, contexts: npt.NDArray[np.intp]) -> npt.NDArray[np.int64]:
+    """How often each level 0 .. `max_level` occurs by context, int64 [contexts, max_level + 1]."""
+    columns = max_level + 1
     rows = int(contexts.max()) + 1
     cells = contexts * columns
     cells += level

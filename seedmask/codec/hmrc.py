@@ -124,7 +124,7 @@ def _relative_entropy(scores: F32, theta: Theta, pick: slice) -> float:
 
 def _efficiency(theta: Theta) -> npt.NDArray[np.float64]:
     """How much of a weight's log-likelihood ratio its four shifted uniforms can express, per level: 0.75 .. 1."""
-    t = table(theta.top, theta.clamp) / ONE
+    t = table(theta.max_level, theta.clamp) / ONE
     both = sum(np.maximum(0, t - s / 4) + (np.maximum(0, t - 1 + s / 4) if s else 0) for s in range(4)) / 4
     out: npt.NDArray[np.float64] = (t - both) / (t * (1 - t))
     return out
@@ -141,7 +141,7 @@ def _characters(
     rows = min(ROWS, -(-theta.d // blocks))
     sums = [np.zeros(rows * blocks, np.float32) for _ in range(3)]
     steps = TILT / 4 / _efficiency(theta)
-    ones, logits = table(theta.top, theta.clamp), theta.logits()
+    ones, logits = table(theta.max_level, theta.clamp), theta.logits()
     for start in range(0, theta.d, rows * blocks):
         end = min(start + rows * blocks, theta.d)
         for at in range(start, end, _PIECE):

@@ -66,7 +66,7 @@ def _share(bits: Mask) -> int:
 
 
 def _buckets(theta: Theta) -> Buckets:
-    bucket = (table(theta.top, theta.clamp) >> _BUCKET_SHIFT).astype(np.uint8)
+    bucket = (table(theta.max_level, theta.clamp) >> _BUCKET_SHIFT).astype(np.uint8)
     return Buckets.of(theta.d, _BUCKETS, lambda piece: bucket.take(theta.level[piece]))
 
 

@@ -51,7 +51,7 @@ def encode(base: Theta, round_: int, pooling: Pooling, parts: Sequence[Part], va
 
     `values` int32 [e]: the exact values of the theta that they made; None where the model has none.
     """
-    head = _HEAD.pack(ID, base.digest(), round_, pooling.top, pooling.clamp, pooling.heaviest, len(parts))
+    head = _HEAD.pack(ID, base.digest(), round_, pooling.max_level, pooling.clamp, pooling.heaviest, len(parts))
     out = [head, exact.put(base.exact if values is None else values, base.exact)]
     for part in sorted(parts, key=lambda part: part.device):
         out.append(bytes([len(part.device)]) + part.device.encode("ascii"))
@@ -77,14 +77,14 @@ def decode(payload: bytes, base: Theta, seed: int, job: str, max_blocks: int = 0
             )
             total += each * mask.astype(np.int64)
             weight, unit, masks = weight + each, math.gcd(unit, each), masks + 1
-    return replace(pool(total, weight, unit, masks, pooling.top, pooling.clamp), exact=values)
+    return replace(pool(total, weight, unit, masks, pooling.max_level, pooling.clamp), exact=values)
 
 
 def _read(payload: bytes, base: Theta) -> tuple[int, Pooling, list[Part], I32]:
     """(round, pooling, parts, exact values); no mask is decoded yet, and none will be if there are too many."""
     if len(payload) < _HEAD.size or payload[0] != ID:
         raise CodecError(f"relay: a header of {_HEAD.size} bytes that begins with {ID} expected")
-    _, digest, round_, top, clamp, heaviest, n = _HEAD.unpack_from(payload)
+    _, digest, round_, max_level, clamp, heaviest, n = _HEAD.unpack_from(payload)
     if digest != base.digest():
         raise ThetaMismatchError("relay: masks under other probabilities than those held here")
     if not 1 <= clamp < ONE // 2 or heaviest > MAX_WEIGHT or not n:
@@ -109,7 +109,7 @@ def _read(payload: bytes, base: Theta) -> tuple[int, Pooling, list[Part], I32]:
         parts.append(Part(name.decode("ascii"), samples, codec, tuple(payloads)))
     if at != len(payload):
         raise CodecError(f"relay: {len(payload) - at} bytes after the last mask")
-    return round_, Pooling(top, clamp, heaviest), parts, values
+    return round_, Pooling(max_level, clamp, heaviest), parts, values
 
 
 def _take(payload: bytes, at: int, n: int) -> tuple[bytes, int]:

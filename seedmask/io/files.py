@@ -29,7 +29,7 @@ def check_output(path: Path) -> None:
         raise UserError(f"-o {path} is not a file in a folder that exists")
 
 
-def hold(path: Path, what: str) -> IO[str]:
+def acquire_lock(path: Path, what: str) -> IO[str]:
     """Claim `path` for this process until the file that is returned is closed. UserError: `what` holds it already."""
     path.parent.mkdir(parents=True, exist_ok=True)
     file = open(path, "w", encoding="utf-8")

@@ -162,7 +162,7 @@ class Inline:
         self.at: dict[int, dict[int, tuple[int, int]]] = {}  # round -> device -> bytes (sent, received) as it began
         self.bits: dict[int, float] = {}  # round -> bits by formula, sum over devices
 
-    def begin(self, job: pool.Job) -> Future[pool.Done]:
+    def begin(self, job: pool.TrainingJob) -> Future[pool.Done]:
         """Do a job."""
         assert self.fleet is not None
         number = job.announce.round
@@ -174,7 +174,7 @@ class Inline:
         future.set_result(done)
         return future
 
-    def _formula(self, job: pool.Job, update: Update) -> float:
+    def _formula(self, job: pool.TrainingJob, update: Update) -> float:
         d, seed = job.theta.d, self.worker.bundle.spec.seed
         bits = 0.0
         for index, payload in enumerate(update.payloads):

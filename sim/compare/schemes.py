@@ -15,8 +15,8 @@ from typing import Any, Final, Protocol
 import numpy as np
 
 from edge_client.data import Dataset
-from edge_client.runtimes import Rule, Runtime, State
-from edge_client.training import rule_of
+from edge_client.runtimes import Runtime, State, StepConfig
+from edge_client.training import step_config
 from seedmask.codec import counts, packed
 from seedmask.mask import F32, Theta
 from seedmask.shared import Shared
@@ -177,7 +177,7 @@ def train_thresholded(
     rng: np.random.Generator,
 ) -> Local:
     """`edge_client.training.train` with the mask score > 0 in place of a drawn one."""
-    rule: Rule = replace(rule_of(work, 1), mean=False)
+    rule: StepConfig = replace(step_config(work, 1), mean=False)
     state = State.start(start, rule)
     half = np.full(spec.d, 0.5, np.float32)  # "noise < theta" is "theta above one half"
     losses = 0.0

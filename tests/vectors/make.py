@@ -7,7 +7,7 @@ is too long to store is a recipe over PROTOCOL 2's own words.
 
 Recipes. With u = uniforms16(uniforms_key(seed, 0, 0), d) and v = uniforms16(uniforms_key(seed, 0, 1), d):
 levels `spread` u * (top + 1) div 65536; `polarised` 0 where u < 26214, top where u >= 39322, between them
-(u - 26214) * (top + 1) div 13108; `bottom` 0; `top` top.
+(u - 26214) * (top + 1) div 13108; `bottom` 0; `max_level` top.
 masks `drawn` v < q16; `against` the opposite of drawn; `zeros`; `ones`; bytes of a blob: v mod 256.
 With w = uniforms16(uniforms_key(seed, 0, 2), d), the scores of `hmrc` are ln(q16 / (65536 - q16)) + (w - 32768) / 32768
 in binary32, and its n-th block's random number is uniforms16(uniforms_key(seed, 0, 3), blocks)[n] / 65536.
@@ -192,8 +192,11 @@ def generator() -> dict[str, Any]:
 
 
 def tables() -> list[dict[str, Any]]:
-    tops = [(t, c) for t in (1, 2, 3, 10, 100, 300, 65535) for c in (mask.CLAMP, 1, 32767)]
-    return [{"top": top, "clamp": clamp, "table": blob(le16(mask.table(top, clamp)))} for top, clamp in tops]
+    max_levels = [(t, c) for t in (1, 2, 3, 10, 100, 300, 65535) for c in (mask.CLAMP, 1, 32767)]
+    return [
+        {"max_level": max_level, "clamp": clamp, "table": blob(le16(mask.table(max_level, clamp)))}
+        for max_level, clamp in max_levels
+    ]
 
 
 CASES = [
@@ -205,7 +208,7 @@ CASES = [
     (7, 2, 655, "spread", "drawn"),
     (7, 10, 655, "spread", "against"),
     (7, 300, 32767, "spread", "ones"),
-    *[(1000, top, 655, levels, "drawn") for top in (2, 10, 100, 300) for levels in ("spread", "polarised")],
+    *[(1000, max_level, 655, levels, "drawn") for max_level in (2, 10, 100, 300) for levels in ("spread", "polarised")],
     (1000, 1, 1, "bottom", "drawn"),
     (1000, 1, 1, "top", "zeros"),
     (1000, 10, 1, "polarised", "against"),
@@ -213,19 +216,19 @@ CASES = [
     (1003, 255, 655, "spread", "drawn"),
     (1003, 256, 655, "spread", "drawn"),
     (8189, 2, 655, "spread", "drawn"),  # 2048 four-bit symbols in one bucket or more: two lanes
-    *[(70001, top, 655, "polarised", "drawn") for top in (2, 10, 100, 300)],
+    *[(70001, max_level, 655, "polarised", "drawn") for max_level in (2, 10, 100, 300)],
     (70001, 10, 1, "polarised", "against"),
     (70001, 2, 655, "bottom", "zeros"),
 ]
 
 
-def case(d: int, top: int, clamp: int, levels: str, bits: str) -> dict[str, Any]:
-    theta = make_theta(d, top, clamp, levels)
+def case(d: int, max_level: int, clamp: int, levels: str, bits: str) -> dict[str, Any]:
+    theta = make_theta(d, max_level, clamp, levels)
     m = make_mask(theta, bits)
     coded = {"packed": packed.encode(m, theta), "rans": rans.encode(m, theta)}
     return {
         "d": d,
-        "top": top,
+        "max_level": max_level,
         "clamp": clamp,
         "levels": levels,
         "mask": bits,
@@ -267,15 +270,15 @@ BLOCKS = [
 ]
 
 
-def drawn_blocks(d: int, top: int, clamp: int, levels: str, kappa: float, most: int) -> dict[str, Any]:
-    theta = make_theta(d, top, clamp, levels)
+def drawn_blocks(d: int, max_level: int, clamp: int, levels: str, kappa: float, most: int) -> dict[str, Any]:
+    theta = make_theta(d, max_level, clamp, levels)
     q = theta.q16().astype(np.float64)
     w = seed.uniforms16(seed.uniforms_key(SEED + d, 0, 2), d)
     scores = (np.log(q / (mask.ONE - q)) + (w - 32768.0) / 32768).astype(np.float32)
     payload = hmrc.draw(scores, theta, shared(d), Chance(SEED + d), Plan(kappa, most))  # type: ignore[arg-type]
     return {
         "d": d,
-        "top": top,
+        "max_level": max_level,
         "clamp": clamp,
         "levels": levels,
         "seed": f"{SEED + d:016x}",
@@ -307,13 +310,13 @@ DELTAS = [
 ]
 
 
-def delta_vector(d: int, base_top: int, base_levels: str, top: int, levels: str) -> dict[str, Any]:
-    base, theta = make_theta(d, base_top, 655, base_levels), make_theta(d, top, 655, levels)
+def delta_vector(d: int, base_max_level: int, base_levels: str, max_level: int, levels: str) -> dict[str, Any]:
+    base, theta = make_theta(d, base_max_level, 655, base_levels), make_theta(d, max_level, 655, levels)
     return {
         "d": d,
-        "base_top": base_top,
+        "base_max_level": base_max_level,
         "base_levels": base_levels,
-        "top": top,
+        "max_level": max_level,
         "levels": levels,
         "seed": f"{SEED + d:016x}",
         "payload": blob(delta.encode(theta, base)),
@@ -350,15 +353,15 @@ def relay_parts(base: mask.Theta, devices: list[tuple[int, tuple[int, ...]]]) ->
     return parts
 
 
-def relay_vector(d: int, top: int, heaviest: int, devices: list[tuple[int, tuple[int, ...]]]) -> dict[str, Any]:
+def relay_vector(d: int, max_level: int, heaviest: int, devices: list[tuple[int, tuple[int, ...]]]) -> dict[str, Any]:
     base = make_theta(d, 10, 655, "spread")
-    payload = relay.encode(base, 9, Pooling(top, 655, heaviest), relay_parts(base, devices))
+    payload = relay.encode(base, 9, Pooling(max_level, 655, heaviest), relay_parts(base, devices))
     theta = relay.decode(payload, base, SEED + d, "job")
     return {
         "d": d,
         "seed": f"{SEED + d:016x}",
         "payload": payload.hex(),
-        "top": theta.top,
+        "max_level": theta.max_level,
         "level": blob(le16(theta.level)),
         "theta": theta.digest().hex(),
     }
@@ -385,7 +388,7 @@ def relay_rejects() -> list[dict[str, Any]]:
         ("a mask that its codec refuses", good[:42] + b"\x80" + good[43:]),
         ("all but the last byte", good[:-1]),
     ]
-    head = {"level": base.level.tolist(), "top": base.top, "clamp": base.clamp}
+    head = {"level": base.level.tolist(), "max_level": base.max_level, "clamp": base.clamp}
     return [
         {"why": why, **head, "payload": data.hex(), "error": code_of(relay.decode, data, base, SEED + 7, "job")}
         for why, data in tries
@@ -402,19 +405,19 @@ EXACTS: list[tuple[int, int, str, int, str, list[int], list[int]]] = [
 
 
 def exact_vector(
-    d: int, base_top: int, base_levels: str, top: int, levels: str, before: list[int], after: list[int]
+    d: int, base_max_level: int, base_levels: str, max_level: int, levels: str, before: list[int], after: list[int]
 ) -> dict[str, Any]:
     one, other = np.array(before, np.int32), np.array(after, np.int32)
-    base = replace(make_theta(d, base_top, 655, base_levels), exact=one)
-    theta = replace(make_theta(d, top, 655, levels), exact=other)
+    base = replace(make_theta(d, base_max_level, 655, base_levels), exact=one)
+    theta = replace(make_theta(d, max_level, 655, levels), exact=other)
     parts = relay_parts(base, [(5, (1,)), (6, (2,))])
     relayed = relay.encode(base, 9, Pooling(0, 655, 0), parts, other)
     return {
         "d": d,
         "seed": f"{SEED + d:016x}",
-        "base_top": base_top,
+        "base_max_level": base_max_level,
         "base_levels": base_levels,
-        "top": top,
+        "max_level": max_level,
         "levels": levels,
         "clamp": 655,
         "before": before,
@@ -454,15 +457,15 @@ def exact_rejects() -> list[dict[str, Any]]:
     ]
 
 
-def make_theta(d: int, top: int, clamp: int, levels: str) -> mask.Theta:
+def make_theta(d: int, max_level: int, clamp: int, levels: str) -> mask.Theta:
     u = seed.uniforms16(seed.uniforms_key(SEED + d, 0, 0), d).astype(np.int64)
     level = {
-        "spread": u * (top + 1) // 65536,
-        "polarised": np.where(u < 26214, 0, np.where(u >= 39322, top, (u - 26214) * (top + 1) // 13108)),
+        "spread": u * (max_level + 1) // 65536,
+        "polarised": np.where(u < 26214, 0, np.where(u >= 39322, max_level, (u - 26214) * (max_level + 1) // 13108)),
         "bottom": np.zeros(d),
-        "top": np.full(d, top),
+        "top": np.full(d, max_level),
     }[levels]
-    return mask.Theta(level.astype(np.uint16), top, clamp)
+    return mask.Theta(level.astype(np.uint16), max_level, clamp)
 
 
 def make_mask(theta: mask.Theta, bits: str) -> mask.Mask:
@@ -1035,11 +1038,11 @@ def mask_rejects() -> list[dict[str, Any]]:
     for c, t, why, data in tries:
         error = code_of(c.decode, data, t, shared(t.d))
         out.append(
-            {"why": why, "codec": c.ID, "level": t.level.tolist(), "top": t.top, "clamp": t.clamp}
+            {"why": why, "codec": c.ID, "level": t.level.tolist(), "max_level": t.max_level, "clamp": t.clamp}
             | {"payload": data.hex(), "error": error}
         )
     for number, why in ((5, "an unknown codec"), (4, "a codec of version 2")):
-        some = {"level": [1], "top": 2, "clamp": 655, "payload": ""}
+        some = {"level": [1], "max_level": 2, "clamp": 655, "payload": ""}
         out.append({"why": why, "codec": number, **some, "error": code_of(codec.by_id, number)})
     return out
 
@@ -1073,7 +1076,7 @@ def delta_rejects() -> list[dict[str, Any]]:
         ("all but the last byte", good[:-1]),
         ("two bytes more", good + b"\0\0"),
     ]
-    head = {"level": base.level.tolist(), "top": base.top, "clamp": base.clamp}
+    head = {"level": base.level.tolist(), "max_level": base.max_level, "clamp": base.clamp}
     return [
         {"why": why, **head, "payload": data.hex(), "error": code_of(delta.decode, data, base)} for why, data in tries
     ]
@@ -1082,7 +1085,7 @@ def delta_rejects() -> list[dict[str, Any]]:
 def delta_moved(theta: mask.Theta, base: mask.Theta) -> bytes:
     """A delta whose first row of frequencies is another than its levels', and which decodes all the same."""
     contexts = delta._contexts(base)
-    frequency = delta._rows(theta.level, theta.top, contexts)
+    frequency = delta._rows(theta.level, theta.max_level, contexts)
     row = frequency[0]
     row[row.argmax()] -= 1
     row[row.argmin()] += 1

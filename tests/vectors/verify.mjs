@@ -84,15 +84,15 @@ section("uniforms16", generator.uniforms16, (v) => {
 
 // --- 3, 5 theta, mask, codecs ---
 
-section("tables", vectors.tables, (v) => equalBytes(bytes16(sm.table(v.top, v.clamp)), v.table, "table"));
+section("tables", vectors.tables, (v) => equalBytes(bytes16(sm.table(v.max_level, v.clamp)), v.table, "table"));
 
 const uniforms = (seed, slot, n) => sm.uniforms16(sm.uniformsKey(seed, 0, slot), n);
 
 const LEVELS = {
-  spread: (u, top) => Math.floor((u * (top + 1)) / 65536),
-  polarised: (u, top) => (u < 26214 ? 0 : u >= 39322 ? top : Math.floor(((u - 26214) * (top + 1)) / 13108)),
+  spread: (u, maxLevel) => Math.floor((u * (maxLevel + 1)) / 65536),
+  polarised: (u, maxLevel) => (u < 26214 ? 0 : u >= 39322 ? maxLevel : Math.floor(((u - 26214) * (maxLevel + 1)) / 13108)),
   bottom: () => 0,
-  top: (_, top) => top,
+  top: (_, maxLevel) => maxLevel,
 };
 const BITS = {
   drawn: (v, q) => (v < q ? 1 : 0),
@@ -101,8 +101,8 @@ const BITS = {
   ones: () => 1,
 };
 
-const thetaOf = (v, levels = v.levels, top = v.top) =>
-  new sm.Theta(uniforms(v.seed, 0, v.d).map((u) => LEVELS[levels](u, top)), top, v.clamp);
+const thetaOf = (v, levels = v.levels, maxLevel = v.max_level) =>
+  new sm.Theta(uniforms(v.seed, 0, v.d).map((u) => LEVELS[levels](u, maxLevel)), maxLevel, v.clamp);
 const sharedOf = (v) => new sm.Shared({ seed: v.seed, round: 1, job: "job", device: "dev" });
 
 section("shared uniforms", vectors.shared, (v) =>
@@ -144,7 +144,7 @@ section("hmrc", vectors.hmrc, (v) => {
 });
 
 section("delta", vectors.delta, (v) => {
-  const [base, theta] = [thetaOf(v, v.base_levels, v.base_top), thetaOf(v)];
+  const [base, theta] = [thetaOf(v, v.base_levels, v.base_max_level), thetaOf(v)];
   const payload = sm.delta.encode(theta, base);
   equalBytes(payload, v.payload, "payload");
   equal(sm.delta.decode(payload, base), theta, "decoded");
@@ -156,8 +156,8 @@ section("exact values", vectors.exact, (v) => {
   const payload = sm.exact.encode(after, before);
   equalBytes(payload, v.payload, "payload");
   equal(sm.exact.decode(payload, before), after, "decoded");
-  const plain = [thetaOf(v, v.base_levels, v.base_top), thetaOf(v)];
-  const [base, theta] = plain.map((t, i) => new sm.Theta(t.level, t.top, t.clamp, [before, after][i]));
+  const plain = [thetaOf(v, v.base_levels, v.base_max_level), thetaOf(v)];
+  const [base, theta] = plain.map((t, i) => new sm.Theta(t.level, t.maxLevel, t.clamp, [before, after][i]));
   equalBytes(base.digest(), v.base, "base digest");
   equalBytes(theta.digest(), v.theta, "theta digest");
   const whole = sm.counts.encode(theta);
@@ -177,7 +177,7 @@ section("relay", vectors.relay, (v) => {
   const { round, pooling, parts } = sm.relay.read(payload, base);
   equal(sm.relay.encode(base, round, pooling, parts.reverse()), payload, "encoded again");
   const theta = sm.relay.decode(payload, base, v.seed, "job");
-  equal(theta.top, v.top, "top");
+  equal(theta.maxLevel, v.max_level, "max_level");
   equalBytes(bytes16(theta.level), v.level, "levels");
   equalBytes(theta.digest(), v.theta, "digest");
 });
@@ -289,19 +289,19 @@ section("bundles", vectors.bundles, (v) => {
 const { rejects } = vectors;
 section("rejects: frames", rejects.frames, (v) => refuses(() => sm.decode(sm.fromHex(v.frame)), v.error));
 section("rejects: masks", rejects.masks, (v) => {
-  const theta = new sm.Theta(Uint16Array.from(v.level), v.top, v.clamp);
+  const theta = new sm.Theta(Uint16Array.from(v.level), v.max_level, v.clamp);
   const shared = new sm.Shared({ seed: SEED + BigInt(theta.d), round: 1, job: "job", device: "dev" });
   refuses(() => sm.codecById(v.codec).decode(sm.fromHex(v.payload), theta, shared), v.error);
 });
 section("rejects: relay", rejects.relay, (v) => {
-  const base = new sm.Theta(Uint16Array.from(v.level), v.top, v.clamp);
+  const base = new sm.Theta(Uint16Array.from(v.level), v.max_level, v.clamp);
   refuses(() => sm.relay.decode(sm.fromHex(v.payload), base, SEED + BigInt(v.level.length), "job"), v.error);
 });
 section("rejects: exact", rejects.exact, (v) => {
   refuses(() => sm.exact.decode(sm.fromHex(v.payload), Int32Array.from(v.before), v.reach), v.error);
 });
 section("rejects: delta", rejects.delta, (v) => {
-  const base = new sm.Theta(Uint16Array.from(v.level), v.top, v.clamp);
+  const base = new sm.Theta(Uint16Array.from(v.level), v.max_level, v.clamp);
   refuses(() => sm.delta.decode(sm.fromHex(v.payload), base), v.error);
 });
 section("rejects: counts", rejects.counts, (v) => refuses(() => sm.counts.decode(sm.fromHex(v.payload), v.d), v.error));

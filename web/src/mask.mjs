@@ -13,10 +13,10 @@ export const CLAMP = 655;
 /** Most weights of a model. */
 export const MAX_D = 2 ** 28;
 
-/** Return the probability of each level 0 .. top, Uint16Array [top + 1] in units of 2**-16. */
-export function table(top, clamp = CLAMP) {
+/** Return the probability of each level 0 .. maxLevel, Uint16Array [maxLevel + 1] in units of 2**-16. */
+export function table(maxLevel, clamp = CLAMP) {
   const span = ONE - 2 * clamp;
-  return Uint16Array.from({ length: top + 1 }, (_, l) => clamp + Math.floor((2 * span * l + top) / (2 * top)));
+  return Uint16Array.from({ length: maxLevel + 1 }, (_, l) => clamp + Math.floor((2 * span * l + maxLevel) / (2 * maxLevel)));
 }
 
 /** An exact value of 1: they are integers in units of 2**-12. */
@@ -29,19 +29,19 @@ export const MAX_EXACT = 65536;
 /** Global probabilities, and the model's exact values, which are part of their digest. */
 export class Theta {
   /**
-   * @param {Uint16Array} level [d], each 0 .. top
-   * @param {number} top levels above zero, 1 .. 65535
+   * @param {Uint16Array} level [d], each 0 .. maxLevel
+   * @param {number} maxLevel levels above zero, 1 .. 65535
    * @param {number} clamp distance of the probabilities from 0 and 1, 1 .. 32767 in units of 2**-16
    * @param {Int32Array} exact [e], units of 2**-12
    * Throws RangeError for anything else.
    */
-  constructor(level, top, clamp = CLAMP, exact = new Int32Array(0)) {
-    if (!(top >= 1 && top <= 65535 && clamp >= 1 && clamp < ONE / 2 && level.length >= 1 && level.length <= MAX_D)) {
-      throw new RangeError(`no theta has top ${top}, clamp ${clamp}, d ${level.length}`);
+  constructor(level, maxLevel, clamp = CLAMP, exact = new Int32Array(0)) {
+    if (!(maxLevel >= 1 && maxLevel <= 65535 && clamp >= 1 && clamp < ONE / 2 && level.length >= 1 && level.length <= MAX_D)) {
+      throw new RangeError(`no theta has maxLevel ${maxLevel}, clamp ${clamp}, d ${level.length}`);
     }
-    for (const l of level) if (l > top) throw new RangeError(`a level is 0 .. ${top}, found ${l}`);
+    for (const l of level) if (l > maxLevel) throw new RangeError(`a level is 0 .. ${maxLevel}, found ${l}`);
     this.level = level;
-    this.top = top;
+    this.maxLevel = maxLevel;
     this.clamp = clamp;
     if (exact.length > MAX_EXACT || exact.some((value) => Math.abs(value) > EXACT_LIMIT)) {
       throw new RangeError(`at most ${MAX_EXACT} exact values of ${EXACT_LIMIT} either way`);
@@ -56,7 +56,7 @@ export class Theta {
 
   /** Return the probabilities, Uint16Array [d] in units of 2**-16. */
   q16() {
-    const probability = table(this.top, this.clamp);
+    const probability = table(this.maxLevel, this.clamp);
     return this.level.map((l) => probability[l]);
   }
 
@@ -71,10 +71,10 @@ export class Theta {
   }
 }
 
-/** Write d, top and clamp into the first 8 bytes of `view`; the digest's layout and `counts` begin with them. */
+/** Write d, maxLevel and clamp into the first 8 bytes of `view`; the digest's layout and `counts` begin with them. */
 export function putHead(view, theta) {
   view.setUint32(0, theta.d, true);
-  view.setUint16(4, theta.top, true);
+  view.setUint16(4, theta.maxLevel, true);
   view.setUint16(6, theta.clamp, true);
 }
 

@@ -69,7 +69,7 @@ export async function train(runtime, data, theta, work, options = {}) {
   if (theta.d !== spec.d) throw new RangeError(`theta has ${theta.d} weights, model ${spec.name} has ${spec.d}`);
   if (theta.exact.length !== spec.e) throw new RangeError(`theta has ${theta.exact.length} exact values of ${spec.e}`);
   const rule = ruleOfWork(work, round);
-  const logit = Float32Array.from(table(theta.top, theta.clamp), (q) => Math.log(q / (65536 - q)));
+  const logit = Float32Array.from(table(theta.maxLevel, theta.clamp), (q) => Math.log(q / (65536 - q)));
   const values = Float32Array.from(theta.exact, (value) => value / EXACT_ONE);
   let state = startState(Float32Array.from(theta.level, (level) => logit[level]), rule, kept, values);
   const noise = new Float32Array(spec.d);
@@ -95,14 +95,14 @@ export async function train(runtime, data, theta, work, options = {}) {
 
 /**
  * Return the update message that reports an `outcome` of `train` on `samples` examples: `work.masks` masks, drawn and
- * coded as the job asks. `thrift` is the device's wish for kappa, bits of relative entropy per block of `hmrc`.
+ * coded as the job asks. `bitsPerIndex` is the device's wish for kappa, bits of relative entropy per block of `hmrc`.
  */
-export function updateOf(announce, device, spec, theta, outcome, samples, { chance = systemChance, thrift } = {}) {
+export function updateOf(announce, device, spec, theta, outcome, samples, { chance = systemChance, bitsPerIndex } = {}) {
   const { work } = announce;
   const codec = codecById(work.codec);
   const [least, most] = [work.kappa / 1000, work.kappa_max / 1000];
   const plan = {
-    kappa: thrift === undefined ? least : Math.min(Math.max(thrift, least), most),
+    kappa: bitsPerIndex === undefined ? least : Math.min(Math.max(bitsPerIndex, least), most),
     maxBlocks: work.max_blocks,
   };
   const ready = new Float32Array(1024);

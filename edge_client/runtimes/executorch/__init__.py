@@ -16,7 +16,7 @@ import numpy as np
 
 from edge_client.runtimes.arithmetic import BETA1, BETA2, corrected, descended, regularised, step_exact
 from edge_client.runtimes.checks import check_logits, check_step, finite
-from edge_client.runtimes.contract import F32, NOTHING, Fit, Rule, State, StepResult, Targets
+from edge_client.runtimes.contract import F32, NOTHING, MicroBatchPlan, State, StepConfig, StepResult, Targets
 from edge_client.runtimes.executorch.library import Program, aligned
 from edge_client.runtimes.footprint import MB, Footprint
 from seedmask.bundle import Bundle
@@ -34,7 +34,7 @@ NOTE: Final = (
 class Planned(Footprint):
     """A Footprint with what the program has planned in place of an estimate of activations."""
 
-    def bytes_of(self, bundle: Bundle, fit: Fit) -> int:
+    def bytes_of(self, bundle: Bundle, fit: MicroBatchPlan) -> int:
         """Peak bytes of a process that trains `bundle`, an estimate. Raises BundleError."""
         in_one = 0 if bundle.batch > fit.micro else _SUMMED * 4 * bundle.spec.d
         return super().bytes_of(bundle, fit) - in_one + int(_REPACKED * _plan(bundle.file(*GRAPHS))[1])
@@ -60,7 +60,7 @@ FOOTPRINT: Final = Planned(62 * MB, 12.3, 0, 20, graph=GRAPHS[0], fixed=True)
 class ExecuTorch:
     """One program, its weights, and room for a micro-batch."""
 
-    def __init__(self, bundle: Bundle, threads: int, fit: Fit | None) -> None:
+    def __init__(self, bundle: Bundle, threads: int, fit: MicroBatchPlan | None) -> None:
         self.bundle = bundle
         self._program = Program(bundle.file(*GRAPHS), threads)
         shape = self._program.shape("train_step", 0)
@@ -76,7 +76,7 @@ class ExecuTorch:
         self._by_exact = [aligned(bundle.spec.e, np.float32)] if bundle.spec.e else []
         self._program.run("weights", [np.array(weights_key(bundle.spec.seed), np.int64)], [self.w, *self._frozen])
 
-    def step(self, x: F32, y: Targets, state: State, noise: F32, rule: Rule) -> StepResult:
+    def step(self, x: F32, y: Targets, state: State, noise: F32, rule: StepConfig) -> StepResult:
         """One step on the scores; see `Runtime`."""
         check_step(self.bundle, x, y, state, noise, rule)
         if rule.optimizer == "adam" and rule.plain and len(y) <= self._micro:
@@ -84,7 +84,7 @@ class ExecuTorch:
         g, by_exact, loss, correct = self._gradient(x, y, state, noise, rule)
         return finite(StepResult(self._moved(state, g, by_exact, rule), loss, correct))
 
-    def _adam(self, x: F32, y: Targets, state: State, noise: F32, rule: Rule) -> StepResult:
+    def _adam(self, x: F32, y: Targets, state: State, noise: F32, rule: StepConfig) -> StepResult:
         """All of a step in the program."""
         scores, m, v = (aligned(self.bundle.spec.d, np.float32) for _ in range(3))
         rate, epsilon = corrected(rule.rate, state.t + 1)
@@ -98,7 +98,7 @@ class ExecuTorch:
         after = State(scores, m, v, state.t + 1, state.anchor, exact)
         return finite(StepResult(after, float(self._loss), int(self._correct)))
 
-    def _gradient(self, x: F32, y: Targets, state: State, noise: F32, rule: Rule) -> tuple[F32, F32, float, int]:
+    def _gradient(self, x: F32, y: Targets, state: State, noise: F32, rule: StepConfig) -> tuple[F32, F32, float, int]:
         """Plain gradients by the scores [d] and exact values [e], loss, number correct; added up over micro-batches."""
         total: F32 = aligned(self.bundle.spec.d, np.float32)
         part = total if len(y) <= self._micro else aligned(self.bundle.spec.d, np.float32)
@@ -121,7 +121,7 @@ class ExecuTorch:
         n: int,
         state: State,
         noise: F32,
-        rule: Rule,
+        rule: StepConfig,
         more: Sequence[F32],
         out: Sequence[F32],
     ) -> None:
@@ -141,7 +141,7 @@ class ExecuTorch:
         """A method's last inputs."""
         return [*self._frozen, *([_vector(exact)] if self.bundle.spec.e else [])]
 
-    def _moved(self, state: State, g: F32, by_exact: F32, rule: Rule) -> State:
+    def _moved(self, state: State, g: F32, by_exact: F32, rule: StepConfig) -> State:
         """The state after a step along the plain gradients, of which `g` is used up."""
         g = regularised(g, state, rule, self.bundle.spec.d)
         exact = step_exact(state.exact, by_exact, rule, state.t + 1)
@@ -166,12 +166,12 @@ class ExecuTorch:
         return out
 
 
-def usual(bundle: Bundle) -> Fit:
+def usual(bundle: Bundle) -> MicroBatchPlan:
     """As many examples at a time as the program was made for. Raises BundleError."""
-    return Fit(_plan(bundle.file(*GRAPHS))[0])
+    return MicroBatchPlan(_plan(bundle.file(*GRAPHS))[0])
 
 
-def open_runtime(bundle: Bundle, threads: int, fit: Fit | None = None) -> ExecuTorch:
+def open_runtime(bundle: Bundle, threads: int, fit: MicroBatchPlan | None = None) -> ExecuTorch:
     """Load the program and compute the weights; `threads` 0 is ExecuTorch's choice.
 
     A `fit` of fewer examples than the program was made for saves no memory: the others are zeros.

@@ -15,9 +15,9 @@ export const NAME = "counts";
 
 /** Code `theta`, with its exact values. */
 export function encode(theta) {
-  const shift = lowBits(theta.top);
+  const shift = lowBits(theta.maxLevel);
   const high = Uint8Array.from(theta.level, (l) => l >>> shift);
-  const frequency = highFrequencies(high, (theta.top >>> shift) + 1);
+  const frequency = highFrequencies(high, (theta.maxLevel >>> shift) + 1);
   const coded = ans.encode(high, new Uint8Array(theta.d), [frequency]);
   const head = new Uint8Array(8 + 2 * frequency.length + 4);
   const view = viewOf(head);
@@ -33,13 +33,13 @@ export function encode(theta) {
 export function decode(payload, d, e = 0) {
   if (payload.length < 8) fail("codec", `counts: a header of 8 bytes expected, found ${payload.length}`);
   const view = viewOf(payload);
-  const [size, top, clamp] = [view.getUint32(0, true), view.getUint16(4, true), view.getUint16(6, true)];
+  const [size, maxLevel, clamp] = [view.getUint32(0, true), view.getUint16(4, true), view.getUint16(6, true)];
   if (size !== d || size < 1 || size > MAX_D) fail("limit", `counts for ${size} weights, the model has ${d}`);
-  if (top < 1 || clamp < 1 || clamp >= ONE / 2) fail("codec", `counts: top ${top}, clamp ${clamp} out of range`);
-  const shift = lowBits(top);
-  const at = 8 + 2 * ((top >>> shift) + 1) + 4;
+  if (maxLevel < 1 || clamp < 1 || clamp >= ONE / 2) fail("codec", `counts: maxLevel ${maxLevel}, clamp ${clamp} out of range`);
+  const shift = lowBits(maxLevel);
+  const at = 8 + 2 * ((maxLevel >>> shift) + 1) + 4;
   if (payload.length < at) fail("codec", `counts: ${payload.length} bytes cannot hold the frequencies`);
-  const frequency = Array.from({ length: (top >>> shift) + 1 }, (_, s) => view.getUint16(8 + 2 * s, true));
+  const frequency = Array.from({ length: (maxLevel >>> shift) + 1 }, (_, s) => view.getUint16(8 + 2 * s, true));
   if (frequency.reduce((a, b) => a + b) !== 4096) fail("codec", "counts: frequencies do not sum to 4096");
   const end = at + view.getUint32(at - 4, true);
   const behind = end + Math.ceil((d * shift) / 8);
@@ -54,8 +54,8 @@ export function decode(payload, d, e = 0) {
     for (let b = 0; b < shift; b++) bits |= low[i * shift + b] << b;
     return (symbol << shift) | bits;
   });
-  if (level.some((l) => l > top)) fail("codec", `counts: a level above the top ${top}`);
-  return new Theta(level, top, clamp, exact.decode(payload.subarray(behind), new Int32Array(e)));
+  if (level.some((l) => l > maxLevel)) fail("codec", `counts: a level above the maxLevel ${maxLevel}`);
+  return new Theta(level, maxLevel, clamp, exact.decode(payload.subarray(behind), new Int32Array(e)));
 }
 
 /** Return the frequencies [symbols] of the levels' high parts. */
@@ -66,4 +66,4 @@ function highFrequencies(high, symbols) {
 }
 
 /** Return how many low bits of a level travel raw, so that at most 256 symbols are entropy coded. */
-const lowBits = (top) => Math.max(0, 32 - Math.clz32(top) - 8);
+const lowBits = (maxLevel) => Math.max(0, 32 - Math.clz32(maxLevel) - 8);

@@ -24,7 +24,7 @@ export function draw(scores, theta, shared, random, { kappa = 5, maxBlocks = 0 }
   const { d, level } = theta;
   const q16 = theta.q16();
   const u = shared.uniforms(d);
-  const known = Array.from(table(theta.top, theta.clamp), (q) => {
+  const known = Array.from(table(theta.maxLevel, theta.clamp), (q) => {
     const t = q / ONE;
     let both = t / 4;
     for (let s = 1; s < 4; s++) both += (Math.max(0, t - s / 4) + Math.max(0, t - 1 + s / 4)) / 4;

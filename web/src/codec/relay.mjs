@@ -13,14 +13,14 @@ import * as varint from "./varint.mjs";
 
 /**
  * Return the next Theta: `total` [d], the sum of weight times mask; `weight` of all `masks`; `unit` divides each
- * weight; `top` of the levels, 0: the exact share where it has no more levels than masks, or than 255.
+ * weight; `maxLevel` of the levels, 0: the exact share where it has no more levels than masks, or than 255.
  */
-function pool(total, weight, unit, masks, top, clamp) {
+function pool(total, weight, unit, masks, maxLevel, clamp) {
   const exact = weight / unit;
-  if (!top && exact <= Math.min(Math.max(masks, 255), 65535)) {
+  if (!maxLevel && exact <= Math.min(Math.max(masks, 255), 65535)) {
     return new Theta(Uint16Array.from(total, (n) => n / unit), exact, clamp);
   }
-  const levels = top || 255;
+  const levels = maxLevel || 255;
   // Two steps of 16 bits: 2^16 times a total need not fit 53 bits.
   const share = (n) => {
     const whole = Math.floor(n / weight);
@@ -40,17 +40,17 @@ export const MAX_WORK = 2 ** 30;
 
 /**
  * Code the masks of `round` under `base`, a Theta.
- * @param pooling {top, clamp, heaviest}: levels of the next theta, its clamp, most that a mask may weigh (0: all alike)
+ * @param pooling {maxLevel, clamp, heaviest}: levels of the next theta, its clamp, most that a mask may weigh (0: all alike)
  * @param {object[]} parts {device, samples, codec, payloads} of each device, in any order
  * @param {Int32Array} values the next theta's exact values [e]
  */
-export function encode(base, round, { top, clamp, heaviest }, parts, values = base.exact) {
+export function encode(base, round, { maxLevel, clamp, heaviest }, parts, values = base.exact) {
   const head = new Uint8Array(31);
   const view = viewOf(head);
   head[0] = ID;
   head.set(base.digest(), 1);
   view.setUint32(17, round, true);
-  view.setUint16(21, top, true);
+  view.setUint16(21, maxLevel, true);
   view.setUint16(23, clamp, true);
   view.setUint32(25, heaviest, true);
   view.setUint16(29, parts.length, true);
@@ -78,7 +78,7 @@ export function read(payload, base) {
   if (payload.length < 31 || payload[0] !== ID) fail("codec", "relay: a header of 31 bytes expected");
   if (!same(payload.subarray(1, 17), base.digest())) fail("theta-mismatch", "relay: masks under other probabilities");
   const view = viewOf(payload);
-  const [round, top, clamp] = [view.getUint32(17, true), view.getUint16(21, true), view.getUint16(23, true)];
+  const [round, maxLevel, clamp] = [view.getUint32(17, true), view.getUint16(21, true), view.getUint16(23, true)];
   const [heaviest, devices] = [view.getUint32(25, true), view.getUint16(29, true)];
   if (clamp < 1 || clamp >= ONE / 2 || heaviest > MAX_WEIGHT || !devices) {
     fail("codec", "relay: a header out of range");
@@ -109,7 +109,7 @@ export function read(payload, base) {
     parts.push({ device, samples, codec: facts[4], payloads });
   }
   if (at !== payload.length) fail("codec", "relay: bytes after the last mask");
-  return { round, pooling: { top, clamp, heaviest }, parts, values };
+  return { round, pooling: { maxLevel, clamp, heaviest }, parts, values };
 }
 
 /** Return the Theta that the masks make; `seed` is the model's, `job` a name. Throws as `read` and codecs do. */
@@ -128,6 +128,6 @@ export function decode(payload, base, seed, job, maxBlocks = 0) {
       masks++;
     });
   }
-  const theta = pool(total, weight, unit, masks, pooling.top, pooling.clamp);
-  return new Theta(theta.level, theta.top, theta.clamp, values);
+  const theta = pool(total, weight, unit, masks, pooling.maxLevel, pooling.clamp);
+  return new Theta(theta.level, theta.maxLevel, theta.clamp, values);
 }
