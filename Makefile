@@ -39,7 +39,7 @@ DEMO := $(if $(wildcard $(VENV)/.ready),$(VENV),$(VENV)-demo)
 
 $(VENV)-demo/.ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)-demo
-	$(VENV)-demo/bin/python -m pip install -q -e '.[sim]'
+	$(VENV)-demo/bin/python -m pip install -q --no-compile -e '.[sim]'  # what it imports is compiled then
 	touch $@
 
 demo: $(DEMO)/.ready  ## a fleet learns Fashion-MNIST over a real broker (MODEL=conv4n for a convolutional network)
