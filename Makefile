@@ -35,11 +35,12 @@ system: $(VENV)/.ready  ## mosquitto and Fashion-MNIST: from apt where we may, e
 	@.ci/system '$(BIN)/python'
 
 # The demo opens a bundle that ships, so it needs no torch: a small environment of its own, unless the whole one is here.
+# Nothing is compiled ahead: that would take longer than the demo, for modules that it never imports.
 DEMO := $(if $(wildcard $(VENV)/.ready),$(VENV),$(VENV)-demo)
 
 $(VENV)-demo/.ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)-demo
-	$(VENV)-demo/bin/python -m pip install -q -e '.[sim]'
+	$(VENV)-demo/bin/python -m pip install -q --no-compile -e '.[sim]'
 	touch $@
 
 demo: $(DEMO)/.ready  ## a fleet learns Fashion-MNIST over a real broker (MODEL=conv4n for a convolutional network)
