@@ -15,7 +15,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from export.kinds import NORM, Kinds
+from export.parameter_kinds import NORM, Kinds
 from seedmask.errors import SpecError, UserError
 from seedmask.layers import (
     EPSILON,

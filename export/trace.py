@@ -16,8 +16,8 @@ from typing import Any, Final
 import torch
 from torch import fx, nn
 
-from export.kinds import Kinds
 from export.nodes import PROBE, SUPPORTED, Builder, example, place, refusal, what_of
+from export.parameter_kinds import Kinds
 from seedmask.errors import SpecError, UserError
 from seedmask.layers import Norm, Shape, Weighted
 from seedmask.spec import ModelSpec, Tensor, scale_bits
