@@ -23,7 +23,7 @@ from seedmask.knobs import needed
 
 @dataclass(frozen=True)
 class Settings:
-    """Where the examples are, as two IDX files."""
+    """Examples in two IDX files, the format of MNIST."""
 
     images: Path = field(metadata=needed("the images"))
     labels: Path = field(metadata=needed("their classes"))

@@ -19,7 +19,7 @@ from seedmask.knobs import needed
 
 @dataclass(frozen=True)
 class Settings:
-    """Where the examples are, as an npz archive."""
+    """Examples in an archive of NumPy arrays."""
 
     path: Path = field(metadata=needed("archive with arrays x [n, ...] and y [n]"))
 

@@ -24,14 +24,23 @@ GROUP: Final = "seedmask.settings"
 
 @dataclass(frozen=True)
 class Place:
-    """A table of a settings file: `file` as its entry point is called, `table` "" for the file itself."""
+    """A table of a settings file: `file` as its entry point is called, `table` "" for the file itself.
+
+    `when`: the line of the table that makes these its settings, "" if they always are.
+    """
 
     file: str
     table: str
     kind: type
+    when: str = ""
+
+    @property
+    def heading(self) -> str:
+        """Name of the table, with the line that chooses it."""
+        return f"[{self.table}]" + (f" where {self.when}" if self.when else "")
 
     def __str__(self) -> str:
-        return f"{self.file}.toml" + (f" [{self.table}]" if self.table else "")
+        return f"{self.file}.toml" + (f" {self.heading}" if self.table else "")
 
 
 def files() -> dict[str, type]:
@@ -47,7 +56,7 @@ def places(file: str, kind: type) -> list[Place]:
     for table, inner in {"": kind, **tables(kind)}.items():
         found.append(Place(file, table, inner))
         key, choices = variants(inner)
-        found += [Place(file, f'{table}] {key} = "{name}', chosen) for name, chosen in choices.items()]
+        found += [Place(file, table, chosen, f'{key} = "{name}"') for name, chosen in choices.items()]
     return found
 
 
@@ -101,14 +110,14 @@ def listing() -> str:
     for file, kind in files().items():
         lines += [f"{file}.toml: {about(kind)}"]
         for place in places(file, kind):
-            lines += ["", f"[{place.table}] {about(place.kind)}"] if place.table else []
+            lines += ["", f"{place.heading}: {about(place.kind)}"] if place.table else []
             lines += [_line(one) for one in knobs(place.kind)]
         lines += [""]
     return "\n".join([*lines, *_compared(), "", "seedmask settings NAME says more of one."])
 
 
 def _line(one: Knob) -> str:
-    return f"  {one.name:<17} {_default(one):<14} {one.range:<32} {one.meaning}"
+    return f"  {one.name:<17} {_default(one):<14} {one.range:<42} {one.meaning}"
 
 
 def _compared() -> list[str]:
@@ -150,7 +159,7 @@ def markdown() -> str:
     for file, kind in files().items():
         lines += [f"## {file}.toml", "", _sentence(about(kind)), ""]
         for place in places(file, kind):
-            lines += [f"### [{place.table}]", "", _sentence(about(place.kind)), ""] if place.table else []
+            lines += [f"### {place.heading}", "", _sentence(about(place.kind)), ""] if place.table else []
             lines += _rows(["key", "default", "possible", "meaning"], map(_cells, knobs(place.kind)))
     names = presets()
     differing = [(place, one) for place, one in everything() if one.presets]
