@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from seedmask.errors import UserError
-from seedmask.knobs import Knob, about, knobs, tables
+from seedmask.knobs import Knob, about, knobs, tables, variants
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -128,7 +128,9 @@ def example(kind: type[Any], values: Mapping[str, Any], hinted: Mapping[str, Map
         said = values if not table else values.get(table)
         if said is None:
             continue
-        known = {one.name: one for one in knobs(inner)}
+        key, choices = variants(inner)
+        chosen = [choices[said[key]]] if choices else []
+        known = {one.name: one for part in (inner, *chosen) for one in knobs(part)}
         lines += ["", f"{f'[{table}]':<31} # {about(inner)}"] if table else []
         lines += [_line(known[name], value) for name, value in said.items() if name in known]
         lines += [_line(known[name], value, "# ") for name, value in (hinted or {}).get(table, {}).items()]
