@@ -4,7 +4,7 @@ torch.fx records what forward() does; the weights inside the module are thrown a
 random signs instead (FedPM: Isik et al., arXiv 2209.15328). Their size is c = sqrt(2 / fan_in), 'kaiming',
 unless the 'paper's c = e * sqrt(1 / fan_in) or 'unit', c = sqrt(1 / fan_in), is asked for, times a gain, one for all
 layers or one for each; a bias has its layer's c. What a node becomes stands in `export.nodes`, which parameters have
-no mask in `export.kinds`.
+no mask in `export.parameter_kinds`.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def trace(
 
     `gain` > 0 multiplies the size of the weights: one number, or one for each layer that has any. `replace_batchnorm`
     "group" puts GroupNorm where a BatchNorm was. `announce` is told whatever the spec does otherwise than the module: a
-    sentence each. `exact` and `frozen` are patterns over torch's parameter names, as in `export.kinds`; all others are
+    sentence each. `exact` and `frozen` are patterns over torch's parameter names, as in `export.parameter_kinds`; all others are
     masked. An exact tensor begins at 0, the scales of a normalisation at 1. Tensor names are torch's parameter names,
     in the order of use. Raises UserError: which layer is not supported, where it is, and what is.
     """

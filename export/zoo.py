@@ -3,7 +3,7 @@ each kind that people bring: LeNet-5, a residual net, depthwise-separable blocks
 
 Each is an ordinary torch module without batch norm, which is what masking random weights wants; `ZOO` says
 what each takes. All biases that exist are masked along with the weights, as in the paper, unless an export says
-otherwise (`export.kinds`).
+otherwise (`export.parameter_kinds`).
 """
 
 from __future__ import annotations
