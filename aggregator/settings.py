@@ -137,8 +137,3 @@ class AggregationConfig:
     def pooling(self) -> Pooling:
         """Parameters with which a device adds masks up as the aggregator does."""
         return Pooling(self.max_level, self.clamp_q16, self.heaviest)
-
-    @property
-    def pools(self) -> bool:
-        """True if theta follows from a round's masks by `pooling` alone, and may be told that way."""
-        return self.relay and not (self.remembers or self.prior_q16)

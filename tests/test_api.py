@@ -22,7 +22,6 @@ import seedmask
 import sim
 from aggregator.broker import available
 from aggregator.history import job_result
-from aggregator.posterior import finished
 from edge_client.data import Dataset
 from seedmask import Model, UserError, load_model
 from seedmask.bundle import Bundle, to_bytes
@@ -87,7 +86,7 @@ def test_whoever_is_told_of_a_round_may_end_the_run_with_it(run: Simulate, tmp_p
     assert history.rounds == whole.rounds[:2]
     assert history.summary["rounds"] == 2
     after_two = job_result(tmp_path / "whole" / "aggregator" / "job.sqlite", until=2)
-    assert np.array_equal(history.model.mask, finished(after_two.recent)[0])
+    assert np.array_equal(history.model.mask, after_two.model().mask)
 
 
 def test_a_mistake_in_on_round_is_its_callers_and_leaves_nothing_behind(

@@ -259,7 +259,7 @@ def test_a_device_that_was_not_asked_is_told_so() -> None:
     idle = next(name for name in NAMES if name not in job.selected)
     job, effects = after(job, arrived(update(job, idle), idle))
     assert status_of(effects) is Status.NOT_SELECTED
-    assert job.posterior.masks == 0
+    assert job.votes.masks == 0
 
 
 # --- closing ---
@@ -271,7 +271,7 @@ def test_the_last_asked_update_closes_the_round_and_opens_the_next() -> None:
     assert kinds(effects) == [UpdateAccepted, SendReceipt]
     job, effects = after(job, arrived(update(job, "pi-2"), "pi-2"))
     assert kinds(effects) == [UpdateAccepted, SendReceipt, RoundClosed, RoundOpened, PublishRound]
-    assert (job.phase, job.round, job.posterior.masks, job.accepted) == (Phase.OPEN, 2, 0, {})
+    assert (job.phase, job.round, job.votes.masks, job.accepted) == (Phase.OPEN, 2, 0, {})
 
 
 def test_what_comes_of_a_round_is_the_count_of_ones() -> None:
@@ -426,7 +426,7 @@ def test_a_good_update_of_either_codec_is_accepted(codec: int) -> None:
     job = open_job(2, replace(WORK, codec=rans.NAME))  # packed may stand in for any
     job, effects = after(job, arrived(update(job, "pi-1", codec), "pi-1"))
     assert status_of(effects) is Status.ACCEPTED
-    assert job.posterior.masks == 1
+    assert job.votes.masks == 1
 
 
 def test_a_repeat_is_acknowledged_and_not_counted() -> None:
@@ -435,7 +435,7 @@ def test_a_repeat_is_acknowledged_and_not_counted() -> None:
     job, _ = after(job, made)
     job, effects = after(job, made)
     assert (status_of(effects), reason_of(effects)) == (Status.DUPLICATE, "already counted")
-    assert job.posterior.masks == 1
+    assert job.votes.masks == 1
 
 
 def test_a_second_update_of_one_device_is_a_duplicate_too() -> None:
@@ -444,7 +444,7 @@ def test_a_second_update_of_one_device_is_a_duplicate_too() -> None:
     job, effects = after(job, arrived(update(job, "pi-1"), "pi-1"))
     job, effects = after(job, arrived(update(job, "pi-1", seed=1), "pi-1"))
     assert (status_of(effects), kinds(effects)) == (Status.DUPLICATE, [SendReceipt])
-    assert job.posterior.masks == 1
+    assert job.votes.masks == 1
 
 
 def test_a_repeat_after_the_round_closed_is_still_a_duplicate() -> None:

@@ -16,8 +16,8 @@ import pytest
 
 from aggregator import server as shell
 from aggregator.config import RunConfig
+from aggregator.finished import finished
 from aggregator.history import job_result, results
-from aggregator.posterior import finished
 from aggregator.round import ClockTicked
 from aggregator.server import Server, will
 from aggregator.settings import AggregationConfig, RoundsConfig
@@ -509,10 +509,10 @@ def test_settings_that_change_while_a_round_is_open_are_those_of_the_next_one(
     server, _ = scripted(Connected(), *two, rounds=2, devices=2)
     for event in [Connected(), *two]:
         server.receive(event)
-    asked, counted = server.job.training, server.job.posterior.digest()
+    asked, counted = server.job.training, server.job.votes.digest()
     for changed in (TrainingConfig(codec="rans"), TrainingConfig(max_blocks=1), TrainingConfig(masks=2)):
         again, _ = scripted(rounds=2, devices=2, training=changed)
-        assert (again.job.training, again.job.posterior.digest()) == (asked, counted)
+        assert (again.job.training, again.job.votes.digest()) == (asked, counted)
     for event in [*two[:2], *sending("pi-2", update_of(tiny_spec))]:
         again.receive(event)
     assert (again.job.round, again.job.training) == (2, TrainingConfig(masks=2))

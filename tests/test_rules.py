@@ -9,9 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aggregator.posterior import MAX_WEIGHT, Memory, Posterior, conclude, finished, start
+from aggregator.finished import finished
+from aggregator.rules import FedPM, Votes
+from aggregator.rules.fedpm import Carried, initial
 from aggregator.settings import AggregationConfig
 from seedmask.mask import CLAMP, ONE, Mask, Theta
+from seedmask.pooling import MAX_WEIGHT
 from seedmask.shared import Shared
 
 D = 40
@@ -19,15 +22,19 @@ EVEN = Theta.even(D)
 COUNTS = AggregationConfig()
 
 
+def conclude(votes: Votes, settings: AggregationConfig, theta: Theta, memory: bytes = b"") -> tuple[Theta, bytes]:
+    return FedPM().conclude(votes, theta, memory, settings)
+
+
 def masks_of(n: int, seed: int = 3) -> list[Mask]:
     return list(np.random.default_rng(seed).integers(0, 2, (n, D)).astype(np.uint8))
 
 
-def folded(masks: list[Mask], weights: list[int] | None = None) -> Posterior:
-    posterior = Posterior.empty(masks[0].size)
+def folded(masks: list[Mask], weights: list[int] | None = None) -> Votes:
+    votes = Votes.empty(masks[0].size)
     for mask, weight in zip(masks, weights or [1] * len(masks), strict=True):
-        posterior = posterior.fold(mask, weight)
-    return posterior
+        votes = votes.with_mask(mask, weight)
+    return votes
 
 
 def theta_of(masks: list[Mask], aggregation: AggregationConfig = COUNTS, weights: list[int] | None = None) -> Theta:
@@ -58,7 +65,7 @@ def test_theta_is_the_count_of_ones_over_the_number_of_masks() -> None:
 def test_folding_leaves_what_was_folded_alone() -> None:
     before = folded(masks_of(2))
     digest = before.digest()
-    before.fold(np.ones(D, np.uint8))
+    before.with_mask(np.ones(D, np.uint8))
     assert (before.digest(), before.masks) == (digest, 2)
 
 
@@ -77,7 +84,7 @@ def test_more_masks_than_a_byte_can_count_are_counted() -> None:
 
 def test_no_mask_gives_no_probabilities() -> None:
     with pytest.raises(ValueError, match="no mask gives no probabilities"):
-        conclude(Posterior.empty(D), AggregationConfig(), EVEN)
+        conclude(Votes.empty(D), AggregationConfig(), EVEN)
 
 
 # --- order ---
@@ -103,13 +110,13 @@ def test_order_does_not_matter_with_any_option(
     before = Theta(np.arange(D, dtype=np.uint16) % 4, 3)
 
     def run(order: list[int]) -> list[bytes]:
-        theta, memory, found = before, None, []
+        theta, memory, found = before, b"", []
         for round_ in range(2):
-            posterior = Posterior.empty(D)
+            votes = Votes.empty(D)
             for i in order:
-                posterior = posterior.fold(masks_of(6, round_)[i], weights[i] if aggregation.heaviest else 1)
-            theta, memory = conclude(posterior, aggregation, theta, memory)
-            found += [posterior.digest(), theta.digest(), b"" if memory is None else memory.to_bytes()]
+                votes = votes.with_mask(masks_of(6, round_)[i], weights[i] if aggregation.heaviest else 1)
+            theta, memory = conclude(votes, aggregation, theta, memory)
+            found += [votes.digest(), theta.digest(), memory]
         return found
 
     assert run(order) == run(list(range(6)))
@@ -140,13 +147,13 @@ def test_weights_without_a_small_common_measure_are_rounded_to_eight_bits() -> N
 @pytest.mark.parametrize("weight", [0, -1, MAX_WEIGHT + 1])
 def test_a_weight_out_of_range_is_a_bug_at_home(weight: int) -> None:
     with pytest.raises(ValueError, match="a weight is 1"):
-        Posterior.empty(D).fold(masks_of(1)[0], weight)
+        Votes.empty(D).with_mask(masks_of(1)[0], weight)
 
 
 def test_the_heaviest_round_that_can_be_fits_the_integers() -> None:
-    full = Posterior(np.full(2, MAX_WEIGHT * 255 * 65535, np.int64), MAX_WEIGHT * 255 * 65535, 255 * 65535, MAX_WEIGHT)
+    full = Votes(np.full(2, MAX_WEIGHT * 255 * 65535, np.int64), MAX_WEIGHT * 255 * 65535, 255 * 65535, MAX_WEIGHT)
     aggregation = AggregationConfig(downlink=256, prior=1000.0, carry=0.999)
-    theta, memory = Theta.even(2), None
+    theta, memory = Theta.even(2), b""
     for _ in range(50):
         theta, memory = conclude(full, aggregation, theta, memory)
         assert theta.level.tolist() == [255, 255]
@@ -199,7 +206,7 @@ def test_the_servers_step_goes_part_of_the_way() -> None:
 def test_what_rounding_takes_away_is_remembered() -> None:
     """Steps too small for one level add up until they make one."""
     aggregation = AggregationConfig(downlink=4, step=0.05)
-    theta, memory, found = Theta(np.zeros(D, np.uint16), 3), None, []
+    theta, memory, found = Theta(np.zeros(D, np.uint16), 3), b"", []
     for _ in range(12):
         theta, memory = conclude(folded(ones(4, 4)), aggregation, theta, memory)
         found.append(level(theta))
@@ -209,16 +216,14 @@ def test_what_rounding_takes_away_is_remembered() -> None:
 
 def test_a_memory_comes_back_from_its_bytes_and_from_no_others() -> None:
     for aggregation in (AggregationConfig(carry=0.5, downlink=4), AggregationConfig(step=0.5, downlink=4)):
-        _, memory = conclude(folded(masks_of(3)), aggregation, EVEN)
-        assert memory is not None
-        data = memory.to_bytes()
-        again = Memory.from_bytes(data, D)
-        assert (again.to_bytes(), again.masks) == (data, memory.masks)
-        assert np.array_equal(again.share, memory.share)
-        assert np.array_equal(again.ones, memory.ones)
-        for broken in (data[:-1], data + b"x"):
+        _, data = conclude(folded(masks_of(3)), aggregation, EVEN)
+        again = Carried.from_bytes(data, D)
+        assert again.to_bytes() == data
+        assert (again.ones is not None) == (aggregation.carry > 0)
+        assert again.masks == 3 * ONE * aggregation.carry
+        for broken in (b"", data[:-1], data + b"x"):
             with pytest.raises(ValueError, match="no memory of"):
-                Memory.from_bytes(broken, D)
+                Carried.from_bytes(broken, D)
 
 
 def test_a_rule_that_needs_no_memory_leaves_none() -> None:
@@ -229,7 +234,7 @@ def test_a_rule_that_needs_no_memory_leaves_none() -> None:
         AggregationConfig(downlink=4, average_last=5),
     ):
         assert not aggregation.remembers
-        assert conclude(folded(masks_of(3)), aggregation, EVEN)[1] is None
+        assert conclude(folded(masks_of(3)), aggregation, EVEN)[1] == b""
 
 
 # --- the drift of theta by resampling ---
@@ -245,11 +250,11 @@ def test_without_any_learning_theta_drifts_as_wright_and_fisher_say() -> None:
     expected = float(((model < 0.011) | (model > 0.989)).mean())
     theta = Theta.even(wide)
     for round_ in range(rounds):
-        posterior = Posterior.empty(wide)
+        votes = Votes.empty(wide)
         for k in range(devices):
             u = Shared(9, round_, "j", f"pi-{k}").uniforms(wide)
-            posterior = posterior.fold((u < theta.q16()).astype(np.uint8))
-        theta, _ = conclude(posterior, AggregationConfig(), theta)
+            votes = votes.with_mask((u < theta.q16()).astype(np.uint8))
+        theta, _ = conclude(votes, AggregationConfig(), theta)
     found = float(np.isin(theta.level, (0, theta.max_level)).mean())
     assert expected > 0.5
     assert abs(found - expected) < 0.05
@@ -259,7 +264,7 @@ def test_without_any_learning_theta_drifts_as_wright_and_fisher_say() -> None:
 
 
 def test_the_first_round_starts_even() -> None:
-    assert start("half", 1, D).digest() == start("half", 1, D, 131).digest() == EVEN.digest()
+    assert initial("half", 1, D).digest() == initial("half", 1, D, 131).digest() == EVEN.digest()
     assert set(EVEN.q16().tolist()) == {32768}
 
 
@@ -268,14 +273,14 @@ def test_the_first_round_starts_even() -> None:
     [("uniform", 0.98 / 12**0.5), ("normal", 0.2080)],
 )
 def test_a_drawn_start_has_its_distribution_and_depends_on_the_seed_alone(init: str, deviation: float) -> None:
-    theta = start(init, 42, 50_000)
+    theta = initial(init, 42, 50_000)
     p = theta.q16() / ONE
     assert theta.max_level == 255
     assert abs(p.mean() - 0.5) < 0.005
     assert abs(p.std() - deviation) < 0.003
-    assert start(init, 42, 50_000).digest() == theta.digest()
-    assert start(init, 43, 50_000).digest() != theta.digest()
-    assert np.array_equal(start(init, 42, 100).level, theta.level[:100])
+    assert initial(init, 42, 50_000).digest() == theta.digest()
+    assert initial(init, 43, 50_000).digest() != theta.digest()
+    assert np.array_equal(initial(init, 42, 100).level, theta.level[:100])
 
 
 def test_the_finished_model_is_the_threshold_of_the_mean() -> None:
