@@ -20,6 +20,7 @@ from aggregator.round import (
     PublishRound,
     RoundClosed,
     RoundOpened,
+    RuleFailed,
     SelectionExtended,
     SendReceipt,
     TransferBroken,
@@ -30,6 +31,7 @@ from aggregator.round import (
     step,
     waiting_for,
 )
+from aggregator.rules import FedPM, RuleError, Votes, share_of, theta_of
 from aggregator.settings import AggregationConfig, RoundsConfig
 from seedmask import wire
 from seedmask.chunks import transfer_id
@@ -379,6 +381,44 @@ def test_nothing_is_relayed_that_devices_could_not_add_up_or_should_not_see(said
     job, _ = after(first, *thrifty(first, *NAMES[:3]))
     assert job.round == 2
     assert job.delta[:1] != bytes([relay.ID])
+
+
+class Halfway(FedPM):
+    """Goes half of the way from theta to what the masks say, in round 1; then FedPM."""
+
+    def conclude(self, votes: Votes, theta: Theta, memory: bytes, settings: AggregationConfig) -> tuple[Theta, bytes]:
+        if votes.round > 1:
+            return super().conclude(votes, theta, memory, settings)
+        return theta_of((share_of(theta) + votes.share()) // 2, settings, votes.exact(theta)), b"halfway"
+
+
+def test_the_masks_are_relayed_of_whatever_rule_gives_the_theta_that_they_add_up_to() -> None:
+    first = replace(open_job(3), rule=Halfway())
+    second, effects = after(first, *thrifty(first, *NAMES[:3]))
+    (closed,) = [effect for effect in effects if isinstance(effect, RoundClosed)]
+    assert (second.memory, second.made, closed.keep) == (b"halfway", (), False)
+    assert second.delta[:1] != bytes([relay.ID])
+    third, _ = after(second, *thrifty(second, *NAMES[:3]))
+    assert third.delta[0] == relay.ID
+    assert relay.decode(third.delta, second.theta, SEED, JOB).digest() == third.theta.digest()
+
+
+def test_a_rule_that_fails_stops_the_job_once_the_update_is_stored_and_leaves_the_round_open() -> None:
+    class Broken(FedPM):
+        def conclude(self, *_: object) -> tuple[Theta, bytes]:
+            raise ZeroDivisionError("by nothing")
+
+    whole = open_job(2)
+    job = replace(whole, rule=Broken())
+    job, effects = after(job, *coming(job, "pi-1", "pi-2"))
+    assert kinds(effects) == [UpdateAccepted, SendReceipt, UpdateAccepted, SendReceipt, RuleFailed]
+    (failed,) = [effect for effect in effects if isinstance(effect, RuleFailed)]
+    assert str(failed.error) == "rule 'fedpm' failed in conclude, round 1: ZeroDivisionError: by nothing"
+    assert isinstance(failed.error, RuleError)
+    assert isinstance(failed.error.__cause__, ZeroDivisionError)
+    assert (job.phase, job.round, job.votes.masks) == (Phase.OPEN, 1, 2)
+    mended, _ = after(replace(job, rule=FedPM()), ClockTicked(1.0))
+    assert mended.theta.digest() == after(whole, *coming(whole, "pi-1", "pi-2"))[0].theta.digest()
 
 
 def test_levels_are_told_as_what_changed_where_that_is_shorter_than_the_masks() -> None:

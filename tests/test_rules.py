@@ -1,21 +1,26 @@
-"""From masks to the next theta: integers, so that neither order nor grouping can change what comes of a round."""
+"""Server rules: integers, so that no order of masks can matter; and whatever a rule of one's own may do wrong."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from aggregator import rules
 from aggregator.finished import finished
-from aggregator.rules import FedPM, Votes
+from aggregator.rules import FedPM, RuleError, Votes, registry, share_of, theta_of
 from aggregator.rules.fedpm import Carried, initial
 from aggregator.settings import AggregationConfig
+from seedmask.errors import UserError
+from seedmask.io.plugins import PluginError
 from seedmask.mask import CLAMP, ONE, Mask, Theta
 from seedmask.pooling import MAX_WEIGHT
 from seedmask.shared import Shared
+from seedmask.spec import ModelSpec
 
 D = 40
 EVEN = Theta.even(D)
@@ -37,7 +42,7 @@ def folded(masks: list[Mask], weights: list[int] | None = None) -> Votes:
     return votes
 
 
-def theta_of(masks: list[Mask], aggregation: AggregationConfig = COUNTS, weights: list[int] | None = None) -> Theta:
+def came_of(masks: list[Mask], aggregation: AggregationConfig = COUNTS, weights: list[int] | None = None) -> Theta:
     return conclude(folded(masks, weights), aggregation, EVEN)[0]
 
 
@@ -57,7 +62,7 @@ def level(theta: Theta) -> int:
 
 def test_theta_is_the_count_of_ones_over_the_number_of_masks() -> None:
     masks = masks_of(7)
-    theta = theta_of(masks)
+    theta = came_of(masks)
     assert (theta.max_level, theta.clamp) == (7, CLAMP)
     assert np.array_equal(theta.level, np.sum(masks, axis=0))
 
@@ -72,13 +77,13 @@ def test_folding_leaves_what_was_folded_alone() -> None:
 def test_unanimous_weights_stay_off_certainty() -> None:
     mask = np.zeros(D, np.uint8)
     mask[::2] = 1
-    q16 = theta_of([mask] * 5).q16()
+    q16 = came_of([mask] * 5).q16()
     assert set(q16[::2].tolist()) == {65536 - CLAMP}
     assert set(q16[1::2].tolist()) == {CLAMP}
 
 
 def test_more_masks_than_a_byte_can_count_are_counted() -> None:
-    theta = theta_of([np.ones(D, np.uint8)] * 300)
+    theta = came_of([np.ones(D, np.uint8)] * 300)
     assert (theta.max_level, level(theta)) == (300, 300)
 
 
@@ -126,19 +131,19 @@ def test_order_does_not_matter_with_any_option(
 
 
 def test_a_device_with_three_times_the_examples_counts_three_times() -> None:
-    weighted, repeated = theta_of(masks_of(2), weights=[1, 3]), theta_of([*masks_of(2), *masks_of(2)[1:] * 2])
+    weighted, repeated = came_of(masks_of(2), weights=[1, 3]), came_of([*masks_of(2), *masks_of(2)[1:] * 2])
     assert weighted.digest() == repeated.digest()
 
 
 def test_equal_examples_are_equal_counts_whatever_their_number() -> None:
-    theta = theta_of(masks_of(5), weights=[2000] * 5)
-    assert theta.digest() == theta_of(masks_of(5)).digest()
-    assert theta_of(masks_of(2), weights=[1000, 500]).max_level == 3
+    theta = came_of(masks_of(5), weights=[2000] * 5)
+    assert theta.digest() == came_of(masks_of(5)).digest()
+    assert came_of(masks_of(2), weights=[1000, 500]).max_level == 3
 
 
 def test_weights_without_a_small_common_measure_are_rounded_to_eight_bits() -> None:
     masks, weights = masks_of(3), [70_001, 1_234_567, 999_983]
-    theta = theta_of(masks, weights=weights)
+    theta = came_of(masks, weights=weights)
     mean = np.average(masks, axis=0, weights=weights)
     assert theta.max_level == 255
     assert np.abs(theta.level / 255 - mean).max() < 0.5001 / 255
@@ -167,7 +172,7 @@ def test_the_heaviest_round_that_can_be_fits_the_integers() -> None:
 @pytest.mark.parametrize(("k", "expected"), [(0, 0), (1, 0), (2, 1), (5, 1), (6, 2), (9, 2), (10, 3), (13, 3), (14, 4)])
 def test_levels_are_the_nearest_ones_and_half_a_level_goes_up(k: int, expected: int) -> None:
     """With sixteen masks a step of five levels is four masks; two, six, ten and fourteen of them are halves."""
-    theta = theta_of(ones(k, 16), AggregationConfig(downlink=5))
+    theta = came_of(ones(k, 16), AggregationConfig(downlink=5))
     assert (theta.max_level, level(theta)) == (4, expected)
 
 
@@ -176,9 +181,9 @@ def test_levels_are_the_nearest_ones_and_half_a_level_goes_up(k: int, expected: 
 
 def test_a_prior_pulls_towards_one_half() -> None:
     """lambda = 3: (ones + 2) / (masks + 4)."""
-    assert level(theta_of(ones(4, 4), AggregationConfig(downlink=1001, prior=3.0))) == 750
-    assert level(theta_of(ones(0, 4), AggregationConfig(downlink=1001, prior=3.0))) == 250
-    assert level(theta_of(ones(2, 4), AggregationConfig(downlink=1001, prior=3.0))) == 500
+    assert level(came_of(ones(4, 4), AggregationConfig(downlink=1001, prior=3.0))) == 750
+    assert level(came_of(ones(0, 4), AggregationConfig(downlink=1001, prior=3.0))) == 250
+    assert level(came_of(ones(2, 4), AggregationConfig(downlink=1001, prior=3.0))) == 500
 
 
 def test_counts_that_are_carried_over_count_with_their_share() -> None:
@@ -289,3 +294,112 @@ def test_the_finished_model_is_the_threshold_of_the_mean() -> None:
     assert finished(tuple(thetas))[0].tolist() == [0, 0, 1]
     other = Theta(np.array([3, 3, 0], np.uint16), 3)
     assert finished((thetas[0], other))[0].tolist() == [1, 1, 0]
+
+
+# --- rules of one's own ---
+
+
+def test_ours_is_announced_like_anybodys_and_an_unknown_one_names_the_nearest() -> None:
+    assert "fedpm" in rules.names()
+    assert isinstance(rules.load("fedpm"), FedPM)
+    with pytest.raises(UserError, match=r"rule 'fedmp' is not installed; there are .*fedpm.*; did you mean 'fedpm'\?"):
+        rules.load("fedmp")
+
+
+def test_shares_and_thetas_turn_into_each_other() -> None:
+    theta = Theta(np.arange(D, dtype=np.uint16), D - 1, exact=np.array([3, -4], np.int32))
+    settings = AggregationConfig(downlink=D)
+    again = theta_of(share_of(theta), settings, theta.exact)
+    assert again.digest() == replace(theta, clamp=settings.clamp_q16).digest()
+    votes = Votes.empty(D, 2)
+    for mask, weight, moved in zip(ones(1, 4), [3, 1, 1, 1], [(1, 2), (0, 0), (0, 0), (2, 0)], strict=True):
+        votes = votes.with_mask(mask, weight).with_exact(np.array(moved), weight)
+    assert set(votes.share().tolist()) == {ONE // 2}
+    assert votes.exact(theta).tolist() == [4, -3]  # moved by 5/6 and by 6/6
+    assert theta_of(votes.share(), AggregationConfig(), theta.exact).max_level == 255
+
+
+class Own(FedPM):
+    """Returns what it was made with, and keeps what it was given."""
+
+    def __init__(self, *returns: object) -> None:
+        self.returns = returns
+        self.given: tuple[object, ...] = ()
+
+    def start(self, spec: ModelSpec, settings: AggregationConfig) -> Theta:
+        return self.returns[0]  # type: ignore[return-value]
+
+    def conclude(self, *given: object) -> tuple[Theta, bytes]:
+        self.given = given
+        return self.returns[0]  # type: ignore[return-value]
+
+
+def test_a_rule_is_given_the_sums_theta_its_memory_and_the_settings() -> None:
+    rule, votes, settings = Own((EVEN, b"mine")), folded(masks_of(3)), AggregationConfig(rule="own")
+    theta, memory = registry.conclude(rule, votes, EVEN, b"before", settings)
+    assert (theta.digest(), memory) == (EVEN.digest(), b"mine")
+    seen, held, remembered, said = rule.given
+    assert isinstance(seen, Votes)
+    assert isinstance(held, Theta)
+    assert (seen.digest(), held.digest(), remembered, said) == (votes.digest(), EVEN.digest(), b"before", settings)
+
+
+@pytest.mark.parametrize(
+    ("returns", "says"),
+    [
+        (None, r"has to return \(theta, memory\), found NoneType"),
+        ((EVEN,), "has to return .*, found a tuple of 1"),
+        ((EVEN, None), "memory has to be bytes, b'' for none, found NoneType"),
+        ((np.zeros(D), b""), r"has to return a Theta, found an array float64 \[40\]"),
+        ((Theta.even(D - 1), b""), "returned a Theta of 39 weights and 0 exact values, the model has 40 and 0"),
+    ],
+)
+def test_what_is_no_theta_of_the_model_is_named(returns: object, says: str) -> None:
+    with pytest.raises(RuleError, match=f"^rule 'own', conclude, round 7: {says}"):
+        registry.conclude(Own(returns), Votes.empty(D, round_=7), EVEN, b"", AggregationConfig(rule="own"))
+
+
+def test_a_rule_that_cannot_begin_a_job_is_named(tiny_spec: ModelSpec) -> None:
+    settings = AggregationConfig(rule="own")
+    with pytest.raises(RuleError, match=r"^rule 'own', start: returned a Theta of 40 weights .* has 324 and"):
+        registry.start(Own(EVEN), tiny_spec, settings)
+    with pytest.raises(RuleError, match=r"^rule 'own' failed in start: IndexError: "):
+        registry.start(Own(), tiny_spec, settings)
+
+
+def test_a_rule_cannot_change_what_it_is_told() -> None:
+    class Careless(FedPM):
+        def conclude(self, votes: Votes, *others: object) -> tuple[Theta, bytes]:
+            votes.ones[:] = 0
+            return EVEN, b""
+
+    votes = folded(masks_of(3))
+    before = votes.digest()
+    with pytest.raises(RuleError, match="read-only"):
+        registry.conclude(Careless(), votes, EVEN, b"", AggregationConfig())
+    assert votes.digest() == before
+    votes.with_mask(np.ones(D, np.uint8))  # and we can go on
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        (
+            "colorsys:rgb_to_hsv",
+            r"odd of seedmask\.rules \(package odd-rules\) cannot be made, without arguments: T",
+        ),
+        ("collections:OrderedDict", "makes a OrderedDict, which lacks start, conclude"),
+        ("math:pi", "has to be a class, or a function that makes a rule; found float"),
+        ("a_package_that_is_not_here:Rule", "cannot be imported: ModuleNotFoundError"),
+    ],
+)
+def test_an_entry_point_that_is_no_rule_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str, says: str
+) -> None:
+    info = tmp_path / "odd_rules-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: odd-rules\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[seedmask.rules]\nodd = {value}\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(PluginError, match=says):
+        rules.load("odd")
