@@ -59,7 +59,9 @@ class AggregationConfig:
     ValueError for a value out of its range.
     """
 
-    rule: str = knob("fedpm", "how masks become the next theta, by the name of a rule that is installed")
+    rule: str = knob(
+        "fedpm", "how masks become the next theta, by the name of a rule that is installed", group="seedmask.rules"
+    )
     downlink: int | str = knob(
         "exact",
         "published probabilities are rounded to so many levels, or exact counts",
