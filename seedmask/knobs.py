@@ -40,8 +40,8 @@ class Knob:
     `scale`: a float is an integer divided by it. For texts, `choices`: the possible ones, each with its meaning,
     numbered from 0 or by `numbers`; `unnamed`: the wire may also carry numbers without a name up to this one, written
     as "#" and the number. `words`: texts allowed in place of a number. `pattern`: regular expression of a free text,
-    for the schema only. `wire`: id of the option on the wire, 0 if it is not sent. `presets`: its values in the presets
-    where they differ from `default`. `name`, `kinds` (allowed types) and `default` (REQUIRED if there is none) are
+    for the schema only. `group`: entry point group that the text is a name of. `wire`: id of the option on the wire, 0
+    if it is not sent. `presets`: its values in the presets where they differ from `default`. `name`, `kinds` (allowed types) and `default` (REQUIRED if there is none) are
     taken from the field.
     """
 
@@ -56,6 +56,7 @@ class Knob:
     unnamed: int = -1
     words: tuple[str, ...] = ()
     pattern: str = ""
+    group: str = ""
     wire: int = 0
     presets: Mapping[str, Any] = field(default_factory=dict)
     name: str = ""
@@ -179,6 +180,7 @@ def knob(
     unnamed: int = -1,
     words: tuple[str, ...] = (),
     pattern: str = "",
+    group: str = "",
     wire: int = 0,
     presets: Mapping[str, T] | None = None,
 ) -> T:
@@ -187,7 +189,7 @@ def knob(
     A type checker sees only the type of the default, as in an ordinary dataclass.
     """
     known = Knob(
-        *(meaning, unit, least, most, zero, scale, choices or {}, numbers, unnamed, words, pattern, wire),
+        *(meaning, unit, least, most, zero, scale, choices or {}, numbers, unnamed, words, pattern, group, wire),
         presets=presets or {},
     )
     declared: T = field(default=default, metadata={_KEY: known})
