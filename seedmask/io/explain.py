@@ -20,18 +20,29 @@ from seedmask.io.commands import Command
 from seedmask.knobs import REQUIRED, Knob, about, knobs, tables, variants
 
 GROUP: Final = "seedmask.settings"
+BEGIN: Final = "default"
+"""The preset that a file begins with unless it names another: tables show its values."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """A table of a settings file: `file` as its entry point is called, `table` "" for the file itself."""
+    """A table of a settings file: `file` as its entry point is called, `table` "" for the file itself.
+
+    `choice`: the line of the table, such as `format = "npz"`, with which it has the keys of `kind`; "" if always.
+    """
 
     file: str
     table: str
     kind: type
+    choice: str = ""
+
+    @property
+    def title(self) -> str:
+        """The table as it stands in a file, with the line that chooses its keys: `[data] with format = "npz"`."""
+        return f"[{self.table}]" + (f" with {self.choice}" if self.choice else "")
 
     def __str__(self) -> str:
-        return f"{self.file}.toml" + (f" [{self.table}]" if self.table else "")
+        return f"{self.file}.toml" + (f" {self.title}" if self.table else "")
 
 
 def files() -> dict[str, type]:
@@ -47,7 +58,7 @@ def places(file: str, kind: type) -> list[Place]:
     for table, inner in {"": kind, **tables(kind)}.items():
         found.append(Place(file, table, inner))
         key, choices = variants(inner)
-        found += [Place(file, f'{table}] {key} = "{name}', chosen) for name, chosen in choices.items()]
+        found += [Place(file, table, chosen, f'{key} = "{name}"') for name, chosen in choices.items()]
     return found
 
 
@@ -73,6 +84,7 @@ def as_dict(place: Place, one: Knob) -> dict[str, Any]:
     return {
         "file": f"{place.file}.toml",
         "table": place.table,
+        "with": place.choice,
         "name": one.name,
         "type": " or ".join(_TYPES.get(kind.__name__, "path") for kind in one.kinds if kind is not type(None)),
         "required": needed,
@@ -101,14 +113,14 @@ def listing() -> str:
     for file, kind in files().items():
         lines += [f"{file}.toml: {about(kind)}"]
         for place in places(file, kind):
-            lines += ["", f"[{place.table}] {about(place.kind)}"] if place.table else []
+            lines += ["", f"{place.title} {about(place.kind)}"] if place.table else []
             lines += [_line(one) for one in knobs(place.kind)]
         lines += [""]
     return "\n".join([*lines, *_compared(), "", "seedmask settings NAME says more of one."])
 
 
 def _line(one: Knob) -> str:
-    return f"  {one.name:<17} {_default(one):<14} {one.range:<32} {one.meaning}"
+    return f"  {one.name:<17} {_default(one, BEGIN):<14} {one.range:<32} {one.meaning}"
 
 
 def _compared() -> list[str]:
@@ -135,12 +147,13 @@ def explanation(name: str) -> str:
 def _explained(place: Place, one: Knob) -> list[str]:
     lines = [f"{one.name}, {place}: {one.meaning}", f"  possible  {one.range}"]
     lines += [f"            {text}: {meaning}" for text, meaning in one.choices.items() if meaning]
-    lines += [f"  default   {_default(one)}"]
-    lines += [f"  preset    {name}: {_default(one, name)}" for name in presets() if name in one.presets]
+    lines += [f"  default   {_default(one, BEGIN)}"]
+    lines += [f"  preset    {name}: {_default(one, name)}" for name in presets() if one.presets and name != BEGIN]
     if one.wire:
         scale = f", in units of 1/{one.scale:,}" if one.scale > 1 else ""
         numbered = ", ".join(f"{one.number(text)} {text}" for text in one.choices)
         lines += [f"  travels   as option {one.wire}{scale}" + (f": {numbered}" if numbered else "")]
+        lines += [f"            left out of an announcement: {_default(one)}"] if BEGIN in one.presets else []
     return lines
 
 
@@ -148,9 +161,9 @@ def markdown() -> str:
     """Return the page of settings: a table for each table of each file, then the presets side by side."""
     lines = ["# Settings", ""]
     for file, kind in files().items():
-        lines += [f"## {file}.toml", "", _sentence(about(kind)), ""]
+        lines += [f"## `{file}.toml`", "", _sentence(about(kind)), ""]
         for place in places(file, kind):
-            lines += [f"### [{place.table}]", "", _sentence(about(place.kind)), ""] if place.table else []
+            lines += [f"### `{place.title}`", "", _sentence(about(place.kind)), ""] if place.table else []
             lines += _rows(["key", "default", "possible", "meaning"], map(_cells, knobs(place.kind)))
     names = presets()
     differing = [(place, one) for place, one in everything() if one.presets]
@@ -165,7 +178,7 @@ def _cells(one: Knob) -> list[str]:
     scale = f", in units of 1/{one.scale:,}" if one.scale > 1 else ""
     texts = "".join(f"; {text}: {meaning}" for text, meaning in one.choices.items() if meaning)
     travels = f" Option {one.wire} on the wire{scale}." if one.wire else ""
-    return [f"`{one.name}`", _code(_default(one)), one.range, f"{_sentence(one.meaning + texts)}{travels}"]
+    return [f"`{one.name}`", _code(_default(one, BEGIN)), one.range, f"{_sentence(one.meaning + texts)}{travels}"]
 
 
 def _sentence(text: str) -> str:
