@@ -105,7 +105,7 @@ def test_a_constant_is_explained_by_the_text_under_it_wherever_it_is_imported_fr
 @pytest.mark.parametrize("package", parts.PACKAGES)
 def test_each_api_page_begins_with_a_sentence_and_an_example(package: str) -> None:
     text = (DOCS / "reference" / "api" / f"{package}.md").read_text(encoding="utf-8")
-    assert re.match(rf"# `{package}`\n\n[A-Z][^#<]*?\.[^#<]*?```python\n", text)
+    assert re.match(rf"# `{package}`\n\n[A-Z][^#]*?\.[^#]*?```python\n", text)
 
 
 def test_the_api_pages_name_every_public_name() -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ast
 import importlib
+import os
 import re
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -53,6 +55,7 @@ def commands() -> list[str]:
 @pytest.mark.parametrize("line", [line for line in commands() if line.startswith("seedmask ")])
 def test_every_seedmask_command_in_the_pages_parses(line: str) -> None:
     words = shlex.split(line, comments=True)[1:]
+    words = words[: words.index(">")] if ">" in words else words
     known = cli.commands()
     requires(*NEEDS.get(words[0], ()))
     if "--help" in words:
@@ -90,6 +93,30 @@ def test_python_in_the_pages_compiles_and_imports_names_that_exist() -> None:
                     assert hasattr(module, alias.name), f"{page}: {node.module} has no {alias.name}"
 
 
+def marked(page: Path) -> str:
+    """The Python blocks of a page that are marked to be run, one behind the other."""
+    return "\n".join(re.findall(r"^<!-- run -->\n```python\n(.*?)^```$", page.read_text(encoding="utf-8"), re.M | re.S))
+
+
+@pytest.mark.export
+@pytest.mark.sim
+@pytest.mark.parametrize("page", [p for p in PAGES if marked(p)], ids=lambda page: str(page.relative_to(ROOT)))
+def test_python_that_a_page_marks_runs_from_top_to_bottom(page: Path, tmp_path: Path) -> None:
+    requires("sim", "onnxruntime", *(("torch", "onnx") if "torch" in marked(page) else ()))
+    done = subprocess.run(
+        [sys.executable, "-"],
+        input=marked(page),
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "MPLBACKEND": "Agg"},
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(re.findall(r"^round \d+: accuracy ", done.stdout, re.M)) >= 3
+
+
 def test_toml_in_the_pages_parses() -> None:
     for page, block in blocks("toml"):
         assert tomllib.loads(block), page
@@ -122,4 +149,6 @@ def test_the_examples_in_help_are_settings_that_load(tmp_path: Path) -> None:
     (tmp_path / "run.toml").write_text(RUN)
     (tmp_path / "edge.toml").write_text(EDGE)
     assert settings.load(RunConfig, tmp_path / "run.toml").rounds.devices == 4
-    assert settings.load(EdgeConfig, tmp_path / "edge.toml").bundle == tmp_path / "mlp.bundle"
+    edge = settings.load(EdgeConfig, tmp_path / "edge.toml")
+    assert edge.bundle == tmp_path / "mlp.bundle"
+    assert edge.data.keys == {"path": "mine.npz"}  # without which the example would not train
