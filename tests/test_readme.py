@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
 import importlib
 import os
@@ -135,6 +136,48 @@ def test_every_file_the_pages_link_to_exists() -> None:
     for page in PAGES:
         for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), f"{page.relative_to(ROOT)} links to {target}"
+
+
+# What pages name that a user or a build makes, by its first folder or its name.
+MADE = ("out/", ".venv", "web/dist/", "state/", "onnx/")
+FILE = re.compile(r"`((?:[\w.-]+/)+(?:[\w.-]+\.(?:py|md|mjs|json|toml|png|cpp|ini))?)`")
+
+
+def test_every_file_of_the_repository_that_the_pages_name_exists() -> None:
+    """Decisions tell of the day on which they were made, and the changelog of what went."""
+    current = [page for page in PAGES if page.parent.name != "decisions" and page.name != "CHANGELOG.md"]
+    named = {(page, name) for page in current for name in FILE.findall(page.read_text(encoding="utf-8"))}
+    assert len(named) > 50
+    absent = {
+        (str(page.relative_to(ROOT)), name)
+        for page, name in named
+        if not name.startswith(MADE)
+        and "NAME" not in name
+        and not any((place / name).exists() for place in (ROOT, page.parent, *(ROOT / ours for ours in OURS)))
+    }
+    assert not absent
+
+
+@pytest.mark.export
+def test_every_option_that_the_pages_name_is_one_of_a_command() -> None:
+    requires("sim", "torch", "onnx")  # or commands have no parser
+    known = {"--help", "--version"}
+    waiting: list[argparse.ArgumentParser] = [cli._parser(cli.commands(), {})]
+    while waiting:
+        for action in waiting.pop()._actions:
+            known.update(action.option_strings)
+            if isinstance(action, argparse._SubParsersAction):
+                waiting += action.choices.values()
+    current = [page for page in PAGES if page.parent.name != "decisions" and page.name != "CHANGELOG.md"]
+    named = {
+        (str(page.relative_to(ROOT)), option)
+        for page in current
+        for code in re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.S))
+        if not code.startswith(("pip ", "python ", "npm ", "make "))
+        for option in re.findall(r"(?<![\w-])--[a-z][a-z-]+", code)
+    }
+    assert len(named) > 20
+    assert {found for found in named if found[1] not in known} == set()
 
 
 def test_no_placeholder_is_left_in_the_pages() -> None:
