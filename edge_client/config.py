@@ -20,7 +20,9 @@ class EdgeConfig:
     Raises ValueError for a value out of its range.
     """
 
-    device: str = field(metadata=needed("a-z, 0-9 and '-'; unique in the fleet", pattern=NAME_PATTERN))
+    device: str = field(
+        metadata=needed("the device's name, a-z, 0-9 and '-'; unique in the fleet", pattern=NAME_PATTERN)
+    )
     job: str = field(metadata=needed("the aggregator's job", pattern=NAME_PATTERN))
     bundle: Path = field(metadata=needed("written by `seedmask export`; paths are relative to this file"))
     state_dir: Path = field(metadata=needed("folder of the outbox and the log"))

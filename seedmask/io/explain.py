@@ -20,19 +20,28 @@ from seedmask.io.commands import Command
 from seedmask.knobs import REQUIRED, Knob, about, knobs, tables, variants
 
 GROUP: Final = "seedmask.settings"
+BEGIN: Final = "default"
+"""The preset that a file begins with unless it names another: tables show its values."""
 
 
 @dataclass(frozen=True)
 class Place:
+<<<<<<< HEAD
     """Table of a settings file.
 
     `file`: name of the entry point; `table`: name of the table, "" for the top of the file; `kind`: settings class;
     `when`: line of the table that makes these its settings, "" if they always are.
+=======
+    """A table of a settings file: `file` as its entry point is called, `table` "" for the file itself.
+
+    `choice`: the line of the table, such as `format = "npz"`, with which it has the keys of `kind`; "" if always.
+>>>>>>> ed204e6181059e4a9abad2bc9903800963bf7ced
     """
 
     file: str
     table: str
     kind: type
+<<<<<<< HEAD
     when: str = ""
 
     @property
@@ -42,6 +51,17 @@ class Place:
 
     def __str__(self) -> str:
         return f"{self.file}.toml" + (f" {self.heading}" if self.table else "")
+=======
+    choice: str = ""
+
+    @property
+    def title(self) -> str:
+        """The table as it stands in a file, with the line that chooses its keys: `[data] with format = "npz"`."""
+        return f"[{self.table}]" + (f" with {self.choice}" if self.choice else "")
+
+    def __str__(self) -> str:
+        return f"{self.file}.toml" + (f" {self.title}" if self.table else "")
+>>>>>>> ed204e6181059e4a9abad2bc9903800963bf7ced
 
 
 def files() -> dict[str, type]:
@@ -83,6 +103,7 @@ def as_dict(place: Place, one: Knob) -> dict[str, Any]:
     return {
         "file": f"{place.file}.toml",
         "table": place.table,
+        "with": place.choice,
         "name": one.name,
         "type": " or ".join(_TYPES.get(kind.__name__, "path") for kind in one.kinds if kind is not type(None)),
         "required": needed,
@@ -111,14 +132,22 @@ def listing() -> str:
     for file, kind in files().items():
         lines += [f"{file}.toml: {about(kind)}"]
         for place in places(file, kind):
+<<<<<<< HEAD
             lines += ["", f"{place.heading}: {about(place.kind)}"] if place.table else []
+=======
+            lines += ["", f"{place.title} {about(place.kind)}"] if place.table else []
+>>>>>>> ed204e6181059e4a9abad2bc9903800963bf7ced
             lines += [_line(one) for one in knobs(place.kind)]
         lines += [""]
     return "\n".join([*lines, *_compared(), "", "seedmask settings NAME says more of one."])
 
 
 def _line(one: Knob) -> str:
+<<<<<<< HEAD
     return f"  {one.name:<17} {_default(one):<14} {one.range:<42} {one.meaning}"
+=======
+    return f"  {one.name:<17} {_default(one, BEGIN):<14} {one.range:<32} {one.meaning}"
+>>>>>>> ed204e6181059e4a9abad2bc9903800963bf7ced
 
 
 def _compared() -> list[str]:
@@ -148,13 +177,19 @@ def explanation(name: str) -> str:
 def _explained(place: Place, one: Knob) -> list[str]:
     lines = [f"{one.name}, {place}: {one.meaning}", f"  possible  {one.range}"]
     lines += [f"            {text}: {meaning}" for text, meaning in one.choices.items() if meaning]
+<<<<<<< HEAD
     lines += [f"  here      {', '.join(plugins.names(one.group))}"] if one.group else []
     lines += [f"  default   {_default(one)}"]
     lines += [f"  preset    {name}: {_default(one, name)}" for name in presets() if name in one.presets]
+=======
+    lines += [f"  default   {_default(one, BEGIN)}"]
+    lines += [f"  preset    {name}: {_default(one, name)}" for name in presets() if one.presets and name != BEGIN]
+>>>>>>> ed204e6181059e4a9abad2bc9903800963bf7ced
     if one.wire:
         scale = f", in units of 1/{one.scale:,}" if one.scale > 1 else ""
         numbered = ", ".join(f"{one.number(text)} {text}" for text in one.choices)
         lines += [f"  travels   as option {one.wire}{scale}" + (f": {numbered}" if numbered else "")]
+        lines += [f"            left out of an announcement: {_default(one)}"] if BEGIN in one.presets else []
     return lines
 
 
@@ -162,9 +197,13 @@ def markdown() -> str:
     """Return the page of settings in Markdown: each file and its tables, then the presets side by side."""
     lines = ["# Settings", ""]
     for file, kind in files().items():
-        lines += [f"## {file}.toml", "", _sentence(about(kind)), ""]
+        lines += [f"## `{file}.toml`", "", _sentence(about(kind)), ""]
         for place in places(file, kind):
+<<<<<<< HEAD
             lines += [f"### {place.heading}", "", _sentence(about(place.kind)), ""] if place.table else []
+=======
+            lines += [f"### `{place.title}`", "", _sentence(about(place.kind)), ""] if place.table else []
+>>>>>>> ed204e6181059e4a9abad2bc9903800963bf7ced
             lines += _rows(["key", "default", "possible", "meaning"], map(_cells, knobs(place.kind)))
     names = presets()
     differing = [(place, one) for place, one in everything() if one.presets]
@@ -179,7 +218,7 @@ def _cells(one: Knob) -> list[str]:
     scale = f", in units of 1/{one.scale:,}" if one.scale > 1 else ""
     texts = "".join(f"; {text}: {meaning}" for text, meaning in one.choices.items() if meaning)
     travels = f" Option {one.wire} on the wire{scale}." if one.wire else ""
-    return [f"`{one.name}`", _code(_default(one)), one.range, f"{_sentence(one.meaning + texts)}{travels}"]
+    return [f"`{one.name}`", _code(_default(one, BEGIN)), one.range, f"{_sentence(one.meaning + texts)}{travels}"]
 
 
 def _sentence(text: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import json
 import sys
 import types
 import typing
@@ -138,7 +139,11 @@ def example(kind: type[Any], values: Mapping[str, Any], hinted: Mapping[str, Map
         chosen = [choices[said[key]]] if choices else []
         known = {one.name: one for part in (inner, *chosen) for one in knobs(part)}
         lines += ["", f"{f'[{table}]':<31} # {about(inner)}"] if table else []
-        lines += [_line(known[name], value) for name, value in said.items() if name in known]
+        for name, value in said.items():
+            if name in known:
+                lines.append(_line(known[name], value))
+            elif not isinstance(value, Mapping):  # a key that another chooses; nothing is loaded to write an example
+                lines.append(f"{name} = {json.dumps(value)}".ljust(31) + f" # `seedmask settings {name}`")
         lines += [_line(known[name], value, "# ") for name, value in (hinted or {}).get(table, {}).items()]
     return "".join(f"{line}\n" for line in lines)
 
