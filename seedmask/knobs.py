@@ -231,13 +231,14 @@ def tables(kind: type) -> dict[str, type]:
     return {f.name: hints[f.name] for f in dataclasses.fields(kind) if dataclasses.is_dataclass(hints[f.name])}
 
 
-def variants(kind: type) -> tuple[str, Mapping[str, type]]:
+def variants(kind: type, table: Mapping[str, Any] | None = None) -> tuple[str, Mapping[str, type]]:
     """Return the key that chooses what else a table has, and the settings class of each choice; "" where none does.
 
-    Such a table is a settings class with a class method `variants()` that returns both.
+    `table`: values of such a table, where only what they choose is wanted. Such a table is a settings class with a
+    class method `variants(table)` that returns both.
     """
     own = getattr(kind, "variants", None)
-    return ("", {}) if own is None else own()
+    return ("", {}) if own is None else own(table)
 
 
 def about(kind: type) -> str:
