@@ -23,7 +23,7 @@ from edge_client.data import Dataset, TrainTest, check, doubtful_range
 from edge_client.runtimes import Runtime, open_runtime, require_graphs, targets
 from seedmask import bundle as bundles
 from seedmask.bundle import Bundle
-from seedmask.errors import UserError
+from seedmask.errors import MissingPackageError, UserError
 from seedmask.training import TrainingConfig
 from sim import datasets, partition
 from sim.bundles import BATCH, RUNTIMES, shipped
@@ -122,6 +122,7 @@ def prepare(asked: Parameters, where: str) -> Setup:
 
     `where` names the place of an unknown knob in errors. Raises UserError: what was found, what was possible.
     """
+    asked = _plain(asked)
     rounds = _checked(asked)
     training, aggregation = settings_of(asked.preset, _completed(asked.knobs), where)
     rule, aggregation = _rule(asked, aggregation)
@@ -165,6 +166,32 @@ def prepare(asked: Parameters, where: str) -> Setup:
     )
 
 
+_KINDS: Final = {
+    **dict.fromkeys(("devices", "rounds", "threads", "per_round", "quorum", "minimum"), "an integer"),
+    **dict.fromkeys(("examples", "eval_examples", "seed", "model_seed"), "an integer"),
+    **dict.fromkeys(("deadline", "crash", "cut", "test_share"), "a number"),
+    **dict.fromkeys(("split", "runtime", "preset", "broker"), "a text"),
+}
+"""What a parameter is, for people; None besides where that is its default."""
+_TYPES: Final[Mapping[str, tuple[type, ...]]] = {"an integer": (int,), "a number": (int, float), "a text": (str,)}
+
+
+def _plain(asked: Parameters) -> Parameters:
+    """Return what was asked for, with NumPy's numbers as Python's. Raises UserError for a value of another type."""
+    found: dict[str, Any] = {}
+    for name, kind in _KINDS.items():
+        value = _scalar(getattr(asked, name))
+        unset = value is None and getattr(Parameters, name) is None
+        if not unset and (isinstance(value, bool) or not isinstance(value, _TYPES[kind])):
+            raise UserError(f"`{name}` is {kind}, found {value!r}")
+        found[name] = value
+    return replace(asked, **found, knobs={key: _scalar(value) for key, value in asked.knobs.items()})
+
+
+def _scalar(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
+
+
 def _checked(asked: Parameters) -> RoundsConfig:
     """Hold every number against its range, and return those of rounds. Raises UserError."""
     for name in ("devices", "rounds", "threads"):
@@ -199,7 +226,12 @@ def _checked(asked: Parameters) -> RoundsConfig:
             deadline_s=asked.deadline,
         )
     except ValueError as error:
-        raise UserError(str(error)) from None
+        key, space, rest = str(error).partition(" ")
+        raise UserError(f"`{_OF_ROUNDS.get(key, key)}`{space}{rest}") from None
+
+
+_OF_ROUNDS: Final = {"total": "rounds", "deadline_s": "deadline"}
+"""Parameters by the keys of [rounds], where the two are called differently."""
 
 
 def _completed(knobs: Mapping[str, Any]) -> dict[str, Any]:
@@ -314,32 +346,54 @@ def _of_module(asked: Parameters, model: Any, runtimes: Assignment, data: TrainT
 
     `notes` gets a sentence for whatever the bundle does otherwise than the module.
     """
-    if not callable(getattr(model, "forward", None)):
+    if isinstance(model, type) or not callable(getattr(model, "forward", None)):
         raise UserError(
             "`model` is a torch module, a bundle, the path of one or a network's name, found "
             f"{model.__name__ + ', a class: call it' if isinstance(model, type) else type(model).__name__}"
         )
     from export import export_bundle
 
-    x, y = data.train.x, data.train.y
-    low, high = (0, 255) if x.dtype == np.uint8 else (math.floor(float(x.min())), math.ceil(float(x.max())))
+    x = data.train.x
+    low, high = (0.0, 255.0) if x.dtype == np.uint8 else (float(x.min()), float(x.max()))
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise UserError("`data` has inputs that are NaN or infinite; they are finite numbers")
+    loss, outputs, found = _targets(data)
+    try:
+        return export_bundle(
+            model,
+            input=x.shape[1:],
+            classes=outputs,
+            range=(math.floor(low), max(math.ceil(high), math.floor(low) + 1)),
+            loss=loss,
+            batch=_batch(asked, data),
+            seed=MODEL_SEED if asked.model_seed is None else asked.model_seed,
+            runtimes=targets(["onnxruntime", *runtimes.all]),
+            exact=asked.exact,
+            frozen=asked.frozen,
+            on_note=notes.append,
+        )
+    except MissingPackageError:
+        raise
+    except UserError as error:
+        raise UserError(f"{error} (`data` has {found})") from None
+
+
+def _targets(data: TrainTest) -> tuple[str, int, str]:
+    """Return the loss and the number of outputs for the targets of `data`, and what these are. Raises UserError."""
+    y, test = data.train.y, data.test.y
     if y.dtype.kind == "f":
-        loss, classes = "mse", 1 if y.ndim == 1 else y.shape[1]
-    else:
-        loss, classes = "cross-entropy", 1 + max(int(y.max()), int(data.test.y.max()))
-    return export_bundle(
-        model,
-        input=x.shape[1:],
-        classes=classes,
-        range=(low, max(high, low + 1)),
-        loss=loss,
-        batch=_batch(asked, data),
-        seed=MODEL_SEED if asked.model_seed is None else asked.model_seed,
-        runtimes=targets(["onnxruntime", *runtimes.all]),
-        exact=asked.exact,
-        frozen=asked.frozen,
-        on_note=notes.append,
-    )
+        outputs = 1 if y.ndim == 1 else y.shape[1]
+        return "mse", outputs, f"y {y.dtype}, so that this is a regression of {outputs}; classes are integers [n]"
+    if y.ndim != 1 or test.ndim != 1 or test.dtype.kind == "f":
+        raise UserError(
+            f"classes are integers [n], found y {y.dtype} {list(y.shape)} in `data` and {test.dtype} "
+            f"{list(test.shape)} in what measures the model; one-hot rows y become classes by y.argmax(1)"
+        )
+    low, high = min(int(y.min()), int(test.min())), max(int(y.max()), int(test.max()))
+    if low < 0:
+        raise UserError(f"classes are 0 .. n - 1, found {low} .. {high}")
+    more = "an export of your own, export_bundle(..., classes=N), may have outputs to spare"
+    return "cross-entropy", high + 1, f"classes 0 .. {high}; {more}"
 
 
 def _per_device(asked: Parameters, data: TrainTest) -> int:
@@ -365,7 +419,11 @@ def _fitting(data: TrainTest, bundle: Bundle) -> TrainTest:
             f"{spec.name} takes inputs of {_by(spec.input)}, those of {data.name} are {_by(shape)}: "
             f"use a network of {', '.join(MODELS)} for 1x28x28, or export one for {_by(shape)}"
         )
-    return replace(data, train=check(data.train, spec), test=check(data.test, spec))
+    train = check(data.train, spec)
+    try:
+        return replace(data, train=train, test=check(data.test, spec))
+    except UserError as error:
+        raise UserError(f"of what measures the model, {str(error).removeprefix('data: ')}") from None
 
 
 def _by(shape: Sequence[int]) -> str:

@@ -243,6 +243,74 @@ def test_what_cannot_be_run_says_what_can(run: Simulate, changes: dict[str, Any]
         run(**changes)
 
 
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"devices": "3"}, "`devices` is an integer, found '3'"),
+        ({"devices": True}, "`devices` is an integer, found True"),
+        ({"rounds": None}, "`rounds` is an integer, found None"),
+        ({"examples": 9.5}, "`examples` is an integer, found 9.5"),
+        ({"seed": "one"}, "`seed` is an integer, found 'one'"),
+        ({"crash": "often"}, "`crash` is a number, found 'often'"),
+        ({"split": 2}, "`split` is a text, found 2"),
+        ({"runtime": None}, "`runtime` is a text, found None"),
+        ({"runtime": "abacus"}, "^`runtime` is of executorch, onnxruntime, "),
+        ({"rounds": 1 << 16}, r"^`rounds` is 1 \.\. 65535, found 65536"),
+        ({"deadline": -1}, r"^`deadline` is 1 \.\. 4000000 seconds, found -1"),
+        ({"test": None, "test_share": float("nan")}, "`test_share` is above 0 and below 1"),
+        ({"codec": "#200"}, "codec '#200' is unknown; there are packed, rans, hmrc"),
+        ({"test": (np.zeros((4, 9)), np.zeros(4, int))}, r"of what measures the model, inputs are \[9\]"),
+    ],
+)
+def test_a_value_of_the_wrong_kind_is_named_before_anything_runs(
+    run: Simulate, changes: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(UserError, match=says):
+        run(**changes)
+
+
+def test_numpys_numbers_are_as_good_as_pythons(run: Simulate) -> None:
+    numbers = {"devices": np.int64(2), "rounds": np.int32(1), "seed": np.uint8(3), "learning_rate": np.float32(0.1)}
+    plain = {"devices": 2, "rounds": 1, "seed": 3, "learning_rate": 0.1}
+    assert run(**numbers).summary == run(**plain).summary
+
+
+@pytest.mark.requires("torch", "onnx")
+@pytest.mark.parametrize(
+    ("y", "says"),
+    [
+        (np.arange(96) % 4 - 1, r"classes are 0 \.\. n - 1, found -1 \.\. 2"),
+        (np.eye(4, dtype=int)[np.arange(96) % 4], r"y int64 \[77, 4\] in `data` .*; one-hot rows y become classes by"),
+        (np.arange(96) % 4 / 1.0, r"not one number for each of 1 classes \(`data` has y float32, so that this is a "),
+        (
+            np.arange(96) % 3,
+            r"not one number for each of 3 classes \(`data` has classes 0 \.\. 2; an export of your own",
+        ),
+    ],
+)
+def test_targets_that_a_module_does_not_give_say_what_they_were_taken_for(
+    run: Simulate, tiny_data: Dataset, y: Any, says: str
+) -> None:
+    from torch import nn
+
+    with pytest.raises(UserError, match=says):
+        run(nn.Sequential(nn.Flatten(), nn.Linear(16, 4)), (tiny_data.x, y), test=None)
+
+
+@pytest.mark.requires("torch", "onnx")
+def test_a_module_is_exported_for_finite_numbers_and_a_class_of_modules_for_none(
+    run: Simulate, tiny_data: Dataset
+) -> None:
+    from torch import nn
+
+    with pytest.raises(UserError, match="found Flatten, a class: call it"):
+        run(nn.Flatten)
+    for wrong in (np.nan, np.inf):
+        x = np.where(tiny_data.x > 200, wrong, tiny_data.x / 255)
+        with pytest.raises(UserError, match="`data` has inputs that are NaN or infinite"):
+            run(nn.Sequential(nn.Flatten(), nn.Linear(16, 4)), (x, tiny_data.y))
+
+
 # --- what comes of it ---
 
 

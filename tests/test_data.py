@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import gzip
 import io
+import os
 import struct
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -325,3 +328,24 @@ def test_a_source_that_is_broken_is_named_and_breaks_no_other(tmp_path: Path, ti
     with pytest.raises(UserError, match=r"hollow of .* lacks Settings, load; it has to have Settings, load"):
         load(DataSettings("hollow"), tiny_spec)
     assert len(from_npz(tmp_path, tiny_spec, npz(x=X, y=Y)).y) == 6
+
+
+@pytest.mark.usefixtures("installed")
+def test_the_process_that_talks_to_the_network_imports_no_source_of_data_of_others(tmp_path: Path) -> None:
+    code = "import sys; import edge_client.cli; print(*sys.modules)"
+    path = os.pathsep.join([str(tmp_path / "site"), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "PYTHONPATH": path}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert "edge_client.data.npz" in done.stdout.split()  # whose keys the example of edge.toml shows
+    assert not {"seedmask_camera", "colorsys"} & set(done.stdout.split())
+
+
+@pytest.mark.usefixtures("installed")
+def test_the_settings_of_every_source_are_explained_but_of_those_that_are_broken(tmp_path: Path) -> None:
+    (tmp_path / "site" / "seedmask_blind.py").write_text("def load(settings): ...\nSettings = dict\n")
+    key, found = DataSettings.variants()
+    assert key == "format"
+    assert {"camera", "idx", "npz"} <= set(found)
+    assert not {"blind", "hollow"} & set(found)
+    assert list(DataSettings.variants({"format": "idx"})[1]) == ["idx"]
+    assert DataSettings.variants({"format": "nothing"}) == ("format", {})

@@ -26,32 +26,15 @@ BEGIN: Final = "default"
 
 @dataclass(frozen=True)
 class Place:
-<<<<<<< HEAD
     """Table of a settings file.
 
     `file`: name of the entry point; `table`: name of the table, "" for the top of the file; `kind`: settings class;
-    `when`: line of the table that makes these its settings, "" if they always are.
-=======
-    """A table of a settings file: `file` as its entry point is called, `table` "" for the file itself.
-
-    `choice`: the line of the table, such as `format = "npz"`, with which it has the keys of `kind`; "" if always.
->>>>>>> ed204e6181059e4a9abad2bc9903800963bf7ced
+    `choice`: line of the table, such as `format = "npz"`, with which it has the keys of `kind`, "" if it always has.
     """
 
     file: str
     table: str
     kind: type
-<<<<<<< HEAD
-    when: str = ""
-
-    @property
-    def heading(self) -> str:
-        """Name of the table, with the line that chooses it."""
-        return f"[{self.table}]" + (f" where {self.when}" if self.when else "")
-
-    def __str__(self) -> str:
-        return f"{self.file}.toml" + (f" {self.heading}" if self.table else "")
-=======
     choice: str = ""
 
     @property
@@ -61,7 +44,6 @@ class Place:
 
     def __str__(self) -> str:
         return f"{self.file}.toml" + (f" {self.title}" if self.table else "")
->>>>>>> ed204e6181059e4a9abad2bc9903800963bf7ced
 
 
 def files() -> dict[str, type]:
@@ -132,22 +114,14 @@ def listing() -> str:
     for file, kind in files().items():
         lines += [f"{file}.toml: {about(kind)}"]
         for place in places(file, kind):
-<<<<<<< HEAD
-            lines += ["", f"{place.heading}: {about(place.kind)}"] if place.table else []
-=======
-            lines += ["", f"{place.title} {about(place.kind)}"] if place.table else []
->>>>>>> ed204e6181059e4a9abad2bc9903800963bf7ced
+            lines += ["", f"{place.title}: {about(place.kind)}"] if place.table else []
             lines += [_line(one) for one in knobs(place.kind)]
         lines += [""]
     return "\n".join([*lines, *_compared(), "", "seedmask settings NAME says more of one."])
 
 
 def _line(one: Knob) -> str:
-<<<<<<< HEAD
-    return f"  {one.name:<17} {_default(one):<14} {one.range:<42} {one.meaning}"
-=======
-    return f"  {one.name:<17} {_default(one, BEGIN):<14} {one.range:<32} {one.meaning}"
->>>>>>> ed204e6181059e4a9abad2bc9903800963bf7ced
+    return f"  {one.name:<17} {_default(one, BEGIN):<14} {one.range:<42} {one.meaning}"
 
 
 def _compared() -> list[str]:
@@ -177,14 +151,9 @@ def explanation(name: str) -> str:
 def _explained(place: Place, one: Knob) -> list[str]:
     lines = [f"{one.name}, {place}: {one.meaning}", f"  possible  {one.range}"]
     lines += [f"            {text}: {meaning}" for text, meaning in one.choices.items() if meaning]
-<<<<<<< HEAD
     lines += [f"  here      {', '.join(plugins.names(one.group))}"] if one.group else []
-    lines += [f"  default   {_default(one)}"]
-    lines += [f"  preset    {name}: {_default(one, name)}" for name in presets() if name in one.presets]
-=======
     lines += [f"  default   {_default(one, BEGIN)}"]
     lines += [f"  preset    {name}: {_default(one, name)}" for name in presets() if one.presets and name != BEGIN]
->>>>>>> ed204e6181059e4a9abad2bc9903800963bf7ced
     if one.wire:
         scale = f", in units of 1/{one.scale:,}" if one.scale > 1 else ""
         numbered = ", ".join(f"{one.number(text)} {text}" for text in one.choices)
@@ -199,11 +168,7 @@ def markdown() -> str:
     for file, kind in files().items():
         lines += [f"## `{file}.toml`", "", _sentence(about(kind)), ""]
         for place in places(file, kind):
-<<<<<<< HEAD
-            lines += [f"### {place.heading}", "", _sentence(about(place.kind)), ""] if place.table else []
-=======
             lines += [f"### `{place.title}`", "", _sentence(about(place.kind)), ""] if place.table else []
->>>>>>> ed204e6181059e4a9abad2bc9903800963bf7ced
             lines += _rows(["key", "default", "possible", "meaning"], map(_cells, knobs(place.kind)))
     names = presets()
     differing = [(place, one) for place, one in everything() if one.presets]

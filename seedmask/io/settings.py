@@ -135,9 +135,8 @@ def example(kind: type[Any], values: Mapping[str, Any], hinted: Mapping[str, Map
         said = values if not table else values.get(table)
         if said is None:
             continue
-        key, choices = variants(inner)
-        chosen = [choices[said[key]]] if choices else []
-        known = {one.name: one for part in (inner, *chosen) for one in knobs(part)}
+        _, chosen = variants(inner, said)
+        known = {one.name: one for part in (inner, *chosen.values()) for one in knobs(part)}
         lines += ["", f"{f'[{table}]':<31} # {about(inner)}"] if table else []
         for name, value in said.items():
             if name in known:
