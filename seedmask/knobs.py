@@ -41,8 +41,8 @@ class Knob:
     numbered from 0 or by `numbers`; `unnamed`: the wire may also carry numbers without a name up to this one, written
     as "#" and the number. `words`: texts allowed in place of a number. `pattern`: regular expression of a free text,
     for the schema only. `group`: entry point group that the text is a name of. `wire`: id of the option on the wire, 0
-    if it is not sent. `presets`: its values in the presets where they differ from `default`. `name`, `kinds` (allowed types) and `default` (REQUIRED if there is none) are
-    taken from the field.
+    if it is not sent. `presets`: its values in the presets where they differ from `default`. `name`, `kinds` (allowed
+    types) and `default` (REQUIRED if there is none) are taken from the field.
     """
 
     meaning: str = ""
