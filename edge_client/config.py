@@ -1,4 +1,4 @@
-"""edge.toml, read once."""
+"""Settings of one device, as edge.toml holds them; read once, at the start."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from seedmask.wire import NAME_PATTERN, check_name
 
 @dataclass(frozen=True)
 class EdgeConfig:
-    """edge.toml of `seedmask client run`: all that one device needs to know.
+    """Settings in edge.toml, for `seedmask client run` on one device.
 
     Raises ValueError for a value out of its range.
     """

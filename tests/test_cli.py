@@ -125,7 +125,7 @@ def test_runtimes_lists_what_is_ready_with_its_version_and_how_to_get_the_rest(
     assert (
         rows["ort_training"]["install"]
         == "pip install 'seedmask[ort-training]' (in a clone: '.[ort-training]'); x86-64 Linux, Python 3.10 or 3.11, "
-        "in an environment of its own: it takes the place of onnxruntime"
+        "in an environment of its own: it replaces onnxruntime"
     )
     assert cli.main(["client", "runtimes"]) == 0
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
