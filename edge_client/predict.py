@@ -63,9 +63,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         "--runtime", default="auto", help="one that `seedmask client runtimes` lists as ready; auto: the fastest (auto)"
     )
     parser.add_argument("--threads", type=int, default=0, metavar="N", help="threads to compute with; 0: all cores (0)")
-    parser.add_argument(
-        "--probabilities", action="store_true", help="also print every class's probability"
-    )
+    parser.add_argument("--probabilities", action="store_true", help="also print every class's probability")
     parser.add_argument("-q", "--quiet", action="store_true", help="print no predictions, only the summary")
     parser.add_argument("--json", action="store_true", help="print JSON")
 

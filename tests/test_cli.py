@@ -196,7 +196,7 @@ def test_export_answers_the_name_of_every_runtime_with_what_it_opens(capsys: pyt
         (["--test-share", "0.5"], "--test-share is for your own data; digits has a test set"),
         (["--data", "/nowhere/mine.npz"], "cannot read /nowhere/mine.npz"),
         (["--data", "imagenet"], "no data set called 'imagenet'; there are auto, "),
-        (["--model-seed", "7"], "--model-seed is for an export; that of tiny is behind it"),
+        (["--model-seed", "7"], "--model-seed is for an export; tiny has been exported already"),
         (["--threads", "0"], "--threads is at least 1"),
         (["--examples", "-1"], "--examples is at least 0"),
         (["--set", "avarage_last=2"], "--set: unknown key 'avarage_last'; did you mean 'average_last'?"),

@@ -202,7 +202,7 @@ def test_a_device_says_how_it_takes_a_batch_or_why_it_cannot(
     assert main(["client", "run", "--check", "--config", str(device(40))]) == 2
     assert "memory_mb = 40 is too little for tiny on runtime reference" in capsys.readouterr().err
     assert main(["client", "run", "--check", "--config", str(device(-1))]) == 2
-    assert "memory_mb is 0 (no ceiling)" in capsys.readouterr().err
+    assert "memory_mb is 0 (no limit)" in capsys.readouterr().err
 
 
 PROCESS = """

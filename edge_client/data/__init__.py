@@ -108,7 +108,7 @@ class DataSettings:
     start from.
     """
 
-    format: str = knob("npz", "how the examples are stored, by the name of a source of data that is installed")
+    format: str = knob("npz", "how the examples are stored: the name of an installed data source")
     keys: Mapping[str, Any] = field(default_factory=dict, metadata=unlisted())
     where: str = field(default="[data]", metadata=unlisted())
     base: Path = field(default=Path(), metadata=unlisted())
