@@ -48,6 +48,7 @@ __all__ = [
     "DataSettings",
     "DataSummary",
     "Dataset",
+    "TrainTest",
     "check",
     "check_inputs",
     "check_targets",
