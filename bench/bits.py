@@ -66,14 +66,14 @@ def snapshots(model: str, rounds: int) -> list[tuple[int, Theta, Theta, np.ndarr
 
 
 def divergence_bytes(scores: np.ndarray, theta: Theta) -> float:
-    """KL(Bernoulli(sigmoid(scores)) || theta) of all weights, bytes."""
+    """Return KL(Bernoulli(sigmoid(scores)) || theta) of all weights, bytes."""
     p, q = 1 / (1 + np.exp(-scores.astype(np.float64))), theta.probability().astype(np.float64)
     p = np.clip(p, 1e-12, 1 - 1e-12)
     return float((p * np.log2(p / q) + (1 - p) * np.log2((1 - p) / (1 - q))).sum() / 8)
 
 
 def timed(action: Callable[[], Any], repeats: int) -> tuple[Any, float]:
-    """(what it gave, median CPU milliseconds)."""
+    """Return (result of `action`, median CPU milliseconds)."""
     taken = []
     for _ in range(repeats + 1):
         start = time.process_time()

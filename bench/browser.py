@@ -53,7 +53,7 @@ def processes(group: int) -> list[Path]:
 
 
 def cpu_seconds(group: int) -> float:
-    """User and system time of a process group so far."""
+    """Return user and system time of a process group so far."""
     ticks = 0
     for process in processes(group):
         fields = (process / "stat").read_text().rpartition(")")[2].split()
@@ -62,7 +62,7 @@ def cpu_seconds(group: int) -> float:
 
 
 def peak_mb(group: int) -> float:
-    """Largest resident set that any process of the group has had."""
+    """Return the largest resident set that any process of the group has had."""
     sizes = [re.findall(r"VmHWM:\s+(\d+) kB", (process / "status").read_text()) for process in processes(group)]
     return max(int(kilobytes) for found in sizes for kilobytes in found) / 1024
 

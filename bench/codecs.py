@@ -46,7 +46,7 @@ def entropy(theta: Theta) -> float:
 
 
 def seconds(action: Callable[[], Any], repeats: int) -> float:
-    """Median CPU time of `action`, seconds."""
+    """Return the median CPU time of `action`, seconds."""
     taken = []
     for _ in range(repeats + 1):
         start = time.process_time()

@@ -31,7 +31,7 @@ HOST = "127.0.0.1"
 
 
 def run(*command: str | Path, **options: object) -> str:
-    """Output of a command; its words and its end if it fails."""
+    """Return the output of a command; exit with its output if it fails."""
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True, **options)  # type: ignore[call-overload]
     if done.returncode:
         raise SystemExit(f"{' '.join(map(str, command))}\n{done.stdout}{done.stderr}")
@@ -39,7 +39,7 @@ def run(*command: str | Path, **options: object) -> str:
 
 
 def wheel(folder: Path) -> Path:
-    """Our own wheel."""
+    """Build this package's wheel, and return its path."""
     run(sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", folder, ROOT)
     return next(folder.glob("seedmask-*.whl"))
 

@@ -137,7 +137,7 @@ def peak_mb() -> float:
 
 
 def prepare(name: str, folder: Path) -> tuple[Path, Path]:
-    """(model.smk, NAME.bundle) in `folder`."""
+    """Return (model.smk, NAME.bundle) in `folder`."""
     from export.make import make_bundle
     from export.trace import trace
     from export.zoo import ZOO

@@ -3,10 +3,10 @@
 There is one row for each runtime and network. `loss` is relative to its value, `logits` to the largest logit. The
 others are the largest deviation of all weights, relative to the largest gradient or score: `gradient` (Adam's first
 moment after a first step), `exact` (the same of exact values, in networks that have any) and `scores` (after a step in
-the middle of training). Inputs are noise and batches are small, because weights of equal magnitude cause ties: two correct
-programs may then differ in the sign of a value near zero or in the winner of a MaxPool, and everything that depends on
-it differs by a thousandth. This happens in one draw of twelve, and more often with millions of activations. So these
-three are medians over draws, and networks for images of any size get small ones.
+the middle of training). Inputs are noise and batches are small, because weights of equal magnitude cause ties: two
+correct programs may then differ in the sign of a value near zero or in the winner of a MaxPool, and everything that
+depends on it differs by a thousandth. This happens in one draw of twelve, and more often with millions of activations.
+So these three are medians over draws, and networks for images of any size get small ones.
 
 All graphs are exported first, by one process per core, four at most. ExecuTorch's take 10 seconds of CPU time for a
 perceptron and minutes for a deep network, 17 minutes in all. If a network has no graphs, its row says why; runtimes
@@ -144,7 +144,7 @@ class Row:
 
 
 def row(name: str, spec: ModelSpec, bundle: Future[Bundle], draws: Sequence[Draw]) -> Row:
-    """Waits for the bundle."""
+    """Wait for the bundle."""
     tolerances = {**TOLERANCES, **DEEP.get(spec.name, {}), **LONG_SUMS.get((name, spec.name), {})}
     try:
         found = deviations(runtimes.open_runtime(name, bundle.result(), 1), draws)

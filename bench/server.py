@@ -46,7 +46,7 @@ def spec_of(d: int) -> ModelSpec:
 
 
 def measure(d: int, codec: MaskCodec) -> dict[str, object]:
-    """Updates per second for a model of about `d` weights and masks in `codec`, median of three rounds."""
+    """Return updates per second for a model of about `d` weights and masks in `codec`, median of three rounds."""
     spec = spec_of(d)
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:

@@ -171,7 +171,7 @@ def bundle_path(side: str, model: str, batch: int, folder: Path) -> Path:
 
 @functools.cache
 def _sources() -> str:
-    """Twelve digits that name what bundles are made by."""
+    """Return twelve digits of a digest of the sources that bundles are made by."""
     files = [path for part in ("export", "seedmask") for path in sorted((ROOT / part).rglob("*.py"))]
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:12]
 
@@ -203,7 +203,7 @@ def race(
     options: argparse.Namespace,
     seconds: float,
 ) -> Iterator[Any]:
-    """Rows of one network and batch; or (side, why not) for those that did not come through."""
+    """Return rows of one network and batch, and (side, reason) for sides that failed."""
     (model, batch), began, sides = cell, time.monotonic(), list[Side]()
     try:
         for name, bundle in bundles.items():
@@ -267,7 +267,7 @@ def _estimate(side: str, model: str, batch: int, scratch: Path) -> float | None:
 
 
 def contestants(given: dict[str, str]) -> tuple[dict[str, str], dict[str, str]]:
-    """Sides that can run, with the interpreters they run on, and why the others cannot."""
+    """Return the sides that can run, with their interpreters, and why the others cannot."""
     from edge_client import runtimes
 
     ready, missing = {EAGER: sys.executable}, dict[str, str]()

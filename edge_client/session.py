@@ -417,7 +417,7 @@ def _heartbeat(session: Session, heartbeat: Heartbeat) -> Step:
     session = replace(session, away=False)
     if heartbeat.boot == session.aggregator:
         return session, []
-    # A new life of the aggregator may have lost what was on its way to the old one.
+    # A restarted aggregator may have lost what was on its way to it.
     pending = tuple(replace(item, due=0.0, wait=RETRY_SECONDS) for item in session.pending)
     return _send_due(replace(session, aggregator=heartbeat.boot, pending=pending))
 
@@ -425,7 +425,7 @@ def _heartbeat(session: Session, heartbeat: Heartbeat) -> Step:
 def _maybe_finish(session: Session, effects: list[Effect]) -> Step:
     announce = session.announce
     done = announce is not None and announce.phase is Phase.DONE and announce.model == session.model
-    # With the job done and the aggregator gone, nobody is left who could answer what is still pending.
+    # When the job is done and the aggregator has left, pending updates get no receipt any more.
     if not done or session.finished or (session.pending and not session.away):
         return session, effects
     left = f"; {len(session.pending)} update(s) without a receipt stay in the outbox" if session.pending else ""
