@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from aggregator.settings import AggregationConfig
+from seedmask.codec import NAMES
 from seedmask.errors import UserError
 from seedmask.io import settings
 from seedmask.knobs import preset_of
@@ -88,6 +89,8 @@ def settings_of(name: str, changes: Mapping[str, Any], where: str) -> tuple[Trai
             raise UserError(f"{where}: unknown key {key!r}; {hint}")
         table[key] = value
     training = settings.build(TrainingConfig, both["training"], where, Path())
+    if training.codec not in NAMES:  # the wire may carry others, which no device has
+        raise UserError(f"{where}: codec {training.codec!r} is unknown; there are {', '.join(NAMES)}")
     return training, settings.build(AggregationConfig, both["aggregation"], where, Path())
 
 

@@ -20,7 +20,9 @@ class EdgeConfig:
     Raises ValueError for a value out of its range.
     """
 
-    device: str = field(metadata=needed("a-z, 0-9 and '-'; unique in the fleet", pattern=NAME_PATTERN))
+    device: str = field(
+        metadata=needed("the device's name, a-z, 0-9 and '-'; unique in the fleet", pattern=NAME_PATTERN)
+    )
     job: str = field(metadata=needed("name of the aggregator's job", pattern=NAME_PATTERN))
     bundle: Path = field(metadata=needed("file of `seedmask export`; paths are relative to this file"))
     state_dir: Path = field(metadata=needed("folder for updates that wait for a receipt, and the log"))

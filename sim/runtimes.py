@@ -49,9 +49,9 @@ def assign(text: str, pythons: Sequence[str], virtual: bool) -> Assignment:
     chosen = tuple(name.strip() for name in text.split(","))
     for name in chosen:
         if name not in runtimes.names():
-            raise UserError(f"--runtime is of {', '.join(runtimes.names())}, found {name!r}")
+            raise UserError(f"`runtime` is of {', '.join(runtimes.names())}, found {name!r}")
     if virtual and (len(set(chosen)) > 1 or pythons):
-        raise UserError("--virtual trains all devices in this process: one --runtime, and no --python")
+        raise UserError("virtual time trains all devices in this process: one `runtime`, and no --python")
     paths: dict[str, str] = {}
     for entry in pythons:
         name, equals, path = entry.partition("=")

@@ -15,13 +15,15 @@ from typing import Any, Final
 
 import numpy as np
 
+from aggregator import rules
 from aggregator.presets import settings_of
+from aggregator.rules import Rule, registry
 from aggregator.settings import AggregationConfig, RoundsConfig
 from edge_client.data import Dataset, TrainTest, check, doubtful_range
 from edge_client.runtimes import Runtime, open_runtime, require_graphs, targets
 from seedmask import bundle as bundles
 from seedmask.bundle import Bundle
-from seedmask.errors import UserError
+from seedmask.errors import MissingPackageError, UserError
 from seedmask.training import TrainingConfig
 from sim import datasets, partition
 from sim.bundles import BATCH, RUNTIMES, shipped
@@ -54,6 +56,7 @@ class Parameters:
     `model`: a torch module, a Bundle, the path of one, or the name of a network in the zoo. `data`: arrays (x, y), a
     Dataset, the path of an .npz file, or the name of a data set. `knobs`: settings that override the preset, by their
     names in tables [training] and [aggregation] of run.toml.
+    `rule`: a server rule as an object, in place of the one that `knobs` name.
     """
 
     model: Any = MODELS[0]
@@ -79,6 +82,7 @@ class Parameters:
     cut: float = 0.0
     preset: str = "default"
     knobs: Mapping[str, Any] = field(default_factory=dict)
+    rule: Any = None
     seed: int | None = None
     model_seed: int | None = None
     exact: Sequence[str] = ()
@@ -99,6 +103,7 @@ class Setup:
     rounds: RoundsConfig
     training: TrainingConfig
     aggregation: AggregationConfig
+    rule: Rule
     broker: tuple[str, int] | None
     bundle: Bundle
     data: TrainTest
@@ -121,8 +126,10 @@ def prepare(asked: Parameters, where: str) -> Setup:
     `where`: where settings were given, for errors about unknown ones. Raises UserError, which says what was found and
     what is possible.
     """
+    asked = _plain(asked)
     rounds = _checked(asked)
     training, aggregation = settings_of(asked.preset, _completed(asked.knobs), where)
+    rule, aggregation = _rule(asked, aggregation)
     runtimes = assign(asked.runtime, asked.pythons, asked.virtual)
     broker = _address(asked.broker)
     seed = asked.seed if asked.seed is not None else secrets.randbits(32)
@@ -150,6 +157,7 @@ def prepare(asked: Parameters, where: str) -> Setup:
         rounds=rounds,
         training=training,
         aggregation=aggregation,
+        rule=rule,
         broker=broker,
         bundle=bundle,
         data=data,
@@ -160,6 +168,32 @@ def prepare(asked: Parameters, where: str) -> Setup:
         seed=seed,
         notes=tuple(notes),
     )
+
+
+_KINDS: Final = {
+    **dict.fromkeys(("devices", "rounds", "threads", "per_round", "quorum", "minimum"), "an integer"),
+    **dict.fromkeys(("examples", "eval_examples", "seed", "model_seed"), "an integer"),
+    **dict.fromkeys(("deadline", "crash", "cut", "test_share"), "a number"),
+    **dict.fromkeys(("split", "runtime", "preset", "broker"), "a text"),
+}
+"""What a parameter is, for people; None besides where that is its default."""
+_TYPES: Final[Mapping[str, tuple[type, ...]]] = {"an integer": (int,), "a number": (int, float), "a text": (str,)}
+
+
+def _plain(asked: Parameters) -> Parameters:
+    """Return what was asked for, with NumPy's numbers as Python's. Raises UserError for a value of another type."""
+    found: dict[str, Any] = {}
+    for name, kind in _KINDS.items():
+        value = _scalar(getattr(asked, name))
+        unset = value is None and getattr(Parameters, name) is None
+        if not unset and (isinstance(value, bool) or not isinstance(value, _TYPES[kind])):
+            raise UserError(f"`{name}` is {kind}, found {value!r}")
+        found[name] = value
+    return replace(asked, **found, knobs={key: _scalar(value) for key, value in asked.knobs.items()})
+
+
+def _scalar(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _checked(asked: Parameters) -> RoundsConfig:
@@ -196,7 +230,12 @@ def _checked(asked: Parameters) -> RoundsConfig:
             deadline_s=asked.deadline,
         )
     except ValueError as error:
-        raise UserError(str(error)) from None
+        key, space, rest = str(error).partition(" ")
+        raise UserError(f"`{_OF_ROUNDS.get(key, key)}`{space}{rest}") from None
+
+
+_OF_ROUNDS: Final = {"total": "rounds", "deadline_s": "deadline"}
+"""Parameters by the keys of [rounds], where the two are called differently."""
 
 
 def _completed(knobs: Mapping[str, Any]) -> dict[str, Any]:
@@ -205,6 +244,29 @@ def _completed(knobs: Mapping[str, Any]) -> dict[str, Any]:
     if "kappa" in knobs and "kappa_max" not in knobs and isinstance(knobs["kappa"], int | float):
         completed["kappa_max"] = max(float(knobs["kappa"]), TrainingConfig().kappa_max)
     return completed
+
+
+def _rule(asked: Parameters, aggregation: AggregationConfig) -> tuple[Rule, AggregationConfig]:
+    """Return the server rule, and the settings with its name: that of its class, if it was given as an object."""
+    rule = asked.rule
+    if rule is None:
+        return rules.load(aggregation.rule), aggregation
+    if "rule" in asked.knobs:
+        raise UserError("`aggregation` is a rule, and `rule` names another one; give one of them")
+    kind = rule.__name__ if isinstance(rule, type) else type(rule).__name__
+    if isinstance(rule, type):
+        raise UserError(f"`aggregation` is a rule, an object; found {kind}, a class: call it")
+    if absent := registry.lacking(rule):
+        raise UserError(
+            f"`aggregation` is a mapping of its table's keys, or a rule with methods start and conclude; "
+            f"found {kind}, which lacks {' and '.join(absent)}"
+        )
+    if not asked.virtual:
+        raise UserError(
+            f"`aggregation` {kind} is an object of this process, with the real clock the aggregator is another one: "
+            f"install the rule as an entry point of {registry.GROUP}, and give its name: aggregation={{'rule': NAME}}"
+        )
+    return rule, replace(aggregation, rule=kind)
 
 
 def _data(asked: Parameters, seed: int) -> TrainTest:
@@ -288,32 +350,54 @@ def _of_module(asked: Parameters, model: Any, runtimes: Assignment, data: TrainT
 
     A sentence is appended to `notes` for everything that the bundle does differently from the module.
     """
-    if not callable(getattr(model, "forward", None)):
+    if isinstance(model, type) or not callable(getattr(model, "forward", None)):
         raise UserError(
             "`model` is a torch module, a bundle, the path of one or a network's name, found "
             f"{model.__name__ + ', a class: call it' if isinstance(model, type) else type(model).__name__}"
         )
     from export import export_bundle
 
-    x, y = data.train.x, data.train.y
-    low, high = (0, 255) if x.dtype == np.uint8 else (math.floor(float(x.min())), math.ceil(float(x.max())))
+    x = data.train.x
+    low, high = (0.0, 255.0) if x.dtype == np.uint8 else (float(x.min()), float(x.max()))
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise UserError("`data` has inputs that are NaN or infinite; they are finite numbers")
+    loss, outputs, found = _targets(data)
+    try:
+        return export_bundle(
+            model,
+            input=x.shape[1:],
+            classes=outputs,
+            range=(math.floor(low), max(math.ceil(high), math.floor(low) + 1)),
+            loss=loss,
+            batch=_batch(asked, data),
+            seed=MODEL_SEED if asked.model_seed is None else asked.model_seed,
+            runtimes=targets(["onnxruntime", *runtimes.all]),
+            exact=asked.exact,
+            frozen=asked.frozen,
+            on_note=notes.append,
+        )
+    except MissingPackageError:
+        raise
+    except UserError as error:
+        raise UserError(f"{error} (`data` has {found})") from None
+
+
+def _targets(data: TrainTest) -> tuple[str, int, str]:
+    """Return the loss and the number of outputs for the targets of `data`, and what these are. Raises UserError."""
+    y, test = data.train.y, data.test.y
     if y.dtype.kind == "f":
-        loss, classes = "mse", 1 if y.ndim == 1 else y.shape[1]
-    else:
-        loss, classes = "cross-entropy", 1 + max(int(y.max()), int(data.test.y.max()))
-    return export_bundle(
-        model,
-        input=x.shape[1:],
-        classes=classes,
-        range=(low, max(high, low + 1)),
-        loss=loss,
-        batch=_batch(asked, data),
-        seed=MODEL_SEED if asked.model_seed is None else asked.model_seed,
-        runtimes=targets(["onnxruntime", *runtimes.all]),
-        exact=asked.exact,
-        frozen=asked.frozen,
-        on_note=notes.append,
-    )
+        outputs = 1 if y.ndim == 1 else y.shape[1]
+        return "mse", outputs, f"y {y.dtype}, so that this is a regression of {outputs}; classes are integers [n]"
+    if y.ndim != 1 or test.ndim != 1 or test.dtype.kind == "f":
+        raise UserError(
+            f"classes are integers [n], found y {y.dtype} {list(y.shape)} in `data` and {test.dtype} "
+            f"{list(test.shape)} in what measures the model; one-hot rows y become classes by y.argmax(1)"
+        )
+    low, high = min(int(y.min()), int(test.min())), max(int(y.max()), int(test.max()))
+    if low < 0:
+        raise UserError(f"classes are 0 .. n - 1, found {low} .. {high}")
+    more = "an export of your own, export_bundle(..., classes=N), may have outputs to spare"
+    return "cross-entropy", high + 1, f"classes 0 .. {high}; {more}"
 
 
 def _per_device(asked: Parameters, data: TrainTest) -> int:
@@ -339,7 +423,11 @@ def _fitting(data: TrainTest, bundle: Bundle) -> TrainTest:
             f"{spec.name} takes inputs of {_by(spec.input)}, those of {data.name} are {_by(shape)}: "
             f"use a network of {', '.join(MODELS)} for 1x28x28, or export one for {_by(shape)}"
         )
-    return replace(data, train=check(data.train, spec), test=check(data.test, spec))
+    train = check(data.train, spec)
+    try:
+        return replace(data, train=train, test=check(data.test, spec))
+    except UserError as error:
+        raise UserError(f"of what measures the model, {str(error).removeprefix('data: ')}") from None
 
 
 def _by(shape: Sequence[int]) -> str:

@@ -23,11 +23,13 @@ import seedmask
 import sim
 from aggregator.broker import available
 from aggregator.history import job_result
-from aggregator.posterior import finished
+from aggregator.rules import FedPM, Votes, theta_of
+from aggregator.settings import AggregationConfig
 from edge_client.data import Dataset
 from seedmask import Model, UserError, load_model
 from seedmask.bundle import Bundle, to_bytes
 from seedmask.errors import MissingPackageError
+from seedmask.mask import Theta
 from seedmask.model import FinishedModel
 from seedmask.spec import Linear, ModelSpec, ReLU, Tensor, scale_bits
 from sim import History, RoundRecord, StopSimulation, simulate
@@ -88,7 +90,7 @@ def test_whoever_is_told_of_a_round_may_end_the_run_with_it(run: Simulate, tmp_p
     assert history.rounds == whole.rounds[:2]
     assert history.summary["rounds"] == 2
     after_two = job_result(tmp_path / "whole" / "aggregator" / "job.sqlite", until=2)
-    assert np.array_equal(history.model.mask, finished(after_two.recent)[0])
+    assert np.array_equal(history.model.mask, after_two.model().mask)
 
 
 def test_a_mistake_in_on_round_is_its_callers_and_leaves_nothing_behind(
@@ -143,6 +145,40 @@ def test_a_model_of_numbers_is_measured_by_its_error(run: Simulate) -> None:
         run(bundle, (x, x[:, 0]), test=None, split="classes:2")
 
 
+# --- a server rule of one's own ---
+
+
+class Even(FedPM):
+    """Forgets every mask, after it has counted it."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[int, int, bytes]] = []
+
+    def conclude(self, votes: Votes, theta: Theta, memory: bytes, settings: AggregationConfig) -> tuple[Theta, bytes]:
+        self.told.append((votes.round, votes.masks, memory))
+        return theta_of(np.full(theta.d, 1 << 15), settings, votes.exact(theta)), bytes([votes.round])
+
+
+def test_a_rule_that_is_an_object_concludes_every_round(run: Simulate, tmp_path: Path) -> None:
+    rule = Even()
+    history = run(aggregation=rule, out=tmp_path / "out", downlink=3)
+    assert rule.told == [(1, 3, b""), (2, 3, b"\1"), (3, 3, b"\2"), (4, 3, b"\3")]
+    assert [theta.level.tolist() for theta in job_result(tmp_path / "out/aggregator/job.sqlite").recent] == [[1] * 324]
+    assert history.rounds[-1].accuracy.mean < 0.6 < run().rounds[-1].accuracy.mean
+    named = run(aggregation={"rule": "fedpm"})
+    assert np.array_equal(named.model.mask, run().model.mask)
+
+
+def test_a_rule_that_fails_ends_the_run_with_its_own_traceback(run: Simulate) -> None:
+    class Broken(Even):
+        def conclude(self, *_: object) -> tuple[Theta, bytes]:
+            return 1 / 0  # type: ignore[return-value]
+
+    with pytest.raises(UserError, match="rule 'Broken' failed in conclude, round 1: ZeroDivisionError") as caught:
+        run(aggregation=Broken())
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+
+
 # --- data ---
 
 
@@ -177,7 +213,14 @@ def test_an_archive_brings_its_test_set_or_has_some_held_out(run: Simulate, tiny
         ({"training": {"epoch": 3}}, "`training` has no key 'epoch'; did you mean 'epochs'?"),
         ({"aggregation": {"epochs": 3}}, "`aggregation` has no key 'epochs'"),
         ({"training": {"codec": "rans"}}, "'codec' is given twice"),
-        ({"aggregation": 3}, "`aggregation` is a mapping of its table's keys, found int"),
+        ({"aggregation": 3}, "`aggregation` is a mapping .*, or a rule .*; found int, which lacks start and conclude"),
+        ({"aggregation": Even}, "`aggregation` is a rule, an object; found Even, a class: call it"),
+        (
+            {"aggregation": Even(), "clock": "real"},
+            r"Even is an object .* entry point of seedmask\.rules, .*: NAME",
+        ),
+        ({"aggregation": Even(), "rule": "fedpm"}, "`aggregation` is a rule, and `rule` names another one"),
+        ({"rule": "fedmp"}, r"rule 'fedmp' is not installed; there are .*; did you mean 'fedpm'\?"),
         ({"epochs": 0}, "epochs is 1 .. 65535, found 0"),
         ({"devices": 0}, "`devices` is at least 1, found 0"),
         ({"clock": "wall"}, '`clock` is "virtual" or "real", found \'wall\''),
@@ -199,6 +242,74 @@ def test_an_archive_brings_its_test_set_or_has_some_held_out(run: Simulate, tiny
 def test_what_cannot_be_run_says_what_can(run: Simulate, changes: dict[str, Any], says: str) -> None:
     with pytest.raises(UserError, match=says):
         run(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"devices": "3"}, "`devices` is an integer, found '3'"),
+        ({"devices": True}, "`devices` is an integer, found True"),
+        ({"rounds": None}, "`rounds` is an integer, found None"),
+        ({"examples": 9.5}, "`examples` is an integer, found 9.5"),
+        ({"seed": "one"}, "`seed` is an integer, found 'one'"),
+        ({"crash": "often"}, "`crash` is a number, found 'often'"),
+        ({"split": 2}, "`split` is a text, found 2"),
+        ({"runtime": None}, "`runtime` is a text, found None"),
+        ({"runtime": "abacus"}, "^`runtime` is of executorch, onnxruntime, "),
+        ({"rounds": 1 << 16}, r"^`rounds` is 1 \.\. 65535, found 65536"),
+        ({"deadline": -1}, r"^`deadline` is 1 \.\. 4000000 seconds, found -1"),
+        ({"test": None, "test_share": float("nan")}, "`test_share` is above 0 and below 1"),
+        ({"codec": "#200"}, "codec '#200' is unknown; there are packed, rans, hmrc"),
+        ({"test": (np.zeros((4, 9)), np.zeros(4, int))}, r"of what measures the model, inputs are \[9\]"),
+    ],
+)
+def test_a_value_of_the_wrong_kind_is_named_before_anything_runs(
+    run: Simulate, changes: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(UserError, match=says):
+        run(**changes)
+
+
+def test_numpys_numbers_are_as_good_as_pythons(run: Simulate) -> None:
+    numbers = {"devices": np.int64(2), "rounds": np.int32(1), "seed": np.uint8(3), "learning_rate": np.float32(0.1)}
+    plain = {"devices": 2, "rounds": 1, "seed": 3, "learning_rate": 0.1}
+    assert run(**numbers).summary == run(**plain).summary
+
+
+@pytest.mark.requires("torch", "onnx")
+@pytest.mark.parametrize(
+    ("y", "says"),
+    [
+        (np.arange(96) % 4 - 1, r"classes are 0 \.\. n - 1, found -1 \.\. 2"),
+        (np.eye(4, dtype=int)[np.arange(96) % 4], r"y int64 \[77, 4\] in `data` .*; one-hot rows y become classes by"),
+        (np.arange(96) % 4 / 1.0, r"not one number for each of 1 classes \(`data` has y float32, so that this is a "),
+        (
+            np.arange(96) % 3,
+            r"not one number for each of 3 classes \(`data` has classes 0 \.\. 2; an export of your own",
+        ),
+    ],
+)
+def test_targets_that_a_module_does_not_give_say_what_they_were_taken_for(
+    run: Simulate, tiny_data: Dataset, y: Any, says: str
+) -> None:
+    from torch import nn
+
+    with pytest.raises(UserError, match=says):
+        run(nn.Sequential(nn.Flatten(), nn.Linear(16, 4)), (tiny_data.x, y), test=None)
+
+
+@pytest.mark.requires("torch", "onnx")
+def test_a_module_is_exported_for_finite_numbers_and_a_class_of_modules_for_none(
+    run: Simulate, tiny_data: Dataset
+) -> None:
+    from torch import nn
+
+    with pytest.raises(UserError, match="found Flatten, a class: call it"):
+        run(nn.Flatten)
+    for wrong in (np.nan, np.inf):
+        x = np.where(tiny_data.x > 200, wrong, tiny_data.x / 255)
+        with pytest.raises(UserError, match="`data` has inputs that are NaN or infinite"):
+            run(nn.Sequential(nn.Flatten(), nn.Linear(16, 4)), (x, tiny_data.y))
 
 
 # --- what comes of it ---

@@ -217,7 +217,10 @@ def test_export_answers_the_name_of_every_runtime_with_what_it_opens(capsys: pyt
         (["--epochs", "0"], "epochs is 1 .. 65535, found 0"),
         (["--runtime", "reference,abacus"], "--runtime is of executorch, onnxruntime, "),
         (["--runtime", "reference,abacus"], "found 'abacus'"),
-        (["--virtual", "--runtime", "reference,torch"], "--virtual trains all devices in this process: one --runtime"),
+        (
+            ["--virtual", "--runtime", "reference,torch"],
+            "virtual time trains all devices in this process: one --runtime",
+        ),
         (["--virtual", "--python", f"reference={sys.executable}"], "and no --python"),
         (["--python", "torch=python3"], "NAME of --runtime (reference), found 'torch=python3'"),
         (["--python", "reference"], "--python is NAME=PATH"),

@@ -87,8 +87,25 @@ def test_a_commands_page_has_every_option_of_its_parser(name: str) -> None:
 
 
 def test_every_package_that_declares_public_names_has_its_part_in_the_api_pages() -> None:
-    shown = {name for kind, name in generated("api") if kind == "names"}
-    assert {package.__name__ for package in parts.public_packages()} <= shown
+    parts_of = generated("api")
+    assert parts_of == {(kind, package) for kind in ("names", "inside") for package in parts.PACKAGES}
+    text = "".join(getattr(parts, kind)(package) for kind, package in sorted(parts_of))
+    for package in parts.public_packages():
+        names = [name for name in package.__all__ if not name.startswith("__")]
+        assert names
+        assert all(re.search(rf"^\.\. auto\w+:: {package.__name__}\.{name}$", text, re.M) for name in names)
+
+
+def test_a_constant_is_explained_by_the_text_under_it_wherever_it_is_imported_from() -> None:
+    assert parts.constant_docstring("sim.datasets.own", "SHARE")[0].startswith("Of the examples")
+    assert parts.constant_docstring("edge_client.runtimes", "NOTHING")[0].startswith("A vector of a State")
+    assert parts.constant_docstring("seedmask.codec", "by_id") == []
+
+
+@pytest.mark.parametrize("package", parts.PACKAGES)
+def test_each_api_page_begins_with_a_sentence_and_an_example(package: str) -> None:
+    text = (DOCS / "reference" / "api" / f"{package}.md").read_text(encoding="utf-8")
+    assert re.match(rf"# `{package}`\n\n[A-Z][^#]*?\.[^#]*?```python\n", text)
 
 
 def test_the_api_pages_name_every_public_name() -> None:

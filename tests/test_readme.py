@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
 import importlib
+import os
 import re
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -53,6 +56,7 @@ def commands() -> list[str]:
 @pytest.mark.parametrize("line", [line for line in commands() if line.startswith("seedmask ")])
 def test_every_seedmask_command_in_the_pages_parses(line: str) -> None:
     words = shlex.split(line, comments=True)[1:]
+    words = words[: words.index(">")] if ">" in words else words
     known = cli.commands()
     requires(*NEEDS.get(words[0], ()))
     if "--help" in words:
@@ -90,6 +94,30 @@ def test_python_in_the_pages_compiles_and_imports_names_that_exist() -> None:
                     assert hasattr(module, alias.name), f"{page}: {node.module} has no {alias.name}"
 
 
+def marked(page: Path) -> str:
+    """The Python blocks of a page that are marked to be run, one behind the other."""
+    return "\n".join(re.findall(r"^<!-- run -->\n```python\n(.*?)^```$", page.read_text(encoding="utf-8"), re.M | re.S))
+
+
+@pytest.mark.export
+@pytest.mark.sim
+@pytest.mark.parametrize("page", [p for p in PAGES if marked(p)], ids=lambda page: str(page.relative_to(ROOT)))
+def test_python_that_a_page_marks_runs_from_top_to_bottom(page: Path, tmp_path: Path) -> None:
+    requires("sim", "onnxruntime", *(("torch", "onnx") if "torch" in marked(page) else ()))
+    done = subprocess.run(
+        [sys.executable, "-"],
+        input=marked(page),
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "MPLBACKEND": "Agg"},
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(re.findall(r"^round \d+: accuracy ", done.stdout, re.M)) >= 3
+
+
 def test_toml_in_the_pages_parses() -> None:
     for page, block in blocks("toml"):
         assert tomllib.loads(block), page
@@ -110,6 +138,48 @@ def test_every_file_the_pages_link_to_exists() -> None:
             assert (page.parent / target).exists(), f"{page.relative_to(ROOT)} links to {target}"
 
 
+# What pages name that a user or a build makes, by its first folder or its name.
+MADE = ("out/", ".venv", "web/dist/", "state/", "onnx/")
+FILE = re.compile(r"`((?:[\w.-]+/)+(?:[\w.-]+\.(?:py|md|mjs|json|toml|png|cpp|ini))?)`")
+
+
+def test_every_file_of_the_repository_that_the_pages_name_exists() -> None:
+    """Decisions tell of the day on which they were made, and the changelog of what went."""
+    current = [page for page in PAGES if page.parent.name != "decisions" and page.name != "CHANGELOG.md"]
+    named = {(page, name) for page in current for name in FILE.findall(page.read_text(encoding="utf-8"))}
+    assert len(named) > 50
+    absent = {
+        (str(page.relative_to(ROOT)), name)
+        for page, name in named
+        if not name.startswith(MADE)
+        and "NAME" not in name
+        and not any((place / name).exists() for place in (ROOT, page.parent, *(ROOT / ours for ours in OURS)))
+    }
+    assert not absent
+
+
+@pytest.mark.export
+def test_every_option_that_the_pages_name_is_one_of_a_command() -> None:
+    requires("sim", "torch", "onnx")  # or commands have no parser
+    known = {"--help", "--version"}
+    waiting: list[argparse.ArgumentParser] = [cli._parser(cli.commands(), {})]
+    while waiting:
+        for action in waiting.pop()._actions:
+            known.update(action.option_strings)
+            if isinstance(action, argparse._SubParsersAction):
+                waiting += action.choices.values()
+    current = [page for page in PAGES if page.parent.name != "decisions" and page.name != "CHANGELOG.md"]
+    named = {
+        (str(page.relative_to(ROOT)), option)
+        for page in current
+        for code in re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.S))
+        if not code.startswith(("pip ", "python ", "npm ", "make "))
+        for option in re.findall(r"(?<![\w-])--[a-z][a-z-]+", code)
+    }
+    assert len(named) > 20
+    assert {found for found in named if found[1] not in known} == set()
+
+
 def test_no_placeholder_is_left_in_the_pages() -> None:
     for page in PAGES:
         assert "@@" not in page.read_text(encoding="utf-8"), page
@@ -122,4 +192,6 @@ def test_the_examples_in_help_are_settings_that_load(tmp_path: Path) -> None:
     (tmp_path / "run.toml").write_text(RUN)
     (tmp_path / "edge.toml").write_text(EDGE)
     assert settings.load(RunConfig, tmp_path / "run.toml").rounds.devices == 4
-    assert settings.load(EdgeConfig, tmp_path / "edge.toml").bundle == tmp_path / "mlp.bundle"
+    edge = settings.load(EdgeConfig, tmp_path / "edge.toml")
+    assert edge.bundle == tmp_path / "mlp.bundle"
+    assert edge.data.keys == {"path": "mine.npz"}  # without which the example would not train

@@ -4,17 +4,20 @@ A page says `<!-- generated: command export -->` where the part belongs; a code 
 
     command NAME    usage, options and examples of a sub-command, from its own parser
     names PACKAGE   every name of the package's `__all__`, from its docstring
+    inside PACKAGE  a section for each package in it that has an `__all__`: its docstring, and its names
     errors          a section for each error code, from `seedmask.errors`
-    settings        what `seedmask settings --markdown` prints
+    settings        what `seedmask settings --markdown` prints, without its title
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
 import contextlib
 import importlib
 import inspect
 import io
+import itertools
 import pkgutil
 import re
 from collections.abc import Callable, Iterator
@@ -73,11 +76,11 @@ def _plain(text: str) -> str:
     return "".join(p if p.startswith("`") else re.sub(r"([\\`*_{}\[\]<>|$~])", r"\\\1", p) for p in pieces)
 
 
-def names(package: str) -> str:
-    """Return reStructuredText in Markdown for every public name of a package or module."""
+def names(package: str, head: str = "module") -> str:
+    """Return reStructuredText in Markdown for every public name of a package; `head`: the directive that opens it."""
     module = importlib.import_module(package)
     members = [(name, getattr(module, name)) for name in getattr(module, "__all__", ())]
-    lines = [f".. module:: {package}", "   :no-index-entry:", ""]
+    lines = [f".. {head}:: {package}", f"   :{'no-members' if head == 'automodule' else 'no-index-entry'}:", ""]
     for name, member in members:
         if name.startswith("__"):
             continue
@@ -89,9 +92,15 @@ def names(package: str) -> str:
         elif inspect.ismodule(member):
             kind = "module"
         lines.append(f".. auto{kind}:: {package}.{name}")
-        if kind == "data":
+        if kind == "data" and not isinstance(member, int | float):
             lines.append("   :no-value:")  # a value may show paths of the machine that builds the site
     return "```{eval-rst}\n" + "\n".join(lines) + "\n```\n"
+
+
+def inside(package: str) -> str:
+    """Return a section in Markdown for each package inside `package` that declares `__all__`."""
+    found = [module.__name__ for module in public_packages() if module.__name__.startswith(f"{package}.")]
+    return "\n".join(f"## `{name}`\n\n{names(name, 'automodule')}" for name in found)
 
 
 def error_codes(_: str = "") -> str:
@@ -104,21 +113,20 @@ def error_codes(_: str = "") -> str:
 
 
 def settings(_: str = "") -> str:
-    """Return what `seedmask settings --markdown` prints, nothing where that command does not exist."""
-    found = cli.commands().get("settings")
-    if found is None:
-        return ""
+    """Return what `seedmask settings --markdown` prints, without its title: the page has one."""
+    found = cli.commands()["settings"]
     parser = argparse.ArgumentParser()
     found.add_arguments(parser)
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         found.run(parser.parse_args(["--markdown"]))
-    return printed.getvalue()
+    return re.sub(r"\A# .*\n", "", printed.getvalue())
 
 
 PARTS: dict[str, Callable[[str], str]] = {
     "command": command,
     "names": names,
+    "inside": inside,
     "errors": error_codes,
     "settings": settings,
 }
@@ -137,6 +145,23 @@ def _inside(package: ModuleType) -> Iterator[ModuleType]:
     for info in pkgutil.walk_packages(package.__path__, f"{package.__name__}.", onerror=lambda _: None):
         if info.ispkg:
             yield importlib.import_module(info.name)
+
+
+def constant_docstring(package: str, name: str) -> list[str]:
+    """Return the lines of the text that follows a constant where it is assigned, [] if there is none.
+
+    The constant is `package.name`, assigned there or in a module of ours that it is imported from.
+    """
+    tree = ast.parse(inspect.getsource(importlib.import_module(package)))
+    for node, after in itertools.pairwise([*tree.body, ast.Pass()]):
+        if isinstance(node, ast.ImportFrom) and node.module and name in (alias.name for alias in node.names):
+            return constant_docstring(node.module, name)
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        if any(isinstance(target, ast.Name) and target.id == name for target in targets):
+            text = after.value if isinstance(after, ast.Expr) else None
+            found = text.value if isinstance(text, ast.Constant) else ""
+            return inspect.cleandoc(found).splitlines() if isinstance(found, str) else []
+    return []
 
 
 def plain_docstring(lines: list[str]) -> list[str]:

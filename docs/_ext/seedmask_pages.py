@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
-from parts import PART, PARTS, plain_docstring, public_packages
+from parts import PART, PARTS, constant_docstring, plain_docstring, public_packages
 from sphinx.ext.autodoc.mock import mock
 from sphinx.util import logging
 
@@ -36,8 +36,9 @@ def _expand(app: Sphinx, docname: str, source: list[str]) -> None:
 
 
 def _docstring(app: Sphinx, what: str, name: str, member: object, options: object, lines: list[str]) -> None:
-    """Rewrite one docstring in place; a constant without one does not get that of its type."""
-    lines[:] = [] if what == "data" and member.__doc__ == type(member).__doc__ else plain_docstring(lines)
+    """Rewrite one docstring in place; a constant gets the text under it, not the docstring of its type."""
+    package, _, constant = name.rpartition(".")
+    lines[:] = plain_docstring(constant_docstring(package, constant) if what == "data" else lines)
 
 
 def _check(app: Sphinx, env: BuildEnvironment) -> None:

@@ -115,12 +115,17 @@ class DataSettings:
     base: Path = field(default=Path(), metadata=unlisted())
 
     @classmethod
-    def variants(cls) -> tuple[str, Mapping[str, type]]:
-        """Return the key `format` and the settings of each source of data that loads here."""
+    def variants(cls, table: Mapping[str, Any] | None = None) -> tuple[str, Mapping[str, type]]:
+        """Return the key `format` and the settings of each source of data that loads here.
+
+        `table`: values of a table; then only the source that it names is imported, and its settings alone are returned.
+        """
         found: dict[str, type] = {}
-        for name in formats():
-            with contextlib.suppress(PluginError):
-                found[name] = plugins.load(GROUP, name, ("Settings", "load")).Settings
+        for name in formats() if table is None else [table.get("format", "npz")]:
+            with contextlib.suppress(UserError):
+                kind: type = plugins.load(GROUP, name, ("Settings", "load")).Settings
+                if hasattr(kind, "__dataclass_fields__"):
+                    found[name] = kind
         return "format", found
 
     @classmethod

@@ -19,7 +19,7 @@ from seedmask.knobs import needed
 
 @dataclass(frozen=True)
 class Settings:
-    """Keys of [data] for format `npz`: the archive."""
+    """Examples in an archive of NumPy arrays."""
 
     path: Path = field(metadata=needed("archive with arrays x [n, ...] and y [n]"))
 

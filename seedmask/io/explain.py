@@ -1,6 +1,6 @@
-"""`seedmask settings`: every setting there is, from the one place where it is declared.
+"""Command `seedmask settings`: explanations of every setting, generated from its declaration.
 
-Which files are read, and into which classes, each program says by an entry point of the group `seedmask.settings`:
+Programs announce their settings files by entry points of the group `seedmask.settings`, each with its settings class:
 `run` for run.toml, `edge` for edge.toml.
 """
 
@@ -15,51 +15,63 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from seedmask.errors import UserError
-from seedmask.io import schema
+from seedmask.io import plugins, schema
 from seedmask.io.commands import Command
 from seedmask.knobs import REQUIRED, Knob, about, knobs, tables, variants
 
 GROUP: Final = "seedmask.settings"
+BEGIN: Final = "default"
+"""The preset that a file begins with unless it names another: tables show its values."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """A table of a settings file: `file` as its entry point is called, `table` "" for the file itself."""
+    """Table of a settings file.
+
+    `file`: name of the entry point; `table`: name of the table, "" for the top of the file; `kind`: settings class;
+    `choice`: line of the table, such as `format = "npz"`, with which it has the keys of `kind`, "" if it always has.
+    """
 
     file: str
     table: str
     kind: type
+    choice: str = ""
+
+    @property
+    def title(self) -> str:
+        """The table as it stands in a file, with the line that chooses its keys: `[data] with format = "npz"`."""
+        return f"[{self.table}]" + (f" with {self.choice}" if self.choice else "")
 
     def __str__(self) -> str:
-        return f"{self.file}.toml" + (f" [{self.table}]" if self.table else "")
+        return f"{self.file}.toml" + (f" {self.title}" if self.table else "")
 
 
 def files() -> dict[str, type]:
-    """Return the settings classes of this installation, by the name of their file."""
+    """Return the settings classes of this installation by file name, "run" and "edge" first."""
     entries = importlib.metadata.entry_points(group=GROUP)
     order = {"run": 0, "edge": 1}
     return {entry.name: entry.load() for entry in sorted(entries, key=lambda one: (order.get(one.name, 2), one.name))}
 
 
 def places(file: str, kind: type) -> list[Place]:
-    """Return the tables of one file, the file itself first, behind each table those that one of its keys chooses."""
+    """Return the tables of one file, its top first; after a table come its variants, chosen by one of its keys."""
     found = []
     for table, inner in {"": kind, **tables(kind)}.items():
         found.append(Place(file, table, inner))
         key, choices = variants(inner)
-        found += [Place(file, f'{table}] {key} = "{name}', chosen) for name, chosen in choices.items()]
+        found += [Place(file, table, chosen, f'{key} = "{name}"') for name, chosen in choices.items()]
     return found
 
 
 def everything() -> Iterator[tuple[Place, Knob]]:
-    """Yield every setting of every file with its place."""
+    """Yield every setting of every file, with its table."""
     for file, kind in files().items():
         for place in places(file, kind):
             yield from ((place, one) for one in knobs(place.kind))
 
 
 def presets() -> dict[str, str]:
-    """Return the named sets of settings that run.toml can begin with, each with its meaning."""
+    """Return the presets, the named sets of settings from which a run.toml may start, each with its meaning."""
     for _, one in everything():
         if one.name == "preset":
             return dict(one.choices)
@@ -67,12 +79,13 @@ def presets() -> dict[str, str]:
 
 
 def as_dict(place: Place, one: Knob) -> dict[str, Any]:
-    """Return all there is to say of a setting, as JSON values."""
+    """Return the declaration of a setting as JSON values, an entry of `seedmask settings --json`."""
     needed = one.default is REQUIRED
     number = {"least": one.least, "most": one.most} if one.least > -float("inf") else {}
     return {
         "file": f"{place.file}.toml",
         "table": place.table,
+        "with": place.choice,
         "name": one.name,
         "type": " or ".join(_TYPES.get(kind.__name__, "path") for kind in one.kinds if kind is not type(None)),
         "required": needed,
@@ -101,18 +114,18 @@ def listing() -> str:
     for file, kind in files().items():
         lines += [f"{file}.toml: {about(kind)}"]
         for place in places(file, kind):
-            lines += ["", f"[{place.table}] {about(place.kind)}"] if place.table else []
+            lines += ["", f"{place.title}: {about(place.kind)}"] if place.table else []
             lines += [_line(one) for one in knobs(place.kind)]
         lines += [""]
     return "\n".join([*lines, *_compared(), "", "seedmask settings NAME says more of one."])
 
 
 def _line(one: Knob) -> str:
-    return f"  {one.name:<17} {_default(one):<14} {one.range:<32} {one.meaning}"
+    return f"  {one.name:<17} {_default(one, BEGIN):<14} {one.range:<42} {one.meaning}"
 
 
 def _compared() -> list[str]:
-    """One line for each setting in which the presets differ."""
+    """Return a table of the settings in which presets differ, as lines."""
     names = presets()
     differing = [(place, one) for place, one in everything() if one.presets]
     rows = [["preset", *names]]
@@ -123,7 +136,10 @@ def _compared() -> list[str]:
 
 
 def explanation(name: str) -> str:
-    """Return all there is to say of the setting `name`, wherever it stands. Raises UserError: the nearest names."""
+    """Return a text that explains the setting `name`, once for each table that has it.
+
+    Raises UserError, which suggests similar names, if there is no such setting.
+    """
     found = [(place, one) for place, one in everything() if one.name == name]
     if not found:
         known = sorted({one.name for _, one in everything()})
@@ -135,22 +151,24 @@ def explanation(name: str) -> str:
 def _explained(place: Place, one: Knob) -> list[str]:
     lines = [f"{one.name}, {place}: {one.meaning}", f"  possible  {one.range}"]
     lines += [f"            {text}: {meaning}" for text, meaning in one.choices.items() if meaning]
-    lines += [f"  default   {_default(one)}"]
-    lines += [f"  preset    {name}: {_default(one, name)}" for name in presets() if name in one.presets]
+    lines += [f"  here      {', '.join(plugins.names(one.group))}"] if one.group else []
+    lines += [f"  default   {_default(one, BEGIN)}"]
+    lines += [f"  preset    {name}: {_default(one, name)}" for name in presets() if one.presets and name != BEGIN]
     if one.wire:
         scale = f", in units of 1/{one.scale:,}" if one.scale > 1 else ""
         numbered = ", ".join(f"{one.number(text)} {text}" for text in one.choices)
         lines += [f"  travels   as option {one.wire}{scale}" + (f": {numbered}" if numbered else "")]
+        lines += [f"            left out of an announcement: {_default(one)}"] if BEGIN in one.presets else []
     return lines
 
 
 def markdown() -> str:
-    """Return the page of settings: a table for each table of each file, then the presets side by side."""
+    """Return the page of settings in Markdown: each file and its tables, then the presets side by side."""
     lines = ["# Settings", ""]
     for file, kind in files().items():
-        lines += [f"## {file}.toml", "", _sentence(about(kind)), ""]
+        lines += [f"## `{file}.toml`", "", _sentence(about(kind)), ""]
         for place in places(file, kind):
-            lines += [f"### [{place.table}]", "", _sentence(about(place.kind)), ""] if place.table else []
+            lines += [f"### `{place.title}`", "", _sentence(about(place.kind)), ""] if place.table else []
             lines += _rows(["key", "default", "possible", "meaning"], map(_cells, knobs(place.kind)))
     names = presets()
     differing = [(place, one) for place, one in everything() if one.presets]
@@ -165,7 +183,7 @@ def _cells(one: Knob) -> list[str]:
     scale = f", in units of 1/{one.scale:,}" if one.scale > 1 else ""
     texts = "".join(f"; {text}: {meaning}" for text, meaning in one.choices.items() if meaning)
     travels = f" Option {one.wire} on the wire{scale}." if one.wire else ""
-    return [f"`{one.name}`", _code(_default(one)), one.range, f"{_sentence(one.meaning + texts)}{travels}"]
+    return [f"`{one.name}`", _code(_default(one, BEGIN)), one.range, f"{_sentence(one.meaning + texts)}{travels}"]
 
 
 def _sentence(text: str) -> str:

@@ -53,8 +53,8 @@ def joined(
             raise UserError("`test` and `test_share` exclude each other: there is a test set already")
         return TrainTest(name, origin, given, test)
     share = SHARE if share is None else share
-    held = round(share * len(given.y))
-    if not 0 < share < 1 or not 0 < held < len(given.y):
+    held = round(share * len(given.y)) if 0 < share < 1 else 0
+    if not 0 < held < len(given.y):
         raise UserError(
             f"`test_share` is above 0 and below 1, and leaves something on either side; found {share:g} "
             f"of {len(given.y)} examples"
