@@ -1,6 +1,6 @@
-"""The exporter of the workbench: `export_bundle` turns a torch module into a bundle that devices can train.
+"""Exporter: `export_bundle` turns a torch module into a bundle that devices can train.
 
-Public is what `__all__` names. Importing the package is cheap: torch and onnx are imported when they are first used.
+`__all__` names what is public. Importing the package is cheap: torch and onnx are imported when they are first used.
 """
 
 from __future__ import annotations

@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 
 class Example(Protocol):
-    """A batch of examples, a NumPy array or a torch tensor: only its shape is looked at."""
+    """A batch of examples, a NumPy array or a torch tensor, of which only the shape is read."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Its sides, the batch first."""
+        """Return the shape, batch first."""
 
 
 def export_bundle(
@@ -104,7 +104,7 @@ def export_bundle(
         exact=exact,
         frozen=frozen,
     )
-    if path is not None and not overwrite and Path(path).exists():  # before what may take minutes
+    if path is not None and not overwrite and Path(path).exists():  # before making graphs, which may take minutes
         raise FileExistsError(errno.EEXIST, "exists, and overwrite is not set", os.fspath(path))
     bundle = make_bundle(spec, batch, runtimes, on_target=on_target)
     data = to_bytes(bundle)
@@ -132,9 +132,9 @@ def check(
     loss: str,
     prefix: str = "",
 ) -> None:
-    """Hold arguments against what is possible, without torch; None is not known yet.
+    """Check arguments that need no torch; None stands for a value that is not known yet.
 
-    Raises UserError that names the argument, `prefix` before it, with what was found and what is possible.
+    Raises UserError that names the argument, with `prefix` before it, and says what was found and what is possible.
     """
     if loss not in LOSSES:
         raise UserError(f"{prefix}loss is of {', '.join(LOSSES)}, found {loss!r}")
@@ -159,7 +159,7 @@ def check(
         raise UserError(f"{prefix}input is one to three sides of at least 1, like 1,28,28, found {_comma(input)}")
 
 
-# What devices call runtimes, where the graphs are called otherwise.
+# Names of runtimes on devices that people give where the name of a target is expected.
 _OF_RUNTIME = {
     "onnxruntime": "; runtime onnxruntime trains with onnx",
     "onnxruntime-cuda": "; runtime onnxruntime_cuda trains with onnx,onnx-gpu",

@@ -36,7 +36,7 @@ examples:
 
 
 def _calibration(path: Path, model: FinishedModel) -> npt.NDArray[Any]:
-    """Raw inputs [n, *input] of an .npy file, or of x in an .npz archive. Raises UserError."""
+    """Read raw inputs [n, *input] from an .npy file, or from array x of an .npz archive. Raises UserError."""
     try:
         with path.open("rb") as file:
             found = np.load(file, allow_pickle=False)

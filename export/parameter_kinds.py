@@ -13,9 +13,9 @@ NORM, BIAS = "norm", "bias"
 
 @dataclass
 class Kinds:
-    """`exact` and `frozen` patterns like `head.*`, of fnmatch; all else is masked.
+    """Patterns (fnmatch) that say which parameters are `exact` or `frozen`, like "head.*"; all others are masked.
 
-    The word "norm" stands for scales and shifts of every normalisation, "bias" for the biases of all other layers.
+    The word "norm" stands for the scales and shifts of every normalisation, "bias" for the biases of all other layers.
     """
 
     exact: Sequence[str] = ()
