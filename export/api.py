@@ -130,33 +130,32 @@ def check(
     batch: int,
     runtimes: Sequence[str],
     loss: str,
-    prefix: str = "",
 ) -> None:
     """Check arguments that need no torch; None stands for a value that is not known yet.
 
-    Raises UserError that names the argument, with `prefix` before it, and says what was found and what is possible.
+    Raises UserError that names the argument in backquotes, and says what was found and what is possible.
     """
     if loss not in LOSSES:
-        raise UserError(f"{prefix}loss is of {', '.join(LOSSES)}, found {loss!r}")
+        raise UserError(f"`loss` is one of {', '.join(LOSSES)}, found {loss!r}")
     if not 1 <= batch <= 1 << 16:
-        raise UserError(f"{prefix}batch is 1 .. 65536, found {batch}")
+        raise UserError(f"`batch` is 1 .. 65536, found {batch}")
     if len(range) != 2 or not -(1 << 31) <= range[0] < range[1] < 1 << 31:
-        raise UserError(f"{prefix}range is LOW,HIGH, 32-bit integers with LOW below HIGH, found {_comma(range)}")
+        raise UserError(f"`range` is LOW,HIGH, 32-bit integers with LOW below HIGH, found {_comma(range)}")
     known = names()
     for runtime in runtimes:
         if runtime not in known:
             raise UserError(
-                f"{prefix}runtimes is of {', '.join(known)}, found {runtime!r}{_OF_RUNTIME.get(runtime, '')}"
+                f"`runtimes` is one or more of {', '.join(known)}, found {runtime!r}{_OF_RUNTIME.get(runtime, '')}"
             )
     least = 1 if loss == "mse" else 2
     if classes is not None and not least <= classes <= 1 << 16:
-        raise UserError(f"{prefix}classes is {least} .. 65536, found {classes}")
+        raise UserError(f"`classes` is {least} .. 65536, found {classes}")
     if name is not None and not is_name(name):
-        raise UserError(f"{prefix}name is a-z, 0-9 and '-', at most 63 characters, found {name!r}")
+        raise UserError(f"`name` is a-z, 0-9 and '-', at most 63 characters, found {name!r}")
     if seed is not None and not 0 <= seed < 1 << 64:
-        raise UserError(f"{prefix}seed is 0 .. 2**64 - 1, found {seed}")
+        raise UserError(f"`seed` is 0 .. 2**64 - 1, found {seed}")
     if input is not None and (not 1 <= len(input) <= 3 or min(input) < 1):
-        raise UserError(f"{prefix}input is one to three sides of at least 1, like 1,28,28, found {_comma(input)}")
+        raise UserError(f"`input` is one to three sides of at least 1, like 1,28,28, found {_comma(input)}")
 
 
 # Names of runtimes on devices that people give where the name of a target is expected.

@@ -12,7 +12,7 @@ from export.api import check, export_bundle
 from export.make import names
 from seedmask.describe import by, is_chain, label
 from seedmask.errors import UserError
-from seedmask.io.commands import Command
+from seedmask.io.commands import Command, as_options
 from seedmask.io.files import check_output
 from seedmask.layers import Weighted
 from seedmask.spec import LOSSES, ModelSpec
@@ -128,6 +128,13 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
+    try:
+        return _export(options)
+    except UserError as error:
+        raise type(error)(as_options(str(error))) from None
+
+
+def _export(options: argparse.Namespace) -> int:
     output: Path = options.output
     check_output(output)
     check(
@@ -138,7 +145,6 @@ def _run(options: argparse.Namespace) -> int:
         batch=options.batch,
         runtimes=options.runtimes,
         loss=options.loss,
-        prefix="--",
     )
     from export.find import find
 
@@ -162,7 +168,7 @@ def _run(options: argparse.Namespace) -> int:
             frozen=options.frozen,
             path=output,
             overwrite=options.force,
-            on_note=notes.append,
+            on_note=lambda note: notes.append(as_options(note)),
             on_target=_patience,
         )
     except FileExistsError:

@@ -54,7 +54,7 @@ SUPPORTED: Final = (
 
 _BATCH_NORM: Final = (
     "it has trained scales and running means; take GroupNorm(affine=False), leave it out, or export with "
-    "--replace-batchnorm group"
+    "`replace_batchnorm` group"
 )
 _COMPUTED: Final = "take weight_norm, spectral_norm or pruning off the layer first"
 _SOFTMAX: Final = "end with the logits, the loss applies softmax itself"
@@ -458,7 +458,7 @@ class Builder:
         names = zip(("weight", "bias"), ("scales", "shifts"), kept, strict=True)
         lost = [word for name, word, taken in names if given.get(name) is not None and taken is None]
         if lost:
-            self._announce(f"{where}: its trained {' and '.join(lost)} are left out; --exact {NORM} keeps them")
+            self._announce(f"{where}: its trained {' and '.join(lost)} are left out; `exact` {NORM} keeps them")
         if eps != EPSILON:
             self._announce(f"{where}: its epsilon is {EPSILON}, not {eps or 'that of its type'}")
         return kept

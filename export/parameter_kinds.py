@@ -54,4 +54,4 @@ class Kinds:
         for kind in ("exact", "frozen"):
             for pattern in getattr(self, kind):
                 if (kind, pattern) not in self._used:
-                    raise UserError(f"--{kind} {pattern!r} names no parameter; there are {', '.join(self._seen)}")
+                    raise UserError(f"`{kind}` {pattern!r} names no parameter; there are {', '.join(self._seen)}")

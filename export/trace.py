@@ -27,7 +27,7 @@ SCALES: Final[dict[str, Callable[[int], float]]] = {
     "unit": lambda fan_in: math.sqrt(1 / fan_in),
 }
 REPLACEMENTS: Final = ("group",)
-_NO_OVERWRITING: Final = "leave out `inplace`, write y = relu(x) for x.relu_() and x = x + y for x += y"
+_NO_OVERWRITING: Final = "leave out inplace=True, write y = relu(x) for x.relu_() and x = x + y for x += y"
 
 
 def trace(
@@ -56,9 +56,9 @@ def trace(
     where it is, and what is supported.
     """
     if scale not in SCALES:
-        raise UserError(f"scale is one of {', '.join(SCALES)}; found {scale!r}")
+        raise UserError(f"`scale` is one of {', '.join(SCALES)}; found {scale!r}")
     if replace_batchnorm not in (None, *REPLACEMENTS):
-        raise UserError(f"BatchNorm can be replaced by {', '.join(REPLACEMENTS)}; found {replace_batchnorm!r}")
+        raise UserError(f"`replace_batchnorm` is one of {', '.join(REPLACEMENTS)}; found {replace_batchnorm!r}")
     try:
         graph = fx.symbolic_trace(model)
     # A model's code may raise anything under tracing (control flow, len(), numpy); the remedy is the same.
@@ -170,7 +170,7 @@ def _tensors(builder: Builder, constant: Callable[[int], float], gain: float | S
     weighted = sum(isinstance(layer, Weighted) for layer, _ in holding)
     gains = [gain] * weighted if isinstance(gain, int | float) else list(gain)
     if len(gains) != weighted or not all(0 < value < math.inf for value in gains):
-        raise UserError(f"gain is a number above 0, or {weighted} of them, one for each layer; found {gain}")
+        raise UserError(f"`gain` is a number above 0, or {weighted} of them, one for each layer; found {gain}")
     tensors: list[Tensor] = []
     used: dict[int, str] = {}
     for layer, node in holding:
