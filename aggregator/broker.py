@@ -1,7 +1,7 @@
-"""A broker for development: started for one run, on loopback, gone afterwards. Not for a fleet.
+"""MQTT broker for development: started for one run, on loopback, and stopped with it. Not for a fleet.
 
-Mosquitto if it is on PATH; else the iotcore wheel (rumqttd), which has no access rules and forgets everything when it
-stops; else an error that says what to install. A fleet wants a real Mosquitto with TLS.
+It is Mosquitto if that is on PATH; else the iotcore wheel (rumqttd), which has no access rules and forgets everything
+when it stops; else an error says what to install. A fleet needs a Mosquitto of its own, with TLS.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 from seedmask.errors import UserError
 from seedmask.io.process import die_with_parent
 
-# Defaults that would lose messages in silence are lifted; see PROTOCOL 8.
+# Mosquitto's defaults drop messages silently when queues are full; see PROTOCOL 8.
 _MOSQUITTO = """\
 listener {port} {host}
 allow_anonymous true
@@ -53,7 +53,7 @@ dynamic_filters = true
 """
 
 
-# Each try takes a port that was free a moment before; two in a row are lost only on a machine that opens thousands.
+# Each try takes a port that was free a moment before; losing several in a row is next to impossible.
 _TRIES = 5
 _SECONDS = 10.0
 
@@ -72,14 +72,14 @@ class _NotOursError(Exception):
 
 
 def answers(host: str, port: int) -> bool:
-    """Whether somebody accepts connections there."""
+    """True if a program accepts connections at `host` and `port`, asked for half a second."""
     with contextlib.suppress(OSError), socket.create_connection((host, port), 0.5):
         return True
     return False
 
 
 def available() -> str | None:
-    """The broker that `dev_broker` would start, None if there is none."""
+    """Return the name of the broker that `dev_broker` would start, None if there is none."""
     if shutil.which("mosquitto", path=_path()):
         return "mosquitto"
     return "iotcore" if importlib.util.find_spec("iotcore") else None
@@ -94,10 +94,11 @@ def _path() -> str:
 def dev_broker(
     host: str = "127.0.0.1", port: int | None = None, log: Path | None = None, kind: str | None = None
 ) -> Iterator[DevBroker]:
-    """Run a broker until the block ends: program `kind`, or the first there is.
+    """Run a broker until the block ends: program `kind`, or the first that is installed.
 
-    Without `port` it listens on a free one and takes another where somebody was faster: what is given listens there,
-    and no other program does. `log` is appended to. UserError: there is no broker, or `port` is taken.
+    Without `port` it listens on a free one, and tries another if a different program takes that first. On Linux it
+    makes sure that no other program answers in its place. The broker's output is appended to `log`. Raises UserError if
+    no broker is installed, or if `port` is taken.
     """
     kind = kind or available()
     if kind is None:
@@ -137,7 +138,10 @@ def _random_port(host: str) -> int:
 
 
 def _await(pid: Callable[[], int | None], host: str, port: int) -> None:
-    """Return once our broker listens. _NotOursError: another program does, or ours has ended or is too slow."""
+    """Wait until our broker listens.
+
+    Raises _NotOursError if another program listens there, or if ours has ended or takes too long.
+    """
     until = time.monotonic() + _SECONDS
     while (ours := pid()) is not None and time.monotonic() < until:
         if answers(host, port):
@@ -149,7 +153,7 @@ def _await(pid: Callable[[], int | None], host: str, port: int) -> None:
 
 
 def _listens(pid: int, port: int) -> bool | None:
-    """Return if process `pid` has the listening IPv4 socket at `port`; None where Linux's /proc does not tell."""
+    """Return whether process `pid` has the listening IPv4 socket at `port`; None where Linux's /proc does not tell."""
     try:
         rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
         handles = list(Path(f"/proc/{pid}/fd").iterdir())
@@ -166,7 +170,7 @@ def _listens(pid: int, port: int) -> bool | None:
 def _mosquitto(
     stack: contextlib.ExitStack, folder: Path, host: str, port: int, log: Path | None
 ) -> Callable[[], int | None]:
-    """Start it; the result gives its process id, None once it has ended."""
+    """Start Mosquitto; return a function that gives its process id, or None once it has ended."""
     program = shutil.which("mosquitto", path=_path())
     assert program is not None
     settings = folder / "mosquitto.conf"
@@ -200,7 +204,7 @@ def _mosquitto(
 def _iotcore(
     stack: contextlib.ExitStack, folder: Path, host: str, port: int, log: Path | None
 ) -> Callable[[], int | None]:
-    """As `_mosquitto`; it has no log."""
+    """Start rumqttd; return what `_mosquitto` returns. It writes no log."""
     from iotcore import Broker  # an optional package
 
     settings = folder / "rumqttd.toml"

@@ -10,6 +10,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
 from aggregator.broker import dev_broker
 from aggregator.config import EXAMPLE, RunConfig
@@ -23,24 +24,31 @@ from seedmask.io.commands import Command
 from seedmask.io.mqtt import MqttLink, check
 from seedmask.io.process import sigterm_interrupts
 
+EPILOG: Final = """\
+examples:
+  seedmask aggregator run --config run.toml --check         read the settings and say what they mean, then stop
+  seedmask aggregator run --config run.toml                 run the job; devices run `seedmask client`
+  seedmask aggregator run --config run.toml --dev-broker    the same with a broker of its own, to try things out
+"""
+
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
     lines = "".join(f"    {line}\n" for line in EXAMPLE.splitlines())
-    parser.epilog = f"example of run.toml (`seedmask settings` explains every key):\n\n{lines}"
+    parser.epilog = f"{EPILOG}\nexample of run.toml (`seedmask settings` explains every key):\n\n{lines}"
     actions = parser.add_subparsers(dest="action", required=True, metavar="action")
     run = actions.add_parser("run", help="run a job; started again after a crash, it continues the same round")
-    run.add_argument("--config", type=Path, required=True, metavar="run.toml", help="settings of this job")
+    run.add_argument("--config", type=Path, required=True, metavar="run.toml", help="settings of the job")
     run.add_argument(
         "--dev-broker",
         action="store_true",
-        help="start a broker on 127.0.0.1 (the settings' port) for this run; for trying things out",
+        help="start a broker on 127.0.0.1, at the port in run.toml, and stop it with the job; for trying things out",
     )
     run.add_argument(
         "--check",
         action="store_true",
-        help="read settings, bundle and TLS files, say what was found, and stop before connecting",
+        help="read settings, bundle and TLS files, print what was found, and stop before connecting",
     )
-    run.add_argument("-v", "--verbose", action="store_true", help="say more")
+    run.add_argument("-v", "--verbose", action="store_true", help="log more, for finding faults")
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -88,4 +96,6 @@ def _run(options: argparse.Namespace) -> int:
     return 0
 
 
-COMMAND = Command("aggregator", "collect masks and update the global probabilities", (), "aggregator", _arguments, _run)
+COMMAND = Command(
+    "aggregator", "run a job on the server: collect masks and update theta", (), "aggregator", _arguments, _run
+)

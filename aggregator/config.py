@@ -1,4 +1,4 @@
-"""run.toml, read once."""
+"""Settings of one job: run.toml as a frozen dataclass, read once."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ class RunConfig:
 
     @property
     def tables(self) -> dict[str, RoundsConfig | TrainingConfig | AggregationConfig]:
-        """The job's settings by the names of their tables, without where it runs."""
+        """Return the tables that decide what the job computes, by name; [broker] and paths are not among them."""
         return {"rounds": self.rounds, "training": self.training, "aggregation": self.aggregation}
 
     @classmethod
     def completed(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Return a file's values, with those of its preset wherever it says nothing. Raises ValueError."""
+        """Return a file's values, with the preset's value for every setting that it leaves out. Raises ValueError."""
         return presets.completed(values)
 
 

@@ -1,4 +1,4 @@
-"""Updates on their way in: chunks of many devices become whole transfers, within limits that no sender can stretch."""
+"""Reassembly of updates: chunks from many devices become whole transfers, within limits that no sender can exceed."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ PATIENCE_SECONDS: Final = 900.0
 
 @dataclass
 class Inbox:
-    """Transfers that are not complete yet. `limit`: bytes of the largest update that can be right."""
+    """Transfers that are not complete yet. `limit`: size in bytes of the largest valid update."""
 
     limit: int
     _open: dict[tuple[str, bytes], tuple[float, Assembly]] = field(default_factory=dict)
 
     def put(self, device: str, payload: bytes, now: float) -> tuple[bytes, bytes | ProtocolError] | None:
-        """Add one message of `device`; gives (transfer id, whole) once that is complete.
+        """Add one message of `device`, received at `now` in seconds; return a transfer that it completes.
 
-        In place of the whole, what is wrong with the transfer, if it can never be one: its sender deserves a receipt.
-        Raises ProtocolError where there is nothing to answer.
+        The result is (transfer id, bytes), or None while chunks are missing. If a transfer can never become valid, it
+        has an error in place of the bytes, so that the sender gets a receipt. Raises ProtocolError for a message that
+        no receipt can answer.
         """
         chunk = expect(payload, Chunk)
         key = (device, chunk.transfer)
@@ -32,7 +33,7 @@ class Inbox:
         if known is not None and (known.first.total, known.first.size) == (chunk.total, chunk.size):
             assembly = known.add(chunk)
         else:
-            # New, or cut to another size since the sender found another broker: what came before is of no use.
+            # A new transfer, or cut into other chunks since the sender changed brokers: earlier chunks are of no use.
             self._open.pop(key, None)
             self._expire(now)
             if sum(name == device for name, _ in self._open) >= PER_DEVICE:

@@ -1,9 +1,10 @@
-"""Named sets of settings: values of [training] and [aggregation] that a job begins with; its own keys override them.
+"""Presets: named values of [training] and [aggregation] that a job begins with; its own settings override them.
 
-`paper` is FedPM (Isik et al., arXiv 2209.15328) as its authors published it, with their estimator, their optimiser that
-lives as long as the device, and their aggregation; only the masks are entropy coded, which theirs were by formula.
-`default` is what measured best (docs/explanation/learning.md), `thrifty` spends half of its bytes for a point less.
-Which value a setting has in which set is said where the setting is declared.
+`paper` is FedPM (Isik et al., arXiv 2209.15328) as its authors published it, with their estimator, an optimiser state
+that is kept between rounds, and their aggregation; but masks are really entropy coded, where the authors computed their
+size by a formula. `default` is what measured best (docs/explanation/learning.md). `thrifty` sends half of its bytes, at
+a cost of one point of accuracy. Each setting declares its value in every preset (`seedmask.training`,
+`aggregator.settings`).
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from seedmask.training import TrainingConfig
 
 @dataclass(frozen=True)
 class Preset:
-    """Both tables."""
+    """One preset's values for both tables."""
 
     training: TrainingConfig
     aggregation: AggregationConfig
@@ -45,7 +46,7 @@ GONE_CODECS: Final = ("crn",)
 
 
 def tables(name: object) -> dict[str, dict[str, Any]]:
-    """Return the tables of preset `name`, as a file would say them. Raises ValueError."""
+    """Return both tables of preset `name` as a file would have them. Raises ValueError if there is no such preset."""
     if not isinstance(name, str) or name not in PRESETS:
         near = difflib.get_close_matches(str(name), PRESETS, 1)
         hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(PRESETS)}"
@@ -54,9 +55,9 @@ def tables(name: object) -> dict[str, dict[str, Any]]:
 
 
 def completed(values: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return a file's `values`, with those of its preset wherever it says nothing.
+    """Return a file's `values`, with the preset's value for every setting that it leaves out.
 
-    Raises ValueError for what stood in earlier files and for what stands in another table, naming its place of today.
+    Raises ValueError for a setting that was renamed or removed, or that belongs to the other table.
     """
     for old, new in RENAMED.items():
         if old in values:
@@ -73,7 +74,10 @@ def completed(values: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def settings_of(name: str, changes: Mapping[str, Any], where: str) -> tuple[TrainingConfig, AggregationConfig]:
-    """Return preset `name` with `changes`, by key of either table. Raises UserError that names the nearest key."""
+    """Return both tables of preset `name`, changed by `changes`, whose keys may be of either table.
+
+    `where` begins error messages. Raises UserError that names the nearest known key.
+    """
     try:
         both = tables(name)
         for key, value in changes.items():
@@ -95,7 +99,7 @@ def settings_of(name: str, changes: Mapping[str, Any], where: str) -> tuple[Trai
 
 
 def _refuse_gone(key: str, value: Any) -> None:
-    """Raise ValueError for a setting of earlier versions that was measured and taken out."""
+    """Raise ValueError for a setting of earlier versions that was removed because it measured worse."""
     if key in GONE or (key == "codec" and value in GONE_CODECS):
         what = f"codec {value!r}" if key == "codec" else key
         raise ValueError(f"{what} is gone: measured, it cost more than it brought (docs/explanation/learning.md)")

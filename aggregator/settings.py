@@ -1,7 +1,7 @@
-"""Settings of the aggregator's own: when a round opens and closes, and what becomes of its masks.
+"""Settings of the aggregator: when a round opens and closes, and how its masks become the next theta.
 
-Devices need to know neither: they are told when a round is open, and its theta. What devices do is
-`seedmask.training`; the named sets of both are `aggregator.presets`.
+Devices need none of these: the aggregator tells them that a round is open, and its theta. Settings of devices are in
+`seedmask.training`, named sets of both in `aggregator.presets`.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ class RoundsConfig:
 class AggregationConfig:
     """Table [aggregation] of run.toml: what the aggregator makes of a round's masks.
 
-    The aggregator computes in integers, so that no order of arrival matters; the properties give them. Raises
-    ValueError for a value out of its range.
+    The aggregator computes in integers, so that the order in which updates arrive does not matter; the properties below
+    are these integers. Raises ValueError for a value out of its range.
     """
 
     rule: str = knob(
@@ -102,40 +102,40 @@ class AggregationConfig:
 
     @property
     def max_level(self) -> int:
-        """Largest level of the probabilities that are published, 0: exact counts."""
+        """Return the largest level of published probabilities, 0 if exact counts are published."""
         return self.downlink - 1 if isinstance(self.downlink, int) else 0
 
     @property
     def heaviest(self) -> int:
-        """Maximum weight of one mask when weighting by samples, 0: equal weights."""
+        """Return the maximum weight of one mask when weighting by samples, 0 for equal weights."""
         return self.max_samples if self.weighting == "samples" else 0
 
     @property
     def prior_q16(self) -> int:
-        """Lambda - 1 in units of 2**-16."""
+        """Return lambda - 1 of the Beta prior, in units of 2**-16."""
         return round((self.prior - 1) * ONE)
 
     @property
     def clamp_q16(self) -> int:
-        """Least probability in units of 2**-16."""
+        """Return the least probability in units of 2**-16."""
         return round(self.clamp * ONE)
 
     @property
     def carry_milli(self) -> int:
-        """Share of the counts that goes on, in thousandths."""
+        """Return the share of the Beta counts that is carried to the next round, in thousandths."""
         return round(self.carry * 1000)
 
     @property
     def step_milli(self) -> int:
-        """Server step in thousandths."""
+        """Return the server's step in thousandths."""
         return round(self.step * 1000)
 
     @property
     def remembers(self) -> bool:
-        """True if a round needs more of the one before than its theta."""
+        """True if a round needs more than the last theta from the rounds before it."""
         return bool(self.carry_milli or self.step_milli != 1000)
 
     @property
     def pooling(self) -> Pooling:
-        """Parameters with which a device adds masks up as the aggregator does."""
+        """Return the parameters with which a device computes theta from masks exactly as the aggregator does."""
         return Pooling(self.max_level, self.clamp_q16, self.heaviest)

@@ -1,9 +1,9 @@
-"""What must survive a crash: rounds and accepted updates, in SQLite.
+"""Database of a job, in SQLite: rounds and accepted updates, everything that must survive a crash.
 
-Write-ahead log with full sync: when a method returns, the disk has it. That is what allows a receipt to be sent.
-Masks of closed rounds are cleared, and what each but the last left to the next one; probabilities and figures stay.
-Everything is kept once and as the bytes that were published or came: a round's theta is the result of the one before,
-an update is the frame that its device sent. Readers for reports are in `aggregator.history`.
+Write-ahead log with full sync: when a method returns, the data is on disk, and so a receipt may be sent. Masks of
+closed rounds are deleted, and so is what each of them but the last left for the next; probabilities and figures are
+kept. Everything is stored once and as the bytes that were published or received: a round's theta is the result of the
+round before, an update is the frame that its device sent. `aggregator.history` reads the database for reports.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from seedmask.wire import Update, expect
 
 DEFAULT_TRAINING: Final = TrainingConfig()
 LAYOUT: Final = 5
-"""Of the tables below."""
+"""Version of the tables below; a database with another is refused."""
 _SCHEMA: Final = f"""
 PRAGMA user_version = {LAYOUT};
 CREATE TABLE IF NOT EXISTS job (name TEXT NOT NULL, model BLOB NOT NULL, spec BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS settings (name TEXT PRIMARY KEY, config TEXT NOT NULL);
--- theta number 0 is what the job began with, number n what came of round n and what round n + 1 begins with
+-- theta number 0 is what the job began with; number n is the result of round n, with which round n + 1 begins
 CREATE TABLE IF NOT EXISTS thetas (number INTEGER PRIMARY KEY, counts BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS rounds (
     round INTEGER PRIMARY KEY, selected TEXT NOT NULL, quorum INTEGER NOT NULL, delta BLOB NOT NULL,
@@ -47,11 +47,13 @@ CREATE TABLE IF NOT EXISTS updates (
 
 @dataclass(frozen=True, eq=False)
 class Resumed:
-    """What the store knows: the latest `round` with the `theta` it began from or, if `closed`, what came of it.
+    """State of a job in its database: the latest `round` and its `theta`.
 
-    `blob`: theta as stored. `updates`: (device, transfer, update). `published`, `delta`: the probabilities that were
-    published for it, `training` what its devices were asked for. `base`: the theta before that one; `memory`: what
-    `rule` left in the last closed round, b"" for nothing; `recent`: the last results.
+    `theta` is what the round began from or, if it is `closed`, its result; `blob` is `theta` as stored. `selected` and
+    `quorum` are the round's; `updates` are (device, transfer, update); `published` and `delta` are the theta that the
+    round began from, as published whole and as a delta; `training` is what its devices were asked to do. `base` is the
+    theta before `theta`; `memory` is what `rule` left in the last closed round, b"" for nothing; `recent` are the last
+    results.
     """
 
     round: int
@@ -71,10 +73,10 @@ class Resumed:
 
 
 class Store:
-    """One job's database."""
+    """One job's database. Only one Store may have it open; readers may read beside it."""
 
     def __init__(self, path: Path, job: str, model: bytes, spec: bytes, d: int, e: int = 0) -> None:
-        """Open or create. Raises UserError if the file is another job's, another model's, or no database."""
+        """Open or create the database. Raises UserError if it is another job's or model's, or no database."""
         self._sizes = d, e
         try:
             # One aggregator per job writes its history; readers (aggregator.history) are welcome beside it.
@@ -102,9 +104,9 @@ class Store:
             )
 
     def ran_with(self, tables: Mapping[str, Any]) -> list[str]:
-        """Keep the job's settings, dataclasses by the name of their table; return what differs from the last run's.
+        """Store the job's settings, dataclasses by table name, and return what differs from the last run.
 
-        One line each, in people's form: "[rounds] deadline_s: 600 -> 300". Nothing at the job's first run.
+        Each difference is one line for people: "[rounds] deadline_s: 600 -> 300". There are none at a job's first run.
         """
         before = {name: json.loads(text) for name, text in self._db.execute("SELECT name, config FROM settings")}
         rows = [(name, json.dumps(asdict(table))) for name, table in tables.items()]
@@ -121,10 +123,11 @@ class Store:
         delta: bytes = b"",
         training: TrainingConfig = DEFAULT_TRAINING,
     ) -> None:
-        """Store that a round began with the theta in `blob` (codec `counts`): round 1 stores it, others have it stored.
+        """Store that a round began with the theta in `blob` (codec `counts`).
 
-        `delta`: how theta was published beside the whole; `training`: what the round's devices are to do. Raises
-        sqlite3.IntegrityError if the round began before, or does not begin with what the one before left.
+        `delta` is theta as it was published as a difference, b"" if it was not; `training` is what the round's devices
+        are to do. Only round 1 stores its theta; each later round begins with a result that is stored already. Raises
+        sqlite3.IntegrityError if the round began before, or if `blob` is not the result of the round before.
         """
         with self._at_once():
             if round_ == 1:
@@ -137,13 +140,13 @@ class Store:
             )
 
     def widened(self, round_: int, selected: tuple[str, ...]) -> None:
-        """The open round asks more devices."""
+        """Store that the open round asks more devices: `selected` are all of them."""
         self._db.execute("UPDATE rounds SET selected = ? WHERE round = ?", (json.dumps(selected), round_))
 
     def counted(self, device: str, transfer: bytes, update: Update, frame: bytes) -> None:
-        """Store an accepted `update` of `device` as the `frame` that came.
+        """Store an accepted `update` of `device` as `frame`, the bytes that came.
 
-        Raises sqlite3.IntegrityError if one of the same round is stored.
+        Raises sqlite3.IntegrityError if an update of that device for the same round is stored.
         """
         figures = (update.samples, update.loss, update.correct)
         row = (update.round, device, transfer, frame, len(frame), *figures)
@@ -158,10 +161,10 @@ class Store:
         keep: bool = False,
         rule: str = "fedpm",
     ) -> None:
-        """Store that a round ended with the theta in `blob` (codec `counts`), and what `rule` remembers of it.
+        """Store that a round ended with the theta in `blob` (codec `counts`), and its `record` for reports.
 
-        Its masks are forgotten, unless to `keep` until the next one ends, for a relay. So is what the rounds before it
-        left, masks in their relays included.
+        Delete the round's masks, unless `keep` (a relay passes them on until the next round ends), and what only
+        earlier rounds needed. `memory` is what `rule` leaves for the next round besides theta.
         """
         with self._at_once():
             self._db.execute("INSERT INTO thetas VALUES (?, ?)", (round_, blob))
@@ -169,13 +172,13 @@ class Store:
                 "UPDATE rounds SET record = ?, memory = ?, rule = ? WHERE round = ?",
                 (json.dumps(record), memory or None, rule, round_),
             )
-            # This round's delta is yet to be retired from the broker.
+            # Keep this round's delta: the broker still has it, and it must be removed there.
             self._db.execute("UPDATE rounds SET memory = NULL, delta = x'' WHERE round < ?", (round_,))
             self._db.execute("UPDATE updates SET frame = NULL WHERE round < ?", (round_ + (not keep),))
 
     @contextlib.contextmanager
     def _at_once(self) -> Iterator[None]:
-        """One transaction: all of it or, where anything raises, nothing."""
+        """Run the block as one transaction, which is undone if the block raises."""
         self._db.execute("BEGIN")
         try:
             yield
@@ -189,7 +192,7 @@ class Store:
         return None if row is None else bytes(row[0])
 
     def figures(self, round_: int) -> dict[str, Any]:
-        """What the updates of a round add up to: their number, bytes, examples, mean loss (nats), training accuracy."""
+        """Return the sums of a round's updates: number, bytes, examples, mean loss (nats), training accuracy."""
         n, size, samples, loss, correct = self._db.execute(
             "SELECT COUNT(*), SUM(bytes), SUM(samples), SUM(1.0 * loss * samples), SUM(correct) FROM updates"
             " WHERE round = ?",
@@ -206,16 +209,16 @@ class Store:
         }
 
     def records(self) -> list[dict[str, Any]]:
-        """One record per closed round, in order."""
+        """Return the records of all closed rounds, in order."""
         rows = self._db.execute("SELECT record FROM rounds WHERE record IS NOT NULL ORDER BY round")
         return [json.loads(row[0]) for row in rows]
 
     def last_transfers(self) -> dict[str, bytes]:
-        """Each device's latest accepted transfer, of any round."""
+        """Return each device's latest accepted transfer, of any round."""
         return dict(self._db.execute("SELECT device, transfer FROM updates ORDER BY round").fetchall())
 
     def resume(self, average: int = 1) -> Resumed | None:
-        """Where the job stands, with the last `average` results; None if no round ever began."""
+        """Return the state of the job with the last `average` results, None if no round ever began."""
         row = self._db.execute(
             "SELECT round, delta, training, record IS NOT NULL, selected, quorum FROM rounds"
             " ORDER BY round DESC LIMIT 1"
@@ -252,6 +255,6 @@ class Store:
         )
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the database and release its lock."""
         self._db.close()
         self._lock.close()

@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 
 class Example(Protocol):
-    """A batch of examples, a NumPy array or a torch tensor: only its shape is looked at."""
+    """A batch of examples, a NumPy array or a torch tensor, of which only the shape is read."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Its sides, the batch first."""
+        """Return the shape, batch first."""
 
 
 def export_bundle(
@@ -104,7 +104,7 @@ def export_bundle(
         exact=exact,
         frozen=frozen,
     )
-    if path is not None and not overwrite and Path(path).exists():  # before what may take minutes
+    if path is not None and not overwrite and Path(path).exists():  # before making graphs, which may take minutes
         raise FileExistsError(errno.EEXIST, "exists, and overwrite is not set", os.fspath(path))
     bundle = make_bundle(spec, batch, runtimes, on_target=on_target)
     data = to_bytes(bundle)
@@ -130,36 +130,35 @@ def check(
     batch: int,
     runtimes: Sequence[str],
     loss: str,
-    prefix: str = "",
 ) -> None:
-    """Hold arguments against what is possible, without torch; None is not known yet.
+    """Check arguments that need no torch; None stands for a value that is not known yet.
 
-    Raises UserError that names the argument, `prefix` before it, with what was found and what is possible.
+    Raises UserError that names the argument in backquotes, and says what was found and what is possible.
     """
     if loss not in LOSSES:
-        raise UserError(f"{prefix}loss is of {', '.join(LOSSES)}, found {loss!r}")
+        raise UserError(f"`loss` is one of {', '.join(LOSSES)}, found {loss!r}")
     if not 1 <= batch <= 1 << 16:
-        raise UserError(f"{prefix}batch is 1 .. 65536, found {batch}")
+        raise UserError(f"`batch` is 1 .. 65536, found {batch}")
     if len(range) != 2 or not -(1 << 31) <= range[0] < range[1] < 1 << 31:
-        raise UserError(f"{prefix}range is LOW,HIGH, 32-bit integers with LOW below HIGH, found {_comma(range)}")
+        raise UserError(f"`range` is LOW,HIGH, 32-bit integers with LOW below HIGH, found {_comma(range)}")
     known = names()
     for runtime in runtimes:
         if runtime not in known:
             raise UserError(
-                f"{prefix}runtimes is of {', '.join(known)}, found {runtime!r}{_OF_RUNTIME.get(runtime, '')}"
+                f"`runtimes` is one or more of {', '.join(known)}, found {runtime!r}{_OF_RUNTIME.get(runtime, '')}"
             )
     least = 1 if loss == "mse" else 2
     if classes is not None and not least <= classes <= 1 << 16:
-        raise UserError(f"{prefix}classes is {least} .. 65536, found {classes}")
+        raise UserError(f"`classes` is {least} .. 65536, found {classes}")
     if name is not None and not is_name(name):
-        raise UserError(f"{prefix}name is a-z, 0-9 and '-', at most 63 characters, found {name!r}")
+        raise UserError(f"`name` is a-z, 0-9 and '-', at most 63 characters, found {name!r}")
     if seed is not None and not 0 <= seed < 1 << 64:
-        raise UserError(f"{prefix}seed is 0 .. 2**64 - 1, found {seed}")
+        raise UserError(f"`seed` is 0 .. 2**64 - 1, found {seed}")
     if input is not None and (not 1 <= len(input) <= 3 or min(input) < 1):
-        raise UserError(f"{prefix}input is one to three sides of at least 1, like 1,28,28, found {_comma(input)}")
+        raise UserError(f"`input` is one to three sides of at least 1, like 1,28,28, found {_comma(input)}")
 
 
-# What devices call runtimes, where the graphs are called otherwise.
+# Names of runtimes on devices that people give where the name of a target is expected.
 _OF_RUNTIME = {
     "onnxruntime": "; runtime onnxruntime trains with onnx",
     "onnxruntime-cuda": "; runtime onnxruntime_cuda trains with onnx,onnx-gpu",

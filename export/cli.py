@@ -12,7 +12,7 @@ from export.api import check, export_bundle
 from export.make import names
 from seedmask.describe import by, is_chain, label
 from seedmask.errors import UserError
-from seedmask.io.commands import Command
+from seedmask.io.commands import Command, as_options
 from seedmask.io.files import check_output
 from seedmask.layers import Weighted
 from seedmask.spec import LOSSES, ModelSpec
@@ -21,8 +21,9 @@ EPILOG: Final = """\
 The model is a name from the zoo, or module:factory, where calling the factory without arguments gives a
 torch.nn.Module (the current directory is searched first). Its forward() may add and join branches of Linear, Conv1d
 and Conv2d, the usual activations, pooling and means, reshapes, GroupNorm, LayerNorm and RMSNorm. Only the architecture
-is taken: weights are random signs, which every device makes again from the seed, and each has a mask unless --frozen or
---exact says otherwise. What is left out (a norm's scales and shifts without --exact, dropout) is said.
+is used: weights are random signs, which every device makes from the seed, and each has a mask unless --frozen or
+--exact says otherwise. A note is printed for everything that is left out: dropout, and a norm's scales and shifts
+without --exact.
 
 the zoo:
   mlp       784-256-128-10, no biases          1x28x28   10 classes     234,752 weights
@@ -38,8 +39,8 @@ the zoo:
   mobile    a small MobileNetV2                3x32x32   10 classes     102,394 weights
   sensor1d  a CNN for sequences                  9x128    6 classes      32,550 weights
   mixer     a small MLP-Mixer                  1x28x28   10 classes     107,046 weights
-  mlpa      mlpn, more to train, for --exact   1x28x28   10 classes     234,762 weights
-  conv4a    conv4n, the same                   1x28x28   10 classes     102,314 weights
+  mlpa      mlpn with parameters for --exact   1x28x28   10 classes     234,762 weights
+  conv4a    conv4n with parameters for --exact 1x28x28   10 classes     102,314 weights
 
 examples:
   seedmask export mlp -o mlp.bundle
@@ -48,8 +49,8 @@ examples:
   seedmask export sensors.nets:make --input 6,1,128 --classes 5 --range=-8,8 -o gait.bundle
   seedmask export nets:Small --input 1,28,28 --classes 10 --exact norm --exact head.bias -o small.bundle
 
-A device that runs out of memory wants memory_mb in its edge.toml: it then takes a batch a few examples at a time.
---runtimes onnx,onnx-lean has graphs that need less for that; onnx-gpu has steps for CUDA's and WebGPU's operators.
+If a device runs out of memory, set memory_mb in its edge.toml: it then takes a batch a few examples at a time, and
+needs less memory with --runtimes onnx,onnx-lean. For CUDA and WebGPU, export --runtimes onnx,onnx-gpu.
 """
 
 
@@ -57,16 +58,21 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     parser.add_argument("model", metavar="MODEL", help="a name from the zoo, or package.module:factory")
     parser.add_argument("-o", "--output", required=True, type=Path, metavar="FILE", help="the bundle to write")
-    parser.add_argument("--input", type=_integers, metavar="C,H,W", help="shape of one example (zoo: known)")
     parser.add_argument(
-        "--classes", type=int, metavar="N", help="number of classes, or of outputs for --loss mse (zoo: known)"
+        "--input", type=_integers, metavar="C,H,W", help="shape of one example; the zoo's models have theirs"
+    )
+    parser.add_argument(
+        "--classes",
+        type=int,
+        metavar="N",
+        help="number of classes, or of outputs for --loss mse; the zoo's models have theirs",
     )
     parser.add_argument("--name", metavar="NAME", help="the model's name [a-z0-9-] (default: the factory's)")
     parser.add_argument(
         "--seed",
         type=_seed,
         metavar="INT|0xHEX",
-        help="64 bits that make the frozen weights (default: random, printed)",
+        help="64 bits from which every device makes the weights (default: random, printed)",
     )
     parser.add_argument(
         "--range",
@@ -80,21 +86,22 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         type=lambda text: text.replace("_", "-").split(","),
         default=["onnx"],
         metavar="NAMES",
-        help=f"what devices will train with, comma-separated, of {', '.join(names())} (default onnx, for onnxruntime)",
+        help=f"make graphs for these, separated by commas: {', '.join(names())} (default onnx, for onnxruntime)",
     )
     parser.add_argument("--batch", type=int, default=128, metavar="N", help="examples per training step (default 128)")
     parser.add_argument(
         "--scale",
         choices=("kaiming", "paper", "unit"),
         default="kaiming",
-        help="size of a weight: sqrt(2/fan_in), which learns fastest, the paper's e*sqrt(1/fan_in), or sqrt(1/fan_in)",
+        help="size of a weight: kaiming sqrt(2/fan_in), which learns fastest (default), paper e*sqrt(1/fan_in), unit "
+        "sqrt(1/fan_in)",
     )
     parser.add_argument(
         "--gain",
         type=_numbers,
         default=(1.0,),
         metavar="X",
-        help="multiplies that size: one number, or one per layer with weights like 1,1,0.5 (default 1)",
+        help="multiplies the size of weights: one number, or one for each layer with weights, like 1,1,0.5 (default 1)",
     )
     parser.add_argument(
         "--loss",
@@ -106,7 +113,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "--replace-batchnorm",
         choices=("group",),
         metavar="group",
-        help="put GroupNorm, which has nothing to learn and needs no other examples, where the model has BatchNorm",
+        help="put GroupNorm in place of BatchNorm, whose running means and scales cannot be masked",
     )
     parser.add_argument(
         "--exact",
@@ -128,6 +135,13 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
+    try:
+        return _export(options)
+    except UserError as error:
+        raise type(error)(as_options(str(error))) from None
+
+
+def _export(options: argparse.Namespace) -> int:
     output: Path = options.output
     check_output(output)
     check(
@@ -138,7 +152,6 @@ def _run(options: argparse.Namespace) -> int:
         batch=options.batch,
         runtimes=options.runtimes,
         loss=options.loss,
-        prefix="--",
     )
     from export.find import find
 
@@ -162,7 +175,7 @@ def _run(options: argparse.Namespace) -> int:
             frozen=options.frozen,
             path=output,
             overwrite=options.force,
-            on_note=notes.append,
+            on_note=lambda note: notes.append(as_options(note)),
             on_target=_patience,
         )
     except FileExistsError:

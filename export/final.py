@@ -20,12 +20,15 @@ from seedmask.io.files import check_output, write_atomic
 from seedmask.model import FinishedModel
 
 EPILOG: Final = """\
-The ONNX files take raw inputs x float32 [n, ...], as the devices' data holds them (0 .. 255 for images), and give
-logits float32 [n, classes]; any runtime for ONNX opens them. The state_dict has the parameter names of the module that
-was exported, for inputs scaled to -1 .. 1 (seedmask.spec.ModelSpec.normalise); a Conv1d's weight is [out, in, 1, k]
-there, as in the spec. ExecuTorch files have one method, forward, of raw inputs as ONNX files take them, and run on
-XNNPACK; int8 rounds what flows between layers over the ranges that --calibration shows, some hundred inputs like those
-to come: .npy, or .npz with x.
+ONNX and ExecuTorch files take raw inputs float32 [n, ...], with values as in the devices' data (0 .. 255 for images),
+and return logits float32 [n, classes]. ONNX files name them x and logits; any runtime for ONNX opens them. ExecuTorch
+files have one method, forward, and run on XNNPACK.
+
+executorch-int8 rounds the values between layers to 256 levels. The range of these is measured on --calibration: some
+hundred inputs like those to come.
+
+A state_dict has the parameter names of the module that was exported. That module takes inputs scaled to -1 .. 1
+(seedmask.spec.ModelSpec.normalise). The weight of a Conv1d has the shape [out, in, 1, k]: drop its third dimension.
 
 examples:
   seedmask export-model model.smk --to onnx -o model.onnx
@@ -36,7 +39,7 @@ examples:
 
 
 def _calibration(path: Path, model: FinishedModel) -> npt.NDArray[Any]:
-    """Raw inputs [n, *input] of an .npy file, or of x in an .npz archive. Raises UserError."""
+    """Read raw inputs [n, *input] from an .npy file, or from array x of an .npz archive. Raises UserError."""
     try:
         with path.open("rb") as file:
             found = np.load(file, allow_pickle=False)
@@ -52,12 +55,25 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     formats = "\n".join(f"  {name:<17}{made.what}" for name, made in FORMATS.items())
     parser.epilog = f"formats:\n{formats}\n\n{EPILOG}"
     parser.add_argument("model", type=Path, metavar="MODEL", help="the .smk file of a finished job")
-    parser.add_argument("--to", required=True, choices=tuple(FORMATS), metavar="FORMAT", help=", ".join(FORMATS))
+    parser.add_argument(
+        "--to", required=True, choices=tuple(FORMATS), metavar="FORMAT", help=f"one of {', '.join(FORMATS)} (see below)"
+    )
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="the file to write")
-    parser.add_argument("--batch", type=int, default=0, metavar="N", help="examples at a time (ONNX, 0: any; pte: 1)")
-    parser.add_argument("--calibration", type=Path, metavar="FILE", help="raw inputs, for executorch-int8")
+    parser.add_argument(
+        "--batch",
+        type=int,
+        default=0,
+        metavar="N",
+        help="examples per call; 0 (default): any number in ONNX, 1 in ExecuTorch",
+    )
+    parser.add_argument(
+        "--calibration",
+        type=Path,
+        metavar="FILE",
+        help="file of raw inputs, .npy or .npz with x; only for executorch-int8",
+    )
     parser.add_argument("--force", action="store_true", help="overwrite FILE")
-    parser.add_argument("--json", action="store_true", help="as JSON")
+    parser.add_argument("--json", action="store_true", help="print what was written as one JSON object")
 
 
 def _run(options: argparse.Namespace) -> int:

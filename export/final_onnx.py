@@ -1,9 +1,9 @@
-"""The finished network as one plain ONNX file for inference: raw inputs in, class scores out, its weights inside.
+"""A finished network as one ONNX file for inference: raw inputs in, logits out, weights inside.
 
-Three ways to hold the weights, all to the bit: `float32`; `ternary`, -1, 0 and 1 in int8 times one constant a tensor, a
-quarter of that; `seed`, the mask's bits and the seed, a thirty-second, from which onnxruntime makes the weights once,
-while it loads (they are constants, and it folds constants). Exact tensors are float32 in all three. The layers are
-`export.graph.forward`'s.
+The file stores its weights in one of three ways, all exact: `float32`; `ternary`, -1, 0 and 1 in int8 with one scale
+per tensor, a quarter of the size; `seed`, the mask's bits and the seed, a thirty-second of the size: onnxruntime makes
+the weights once, while it loads the file (they are constants, and it folds constants). Exact tensors are float32 in all
+three. The layers are those of `export.graph.forward`.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from export.targets.onnx import drawn
 from seedmask.model import FinishedModel
 from seedmask.seed import weights_key
 
-_OURS: Final = re.compile(r"(c\d+|v\d+_\d+|x|logits)\Z")  # a tensor may be called anything, a spec need not be torch's
+_OURS: Final = re.compile(r"(c\d+|v\d+_\d+|x|logits)\Z")  # names that Graph makes; a tensor may have any name
 HOLDINGS: Final = ("float32", "ternary", "seed")
 
 
 def final_graph(model: FinishedModel, holding: str = "float32", batch: int = 0) -> bytes:
-    """Return the ONNX file: x float32 [n, *input], raw values in the spec's range -> logits float32 [n, classes].
+    """Return an ONNX file: x float32 [n, *input], raw values in the spec's range -> logits float32 [n, classes].
 
-    It takes any n, or n = `batch` if that is not 0. `holding` is one of HOLDINGS; raises ValueError if not.
+    n is any number, or `batch` if that is not 0. `holding` is one of HOLDINGS; raises ValueError for any other.
     """
     if holding not in HOLDINGS:
         raise ValueError(f"weights are held as {', '.join(HOLDINGS)}, found {holding!r}")
@@ -68,6 +68,6 @@ def _weights(g: Graph, ops: OnnxOps, model: FinishedModel, holding: str) -> dict
 
 
 def _constant(g: Graph, name: Name, value: np.ndarray[Any, Any]) -> Name:
-    """An initialiser under the name that torch knows it by; where a graph's own names are like that, behind a #."""
+    """Add an initialiser under torch's name, with a # before it if the graph's own names look like that."""
     name = f"#{name}" if _OURS.match(name) else name
     return g.parameter(name, value)

@@ -1,4 +1,4 @@
-"""The finished network in torch: its parameters, and a module to run for whoever no longer has the one exported."""
+"""A finished network in torch: its parameters, and a module that runs it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def network(model: FinishedModel) -> torch.nn.Module:
     spec = model.spec
 
     class Network(torch.nn.Module):
-        """Reads the layers from the spec; a buffer for each tensor, as XNNPACK wants what is constant."""
+        """A module that reads its layers from the spec, with a buffer per tensor, as XNNPACK wants constants."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -29,7 +29,7 @@ def network(model: FinishedModel) -> torch.nn.Module:
                 self.register_buffer(f"w{number}", torch.from_numpy(part.copy()))
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            """Logits of raw x."""
+            """Return logits float32 [n, classes] of raw x [n, *input]."""
             low, high = spec.range
             weights = {tensor.name: self.get_buffer(f"w{i}") for i, tensor in enumerate(spec.tensors)}
             return masked.network(spec, (x.float() - low) * (2.0 / (high - low)) - 1, weights)

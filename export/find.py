@@ -1,4 +1,4 @@
-"""The torch module that a name on the command line stands for: one of the zoo, or package.module:factory."""
+"""Find the torch module that a name on the command line means: one of the zoo, or package.module:factory."""
 
 from __future__ import annotations
 
@@ -28,9 +28,10 @@ class Found:
 
 
 def find(model: str, input: tuple[int, ...] | None, classes: int | None, name: str | None) -> Found:
-    """Return the module that `model` names, built; what is None is the zoo's, or follows from the factory's name.
+    """Return the module that `model` names, built.
 
-    Raises UserError: there is no such model, it cannot be imported or built, or `input` or `classes` are needed.
+    Where an argument is None, the zoo's entry gives input and classes, and the factory's name gives the model's. Raises
+    UserError if there is no such model, if it cannot be imported or built, or if `input` or `classes` are needed.
     """
     if ":" not in model:
         if model not in ZOO:
@@ -50,7 +51,7 @@ def find(model: str, input: tuple[int, ...] | None, classes: int | None, name: s
 
 
 def _import(path: str) -> Callable[[], Any]:
-    """The object that package.module:factory names."""
+    """Return the object that `path`, package.module:factory, names. Raises UserError."""
     module_name, _, attribute = path.partition(":")
     if not module_name or not attribute:
         raise UserError(f"a model is package.module:factory, found {path!r}")
@@ -66,7 +67,7 @@ def _import(path: str) -> Callable[[], Any]:
         if error.name in parents:
             raise UserError(f"no module {error.name!r} in {Path.cwd()} or among the installed packages") from None
         raise UserError(f"importing {module_name} needs {error.name}, which is not installed") from None
-    # A user's module can fail in any way at all; what it said is what helps.
+    # A user's module can fail in any way; its own message helps most.
     except Exception as error:
         raise UserError(f"importing {module_name} failed: {type(error).__name__}: {error}") from None
     for part in attribute.split("."):

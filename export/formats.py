@@ -1,6 +1,6 @@
-"""The file formats of a finished model: a function from a FinishedModel and a Wish to a file's bytes, and a line each.
+"""File formats of a finished model: for each a function from a FinishedModel and a Wish to the file's bytes.
 
-What a format is made with is imported when one is made.
+The packages that a format needs are imported only when a file is made.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ from seedmask.model import FinishedModel
 
 @dataclass(frozen=True)
 class Wish:
-    """`batch` examples at a time, 0: any number, or one where that cannot be; raw inputs for `calibration`, or None."""
+    """Options of a file: `batch` examples at a time, and raw inputs for `calibration` (None for formats without).
+
+    A batch of 0 means any number, or one where a format has a fixed batch.
+    """
 
     batch: int = 0
     calibration: npt.NDArray[Any] | None = None
@@ -25,7 +28,10 @@ class Wish:
 
 @dataclass(frozen=True)
 class Format:
-    """`what` for people; the package it `needs`; `write` makes a file's bytes; `calibrated`: it takes calibration."""
+    """One format: `what` describes it to people, `needs` is a package, `write` returns a file's bytes.
+
+    `calibrated`: True if the format needs calibration inputs.
+    """
 
     what: str
     needs: str

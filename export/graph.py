@@ -24,9 +24,10 @@ V = TypeVar("V")
 
 @dataclass(frozen=True)
 class Step(Generic[V]):
-    """Scores and the optimiser's moments after a step, [d] each; `loss` [] and `correct`, int64 [], before it.
+    """Result of one training step: new scores and optimiser moments, [d] each, and the loss before the step.
 
-    `exact`: the loss's gradient by the exact values [e], None where there are none; their optimiser is the caller's.
+    `loss` is [], `correct` int64 []. `exact` is the loss's gradient with respect to the exact values [e], None where
+    the model has none; the caller applies its own optimiser to them.
     """
 
     scores: V
@@ -39,10 +40,11 @@ class Step(Generic[V]):
 
 @dataclass(frozen=True)
 class Knobs(Generic[V]):
-    """What a step leaves to its caller.
+    """Inputs of a step that its caller sets in every call.
 
-    `rate` []; `mean`, boolean []: run w * theta, no mask; `plain`, boolean []: the gradient is that of the loss alone,
-    by the identity estimator, and the four `terms` below are not looked at; `anchor` [d], or [1] where its term is 0.
+    `rate` [] is the learning rate. `mean`, boolean []: run w * theta instead of a drawn mask. `plain`, boolean []:
+    follow the gradient of the loss alone, by the identity estimator, and ignore the four terms `times_theta`,
+    `by_score`, `by_anchor` and `constant` (see `train_step`). `anchor` is [d], or [1] where its term is 0.
     """
 
     rate: V
@@ -57,8 +59,11 @@ class Knobs(Generic[V]):
 
 @dataclass(frozen=True)
 class Adam(Generic[V]):
-    """Moments [d] and `epsilon` []. Rate and epsilon hold the bias correction of their step, which float32 cannot
-    compute well enough: rate = lr sqrt(1 - b2^t) / (1 - b1^t), epsilon = 1e-8 sqrt(1 - b2^t)."""
+    """Adam's moments [d] and `epsilon` [].
+
+    The rate and epsilon of a step already contain its bias correction, which float32 cannot compute precisely enough:
+    rate = lr sqrt(1 - b2^t) / (1 - b1^t), epsilon = 1e-8 sqrt(1 - b2^t).
+    """
 
     m: V
     v: V
@@ -67,23 +72,23 @@ class Adam(Generic[V]):
 
 @dataclass(frozen=True)
 class Sgd(Generic[V]):
-    """m = momentum m + g and scores -= rate m: `m` [d], or [1] where momentum [] is 0."""
+    """SGD with momentum: m = momentum * m + g, then scores -= rate * m. `m` is [d], or [1] where momentum [] is 0."""
 
     m: V
     momentum: V
 
 
 def pool_first(spec: ModelSpec) -> ModelSpec:
-    """Return the same network with every ReLU before a MaxPool2d moved behind it, where there is less to do.
+    """Return the same network with every ReLU before a MaxPool2d moved behind it, where there are fewer elements.
 
-    Exact, gradients included: the maximum of what ReLU leaves is what ReLU leaves of the maximum, the first
-    winner stays the first winner, and a window without a positive entry passes no gradient either way.
+    Outputs and gradients are exactly the same: ReLU and maximum commute, the first winner of a window stays the first
+    winner, and a window without a positive element passes no gradient either way.
     """
     layers, takers = list(spec.layers), spec.takers
     for i in range(len(layers) - 1):
         relu, pool = layers[i], layers[i + 1]
         if isinstance(relu, ReLU | ReLU6) and isinstance(pool, MaxPool2d) and takers[i + 1] == [i + 1]:
-            # In their places, so that every other layer's sources stay right.
+            # They swap places, so that the numbers of all other values stay the same.
             layers[i : i + 2] = replace(pool, source=relu.source), replace(relu, source=None)
     return replace(spec, layers=tuple(layers))
 
@@ -120,9 +125,9 @@ def forward(ops: Ops[V], spec: ModelSpec, x: V, weights: dict[str, V]) -> tuple[
 
 
 def backward(ops: Ops[V], spec: ModelSpec, weights: dict[str, V], tape: list[tuple[V, ...]], dy: V) -> dict[str, V]:
-    """Return the loss's gradient by every tensor in `weights` that is trained, given that by the logits."""
+    """Return the loss's gradient with respect to every trained tensor in `weights`, given `dy`, that of the logits."""
     shapes = spec.shapes()
-    # What has no weights before it is not worth a gradient.
+    # A value needs a gradient only if a trained tensor comes before it.
     trained = [False]
     for i, layer in enumerate(spec.layers):
         own = any(spec.offsets[name][0].kind != "frozen" for name in layer.tensors)
@@ -149,7 +154,10 @@ def backward(ops: Ops[V], spec: ModelSpec, weights: dict[str, V], tape: list[tup
 def gradient_of(
     ops: Ops[V], spec: ModelSpec, *, x: V, y: V, weight: V, weights: dict[str, V]
 ) -> tuple[V, V, dict[str, V]]:
-    """Return loss [], correct, int64 [], and the loss's gradient by every tensor of the network under `weights`."""
+    """Return the loss [], correct predictions int64 [], and the loss's gradient with respect to every trained tensor.
+
+    The network runs under `weights`, which are named as in the spec.
+    """
     spec = pool_first(spec)
     logits, tape = forward(ops, spec, x, weights)
     score = ops.squared_error if spec.loss == "mse" else ops.cross_entropy
@@ -174,7 +182,7 @@ def train_step(
 ) -> Step[V]:
     """Take one step on the scores of the mask u < sigmoid(scores).
 
-    `frozen` and `exact` are the flat vectors of these tensors, None where there are none.
+    `frozen` and `exact` are the flat vectors of those tensors, None where there are none.
 
     The gradient is slope * (by_mask * (1 + times_theta (theta - 1)) + by_score s + by_anchor anchor + constant), with
     slope = theta (1 - theta): straight through, d loss / d theta := d loss / d mask = d loss / d weight * w.
@@ -194,7 +202,7 @@ def train_step(
         pull = ops.add(ops.mul(knobs.by_score, scores), ops.add(ops.mul(knobs.by_anchor, knobs.anchor), knobs.constant))
         return ops.mul(slope, ops.add(estimate, pull))
 
-    # A branch, because these terms are a fifth of a small network's step and most jobs have none.
+    # A branch, because these terms take a fifth of a small network's step, and most jobs use none.
     g = ops.choose(knobs.plain, lambda: ops.mul(by_mask, slope), regularised)
     if isinstance(optimizer, Sgd):
         m = ops.add(ops.mul(optimizer.momentum, optimizer.m), g)

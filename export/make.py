@@ -34,11 +34,11 @@ def make_bundle(
     *,
     on_target: Callable[[str], None] | None = None,
 ) -> Bundle:
-    """Return the bundle of `spec` with the graphs of the targets `runtimes`, which are of `names()`.
+    """Return the bundle of `spec` with graphs for each target in `runtimes`, by the names that `names()` lists.
 
-    The training step takes `batch` examples, 1 .. 65536. `on_target` is told each target's name before its graphs are
-    made, which takes some of them minutes. The same spec gives the same bytes. Raises ValueError for a batch out of
-    range; UserError for an unknown target, one that does not load, or two that write the same member;
+    The training step takes `batch` examples, 1 .. 65536. `on_target` is called with each target's name before its
+    graphs are made, which takes minutes for some. The same spec gives the same bytes. Raises ValueError if the batch is
+    out of range; UserError for an unknown target, one that does not load, or two that write the same member;
     MissingPackageError where a target's packages are not installed.
     """
     if not 1 <= batch <= 1 << 16:
@@ -56,7 +56,7 @@ def make_bundle(
 
 
 def _load(name: str) -> Target:
-    """The target called `name`. Raises UserError that names it and what it is announced by."""
+    """Return the target called `name`. Raises UserError that names the target and the package that announces it."""
     entries = importlib.metadata.entry_points(group=GROUP)
     found = [entry for entry in entries if entry.name == name]
     if not found:
@@ -70,7 +70,7 @@ def _load(name: str) -> Target:
         if entry.dist is not None and entry.dist.name == _OURS:
             raise MissingPackageError(f"graphs for {name} need {error.name}: pip install 'seedmask[export]'") from None
         raise MissingPackageError(f"target {name!r} ({_announced(entry)}) needs {error.name}") from None
-    # What others wrote can fail in any way at all; whose it is and what it said is what helps.
+    # Another package's module can fail in any way; its name and its own message help most.
     except Exception as error:
         said = f"{type(error).__name__}: {error}"
         raise UserError(f"target {name!r} ({_announced(entry)}) does not load: {said}") from None

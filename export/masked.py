@@ -1,7 +1,7 @@
-"""The training step in plain torch with autograd: what exported graphs are compared with and timed against.
+"""Training step in plain torch with autograd, a reference for the exported graphs and for their speed.
 
-Nothing clever here: a Bernoulli mask with a straight-through estimator (FedPM: Isik et al., arXiv
-2209.15328), torch's own layers, torch's own Adam, one flat score vector.
+Nothing clever here: a Bernoulli mask with a straight-through estimator (FedPM: Isik et al., arXiv 2209.15328), torch's
+own layers, torch's own Adam, one flat score vector.
 """
 
 from __future__ import annotations
@@ -107,10 +107,10 @@ def _affine(layer: Norm, weights: dict[str, Tensor]) -> tuple[Tensor | None, Ten
 
 
 class Masked:
-    """Scores [d] in training: `step` is one Adam step, `scores.grad` the gradient it followed.
+    """Scores [d] in training. `step` takes one Adam step; `scores.grad` is the gradient that it followed.
 
-    The `exact` values are trained by the same Adam at a rate of their own. In the scores' precision: float64 makes it
-    the judge between two programs in float32.
+    The exact values are trained by the same Adam at `exact_rate`. Computation has the precision of the given scores:
+    with float64 scores this class decides which of two float32 programs is closer to the truth.
     """
 
     def __init__(self, spec: ModelSpec, scores: Tensor, rate: float, exact_rate: float = 1e-3) -> None:

@@ -1,7 +1,7 @@
-"""What one node of a torch.fx graph becomes: layers of a ModelSpec, nothing at all, or a refusal that names it.
+"""From one node of a torch.fx graph to layers of a ModelSpec, to nothing at all, or to an error that names the node.
 
-Every shape here is that of one example; the graph has been run on PROBE of them, so that a size which the module
-computes is known, and a reshape that mixes examples is seen.
+Every shape here is the shape of one example. The graph has been run on a batch of PROBE examples, so that sizes which
+the module computes are known, and a reshape that mixes examples is noticed.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from seedmask.layers import (
     Unary,
 )
 
-PROBE: Final = 3  # examples in the batch that shapes are found with
+PROBE: Final = 3  # examples in the batch of the trial run
 
 SUPPORTED: Final = (
     "Linear, Conv1d and Conv2d (stride, zero padding, groups, dilation), ReLU, ReLU6, GELU, SiLU, Tanh, Sigmoid, "
@@ -54,7 +54,7 @@ SUPPORTED: Final = (
 
 _BATCH_NORM: Final = (
     "it has trained scales and running means; take GroupNorm(affine=False), leave it out, or export with "
-    "--replace-batchnorm group"
+    "`replace_batchnorm` group"
 )
 _COMPUTED: Final = "take weight_norm, spectral_norm or pruning off the layer first"
 _SOFTMAX: Final = "end with the logits, the loss applies softmax itself"
@@ -62,7 +62,7 @@ _SCALING: Final = "raw inputs are brought to -1 .. 1 before the model, see the v
 _WEIGHTS: Final = "weights belong to a layer, nn."
 _PRODUCTS: Final = "values are not multiplied by one another, as attention and gates do; an MLP-Mixer does without"
 _PARTS: Final = "parts of a tensor cannot be taken; nor can it be padded"
-# Why something that many models have is not here, and what to do instead.
+# Why things that many models have are not supported, and what to do instead.
 _ADVICE: Final[dict[str, str]] = {
     **dict.fromkeys(("BatchNorm1d", "BatchNorm2d", "SyncBatchNorm"), _BATCH_NORM),
     **dict.fromkeys(("Softmax", "LogSoftmax", "softmax", "log_softmax"), _SOFTMAX),
@@ -89,16 +89,17 @@ _CONCATENATIONS: Final = ("cat", "concat", "concatenate")
 
 @dataclass(frozen=True)
 class Value:
-    """The spec's value `number` as the module sees it: in `shape`, of as many entries as it has, row-major."""
+    """Value `number` of the spec in the `shape` in which the module sees it: the same elements in row-major order."""
 
     number: int
     shape: Shape
 
 
 class Builder:
-    """Layers in the making. `nodes` says which node each is from; `shapes` that of every value, the input's first.
+    """A spec's layers while they are collected.
 
-    `kinds` says which parameters of normalisations are kept.
+    `nodes` has the node that each layer comes from; `shapes` has the shape of every value, the input's first; `kinds`
+    says which parameters of normalisations are kept.
     """
 
     def __init__(
@@ -117,24 +118,28 @@ class Builder:
         self._values = {node: Value(0, input_shape) for node in graph.graph.nodes if node.op == "placeholder"}
         self._results: dict[fx.Node, Any] = {}
         self._tensors: dict[str, Shape] = {}
-        self._forms: dict[tuple[int, Shape], int] = {}  # what has been brought into another shape already
+        self._forms: dict[tuple[int, Shape], int] = {}  # values that a layer has reshaped already
 
     def has(self, node: fx.Node) -> bool:
-        """Whether a node gives a value of the spec, and no size."""
+        """True if a node's result is a tensor of the network, not a size or another plain number."""
         return node in self._values
 
     def shape_of(self, node: fx.Node) -> Shape:
-        """That of what a node gives."""
+        """Return the shape of a node's result, for one example."""
         return self._values[node].shape
 
     def end(self, node: fx.Node) -> None:
-        """`node` gives the logits; make the last layer give them."""
+        """Make the result of `node` the logits. Raises UserError if layers follow that nothing uses."""
         value = self._flat(node)
         if value != len(self.layers):
             raise UserError(f"{place(self.graph, self.nodes[-1])} comes after the logits and is not used")
 
     def take(self, node: fx.Node, results: dict[fx.Node, Any], failure: str) -> None:
-        """Make layers of `node`, given the `results` of a trial run, which ended in `failure` where it lacks some."""
+        """Convert `node` to layers.
+
+        `results` has what each node gave in a trial run; `failure` says why that ended early, if it did. Raises
+        UserError if the node is not supported or its input does not fit.
+        """
         self._results = results
         if node in results and _is_plain(results[node]):
             return  # a size
@@ -160,7 +165,7 @@ class Builder:
     # ------------------------------------------------------------------------------------------ values and layers
 
     def _add(self, node: fx.Node, layer: Layer, source: int | None = None) -> int:
-        """A layer more, which takes value `source` unless it names its own; the number of what it gives."""
+        """Append a layer that reads value `source`, unless it names its own inputs; return the number of its output."""
         number = len(self.layers)
         if isinstance(layer, Unary) and source is not None and source != number:
             layer = replace(layer, source=source)
@@ -171,7 +176,7 @@ class Builder:
         return number + 1
 
     def _flat(self, node: fx.Node) -> int:
-        """The number of what `node` gives, in the shape in which the module sees it."""
+        """Return the number of the result of `node`, in the shape in which the module sees it."""
         return self._shaped(node, self._values[node], self._values[node].shape)
 
     def _shaped(self, node: fx.Node, value: Value, shape: Shape) -> int:
@@ -186,7 +191,7 @@ class Builder:
         return next(feed for feed in node.all_input_nodes if feed in self._values)
 
     def _image(self, node: fx.Node) -> int:
-        """What feeds `node` as an image; a sequence [c, l] is one of height one."""
+        """Return the number of the input of `node` as an image; a sequence [c, l] becomes an image of height one."""
         value = self._values[self._in(node)]
         shape = value.shape if len(value.shape) == 3 else (value.shape[0], 1, *value.shape[1:])
         return self._shaped(node, value, shape)
@@ -195,7 +200,7 @@ class Builder:
         return self.graph.get_submodule(str(node.target)) if node.op == "call_module" else None
 
     def _given(self, node: fx.Node, *names: str) -> dict[str, Any]:
-        """The arguments of a call behind its input, by name, sizes as numbers; of a module its attributes."""
+        """Return a call's arguments after its input by name, sizes as numbers; a module's attributes of these names."""
         if node.op == "call_module":
             module = self._module(node)
             return {name: getattr(module, name) for name in names if hasattr(module, name)}
@@ -211,7 +216,7 @@ class Builder:
     # -------------------------------------------------------------------------------------------------- what it is
 
     def _lowering(self, node: fx.Node, what: str) -> Callable[[fx.Node, Shape], Value] | None:
-        """How a node becomes layers; None for what is not supported."""
+        """Return the method that converts a node to layers, None if the node is not supported."""
         if node.op == "call_module" and not type(self._module(node)).__module__.startswith("torch.nn.modules"):
             return None
         if node.op == "call_function" and not _of_torch(node.target):
@@ -243,9 +248,9 @@ class Builder:
         return next((lower for names, lower in table if what in names), None)
 
     def _misfit(self, node: fx.Node, what: str, shape: Shape) -> str:
-        """What a layer expects, where an example of `shape` is something else; else nothing."""
+        """Return what a layer expects if an example of `shape` does not fit, else ""."""
         module = self._module(node)
-        # torch would take an example without channels for a batch without its first dimension.
+        # torch would read an example without channels as a batch of another shape.
         flat = what.lower().replace("_", "")
         if flat in ("conv2d", "maxpool2d", "avgpool2d", "adaptiveavgpool2d") and len(shape) != 3:
             return f"takes channels,height,width, like 1,28,28, and gets {list(shape)}"
@@ -275,7 +280,7 @@ class Builder:
         return self._values[self._in(node)]
 
     def _same(self, node: fx.Node, layer: Layer) -> Value:
-        """A layer that does not care in what shape its input is."""
+        """Append a layer that works in any shape."""
         value = self._values[self._in(node)]
         return Value(self._add(node, layer, value.number), value.shape)
 
@@ -290,7 +295,7 @@ class Builder:
         return Value(self._add(node, Linear(weight, bias), self._flat(self._in(node))), shape)
 
     def _weights(self, node: fx.Node, dimensions: int) -> tuple[str, str | None]:
-        """Names of a layer's parameters, whose shapes the spec's rules will ask for."""
+        """Return the names of a layer's weight and bias, and note their shapes, which the spec's layers ask for."""
         module, names = self._module(node), (f"{node.target}.weight", f"{node.target}.bias")
         for part in ("weight", "bias"):
             if getattr(module, part) is not None and getattr(module, part) is not module._parameters.get(part):
@@ -329,7 +334,7 @@ class Builder:
         return Value(self._add(node, AvgPool2d(self._window(node, names)), self._image(node)), shape)
 
     def _window(self, node: fx.Node, names: tuple[str, ...]) -> tuple[int, int]:
-        """Kernel of a pool that is stride, too, and nothing else."""
+        """Return the window of a pool. Raises UserError for another stride, padding, dilation or ceil mode."""
         where, given = place(self.graph, node), self._given(node, *names)
         size, stride = given["kernel_size"], given.get("stride")
         stride = size if stride is None or stride == [] else stride
@@ -343,7 +348,7 @@ class Builder:
         return size
 
     def _adaptive(self, node: fx.Node, shape: Shape) -> Value:
-        """Of every channel one number, or windows of one size each."""
+        """Append a mean over the image where the output is 1x1, else a pool with windows of equal size."""
         source = self._image(node)
         sides, after = self.shapes[source][1:], (1, *shape[1:])[-2:]
         if after == (1, 1):
@@ -364,7 +369,7 @@ class Builder:
         value = self._values[self._in(node)]
         if self.shapes[value.number] == shape and (len(shape) > 1 or value.shape != shape):
             return Value(value.number, shape)
-        # Said in so many words, a Flatten of what is flat is one.
+        # A Flatten that the module has is kept, even if its input is flat.
         return Value(self._add(node, Flatten() if len(shape) == 1 else Reshape(shape), value.number), shape)
 
     def _permute(self, node: fx.Node, shape: Shape) -> Value:
@@ -416,7 +421,7 @@ class Builder:
         return Value(self._add(node, layer, source), shape)
 
     def _batch_norm(self, node: fx.Node, shape: Shape) -> Value:
-        """Groups of at least 8 channels, at most 32 of them; all of a vector's numbers together."""
+        """Append a GroupNorm: groups of at least 8 channels, at most 32 of them; a vector is one group."""
         channels = shape[0]
         most = 1 if len(shape) == 1 else max(1, min(32, channels // 8))
         groups = max(n for n in range(1, most + 1) if channels % n == 0)
@@ -442,7 +447,10 @@ class Builder:
         return Value(self._add(node, made, self._flat(self._in(node))), shape)
 
     def _kept(self, node: fx.Node, given: dict[str, Any], default: float | None) -> tuple[str | None, str | None]:
-        """Names of scale and shift where they are exact; else they go, as an epsilon does that only guards."""
+        """Return the names of scale and shift where they are exact, else None; announce what is left out.
+
+        An epsilon that is smaller than ours is replaced. Raises UserError for a larger one, which would change results.
+        """
         where, eps = place(self.graph, node), given.get("eps", default)
         if eps is not None and eps > EPSILON:
             raise refusal(where, f"eps={eps}; only {EPSILON} is")
@@ -450,13 +458,13 @@ class Builder:
         names = zip(("weight", "bias"), ("scales", "shifts"), kept, strict=True)
         lost = [word for name, word, taken in names if given.get(name) is not None and taken is None]
         if lost:
-            self._announce(f"{where}: its trained {' and '.join(lost)} are left out; --exact {NORM} keeps them")
+            self._announce(f"{where}: its trained {' and '.join(lost)} are left out; `exact` {NORM} keeps them")
         if eps != EPSILON:
             self._announce(f"{where}: its epsilon is {EPSILON}, not {eps or 'that of its type'}")
         return kept
 
     def _exact(self, node: fx.Node, given: dict[str, Any]) -> tuple[str | None, str | None]:
-        """Names of a normalisation's scale and shift, of those that are kept, which is as exact tensors."""
+        """Return the names of a normalisation's scale and shift, None for each that is not kept as an exact tensor."""
         names: list[str | None] = []
         for attribute in ("weight", "bias"):
             name = f"{node.target}.{attribute}"
@@ -469,7 +477,7 @@ class Builder:
 
 
 def what_of(graph: fx.GraphModule, node: fx.Node) -> str:
-    """What a node does, as its author would call it: BatchNorm2d, add, view."""
+    """Return what a node does in its author's words: BatchNorm2d, add, view."""
     if node.op == "call_module":
         return type(graph.get_submodule(str(node.target))).__name__
     if node.target is F.max_pool2d or node.target is F.max_pool1d:  # dispatchers that go by another name
@@ -478,7 +486,7 @@ def what_of(graph: fx.GraphModule, node: fx.Node) -> str:
 
 
 def place(graph: fx.GraphModule, node: fx.Node) -> str:
-    """A node by name: a layer and its qualified name, or a call and the module whose forward() makes it."""
+    """Return how messages name a node: a layer by its qualified name, a call with the module that makes it."""
     if node.op == "placeholder":
         return "the input"
     if node.op == "output":
@@ -490,31 +498,31 @@ def place(graph: fx.GraphModule, node: fx.Node) -> str:
 
 
 def refusal(subject: str, why: str) -> UserError:
-    """An error that says what is not supported, why, and what is."""
+    """Return an error that says what is not supported, why, and what is."""
     reason = f": {why}" if why else ""
     return UserError(f"{subject} is not supported{reason}\nsupported: {SUPPORTED}")
 
 
 def example(shape: Shape) -> str:
-    """A batch's shape as that of one example, if it is PROBE of them."""
+    """Return the shape of one example as text, given a batch's shape; the whole shape if the batch is not PROBE."""
     return str(list(shape[1:])) if shape[:1] == (PROBE,) else f"{list(shape)} for {PROBE} examples"
 
 
 def _of_torch(function: Any) -> bool:
-    """Whether a function is torch's or an operator: fx.wrap() makes a node of anybody's, whatever it is called."""
+    """True if a function is torch's or an operator; fx.wrap() makes a node of any function, whatever its name."""
     module = getattr(function, "__module__", None)
     return module is None or module.partition(".")[0] in ("torch", "_operator")
 
 
 def _is_plain(result: Any) -> bool:
-    """Whether a result is no tensor and holds none."""
+    """True if a result is no tensor and contains none."""
     if isinstance(result, tuple | list):
         return all(_is_plain(part) for part in result)
     return not isinstance(result, torch.Tensor | fx.Node)
 
 
 def _axis(dim: int, rank: int) -> int:
-    """A dimension of a batch as one of an example; SpecError for that of the examples."""
+    """Return a dimension of the batch as a dimension of one example. Raises SpecError for that of the examples."""
     axis = dim % rank if -rank <= dim < rank else dim
     if axis == 0:
         raise SpecError(f"dim={dim} is that of the examples, which stay apart")
@@ -522,6 +530,6 @@ def _axis(dim: int, rank: int) -> int:
 
 
 def _pair(value: Any, beside: int | None = None) -> tuple[int, int]:
-    """(vertical, horizontal) of two numbers, or of one: for both, or beside what a sequence has for the height."""
+    """Return (vertical, horizontal) of two numbers or one; a single one stands for both, or is paired with `beside`."""
     sides = [int(side) for side in ([value] if isinstance(value, int) else value)]
     return (sides[0] if len(sides) == 2 or beside is None else beside, sides[-1])

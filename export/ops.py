@@ -1,6 +1,6 @@
-"""The operations that a target must offer: the contract between a training step (`export.graph`) and its targets.
+"""Operations that a target must offer: the contract between a training step (`export.graph`) and its targets.
 
-V is whatever the target calls a value: a tensor's name in ONNX, a tensor where the program is traced.
+V is the type of a target's values: the name of a tensor in ONNX, a tensor where torch traces the program.
 """
 
 from __future__ import annotations
@@ -14,128 +14,137 @@ V = TypeVar("V")
 
 
 class Ops(Protocol[V]):
-    """What a target must be able to emit. Values are float32 and activations [batch, ...] unless it says not.
+    """Operations that a target must be able to emit.
 
-    A `shape` argument is that of one example, without the batch, and axes count its dimensions; a `layer` carries
-    stride, padding, groups, dilation or size.
+    Unless said otherwise, values are float32 and activations are [batch, ...]. A `shape` argument is the shape of one
+    example, without the batch, and axes count the dimensions of one example. A `layer` carries stride, padding, groups,
+    dilation or window size. `dy` is the gradient of the loss with respect to an operation's output.
     """
 
     def number(self, value: float) -> V:
-        """A scalar constant."""
+        """Return a scalar constant."""
 
     def add(self, a: V, b: V) -> V:
-        """a + b, elementwise with broadcasting."""
+        """Return a + b, elementwise with broadcasting."""
 
     def sub(self, a: V, b: V) -> V:
-        """a - b."""
+        """Return a - b, elementwise with broadcasting."""
 
     def mul(self, a: V, b: V) -> V:
-        """a * b."""
+        """Return a * b, elementwise with broadcasting."""
 
     def div(self, a: V, b: V) -> V:
-        """a / b."""
+        """Return a / b, elementwise with broadcasting."""
 
     def sqrt(self, a: V) -> V:
-        """The square root."""
+        """Return the square root of each element."""
 
     def sigmoid(self, a: V) -> V:
-        """1 / (1 + exp(-a))."""
+        """Return 1 / (1 + exp(-a)), elementwise."""
 
     def tanh(self, a: V) -> V:
-        """The hyperbolic tangent."""
+        """Return the hyperbolic tangent of each element."""
 
     def exp(self, a: V) -> V:
-        """e to the power of a."""
+        """Return e to the power of each element."""
 
     def erf(self, a: V) -> V:
-        """The error function."""
+        """Return the error function of each element."""
 
     def minimum(self, a: V, b: V) -> V:
-        """The smaller one, elementwise."""
+        """Return the smaller of a and b, elementwise."""
 
     def less(self, a: V, b: V) -> V:
-        """1.0 where a < b, else 0.0."""
+        """Return 1.0 where a < b, else 0.0."""
 
     def choose(self, condition: V, yes: Callable[[], V], no: Callable[[], V]) -> V:
-        """yes() if the boolean [] holds, else no(); only the one that is chosen is computed."""
+        """Return yes() if the boolean `condition` [] holds, else no(); compute only the branch that is chosen."""
 
     def split(self, flat: V, shapes: Sequence[Shape]) -> list[V]:
-        """A flat vector [d] as tensors of `shapes`, in order."""
+        """Return the flat vector [d] cut into tensors of `shapes`, in order."""
 
     def join(self, parts: Sequence[V]) -> V:
-        """The inverse of `split`."""
+        """Return all parts as one flat vector [d], in order: the inverse of `split`."""
 
     def reshape(self, x: V, shape: Shape) -> V:
-        """Each example in another shape of the same size."""
+        """Return x with each example reshaped to `shape`, which has the same number of elements."""
 
     def rows(self, x: V, width: int) -> V:
-        """[batch, ..., width] as [batch * ..., width]."""
+        """Return x [batch, ..., width] as [batch * ..., width]."""
 
     def unrows(self, x: V, shape: Shape) -> V:
-        """The inverse of `rows`: [batch, *shape]."""
+        """Return x as [batch, *shape]: the inverse of `rows`."""
 
     def mean(self, x: V, axes: Sequence[int]) -> V:
-        """The mean over `axes`, each of which stays as a dimension of 1."""
+        """Return the mean over `axes`, each of which is kept as a dimension of 1."""
 
     def spread(self, x: V, shape: Shape) -> V:
-        """x, with dimensions of 1 or a scalar, repeated to [batch, *shape]."""
+        """Return x, whose dimensions may be 1 or which may be a scalar, repeated to [batch, *shape]."""
 
     def transpose(self, x: V, order: Sequence[int]) -> V:
-        """Dimension i of the result is dimension order[i] of x."""
+        """Return x with its dimensions permuted: dimension i of the result is dimension order[i] of x."""
 
     def concat(self, parts: Sequence[V], axis: int) -> V:
-        """One after another along `axis`."""
+        """Return the parts concatenated along `axis`."""
 
     def slice(self, x: V, axis: int, start: int, stop: int) -> V:
-        """Places start .. stop - 1 along `axis`."""
+        """Return elements start .. stop - 1 of x along `axis`."""
 
     def linear(self, x: V, weight: V, bias: V | None) -> V:
-        """The layer Linear, x [n, in]."""
+        """Return the output of layer Linear for x [n, in]."""
 
     def linear_dx(self, dy: V, weight: V) -> V:
-        """Its gradient by x."""
+        """Return the gradient of layer Linear with respect to its input, [n, in]."""
 
     def linear_dw(self, dy: V, x: V) -> V:
-        """Its gradient by the weight, [out, in]."""
+        """Return the gradient of layer Linear with respect to its weight, [out, in]."""
 
     def conv(self, x: V, weight: V, bias: V | None, layer: Conv2d, before: Shape, after: Shape) -> V:
-        """The layer Conv2d. Shapes: `before` of x, `after` of the result."""
+        """Return the output of layer Conv2d. `before` is the shape of x, `after` that of the result."""
 
     def conv_dx(self, dy: V, weight: V, layer: Conv2d, kernel: Shape, before: Shape, after: Shape) -> V:
-        """Its gradient by x. Shapes: `before` of x, `after` of dy, `kernel` of W, [out, in / groups, kh, kw]."""
+        """Return the gradient of layer Conv2d with respect to its input.
+
+        `before` is the shape of x, `after` that of dy, `kernel` that of the weight, [out, in / groups, kh, kw].
+        """
 
     def conv_dw(self, dy: V, x: V, layer: Conv2d, kernel: Shape, before: Shape, after: Shape) -> V:
-        """Its gradient by the weight, [out, in / groups, kh, kw]."""
+        """Return the gradient of layer Conv2d with respect to its weight, [out, in / groups, kh, kw]."""
 
     def bias_grad(self, dy: V, shape: Shape) -> V:
-        """The sum of dy over all but its channels (the first dimension of `shape`), [out]."""
+        """Return dy summed over everything but its channels (the first dimension of `shape`), [out]."""
 
     def relu(self, x: V) -> V:
-        """max(x, 0)."""
+        """Return max(x, 0), elementwise."""
 
     def relu_dx(self, dy: V, y: V) -> V:
-        """dy where the layer's output y is above zero, else 0."""
+        """Return dy where the layer's output y is above zero, else 0."""
 
     def pool(self, x: V, layer: MaxPool2d, before: Shape) -> tuple[V, V]:
-        """The layer MaxPool2d, and which entry of each window won (the first of equals)."""
+        """Return the output of layer MaxPool2d, and which element of each window won (the first of equal ones)."""
 
     def pool_dx(self, dy: V, winners: V, layer: MaxPool2d, before: Shape) -> V:
-        """dy at the winners, 0 elsewhere."""
+        """Return dy at the winners that `pool` returned, 0 elsewhere."""
 
     def normalise(self, x: V, layer: GroupNorm, shape: Shape) -> tuple[V, V]:
-        """The layer GroupNorm, and each group's standard deviation."""
+        """Return the output of layer GroupNorm without scale and shift, and the standard deviation of each group."""
 
     def normalise_dx(self, dy: V, y: V, deviation: V, layer: GroupNorm, shape: Shape) -> V:
-        """Its gradient by x: (dy - mean(dy) - y mean(y dy)) / deviation, means over the group."""
+        """Return the gradient of `normalise` with respect to x.
+
+        It is (dy - mean(dy) - y mean(y dy)) / deviation, with means over each group.
+        """
 
     def cross_entropy(self, logits: V, y: V, weight: V) -> tuple[V, V, V]:
-        """Loss [] = sum(weight * nats); correct int64 [] where weight > 0; the loss's gradient by the logits.
+        """Return the loss, the number of correct predictions, and the loss's gradient with respect to the logits.
 
-        y int64 [batch], weight [batch].
+        The loss [] is sum(weight * nats). `correct`, int64 [], counts examples whose weight is above 0. y int64
+        [batch], weight float32 [batch].
         """
 
     def squared_error(self, outputs: V, y: V, weight: V) -> tuple[V, V, V]:
-        """Loss [] = sum(weight * mean((outputs - y)^2)); correct int64 [] = 0; the loss's gradient by the outputs.
+        """Return the loss, 0 correct predictions, and the loss's gradient with respect to the outputs.
 
-        outputs and y [batch, outputs], weight [batch]; the mean is over an example's outputs.
+        The loss [] is sum(weight * mean((outputs - y)^2)), the mean over the outputs of an example; `correct`, int64
+        [], is always 0. outputs and y [batch, outputs], weight [batch].
         """

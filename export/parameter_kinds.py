@@ -13,9 +13,9 @@ NORM, BIAS = "norm", "bias"
 
 @dataclass
 class Kinds:
-    """`exact` and `frozen` patterns like `head.*`, of fnmatch; all else is masked.
+    """Patterns (fnmatch) that say which parameters are `exact` or `frozen`, like "head.*"; all others are masked.
 
-    The word "norm" stands for scales and shifts of every normalisation, "bias" for the biases of all other layers.
+    The word "norm" stands for the scales and shifts of every normalisation, "bias" for the biases of all other layers.
     """
 
     exact: Sequence[str] = ()
@@ -54,4 +54,4 @@ class Kinds:
         for kind in ("exact", "frozen"):
             for pattern in getattr(self, kind):
                 if (kind, pattern) not in self._used:
-                    raise UserError(f"--{kind} {pattern!r} names no parameter; there are {', '.join(self._seen)}")
+                    raise UserError(f"`{kind}` {pattern!r} names no parameter; there are {', '.join(self._seen)}")

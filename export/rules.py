@@ -1,7 +1,7 @@
-"""What each layer computes and its gradient, once for all targets, in the few operations that `export.ops.Ops` names.
+"""Output and gradient of each layer, once for all targets, in the few operations of `export.ops.Ops`.
 
-A layer that a target does better as a whole (products, convolutions, pooling, GroupNorm) is an operation of its own;
-all others are put together here, so that a new target writes none of them.
+A layer that targets compute better as a whole (products, convolutions, pooling, GroupNorm) is an operation of its own.
+All other layers are composed here from elementary operations, so that a new target need not write them.
 """
 
 from __future__ import annotations
@@ -48,7 +48,11 @@ _CUBE: Final = 0.044715
 def forward(
     ops: Ops[V], layer: Layer, xs: Sequence[V], before: Sequence[Shape], after: Shape, weights: dict[str, V]
 ) -> tuple[V, tuple[V, ...]]:
-    """What `layer` gives, of shape `after`, for `xs` of shapes `before`; and what its gradient needs of that."""
+    """Return the output of `layer` and what its gradient will need.
+
+    `xs` are the layer's inputs, of shapes `before`; the output has shape `after`. All shapes are those of one example.
+    The second result is a tuple of values, which `backward` takes as `saved`.
+    """
     x, shape = xs[0], before[0]
     match layer:
         case Linear():
@@ -122,9 +126,11 @@ def backward(
     wanted: Sequence[bool],
     learnt: Collection[str],
 ) -> tuple[list[V | None], dict[str, V]]:
-    """The loss's gradients by what `layer` takes, None where not `wanted`, and by those of its tensors in `learnt`.
+    """Return the loss's gradients with respect to the inputs of `layer`, and with respect to its tensors.
 
-    `kernel` is the shape of its weight, if it has one.
+    dy is the gradient with respect to the layer's output, of shape `after`; `saved` is the second result of `forward`;
+    `kernel` is the shape of the layer's weight, () if it has none. The first result has one gradient per input, None
+    where `wanted` is False. The second has the gradients of the tensors named in `learnt`.
     """
     one, shape = ops.number(1.0), before[0]
     grads: dict[str, V] = {}
@@ -198,7 +204,10 @@ def backward(
 
 
 def _affine(ops: Ops[V], layer: Norm, y: V, weights: dict[str, V]) -> V:
-    """What scale and shift make of normalised values; `export.graph.unpack` gives them a shape that goes with these."""
+    """Return normalised values y times the layer's scale plus its shift, where it has them.
+
+    `export.graph.unpack` gives scale and shift shapes that broadcast against y.
+    """
     y = ops.mul(y, weights[layer.scale]) if layer.scale else y
     return ops.add(y, weights[layer.shift]) if layer.shift else y
 
@@ -212,7 +221,10 @@ def _affine_back(
     weights: dict[str, V],
     grads: dict[str, V],
 ) -> V:
-    """The gradient by the normalised values `y`; those by scale and shift, flat, go into `grads`."""
+    """Return the gradient with respect to the normalised values y, before scale and shift.
+
+    Put the gradients of scale and shift, flat vectors, into `grads`.
+    """
 
     def summed(by: V) -> V:
         if isinstance(layer, GroupNorm):
@@ -229,7 +241,7 @@ def _affine_back(
 
 
 def _phi(ops: Ops[V], x: V, layer: GELU) -> V:
-    """The normal distribution's function, or what stands for it."""
+    """Return the normal distribution's cumulative function at x, by tanh if the layer approximates it."""
     if layer.approximate == "tanh":
         cube = ops.mul(ops.number(_CUBE), ops.mul(x, ops.mul(x, x)))
         bent = ops.tanh(ops.mul(ops.number(_BEND), ops.add(x, cube)))
@@ -239,7 +251,7 @@ def _phi(ops: Ops[V], x: V, layer: GELU) -> V:
 
 
 def _phi_slope(ops: Ops[V], x: V, gate: V, layer: GELU) -> V:
-    """Its derivative, given its value `gate`."""
+    """Return the derivative of `_phi` at x, given its value `gate`."""
     square = ops.mul(x, x)
     if layer.approximate == "tanh":
         inner = ops.add(ops.number(2 * _BEND), ops.mul(ops.number(6 * _BEND * _CUBE), square))
@@ -248,7 +260,7 @@ def _phi_slope(ops: Ops[V], x: V, gate: V, layer: GELU) -> V:
 
 
 def _windows(layer: AvgPool2d, after: Shape) -> Shape:
-    """An image of whole windows with the places inside a window as dimensions 2 and 4."""
+    """Return the shape of an image cut into windows: dimensions 2 and 4 are the rows and columns inside a window."""
     return (after[0], after[1], layer.size[0], after[2], layer.size[1])
 
 
@@ -266,7 +278,10 @@ def _average_dx(ops: Ops[V], dy: V, layer: AvgPool2d, shape: Shape, after: Shape
 
 
 def _runs(layer: LayerNorm, shape: Shape) -> tuple[GroupNorm, Shape]:
-    """LayerNorm of the last dimensions is GroupNorm with all those before them as channels, each a group of its own."""
+    """Return the GroupNorm that computes a LayerNorm, and the shape it takes.
+
+    A LayerNorm over the last dimensions is a GroupNorm that takes everything before them as channels, one to a group.
+    """
     lead = math.prod(shape[: -layer.dims])
     return GroupNorm(lead), (lead, math.prod(shape) // lead)
 

@@ -1,9 +1,9 @@
-"""ONNX operations on images that lie as [height, width, batch, channels], and 3x3 convolutions by minimal filtering.
+"""ONNX operations on images stored as [height, width, batch, channels], with 3x3 convolutions by minimal filtering.
 
-With the batch and the channels innermost, each transform of Winograd's algorithm (`export.winograd`) is a product of a
-constant matrix and all that is there, and the convolution is (m + 2)^2 products of [tiles * batch, channels] by
-[channels, channels]. Both gradients are products of the same transforms. Which values lie so is known by name: an
-operation that goes by elements takes them as they are, any other gets them as [batch, channels, height, width] again.
+With batch and channels innermost, each transform of Winograd's algorithm (`export.winograd`) is one product of a
+constant matrix and the whole tensor, and the convolution is (m + 2)^2 products of [tiles * batch, channels] by
+[channels, channels]. Both gradients are products of the same transforms. The graph remembers by name which values are
+stored so: elementwise operations take them as they are, all others get them as [batch, channels, height, width].
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ _ELEMENTWISE: Final = frozenset(
         *("Min", "Max", "Less", "Greater", "Cast"),
     }
 )
-# A first convolution's result comes of this many numbers or fewer, and it has at least that many channels of them.
+# `is_of_few`: an output depends on at most _FEW inputs, and there are at least _MANY output channels.
 _FEW: Final = 32
 _MANY: Final = 32
-# Of sums of more channels than this, F(4, 3) both ways rounds too much.
+# With more channels than this to sum, F(4, 3) on both axes has too large rounding errors.
 _SHORT: Final = 64
-# A transform's multiplications take that much longer than those of products of channels by channels.
+# A multiplication in a transform takes this many times as long as one in a product of channels by channels.
 _SLOWER: Final = 1.5
 _TURN: Final = (2, 3, 0, 1)  # from [batch, channels, height, width], and back again
 
 
 class SpatialGraph(Graph):
-    """Knows which of its values lie as [height, width, batch, channels], and turns them where a node needs it."""
+    """A graph that knows which values are stored as [height, width, batch, channels], and transposes as needed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class SpatialGraph(Graph):
         self._turned: dict[Name, Name] = {}
 
     def several(self, op: str, count: int, *inputs: Name, **attributes: Any) -> list[Name]:
-        """A node as in `Graph`: its results lie as its inputs do, if it goes by elements."""
+        """Add a node as `Graph` does; the results of an elementwise one are stored as its inputs are."""
         if not self._spatial.intersection(inputs):
             return super().several(op, count, *inputs, **attributes)
         if op in _ELEMENTWISE and all(self._goes_along(each) for each in inputs):
@@ -55,28 +55,28 @@ class SpatialGraph(Graph):
         return super().several(op, count, *(self.plain(each) for each in inputs), **attributes)
 
     def output(self, name: Name, value: Name, dtype: Any, shape: Sequence[Dim]) -> None:
-        """As in `Graph`."""
+        """Declare an output as `Graph` does, always as [batch, channels, height, width]."""
         super().output(name, self.plain(value), dtype, shape)
 
     def raw(self, op: str, *inputs: Name, **attributes: Any) -> Name:
-        """A node that takes its inputs as they lie."""
+        """Add a node that takes its inputs as they are stored."""
         return super().several(op, 1, *inputs, **attributes)[0]
 
     def lies(self, x: Name) -> Name:
-        """`x`, which is [height, width, batch, channels] from now on."""
+        """Note that `x` is stored as [height, width, batch, channels], and return it."""
         self._spatial.add(x)
         return x
 
     def is_spatial(self, x: Name) -> bool:
-        """Whether it is."""
+        """True if `x` is stored as [height, width, batch, channels]."""
         return x in self._spatial
 
     def plain(self, x: Name) -> Name:
-        """`x` as [batch, channels, height, width]."""
+        """Return `x` as [batch, channels, height, width]."""
         return self._turn(x) if x in self._spatial else x
 
     def spatial(self, x: Name) -> Name:
-        """`x` as [height, width, batch, channels]."""
+        """Return `x` as [height, width, batch, channels]."""
         return x if x in self._spatial else self.lies(self._turn(x))
 
     def _turn(self, x: Name) -> Name:
@@ -86,7 +86,7 @@ class SpatialGraph(Graph):
         return self._turned[x]
 
     def _goes_along(self, x: Name) -> bool:
-        """All but parameters that differ within an image: numbers, what has channels only, and other images."""
+        """True if `x` broadcasts against images as they are stored: all but parameters that differ within an image."""
         return x not in self.parameters or self.parameters[x][1:] == (1, 1)
 
     def _along(self, x: Name) -> Name:
@@ -100,9 +100,9 @@ class SpatialGraph(Graph):
 
 @dataclass
 class Filtering:
-    """A convolution by minimal filtering, and what of it lies in the transformed domain.
+    """A convolution by minimal filtering, with its operands in the transformed domain.
 
-    x [points, tiles * batch, in], weight [points, out, in]; dy [points, tiles * batch, out] as soon as it is known.
+    x [points, tiles * batch, in], weight [points, out, in], and dy [points, tiles * batch, out], "" until it is known.
     """
 
     axes: tuple[Axis, Axis]
@@ -112,7 +112,7 @@ class Filtering:
 
 
 class SpatialOps(OnnxOps):
-    """As `OnnxOps`; its graph is a `SpatialGraph`."""
+    """`OnnxOps` on a `SpatialGraph`."""
 
     GRAPH = SpatialGraph
     g: SpatialGraph
@@ -123,19 +123,19 @@ class SpatialOps(OnnxOps):
         self._places: dict[str, Name] = {}  # the same; float32 [channels * kh * kw, places * batch]
 
     def parameter(self, value: Name, given: Shape, shape: Shape) -> Name:
-        """As in `OnnxOps`."""
+        """Return the tensor reshaped, as `OnnxOps` does, and note that it is a parameter."""
         made = super().parameter(value, given, shape)
         self.g.parameters[made] = shape
         return made
 
     def split(self, flat: Name, shapes: Sequence[Shape]) -> list[Name]:
-        """As in `OnnxOps`: what is cut off a flat vector is a parameter."""
+        """Cut a flat vector, as `OnnxOps` does, and note that the parts are parameters."""
         parts = super().split(flat, shapes)
         self.g.parameters |= dict(zip(parts, shapes, strict=True))
         return parts
 
     def conv(self, x: Name, weight: Name, bias: Name | None, layer: Conv2d, before: Shape, after: Shape) -> Name:
-        """Y = A^T ((B^T x B) * (G w G^T)) A where that pays, with channels summed over in the middle."""
+        """Compute A^T ((B^T x B) * (G w G^T)) A where `pays` says so, else as `OnnxOps`, or as `_conv_of_few`."""
         kernel = self.g.parameters[weight]
         if is_of_few(layer, kernel):
             return self._conv_of_few(x, weight, bias, layer, before, after)
@@ -147,7 +147,7 @@ class SpatialOps(OnnxOps):
         inner = raw("Reshape", inner, g.ints(-1, *kernel[:2]))
         pads = g.ints(v.before, h.before, 0, 0, v.after, h.after, 0, 0)
         wide = h.before + h.side + h.after
-        # A sum of two small constants, not a large one; onnxruntime adds them up as it loads the graph.
+        # Two small constants, not their large sum: onnxruntime adds them when it loads the graph.
         places = [v.places[:, None, :, None] * wide, h.places[:, None, :]]
         taken = raw("Add", *(g.const(each, np.int64) for each in places))
         flat = raw("Reshape", raw("Pad", g.spatial(x), pads), g.ints((v.before + v.side + v.after) * wide, -1))
@@ -165,7 +165,7 @@ class SpatialOps(OnnxOps):
     def _conv_of_few(
         self, x: Name, weight: Name, bias: Name | None, layer: Conv2d, before: Shape, after: Shape
     ) -> Name:
-        """A product of the weight and, for every kernel entry, the places of x that it meets."""
+        """Multiply the weight by a matrix of all input values that each output sees (im2col and one GEMM)."""
         raw, g, (_, _, kh, kw) = self.g.raw, self.g, self.g.parameters[weight]
         (pv, ph), (sv, sh), (dv, dh) = layer.padding, layer.stride, layer.dilation
         turned = g("Transpose", x, perm=[1, 2, 3, 0])  # [channels, height, width, batch]
@@ -184,7 +184,7 @@ class SpatialOps(OnnxOps):
         return g.lies(raw("Reshape", y, g.ints(*after[1:], -1, after[0])))
 
     def conv_dx(self, dy: Name, weight: Name, layer: Conv2d, kernel: Shape, before: Shape, after: Shape) -> Name:
-        """The same backwards, all matrices transposed."""
+        """Apply the steps of `conv` in reverse, with all matrices transposed."""
         if not (filtering := self._filtered.get(layer.weight)):
             return super().conv_dx(dy, weight, layer, kernel, before, after)
         raw, g, (v, h) = self.g.raw, self.g, filtering.axes
@@ -197,7 +197,7 @@ class SpatialOps(OnnxOps):
         return g.lies(raw("Reshape", x, g.ints(*before[1:], -1, before[0])))
 
     def conv_dw(self, dy: Name, x: Name, layer: Conv2d, kernel: Shape, before: Shape, after: Shape) -> Name:
-        """G^T (dY^T X) G, the product of what was transformed anyway."""
+        """Compute G^T (dY^T X) G, a product of operands that `conv` and `conv_dx` have transformed already."""
         raw, g = self.g.raw, self.g
         if places := self._places.get(layer.weight):
             products = raw("MatMul", places, raw("Reshape", g.spatial(dy), g.ints(-1, kernel[0])))
@@ -209,7 +209,7 @@ class SpatialOps(OnnxOps):
         return raw("Reshape", raw("Gemm", products, self._taps(filtering.axes), transA=1), g.ints(*kernel))
 
     def _slope(self, filtering: Filtering, dy: Name, after: Shape) -> Name:
-        """dy in the transformed domain, once for both gradients: [points, tiles * batch, out]."""
+        """Return dy in the transformed domain, [points, tiles * batch, out]; computed once for both gradients."""
         if not filtering.dy:
             raw, g, (v, h) = self.g.raw, self.g, filtering.axes
             dy, more = g.spatial(dy), (v.tiles * v.m - after[1], h.tiles * h.m - after[2])
@@ -223,27 +223,27 @@ class SpatialOps(OnnxOps):
         return self.g.const(np.kron(axes[0].taps, axes[1].taps), np.float32)
 
     def _times(self, vertical: Matrix, horizontal: Matrix, x: Name) -> Name:
-        """A matrix along either of the two dimensions that x begins with, whatever its shape shows of them."""
+        """Apply `vertical` to the first and `horizontal` to the second dimension of x, which may come flattened."""
         raw, g = self.g.raw, self.g
         x = raw("MatMul", g.const(vertical, np.float32), raw("Reshape", x, g.ints(vertical.shape[1], -1)))
         x = raw("Reshape", x, g.ints(len(vertical), horizontal.shape[1], -1))
         return raw("MatMul", g.const(horizontal, np.float32), x)
 
     def bias_grad(self, dy: Name, shape: Shape) -> Name:
-        """ReduceSum."""
+        """Emit ReduceSum."""
         if not self.g.is_spatial(dy):
             return super().bias_grad(dy, shape)
         return self.g.raw("ReduceSum", dy, self.g.ints(0, 1, 2), keepdims=0)
 
     def mean(self, x: Name, axes: Sequence[int]) -> Name:
-        """ReduceMean."""
+        """Emit ReduceMean."""
         if not self.g.is_spatial(x) or tuple(axes) != (1, 2):
             return super().mean(x, axes)
         flat = self.g.raw("ReduceMean", x, self.g.ints(0, 1), keepdims=0)
         return self.g("Unsqueeze", flat, self.g.ints(2, 3))
 
     def pool(self, x: Name, layer: MaxPool2d, before: Shape) -> tuple[Name, Name]:
-        """As in `OnnxOps`, with whole rows of channels to compare."""
+        """Compare as `OnnxOps` does, whole rows of channels at a time."""
         g, (channels, *sides) = self.g, before
         if not g.is_spatial(x):
             return super().pool(x, layer, before)
@@ -259,7 +259,7 @@ class SpatialOps(OnnxOps):
         return y, y
 
     def pool_dx(self, dy: Name, winners: Name, layer: MaxPool2d, before: Shape) -> Name:
-        """As in `OnnxOps`."""
+        """Undo the comparisons of `pool`, as `OnnxOps` does."""
         g, (channels, *sides) = self.g, before
         if not g.is_spatial(winners):
             return super().pool_dx(dy, winners, layer, before)
@@ -273,7 +273,7 @@ class SpatialOps(OnnxOps):
         return g.lies(g.raw("Pad", dx, g.ints(0, 0, 0, 0, *rest, 0, 0)) if any(rest) else dx)
 
     def normalise(self, x: Name, layer: GroupNorm, shape: Shape) -> tuple[Name, Name]:
-        """As in `OnnxOps`; the deviation is there for every channel, [batch * channels]."""
+        """Normalise as `OnnxOps` does; the deviation is repeated for every channel, [batch * channels]."""
         g = self.g
         if not g.is_spatial(x):
             return super().normalise(x, layer, shape)
@@ -285,7 +285,7 @@ class SpatialOps(OnnxOps):
         return g.lies(g.raw("Reshape", y, g.ints(*shape[1:], -1, shape[0]))), deviation
 
     def normalise_dx(self, dy: Name, y: Name, deviation: Name, layer: GroupNorm, shape: Shape) -> Name:
-        """As it stands in `Ops`."""
+        """Return the gradient of `normalise` with respect to x, by the formula in `Ops`."""
         g = self.g
         if not g.is_spatial(y):
             return super().normalise_dx(dy, y, deviation, layer, shape)
@@ -297,9 +297,9 @@ class SpatialOps(OnnxOps):
         return g.lies(g.raw("Reshape", dx, g.ints(*shape[1:], -1, shape[0])))
 
     def _group_mean(self, flat: Name, layer: GroupNorm, shape: Shape) -> Name:
-        """Of [places, batch * channels], for every channel that of its group: [batch * channels].
+        """Return for every channel the mean of its group, [batch * channels], of values [places, batch * channels].
 
-        A product with a constant matrix does both the summing over a group and the handing out.
+        One product with a constant matrix both sums over each group and repeats the result for its channels.
         """
         g, groups = self.g, layer.groups
         sums = g.raw("Reshape", g.raw("ReduceSum", flat, g.ints(0), keepdims=0), g.ints(-1, shape[0]))
@@ -308,20 +308,23 @@ class SpatialOps(OnnxOps):
 
 
 def is_of_few(layer: Conv2d, kernel: Shape) -> bool:
-    """Whether a convolution, a first one mostly, is a product with what every result takes, written side by side."""
+    """True if a convolution, usually the first, is to be lowered to im2col and one GEMM: few inputs, many channels."""
     few = math.prod(kernel[2:]) > 1 and math.prod(kernel[1:]) <= _FEW
     return few and kernel[0] >= _MANY and layer.groups == 1
 
 
 def pays(layer: Conv2d, kernel: Shape, before: Shape, after: Shape) -> bool:
-    """Whether minimal filtering takes less time than the direct way, transforms and gradients included."""
+    """True if minimal filtering should be faster than a direct convolution, with all transforms and both gradients.
+
+    Counts multiplications only; a transform's count 1.5 times, as they are slower.
+    """
     if max(layer.padding) >= TAPS:
         return False  # windows of padding alone are exactly 0, and products of whole tiles only nearly
     if kernel[2:] != (TAPS, TAPS) or (layer.stride, layer.dilation, layer.groups) != ((1, 1), (1, 1), 1):
         return False
     (v, h), (out, channels) = _axes(layer, kernel, before), kernel[:2]
     tiles, points = v.tiles * h.tiles, v.points * h.points
-    # What is added up for every channel: into the domain and, densely, back; and twice between it and the results.
+    # Multiplications per channel: input into the domain, its gradient back (dense), outputs and dy between both.
     into = points * tiles * (v.points + h.points)
     back = v.points * v.tiles * h.back.size + v.back.size * before[2]
     between = 2 * tiles * v.points * h.m * (v.m + h.points)
@@ -331,9 +334,10 @@ def pays(layer: Conv2d, kernel: Shape, before: Shape, after: Shape) -> bool:
 
 
 def _axes(layer: Conv2d, kernel: Shape, before: Shape) -> tuple[Axis, Axis]:
-    """F(4, 3) or F(2, 3), whichever takes fewer products; across the image F(4, 3) only where few channels are summed.
+    """Return F(4, 3) or F(2, 3) for each axis, whichever takes fewer products.
 
-    Rounding grows with their number, and is twice as large with F(4, 3) both ways as with F(2, 3) across.
+    The horizontal axis has F(4, 3) only where few channels are summed: rounding errors grow with their number, and are
+    twice as large with F(4, 3) on both axes as with F(2, 3) on one.
     """
 
     def best(dim: int, sizes: Sequence[int]) -> Axis:

@@ -1,10 +1,9 @@
-"""From a torch module to a ModelSpec: known layers are taken over, what does nothing is left out, all else is refused.
+"""From a torch module to a ModelSpec: supported layers are converted, no-ops are dropped, all else is refused.
 
-torch.fx records what forward() does; the weights inside the module are thrown away, for a Seedmask model has
-random signs instead (FedPM: Isik et al., arXiv 2209.15328). Their size is c = sqrt(2 / fan_in), 'kaiming',
-unless the 'paper's c = e * sqrt(1 / fan_in) or 'unit', c = sqrt(1 / fan_in), is asked for, times a gain, one for all
-layers or one for each; a bias has its layer's c. What a node becomes stands in `export.nodes`, which parameters have
-no mask in `export.parameter_kinds`.
+torch.fx records what forward() does. The weights inside the module are thrown away, for a Seedmask model has random
+signs instead (FedPM: Isik et al., arXiv 2209.15328). Their size c is sqrt(2 / fan_in), "kaiming"; or e * sqrt(1 /
+fan_in), "paper"; or sqrt(1 / fan_in), "unit"; times a gain, one for all layers or one for each. A bias has its layer's
+c. `export.nodes` converts nodes to layers, `export.parameter_kinds` says which parameters have no mask.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ SCALES: Final[dict[str, Callable[[int], float]]] = {
     "unit": lambda fan_in: math.sqrt(1 / fan_in),
 }
 REPLACEMENTS: Final = ("group",)
-_NO_OVERWRITING: Final = "leave out `inplace`, write y = relu(x) for x.relu_() and x = x + y for x += y"
+_NO_OVERWRITING: Final = "leave out inplace=True, write y = relu(x) for x.relu_() and x = x + y for x += y"
 
 
 def trace(
@@ -50,18 +49,19 @@ def trace(
     """Return the ModelSpec of `model` for inputs [n, *input_shape] with raw values in `value_range`.
 
     `gain` > 0 multiplies the size of the weights: one number, or one for each layer that has any. `replace_batchnorm`
-    "group" puts GroupNorm where a BatchNorm was. `announce` is told whatever the spec does otherwise than the module: a
-    sentence each. `exact` and `frozen` are patterns over torch's parameter names, as in `export.parameter_kinds`;
-    all others are masked. An exact tensor begins at 0, the scales of a normalisation at 1. Tensor names are torch's
-    parameter names, in the order of use. Raises UserError: which layer is not supported, where it is, and what is.
+    "group" puts GroupNorm in place of BatchNorm. `announce` is called with a sentence for everything in which the spec
+    differs from the module. `exact` and `frozen` are patterns over torch's parameter names, as in
+    `export.parameter_kinds`; all other parameters are masked. Exact tensors begin at 0, scales of normalisations at 1.
+    Tensors have torch's parameter names, in the order of use. Raises UserError that says which layer is not supported,
+    where it is, and what is supported.
     """
     if scale not in SCALES:
-        raise UserError(f"scale is one of {', '.join(SCALES)}; found {scale!r}")
+        raise UserError(f"`scale` is one of {', '.join(SCALES)}; found {scale!r}")
     if replace_batchnorm not in (None, *REPLACEMENTS):
-        raise UserError(f"BatchNorm can be replaced by {', '.join(REPLACEMENTS)}; found {replace_batchnorm!r}")
+        raise UserError(f"`replace_batchnorm` is one of {', '.join(REPLACEMENTS)}; found {replace_batchnorm!r}")
     try:
         graph = fx.symbolic_trace(model)
-    # Whatever a model's own code raises under tracing (control flow, len(), numpy) has the same remedy.
+    # A model's code may raise anything under tracing (control flow, len(), numpy); the remedy is the same.
     except Exception as error:
         raise UserError(f"cannot follow {type(model).__name__}.forward(): {error}\nsupported: {SUPPORTED}") from None
     trial = _trial(graph, input_shape)
@@ -89,7 +89,7 @@ def _without_dead_ends(graph: fx.GraphModule, announce: Callable[[str], None]) -
 
 
 def _trial(graph: fx.GraphModule, shape: Shape) -> _Trial:
-    """Run the graph on a batch of nothing, whole: what is not used may still overwrite what is."""
+    """Run the whole graph on a batch of zeros, unused nodes included: those may overwrite a tensor that others use."""
     trial = _Trial(graph)
     kind = next((p.dtype for p in graph.parameters()), torch.float32)
     try:
@@ -108,8 +108,9 @@ def _build(graph: fx.GraphModule, builder: Builder, classes: int, trial: _Trial)
         raise UserError(f"forward() takes one tensor, found {len(inputs)}: {', '.join(n.name for n in inputs)}")
     for node in graph.graph.nodes:
         if node.op == "get_attr":
+            # A functional linear or convolution says more itself, when its turn comes.
             if not all(what_of(graph, user) in ("linear", "conv1d", "conv2d") for user in node.users):
-                raise refusal(f"the tensor self.{node.target}", "only layers may hold numbers")  # else it says more
+                raise refusal(f"the tensor self.{node.target}", "only layers may hold numbers")
         elif node.op not in ("placeholder", "output"):
             builder.take(node, trial.of, trial.failure)
         if node in trial.overwritten:
@@ -132,10 +133,11 @@ def _end(graph: fx.GraphModule, builder: Builder, node: fx.Node, classes: int) -
 
 
 class _Trial(fx.Interpreter):
-    """Runs the graph and remembers what every node gives: a tensor's shape, or the value of what is no tensor.
+    """An interpreter of the graph that keeps each node's result: a tensor's shape, or the value of anything else.
 
-    `overwritten`: the nodes that read what no longer is what it was, each with the node that changed it. torch counts
-    the changes of a tensor and of all its views together, so that no alias is missed. `failure`: why it ended early.
+    `overwritten` has the nodes that read a tensor after it was overwritten, each with the node that did it. torch
+    counts the changes of a tensor and of all its views together, so that no alias is missed. `failure` says why the run
+    ended early, "" if it did not.
     """
 
     def __init__(self, graph: fx.GraphModule) -> None:
@@ -147,7 +149,7 @@ class _Trial(fx.Interpreter):
         self._changed_by: dict[fx.Node, fx.Node] = {}
 
     def run_node(self, node: fx.Node) -> Any:
-        """Compute one node."""
+        """Compute one node, and note which earlier results it has overwritten."""
         for feed in node.all_input_nodes:
             if feed in self._changed_by:
                 self.overwritten.setdefault(node, self._changed_by[feed])
@@ -168,7 +170,7 @@ def _tensors(builder: Builder, constant: Callable[[int], float], gain: float | S
     weighted = sum(isinstance(layer, Weighted) for layer, _ in holding)
     gains = [gain] * weighted if isinstance(gain, int | float) else list(gain)
     if len(gains) != weighted or not all(0 < value < math.inf for value in gains):
-        raise UserError(f"gain is a number above 0, or {weighted} of them, one for each layer; found {gain}")
+        raise UserError(f"`gain` is a number above 0, or {weighted} of them, one for each layer; found {gain}")
     tensors: list[Tensor] = []
     used: dict[int, str] = {}
     for layer, node in holding:

@@ -28,11 +28,12 @@ Matrix: TypeAlias = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Axis:
-    """F(m, 3) along one axis of an image: `tiles` of m results and m + 2 = `points` products.
+    """F(m, 3) along one axis of an image: `tiles` of m outputs, computed by m + 2 = `points` products each.
 
-    `into` is B^T, float32 [points, points]; `out` A^T, [m, points]; `taps` G, [points, 3]. `places` int64 [points,
-    tiles] says what of the axis, with `before` and `after` places of padding, goes into each tile. `back` float32
-    [side, points * tiles] takes the gradient from there to the axis without padding, tiles that overlap added up.
+    `into` is B^T, float32 [points, points]; `out` is A^T, [m, points]; `taps` is G, [points, 3]. `places`, int64
+    [points, tiles], has the positions that go into each tile, on an axis with `before` and `after` positions of
+    padding. `back`, float32 [side, points * tiles], takes the gradient from tiles back to the axis without padding;
+    overlapping tiles add up.
     """
 
     tiles: int
@@ -47,17 +48,17 @@ class Axis:
 
     @property
     def m(self) -> int:
-        """Results of one tile."""
+        """Return the number of outputs of one tile."""
         return len(self.out)
 
     @property
     def side(self) -> int:
-        """Places without padding."""
+        """Return the number of positions along the axis, without padding."""
         return len(self.back)
 
 
 def axis(side: int, padding: int, m: int) -> Axis:
-    """For `side` places with `padding` at both ends; m is a key of POINTS."""
+    """Return the matrices of F(m, 3) for `side` positions with `padding` at both ends; m is a key of POINTS."""
     points, tiles = m + TAPS - 1, -(-(side + 2 * padding - (TAPS - 1)) // m)
     out, taps, into = _matrices(m)
     places = m * np.arange(tiles) + np.arange(points)[:, None]
@@ -71,10 +72,11 @@ def axis(side: int, padding: int, m: int) -> Axis:
 
 
 def _matrices(m: int) -> tuple[Any, Any, Any]:
-    """A^T [m, m + 2], G [m + 2, 3] and B^T [m + 2, m + 2] of F(m, 3), by Toom and Cook.
+    """Return A^T [m, m + 2], G [m + 2, 3] and B^T [m + 2, m + 2] of F(m, 3), by the method of Toom and Cook.
 
-    Two polynomials' product is known by its values at enough points; transposed, that is correlation. Each point's row
-    is scaled by powers of two so that the three matrices share its magnitude, which rounding likes.
+    The product of two polynomials is determined by its values at enough points; the transpose of that is correlation.
+    Rows are scaled by powers of two so that the three matrices are of similar magnitude, which keeps rounding errors
+    small.
     """
     points = [float(point) for point in POINTS[m]]
 
@@ -88,10 +90,10 @@ def _matrices(m: int) -> tuple[Any, Any, Any]:
 
 
 def _interpolation(points: tuple[Fraction, ...]) -> npt.NDArray[np.float64]:
-    """The polynomials that are 1 at one point and 0 at the others, the last for infinity: a row of coefficients each.
+    """Return the polynomials that are 1 at one point and 0 at the others, a row of coefficients each.
 
-    Exact, since an inverse in floats has rounding noise where zeros belong, another with every LAPACK, and graphs
-    should have the same bytes wherever they are made.
+    The last row is for infinity. Computed in fractions: a floating-point inverse has rounding noise where zeros belong,
+    different with every LAPACK, and graphs should have the same bytes wherever they are made.
     """
     rows = []
     for point in (*points, None):

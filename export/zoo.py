@@ -1,9 +1,9 @@
-"""Networks to begin with: a small perceptron, FedPM's convolutional nets (Isik et al., arXiv 2209.15328), and one of
-each kind that people bring: LeNet-5, a residual net, depthwise-separable blocks, a sensor's sequences, an MLP-Mixer.
+"""Networks to begin with, each an ordinary torch module without batch norm.
 
-Each is an ordinary torch module without batch norm, which is what masking random weights wants; `ZOO` says
-what each takes. All biases that exist are masked along with the weights, as in the paper, unless an export says
-otherwise (`export.parameter_kinds`).
+A small perceptron, FedPM's convolutional nets (Isik et al., arXiv 2209.15328), and one each of the kinds that people
+bring: LeNet-5, a residual net, depthwise-separable blocks, a CNN for a sensor's sequences, an MLP-Mixer. `ZOO` has the
+input shape and the classes of each. Biases are masked like weights, as in the paper, unless an export says otherwise
+(`export.parameter_kinds`).
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from torch.nn import functional as F
 
 
 def mlp() -> nn.Module:
-    """784-256-128-10 without biases; d = 234,752. Small enough for a Raspberry Pi's first try."""
+    """Return a perceptron, 784-256-128-10 without biases; d = 234,752. Small enough for a Raspberry Pi's first try."""
     return _perceptron(normalised=False)
 
 
 def mlpn() -> nn.Module:
-    """`mlp` with every layer's output but the last normalised before its ReLU (see docs/explanation/learning.md)."""
+    """Return `mlp` with GroupNorm before each ReLU (docs/explanation/learning.md)."""
     return _perceptron(normalised=True)
 
 
 def mlpa() -> nn.Module:
-    """`mlpn` with scales, shifts and a last bias: 778 parameters for `--exact`; masked otherwise, or left out."""
+    """Return `mlpn` with scales, shifts and a last bias: 778 parameters for `--exact`, else masked or left out."""
     return _perceptron(normalised=True, more=True)
 
 
@@ -38,42 +38,45 @@ def _perceptron(normalised: bool, more: bool = False) -> nn.Module:
 
 
 def _norm(channels: int, normalised: bool, more: bool) -> list[nn.Module]:
-    """All channels as one group, and unless `more` nothing to learn, so that there is nothing to send."""
+    """Return a normalisation of all channels as one group, or nothing; only with `more` has it parameters."""
     return [nn.GroupNorm(1, channels, affine=more)] if normalised else []
 
 
 def conv4() -> nn.Module:
-    """CONV-4 for 1x28x28 (MNIST, EMNIST, Fashion-MNIST); d = 1,933,258."""
+    """Return CONV-4 for 1x28x28 (MNIST, EMNIST, Fashion-MNIST); d = 1,933,258."""
     return _pairs(1, (64, 128), flat=6272, classes=10)
 
 
 def conv6() -> nn.Module:
-    """CONV-6 for 3x32x32 (CIFAR-10); d = 2,262,602."""
+    """Return CONV-6 for 3x32x32 (CIFAR-10); d = 2,262,602."""
     return _pairs(3, (64, 128, 256), flat=4096, classes=10)
 
 
 def conv10() -> nn.Module:
-    """CONV-10 for 3x32x32 (CIFAR-100); d = 19,197,092."""
+    """Return CONV-10 for 3x32x32 (CIFAR-100); d = 19,197,092."""
     return _pairs(3, (64, 128, 256, 512, 1024), flat=1024, classes=100)
 
 
 def conv4s() -> nn.Module:
-    """A small CONV-4 for 1x28x28 that strides instead of pooling, 32-32-64-64-fc64-10, no biases; d = 102,304."""
+    """Return a small CONV-4 for 1x28x28, 32-32-64-64-fc64-10 without biases, with strides for pools; d = 102,304."""
     return _strided(normalised=False)
 
 
 def conv4n() -> nn.Module:
-    """`conv4s` with every layer's output but the last normalised before its ReLU."""
+    """Return `conv4s` with GroupNorm before each ReLU."""
     return _strided(normalised=True)
 
 
 def conv4a() -> nn.Module:
-    """`conv4n` with scales, shifts and a last bias: 522 parameters for `--exact`."""
+    """Return `conv4n` with scales, shifts and a last bias: 522 parameters for `--exact`."""
     return _strided(normalised=True, more=True)
 
 
 def _strided(normalised: bool, more: bool = False) -> nn.Module:
-    """3x3 without padding, 28 -> 13 -> 11 -> 5 -> 3: every second one strides."""
+    """Return four 3x3 convolutions without padding and two layers.
+
+    Every other convolution has stride 2: sides of 28 -> 13 -> 11 -> 5 -> 3.
+    """
     layers: list[nn.Module] = []
     for before, after, stride in ((1, 32, 2), (32, 32, 1), (32, 64, 2), (64, 64, 1)):
         layers += [nn.Conv2d(before, after, 3, stride=stride, bias=False), *_norm(after, normalised, more), nn.ReLU()]
@@ -82,7 +85,7 @@ def _strided(normalised: bool, more: bool = False) -> nn.Module:
 
 
 def _pairs(channels: int, widths: tuple[int, ...], flat: int, classes: int) -> nn.Module:
-    """Two 3x3 convolutions and a 2x2 pool per width, then three fully connected layers."""
+    """Return two 3x3 convolutions and a 2x2 pool per width, then three fully connected layers."""
     layers: list[nn.Module] = []
     for width in widths:
         for before in (channels, width):
@@ -94,7 +97,7 @@ def _pairs(channels: int, widths: tuple[int, ...], flat: int, classes: int) -> n
 
 
 def lenet5() -> nn.Module:
-    """LeNet-5 (LeCun et al., Proc. IEEE 1998) for 1x28x28, with ReLU and without its sparse connections; d = 61,706."""
+    """Return LeNet-5 (LeCun et al., Proc. IEEE 1998) for 1x28x28, with ReLU and all its connections; d = 61,706."""
     return nn.Sequential(
         *(nn.Conv2d(1, 6, 5, padding=2), nn.ReLU(), nn.AvgPool2d(2)),
         *(nn.Conv2d(6, 16, 5), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten()),
@@ -103,12 +106,12 @@ def lenet5() -> nn.Module:
 
 
 def _grouped(channels: int) -> nn.Module:
-    """Eight channels a group, nothing to learn."""
+    """Return a GroupNorm with eight channels in a group and no parameters."""
     return nn.GroupNorm(channels // 8, channels, affine=False)
 
 
 class Residual(nn.Module):
-    """Two 3x3 convolutions and a way around them (He et al., arXiv 1512.03385), 1x1 where the width changes."""
+    """Two 3x3 convolutions with a shortcut (He et al., arXiv 1512.03385), a 1x1 convolution where the width changes."""
 
     def __init__(self, before: int, after: int, stride: int) -> None:
         super().__init__()
@@ -119,13 +122,13 @@ class Residual(nn.Module):
             self.around = nn.Sequential(nn.Conv2d(before, after, 1, stride, bias=False), _grouped(after))
 
     def forward(self, x: Tensor) -> Tensor:
-        """ReLU of the sum."""
+        """Return ReLU of the sum of both branches."""
         y = F.relu(self.first_norm(self.first(x)))
         return F.relu(self.second_norm(self.second(y)) + self.around(x))
 
 
 def _resnet(channels: int) -> nn.Module:
-    """Three stages of three blocks, 16, 32 and 64 wide."""
+    """Return three stages of three residual blocks, 16, 32 and 64 channels wide, then mean and classifier."""
     layers: list[nn.Module] = [nn.Conv2d(channels, 16, 3, padding=1, bias=False), _grouped(16), nn.ReLU()]
     for before, after, stride in ((16, 16, 1), (16, 32, 2), (32, 64, 2)):
         layers += [Residual(before, after, stride), Residual(after, after, 1), Residual(after, after, 1)]
@@ -133,17 +136,17 @@ def _resnet(channels: int) -> nn.Module:
 
 
 def resnet20() -> nn.Module:
-    """ResNet-20 for 3x32x32 with GroupNorm; d = 270,906."""
+    """Return ResNet-20 for 3x32x32 with GroupNorm; d = 270,906."""
     return _resnet(3)
 
 
 def resnet20g() -> nn.Module:
-    """`resnet20` for grey images, 1x28x28; d = 270,618."""
+    """Return `resnet20` for grey images, 1x28x28; d = 270,618."""
     return _resnet(1)
 
 
 class Inverted(nn.Module):
-    """Wider by 1x1, 3x3 depthwise, back by 1x1 (MobileNetV2: Sandler et al., arXiv 1801.04381)."""
+    """A MobileNetV2 block (Sandler et al., arXiv 1801.04381): 1x1 to more channels, 3x3 depthwise, 1x1 back."""
 
     def __init__(self, before: int, after: int, stride: int, widen: int) -> None:
         super().__init__()
@@ -156,13 +159,13 @@ class Inverted(nn.Module):
         self.around = (before, stride) == (after, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """No ReLU at the end, which would lose what a narrow layer holds."""
+        """Return the block's output, without a ReLU, which would destroy information in a narrow layer."""
         y: Tensor = self.body(x)
         return x + y if self.around else y
 
 
 def mobile() -> nn.Module:
-    """A small MobileNetV2 for 3x32x32; d = 102,394."""
+    """Return a small MobileNetV2 for 3x32x32; d = 102,394."""
     layers: list[nn.Module] = [nn.Conv2d(3, 16, 3, padding=1, bias=False), _grouped(16), nn.ReLU6()]
     for before, after, stride in ((16, 24, 1), (24, 24, 1), (24, 40, 2), (40, 40, 1), (40, 64, 2), (64, 64, 1)):
         layers.append(Inverted(before, after, stride, 4))
@@ -171,7 +174,7 @@ def mobile() -> nn.Module:
 
 
 def sensor1d() -> nn.Module:
-    """A CNN for windows of 128 samples of 9 channels (accelerometer, gyroscope), 6 activities; d = 32,550."""
+    """Return a CNN for windows of 128 samples of 9 channels (accelerometer, gyroscope), 6 activities; d = 32,550."""
     layers: list[nn.Module] = []
     for before, after in ((9, 32), (32, 64), (64, 64)):
         layers += [nn.Conv1d(before, after, 5, padding=2, bias=False), _grouped(after), nn.ReLU(), nn.MaxPool1d(2)]
@@ -179,7 +182,7 @@ def sensor1d() -> nn.Module:
 
 
 class Mixing(nn.Module):
-    """An MLP over patches, an MLP over channels, each beside a way around (Tolstikhin et al., arXiv 2105.01601)."""
+    """An MLP over patches, then an MLP over channels, each with a shortcut (Tolstikhin et al., arXiv 2105.01601)."""
 
     def __init__(self, patches: int, width: int) -> None:
         super().__init__()
@@ -188,14 +191,14 @@ class Mixing(nn.Module):
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [n, patches, width]."""
+        """Return x [n, patches, width] mixed, in the same shape."""
         x = x + self.patches(self.norm(x).transpose(1, 2)).transpose(1, 2)
         channels: Tensor = self.channels(self.norm(x))
         return x + channels
 
 
 class Mixer(nn.Module):
-    """Patches of 4x4, 64 numbers each, four times mixed."""
+    """An MLP-Mixer: patches of 4x4 as 64 numbers each, four mixing blocks."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -204,19 +207,19 @@ class Mixer(nn.Module):
         self.norm, self.head = nn.LayerNorm(64, elementwise_affine=False), nn.Linear(64, 10)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [n, 1, 28, 28]."""
+        """Return logits [n, 10] of x [n, 1, 28, 28]."""
         y: Tensor = self.head(self.norm(self.mixing(self.patches(x).flatten(2).transpose(1, 2))).mean(1))
         return y
 
 
 def mixer() -> nn.Module:
-    """A small MLP-Mixer for 1x28x28; d = 107,046."""
+    """Return a small MLP-Mixer for 1x28x28; d = 107,046."""
     return Mixer()
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A network of the zoo: `factory` makes it; the shape of one `input`, its `classes`, its masked weights `d`."""
+    """A network of the zoo: its `factory`, shape of one `input`, number of `classes` and of masked weights `d`."""
 
     factory: Callable[[], nn.Module]
     input: tuple[int, ...]

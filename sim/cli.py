@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from aggregator.settings import AggregationConfig
 from edge_client.runtimes import names
 from seedmask.errors import UserError
 from seedmask.io import settings
-from seedmask.io.commands import Command
+from seedmask.io.commands import Command, as_options
 from seedmask.io.process import sigterm_interrupts
 from seedmask.knobs import knobs as known_knobs
 from seedmask.training import TrainingConfig
@@ -163,12 +162,7 @@ def _run(options: argparse.Namespace) -> int:
     try:
         return _simulate(options)
     except UserError as error:
-        raise type(error)(_as_options(str(error))) from None
-
-
-def _as_options(text: str) -> str:
-    """Return a message about parameters with the names of the command's options: `per_round` becomes --per-round."""
-    return re.sub(r"`(\w+)`", lambda found: "--" + _OPTIONS.get(found[1], found[1]).replace("_", "-"), text)
+        raise type(error)(as_options(str(error), _OPTIONS)) from None
 
 
 _OPTIONS = {"deadline_s": "deadline"}
@@ -269,7 +263,7 @@ def _introduce(setup: Setup) -> None:
     print(f"{spec.name}: {spec.d:,} weights from seed {spec.seed:#018x}{others}")
     print(f"{setup.data.name} ({setup.data.origin}); {len(sizes)} devices, {each}, {setup.asked.split}")
     for note in setup.notes:
-        print(_as_options(note))
+        print(as_options(note, _OPTIONS))
     print(flush=True)
 
 

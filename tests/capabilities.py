@@ -1,8 +1,8 @@
-"""What a test may need of a machine, in one place: `requires("torch")`.
+"""Capabilities of a machine that tests may need, declared in one place: `requires("torch")`.
 
 On a developer's machine a test whose capability is absent is skipped and says what to install. Where `CI` is set it
-fails, unless the environment that runs it (`CI_ENVIRONMENT`) declares in .ci/must-run.toml that it lacks just that.
-conftest.py turns every other way of skipping into a failure there, and records what ran for .ci/what-ran.
+fails, unless the environment that runs it (`CI_ENVIRONMENT`) declares in .ci/must-run.toml that it lacks that
+capability. There conftest.py turns every other skip into a failure, and records what ran for .ci/what-ran.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ _PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sb
 
 
 class Lacking(Skipped):
-    """A skip for want of a capability, which `requires` has allowed."""
+    """A skip that `requires` has allowed because a capability is absent."""
 
 
 @dataclass(frozen=True)
 class Capability:
-    """If it is here, and how to get it."""
+    """A capability: a function that says if it is `present`, and how to `install` it."""
 
     present: Callable[[], bool]
     install: str
@@ -91,7 +91,7 @@ RUNTIMES: Mapping[str, tuple[str, ...]] = {
 
 
 def requires(*names: str) -> None:
-    """Skip the test or the module that calls this where a capability of `names` is absent; fail if CI promises it."""
+    """Skip the calling test or module if a capability of `names` is absent; fail if CI promises to have it."""
     unknown = [name for name in names if name not in CAPABILITIES]
     if unknown:
         raise ValueError(f"no capability {', '.join(unknown)}; there are {', '.join(CAPABILITIES)}")
@@ -111,7 +111,7 @@ def _present(name: str) -> bool:
 
 
 def in_ci() -> bool:
-    """True where `CI` is set to anything but nothing, 0 or false."""
+    """True if `CI` is set to anything but an empty text, 0 or false."""
     return os.environ.get("CI", "").lower() not in ("", "0", "false")
 
 
@@ -122,7 +122,10 @@ def environment() -> str:
 
 @cache
 def lacks() -> frozenset[str]:
-    """Return the capabilities that this environment declares absent. ValueError: no such environment, or capability."""
+    """Return the capabilities that this environment declares absent.
+
+    Raises ValueError if .ci/must-run.toml has no such environment, or names an unknown capability.
+    """
     declared: dict[str, Any] = tomllib.loads(MUST_RUN.read_text(encoding="utf-8"))
     if environment() not in declared:
         raise ValueError(f"no environment {environment()} in {MUST_RUN}; there are {', '.join(declared)}")

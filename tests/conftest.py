@@ -1,4 +1,4 @@
-"""What several test files need: one network small enough for NumPy, its bundle, and data that it can learn.
+"""Fixtures for several test files: a network small enough for NumPy, its bundle, and data that it can learn.
 
 Nothing here needs torch, onnx or onnxruntime, so that a device's own environment can run the tests of its parts.
 """
@@ -49,23 +49,23 @@ class Record:
         self.not_passed: set[str] = set()
 
     def pytest_deselected(self, items: Sequence[pytest.Item]) -> None:
-        """Keep what this session leaves to another."""
+        """Note tests that this session was told to leave out."""
         self.not_passed.update(item.nodeid for item in items)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Count a test as passed when its call did, or failed as its xfail says it must."""
+        """Count a test as passed if its call passed, or failed as its xfail mark expects."""
         if report.when == "call" and (report.passed or hasattr(report, "wasxfail")):
             self.passed.add(report.nodeid)
         elif not report.passed:
             self.not_passed.add(report.nodeid)
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
-        """Keep modules that were skipped or broke as a whole."""
+        """Note modules that were skipped or failed as a whole."""
         if not report.passed:
             self.not_passed.add(report.nodeid)
 
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
-        """Write it."""
+        """Write the record to out/ran."""
         folder = ROOT / "out" / "ran"
         folder.mkdir(parents=True, exist_ok=True)
         found = {
@@ -78,7 +78,7 @@ class Record:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Record what runs where CI will ask for it."""
+    """Record which tests run, if CI is set."""
     if in_ci() and not config.option.collectonly:
         config.pluginmanager.register(Record(), "what-ran")
 
@@ -93,7 +93,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Under CI nothing is skipped but by `requires`."""
+    """Make a skip a failure if CI is set, unless `requires` allowed it."""
     report = yield
     if in_ci() and report.skipped and not hasattr(report, "wasxfail"):
         _forbid(report, call)
@@ -104,7 +104,7 @@ def pytest_runtest_makereport(
 def pytest_make_collect_report(
     collector: pytest.Collector,
 ) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
-    """As above, for modules."""
+    """Make the skip of a module a failure if CI is set, unless `requires` allowed it."""
     report = yield
     if in_ci() and report.skipped and report.call is not None:  # type: ignore[attr-defined]
         _forbid(report, report.call)  # type: ignore[attr-defined]
@@ -122,7 +122,7 @@ wire.CHECK = True  # every frame that a test's own process makes is read again
 
 @pytest.fixture(scope="session")
 def tiny_spec() -> ModelSpec:
-    """16-16-4 with one bias, 324 weights; inputs are bytes."""
+    """Return a network 16-16-4 with one bias, 324 weights in all, for inputs of 16 bytes."""
     return ModelSpec(
         "tiny",
         0x7E57,
@@ -140,13 +140,13 @@ def tiny_spec() -> ModelSpec:
 
 @pytest.fixture(scope="session")
 def tiny_bundle(tiny_spec: ModelSpec) -> Bundle:
-    """For the reference runtime, which needs no graph."""
+    """Return a bundle of `tiny_spec` for the reference runtime, which needs no graph."""
     return Bundle(tiny_spec, 8, {})
 
 
 @pytest.fixture(scope="session")
 def tiny_data() -> Dataset:
-    """96 images of 4x4 bytes; the class is the quadrant that is bright."""
+    """Return 96 images of 4x4 bytes, whose class is the quadrant that is bright."""
     rng = np.random.default_rng(7)
     y = np.arange(96) % 4
     x = rng.integers(0, 90, (96, 1, 4, 4))
@@ -168,5 +168,5 @@ def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def no_sync(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Spare the disk where a test is about order, not about power cuts."""
+    """Skip fsync in tests of the order of events, which lose no power."""
     monkeypatch.setattr(os, "fsync", lambda handle: None)

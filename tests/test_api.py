@@ -18,7 +18,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+import aggregator
 import edge_client
+import export
 import seedmask
 import sim
 from aggregator.broker import available
@@ -377,7 +379,7 @@ def test_what_opens_a_model_says_so_where_nothing_can_run_it(
 # --- what is public, and what it costs ---
 
 
-@pytest.mark.parametrize("package", [edge_client, seedmask, sim])
+@pytest.mark.parametrize("package", [aggregator, edge_client, export, seedmask, sim])
 def test_every_public_name_is_there_and_documented(package: Any) -> None:
     assert dir(package) == sorted(package.__all__)
     for name in package.__all__:
@@ -397,6 +399,7 @@ def test_importing_is_cheap() -> None:
     heavy = {"torch", "onnx", "onnxruntime", "matplotlib", "pandas", "sklearn", "scipy", "rich", "paho"}
     assert not loaded("import seedmask, sim, edge_client, aggregator, export") & (heavy | {"numpy"})
     assert not loaded("from seedmask import load_model, Bundle, UserError") & heavy
+    assert not loaded("from aggregator import RunConfig, PRESETS; from export import export_bundle") & heavy
     assert not loaded("from sim import simulate, History, StopSimulation") & heavy
     assert not loaded("from edge_client import *") & heavy
 

@@ -211,7 +211,7 @@ def test_a_residual_net_keeps_its_shortcut_and_its_batchnorm_is_replaced_out_lou
     ]
     with pytest.raises(UserError, match="BatchNorm2d 'bn1' is not supported: it has trained scales and running means"):
         trace(Bottleneck(nn.BatchNorm2d), "b", 0, (1, 8, 8))
-    with pytest.raises(UserError, match="BatchNorm can be replaced by group; found 'layer'"):
+    with pytest.raises(UserError, match="`replace_batchnorm` is one of group; found 'layer'"):
         trace(Bottleneck(nn.BatchNorm2d), "b", 0, (1, 8, 8), replace_batchnorm="layer")
 
 
@@ -240,11 +240,11 @@ def test_what_is_left_out_is_said() -> None:
     spec = trace(model, "said", 0, (1, 8, 8), announce=said.append)
     assert spec.layers[1:4] == (GroupNorm(2), layers.LayerNorm(1), layers.RMSNorm(1))
     assert said == [
-        "GroupNorm '1': its trained scales and shifts are left out; --exact norm keeps them",
-        "LayerNorm '2': its trained scales are left out; --exact norm keeps them",
+        "GroupNorm '1': its trained scales and shifts are left out; `exact` norm keeps them",
+        "LayerNorm '2': its trained scales are left out; `exact` norm keeps them",
         "LayerNorm '2': its epsilon is 1e-05, not 1e-06",
         "Dropout2d '3' is left out: every step already draws a random mask",
-        "RMSNorm '4': its trained scales are left out; --exact norm keeps them",
+        "RMSNorm '4': its trained scales are left out; `exact` norm keeps them",
         "RMSNorm '4': its epsilon is 1e-05, not that of its type",
         "Dropout '6' is left out: every step already draws a random mask",
     ]
@@ -294,7 +294,7 @@ def test_a_module_with_exact_and_frozen_tensors_is_the_spec_traced_from_it() -> 
 @pytest.mark.parametrize(
     ("kinds", "says"),
     [
-        ({"exact": ("head.*",)}, r"--exact 'head\.\*' names no parameter; there are 1\.weight, 1\.bias, .*9\.bias"),
+        ({"exact": ("head.*",)}, r"`exact` 'head\.\*' names no parameter; there are 1\.weight, 1\.bias, .*9\.bias"),
         ({"frozen": ("norm",)}, "1.weight belongs to a normalisation: it is exact or left out, not frozen"),
         ({"exact": ("0.*",), "frozen": ("0.bias",)}, "0.bias cannot be both exact and frozen"),
         ({"frozen": ("[079].*",)}, "1 masked weight at least"),
@@ -433,7 +433,7 @@ REFUSALS: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "batch norm": (
         lambda: nn.ModuleDict({"features": seq(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1))})["features"],
         "BatchNorm2d '1' is not supported: it has trained scales and running means; take GroupNorm(affine=False), "
-        "leave it out, or export with --replace-batchnorm group",
+        "leave it out, or export with `replace_batchnorm` group",
     ),
     "batch norm inside": (
         lambda: seq(nn.Sequential(nn.Conv2d(1, 1, 1), nn.Sequential(nn.BatchNorm2d(1)))),
@@ -824,7 +824,7 @@ def test_arguments_that_are_no_numbers_are_refused(here: Path, bad: list[str]) -
     ("model", "bad", "text"),
     [
         ("mlp", ["--batch", "0"], "--batch is 1 .. 65536, found 0"),
-        ("mlp", ["--runtimes", "onnx,onyx"], "--runtimes is of "),
+        ("mlp", ["--runtimes", "onnx,onyx"], "--runtimes is one or more of "),
         ("mlp", ["--runtimes", ""], "found ''"),
         ("mlp", ["--runtimes", "onnxruntime"], "found 'onnxruntime'; runtime onnxruntime trains with onnx"),
         ("mlp", ["--runtimes", "onnx,torch"], "found 'torch'; that runtime needs no graphs, any bundle will do"),
@@ -994,20 +994,20 @@ def test_a_file_that_exists_is_kept_unless_overwriting_is_asked_for(here: Path) 
 @pytest.mark.parametrize(
     ("bad", "says"),
     [
-        ({"classes": 1}, r"^classes is 2 \.\. 65536, found 1"),
-        ({"classes": 0, "loss": "mse"}, r"^classes is 1 \.\. 65536, found 0"),
+        ({"classes": 1}, r"^`classes` is 2 \.\. 65536, found 1"),
+        ({"classes": 0, "loss": "mse"}, r"^`classes` is 1 \.\. 65536, found 0"),
         ({"classes": 4}, "an example gives .*, not one number for each of 4 classes"),
-        ({"input": ()}, "^input is one to three sides of at least 1, like 1,28,28, found nothing"),
-        ({"input": np.zeros(5)}, "^input is one to three sides"),
+        ({"input": ()}, "^`input` is one to three sides of at least 1, like 1,28,28, found nothing"),
+        ({"input": np.zeros(5)}, "^`input` is one to three sides"),
         ({"input": (1, 4, 4)}, r"Linear '1' takes 12 numbers and gets \[16\]"),
-        ({"name": "My Net"}, "^name is a-z, 0-9 and '-', at most 63 characters, found 'My Net'"),
-        ({"seed": 1 << 64}, r"^seed is 0 \.\. 2\*\*64 - 1, found 18446744073709551616"),
-        ({"range": (255, 0)}, "^range is LOW,HIGH, 32-bit integers with LOW below HIGH, found 255,0"),
-        ({"batch": 0}, r"^batch is 1 \.\. 65536, found 0"),
-        ({"runtimes": ("torch",)}, "^runtimes is of executorch, onnx, .* that runtime needs no graphs"),
-        ({"loss": "hinge"}, "^loss is of cross-entropy, mse, found 'hinge'"),
-        ({"scale": "xavier"}, "scale is one of kaiming, paper, unit; found 'xavier'"),
-        ({"gain": (1.0,)}, "gain is a number above 0, or 2 of them"),
+        ({"name": "My Net"}, "^`name` is a-z, 0-9 and '-', at most 63 characters, found 'My Net'"),
+        ({"seed": 1 << 64}, r"^`seed` is 0 \.\. 2\*\*64 - 1, found 18446744073709551616"),
+        ({"range": (255, 0)}, "^`range` is LOW,HIGH, 32-bit integers with LOW below HIGH, found 255,0"),
+        ({"batch": 0}, r"^`batch` is 1 \.\. 65536, found 0"),
+        ({"runtimes": ("torch",)}, "^`runtimes` is one or more of executorch, onnx, .* that runtime needs no graphs"),
+        ({"loss": "hinge"}, "^`loss` is one of cross-entropy, mse, found 'hinge'"),
+        ({"scale": "xavier"}, "`scale` is one of kaiming, paper, unit; found 'xavier'"),
+        ({"gain": (1.0,)}, "`gain` is a number above 0, or 2 of them"),
         ({"exact": ("head.*",)}, r"'head\.\*' names no parameter"),
     ],
 )

@@ -20,6 +20,7 @@ from edge_client.config import EdgeConfig
 from seedmask import cli
 from seedmask.errors import UserError
 from seedmask.io import settings
+from seedmask.io.commands import as_options
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -78,7 +79,7 @@ def test_refusals_of_export_are_quoted_as_they_are() -> None:
         net(torch.zeros(1, 1, 28, 28))
         with pytest.raises(UserError) as refused:
             trace(net, "net", 1, (1, 28, 28), (0, 255), 10)
-        message, supported = str(refused.value).splitlines()
+        message, supported = as_options(str(refused.value)).splitlines()
         assert f"\nseedmask export: {message}\n" in page
         assert f"\n{supported}\n" in page
 

@@ -1,7 +1,7 @@
 """ONNX graphs of a masked network: init (seed -> weights), step and step_sgd (one training step), grads, eval (logits).
 
-Plain inference graphs, so that every onnxruntime there is can train. What the step computes stands in `export.graph`,
-how each operation is spelled in `export.onnx_ops`.
+Plain inference graphs, so that every onnxruntime can train. `export.graph` has the computation of a step,
+`export.onnx_ops` each operation in ONNX.
 """
 
 from __future__ import annotations
@@ -29,23 +29,26 @@ def files(spec: ModelSpec, batch: int) -> dict[str, bytes]:
 def step_graph(spec: ModelSpec, batch: int, ops: type[OnnxOps] = SpatialOps) -> bytes:
     """Return the ONNX file of the training step with Adam.
 
-    As `sgd_graph`, but m float32 [d], v float32 [d] and epsilon float32 [] for momentum, and v_out float32 [d]; rate
-    and epsilon already hold their step's bias correction (`export.graph.Adam`).
+    Inputs and outputs are those of `sgd_graph`, but with m float32 [d], v float32 [d] and epsilon float32 [] for
+    momentum, and v_out float32 [d]. The rate and epsilon contain their step's bias correction (`export.graph.Adam`).
     """
     return _step_graph(spec, batch, ops, adam=True)
 
 
 def sgd_graph(spec: ModelSpec, batch: int, ops: type[OnnxOps] = SpatialOps) -> bytes:
-    """Return the ONNX file of the training step with SGD, which holds two vectors [d] less than Adam's, or one with
-    momentum.
+    """Return the ONNX file of the training step with SGD.
+
+    It holds two vectors [d] less than the step with Adam, or one with momentum.
 
     x float32 [batch, *input]; y int64 [batch], or float32 [batch, outputs] if the loss is "mse"; weight float32
     [batch], 1/n for a real example and 0 for padding; scores, w (weights), u (noise) float32 [d]; anchor float32 [d] or
     [1]; m float32 [d] or, without momentum, [1]; rate, momentum float32 []; mean, plain bool []; terms float32 [4] as
     in `export.graph.Knobs`, times_theta first -> scores_out, m_out float32 [d]; loss float32 []; correct int64 [];
     total float32 [], the sum of scores_out, which is finite only if each of them is.
-    A spec with frozen tensors has frozen float32 [all their entries] as an input, too; one with exact tensors exact
-    float32 [e] and, as an output, exact_grad float32 [e]. Where it says int64, it is the type of labels in `ops`.
+
+    If the spec has frozen tensors, frozen float32 [all their entries] is an input, too. If it has exact tensors, so is
+    exact float32 [e], and exact_grad float32 [e] is an output. Where this says int64, it is the type of labels in
+    `ops`.
     """
     return _step_graph(spec, batch, ops, adam=False)
 
@@ -83,14 +86,17 @@ def _step_graph(spec: ModelSpec, batch: int, ops: type[OnnxOps], adam: bool) -> 
 
 
 def grads_graph(spec: ModelSpec, ops: type[OnnxOps] = SpatialOps) -> bytes:
-    """Return the ONNX file of the loss's gradient by the weights, for any number of examples: the middle of a step.
+    """Return the ONNX file of the loss's gradient with respect to the weights, for any number of examples.
 
-    What comes before it (weights = w * mask) and after it (estimator, optimiser) is per weight and the host's; so that
-    a step may take its examples a few at a time, under one mask, and sum. x float32 [n, *input]; y int64 [n], or
-    float32 [n, outputs] if the loss is "mse"; weight float32 [n], one over the examples of the whole step; for every
-    tensor its values, masked, frozen or exact, float32 of its shape, named `w.` and the tensor's name -> loss float32
-    [], the part of these examples; correct int64 []; and for every tensor but frozen ones `g.` and its name. Apart,
-    because a caller's vector is cut without copying it, and a graph's is not.
+    It is the middle of a step; the host computes what comes before it (weights = w * mask) and after it (estimator,
+    optimiser), weight by weight. So a step may take its examples a few at a time, under one mask, and sum the
+    gradients.
+
+    x float32 [n, *input]; y int64 [n], or float32 [n, outputs] if the loss is "mse"; weight float32 [n], one over the
+    examples of the whole step; every tensor's values, masked, frozen or exact, float32 of its shape, as input `w.` +
+    name -> loss float32 [], the share of these examples; correct int64 []; the gradient of every tensor that is not
+    frozen, as output `g.` + name. Tensors are separate inputs because a caller can cut a vector without copying it, a
+    graph cannot.
     """
     g = ops.GRAPH()
     mse, made = spec.loss == "mse", ops(g, -1)
@@ -107,14 +113,14 @@ def grads_graph(spec: ModelSpec, ops: type[OnnxOps] = SpatialOps) -> bytes:
     for tensor in spec.tensors:
         if tensor.kind != "frozen":
             gradient = grads[tensor.name]
-            if tensor.kind == "exact":  # as its layer found it, maybe with dimensions of 1
+            if tensor.kind == "exact":  # its layer may have given it dimensions of 1
                 gradient = g("Reshape", gradient, g.ints(*tensor.shape))
             g.output(f"g.{tensor.name}", gradient, np.float32, tensor.shape)
     return g.model("grads")
 
 
 def _unmasked(g: Graph, spec: ModelSpec) -> dict[str, Name]:
-    """The inputs frozen and exact, of these tensors' flat vectors, where `spec` has any."""
+    """Declare inputs frozen and exact, flat vectors of those tensors, where `spec` has any; return their names."""
     sizes = {"frozen": spec.count("frozen"), "exact": spec.e}
     return {name: g.input(name, np.float32, [size]) for name, size in sizes.items() if size}
 
@@ -122,7 +128,7 @@ def _unmasked(g: Graph, spec: ModelSpec) -> dict[str, Name]:
 def eval_graph(spec: ModelSpec) -> bytes:
     """Return the ONNX file of inference: x float32 [n, *input], w, mask float32 [d] -> logits float32 [n, classes].
 
-    For any n. Inputs frozen and exact as in the step.
+    n is any number. Inputs frozen and exact are as in `sgd_graph`.
     """
     g, d = Graph(), spec.d
     x = g.input("x", np.float32, ["n", *spec.input])
@@ -136,7 +142,8 @@ def eval_graph(spec: ModelSpec) -> bytes:
 def init_graph(spec: ModelSpec) -> bytes:
     """Return the ONNX file that makes the weights: key int64 [2] (`seedmask.seed.weights_key`) -> w float32 [d].
 
-    Bit for bit spec.weights(); where there are frozen tensors also frozen, bit for bit spec.frozen().
+    The result equals spec.weights() bit for bit. If there are frozen tensors, a second output, frozen, equals
+    spec.frozen().
     """
     g = Graph()
     masked, always = drawn(g, spec, g.input("key", np.int64, [2]))
@@ -169,12 +176,11 @@ def drawn(g: Graph, spec: ModelSpec, key: Name) -> tuple[Name, Name | None]:
 
 
 def _threefry_words(g: Graph, key: Name, blocks: int) -> Name:
-    """The first 2 * blocks words of a key's stream, uint32 [blocks, 2]: `seedmask.seed.words` in int64 lanes.
+    """Return the first 2 * blocks words of a key's stream, uint32 [blocks, 2]: `seedmask.seed.words` computed in int64.
 
-    onnxruntime 1.19 adds and multiplies only signed integers and shifts only unsigned ones, so a rotation is
-    a Mul by 2^r (left part) plus a BitShift of the uint32 Cast (right part). Nothing overflows: sums stay
-    below 2^40, products below 2^62, and the Cast to uint32, which drops high bits by definition, is the
-    reduction modulo 2^32.
+    onnxruntime 1.19 adds and multiplies only signed integers and shifts only unsigned ones, so a rotation is a Mul by
+    2^r (left part) plus a BitShift of the uint32 Cast (right part). Nothing overflows: sums stay below 2^40, products
+    below 2^62, and the Cast to uint32, which drops high bits by definition, is the reduction modulo 2^32.
     """
     k0, k1 = g.several("Split", 2, key, axis=0, num_outputs=2)
     k2 = g("BitwiseXor", g("BitwiseXor", k0, k1), g.ints(PARITY))

@@ -1,10 +1,10 @@
-"""ONNX, variant gpu: the training steps in operators that onnxruntime's CUDA and WebGPU providers have.
+"""ONNX, variant gpu: training steps in operators that both the CUDA and the WebGPU provider of onnxruntime have.
 
-Neither has everything: WebGPU knows no LogSoftmax, Max or Min and hardly any int64, and a node that falls back to the
-CPU takes its values with it. So labels and counts are int32, these three are spelled out, and the gradient by a
-convolution's input is a Conv with the kernel turned around unless a stride asks for ConvTranspose. Pools are by
-comparison as in every variant: CUDA lacks MaxUnpool. The batch is fixed, since GPU providers plan by shapes. All of it
-runs on the CPU, too, and is held there to the same contract.
+WebGPU lacks LogSoftmax, Max, Min and most of int64, and a node that falls back to the CPU takes its values with it. So
+labels and counts are int32, these three operators are composed of others, and the gradient with respect to a
+convolution's input is a Conv with the kernel rotated, or ConvTranspose where there is a stride. Pools are comparisons
+as in every variant, since CUDA lacks MaxUnpool. The batch is fixed, since GPU providers plan by shapes. All of it runs
+on the CPU, too, where tests hold it to the same contract.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from seedmask.spec import ModelSpec
 
 
 class GpuOps(OnnxOps):
-    """As `OnnxOps`, but for what these providers lack; labels y are int32."""
+    """`OnnxOps` without the operators that these providers lack; labels y are int32."""
 
     LABELS = np.int32
 
     def conv_dx(self, dy: Name, weight: Name, layer: Conv2d, kernel: Shape, before: Shape, after: Shape) -> Name:
-        """Stride 1: dy, as far as it reaches beyond the edges, convolved with the kernel turned by 180 degrees."""
+        """Emit a Conv of dy with the kernel rotated by 180 degrees; ConvTranspose where there is a stride."""
         reach = [d * (k - 1) - p for d, k, p in zip(layer.dilation, kernel[2:], layer.padding, strict=True)]
         if layer.stride != (1, 1) or min(reach) < 0:
             return super().conv_dx(dy, weight, layer, kernel, before, after)
@@ -38,22 +38,22 @@ class GpuOps(OnnxOps):
         return g("Conv", dy, turned, group=groups, dilations=layer.dilation, pads=[*reach, *reach])
 
     def minimum(self, a: Name, b: Name) -> Name:
-        """Where."""
+        """Emit Where for Min."""
         return self.g("Where", self.g("Less", b, a), b, a)
 
     def larger(self, a: Name, b: Name, first: Name) -> Name:
-        """Where."""
+        """Emit Where for Max."""
         return self.g("Where", first, a, b)
 
     def log_softmax(self, logits: Name) -> Name:
-        """LogSoftmax, spelled out."""
+        """Compose LogSoftmax of other operators."""
         g = self.g
         shifted = g("Sub", logits, g("ReduceMax", logits, g.ints(1), keepdims=1))
         return g("Sub", shifted, g("Log", g("ReduceSum", g("Exp", shifted), g.ints(1), keepdims=1)))
 
 
 def files(spec: ModelSpec, batch: int) -> dict[str, bytes]:
-    """Return the bundle's members; they go with `init` and `eval` of `onnx`. The steps take `batch` examples."""
+    """Return the bundle's members, steps of `batch` examples; they go with `init` and `eval` of target onnx."""
     return {
         "onnx-gpu/step.onnx": step_graph(spec, batch, GpuOps),
         "onnx-gpu/step_sgd.onnx": sgd_graph(spec, batch, GpuOps),

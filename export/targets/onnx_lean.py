@@ -1,7 +1,7 @@
 """ONNX, variant lean: the gradient graph with the least memory, for devices whose memory is the limit.
 
-A convolution's weight gradient takes one kernel entry at a time, so that one shifted copy of the input exists at a
-time, instead of a stack of kernel rows: as fast for eight examples, a tenth slower for thirty-two (decision 0048).
+A convolution's weight gradient takes one kernel element at a time, so that only one shifted copy of the input exists at
+a time, not a stack of kernel rows: as fast for eight examples, a tenth slower for thirty-two (decision 0048).
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from seedmask.spec import ModelSpec
 
 
 class LeanOps(OnnxOps):
-    """As `OnnxOps`, but for one operation."""
+    """`OnnxOps` with another weight gradient of convolutions."""
 
     def conv_dw(self, dy: Name, x: Name, layer: Conv2d, kernel: Shape, before: Shape, after: Shape) -> Name:
-        """A product for every entry of the kernel."""
+        """Compute one product per kernel element."""
         return self.dw_taps(dy, x, layer, kernel, after)
 
 
 def files(spec: ModelSpec, batch: int) -> dict[str, bytes]:
-    """Return the bundle's member; it goes with those of `onnx`. Any number of examples, so `batch` is not in it."""
+    """Return the bundle's member, which goes with those of target onnx; it does not depend on `batch`."""
     return {"onnx-lean/grads.onnx": grads_graph(spec, LeanOps)}

@@ -1,9 +1,9 @@
 """Artifacts for onnxruntime-training 1.19.2, the last of its line: training, eval and optimiser models, a checkpoint.
 
-Only the forward half is built here; the package differentiates it. Whoever has its C++, C#, Java, Swift or Python API
-trains with the artifacts alone, by the straight-through estimator and Adam (FedPM: Isik et al., arXiv 2209.15328); our
-runtime runs the same models and adds what a job's rule asks for. Generating needs torch, which the package imports
-without saying so; training does not.
+Only the forward half is built here; the package differentiates it. Programs that use the package's C++, C#, Java, Swift
+or Python API train with the artifacts alone, by the straight-through estimator and Adam (FedPM: Isik et al., arXiv
+2209.15328); our runtime runs the same models and adds the training settings of a job. Making artifacts needs torch,
+which the package imports without declaring it; training with them does not.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ _EXACT: Final = 2.0**62  # float32 theta times this is an integer that int64 hol
 
 
 class DifferentiableOps(OnnxOps):
-    """For the package to differentiate."""
+    """`OnnxOps` in a form that onnxruntime-training can differentiate."""
 
     def pool(self, x: Name, layer: MaxPool2d, before: Shape) -> tuple[Name, Name]:
-        """MaxPool with its indices, which its gradient asks for."""
+        """Emit MaxPool with its indices, which its gradient needs."""
         y, winners = self.g.several("MaxPool", 2, x, kernel_shape=layer.size, strides=layer.size)
         return y, winners
 
 
 def files(spec: ModelSpec, batch: int) -> dict[str, bytes]:
-    """Return the bundle's members; any number of examples, so `batch` is not in them. Raises MissingPackageError.
+    """Return the bundle's members; they take any number of examples, not just `batch`. Raises MissingPackageError.
 
-    The checkpoint is a nominal one: it names `scores`, and `exact` if the spec has exact tensors, and leaves their
-    values to `copy_buffer_to_parameters(scores, trainable_only=False)`, because a round begins with the fleet's.
+    The checkpoint is a nominal one: it has the names `scores` and, if the spec has exact tensors, `exact`, but no
+    values. Load those by `copy_buffer_to_parameters(scores, trainable_only=False)`: a round begins with the fleet's.
     """
     made = _generate(forward_graph(spec), ["scores", "exact"] if spec.e else ["scores"])
     optimizer = onnx.load_from_string(made["optimizer_model.onnx"])
@@ -61,9 +61,9 @@ def files(spec: ModelSpec, batch: int) -> dict[str, bytes]:
 def forward_graph(spec: ModelSpec) -> bytes:
     """Return the ONNX model that is differentiated by its initialisers `scores` float32 [d] and, if any, `exact` [e].
 
-    x float32 [n, *input]; y int64 [n], or float32 [n, outputs] if the loss is "mse"; weight float32 [n], 1/n each;
-    w (weights), u (noise) float32 [d]; mean bool [] -> loss float32 [], correct int64 [], logits float32 [n, classes].
-    And frozen, as the ONNX target's step has it.
+    x float32 [n, *input]; y int64 [n], or float32 [n, outputs] if the loss is "mse"; weight float32 [n], 1/n each; w
+    (weights), u (noise) float32 [d]; mean bool []; frozen, as in `export.targets.onnx.sgd_graph` -> loss float32 [],
+    correct int64 [], logits float32 [n, classes].
     """
     g, d = Graph(), spec.d
     ops = DifferentiableOps(g, -1)
@@ -84,10 +84,10 @@ def forward_graph(spec: ModelSpec) -> bytes:
 
 
 def _straight_through(g: Graph, ops: OnnxOps, scores: Name, u: Name, mean: Name) -> Name:
-    """Exactly u < theta, or theta if `mean`, with the gradient of theta either way.
+    """Return exactly u < theta, or theta if `mean`, with the gradient of theta either way.
 
-    There is no operator that stops a gradient, but a Cast to integers has none; theta comes through it unchanged. An
-    If would not be differentiated, a Where of what has no gradient need not be.
+    No operator stops a gradient, but a Cast to integers has none, and theta passes it unchanged. An If cannot be
+    differentiated; a Where need not be, since its operands have no gradient.
     """
     theta = ops.sigmoid(scores)
     scale = ops.number(_EXACT)
@@ -96,7 +96,7 @@ def _straight_through(g: Graph, ops: OnnxOps, scores: Name, u: Name, mean: Name)
 
 
 def _generate(model: bytes, trained: list[str]) -> dict[str, bytes]:
-    """What the package makes of a forward model, by file name; `trained`: its parameters."""
+    """Return the artifacts that the package makes of a forward model, by file name; `trained` names its parameters."""
     try:
         from onnxruntime.training import artifacts
     except ImportError as error:
@@ -118,7 +118,7 @@ def _generate(model: bytes, trained: list[str]) -> dict[str, bytes]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the line that native code writes to standard error for every transformation; no setting stops it."""
+    """Suppress the line that native code writes to standard error for every transformation; no setting stops it."""
     sys.stderr.flush()
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
@@ -131,7 +131,10 @@ def _quiet() -> Iterator[None]:
 
 
 def _patched(model: onnx.ModelProto) -> bytes:
-    """The optimiser's model with torch's Adam, an IR that this onnxruntime reads, and names that are not counted up."""
+    """Return the optimiser's model with torch's Adam, an older IR version, and fixed names.
+
+    This onnxruntime cannot read the IR version that the package writes; names that count up would change the bytes.
+    """
     model.ir_version = IR_VERSION  # it writes onnx's newest, and reads up to 10
     (node,) = model.graph.node
     for attribute in node.attribute:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 
 @dataclass(frozen=True)
@@ -32,3 +34,11 @@ class Command:
     def missing(self) -> list[str]:
         """Packages among `needs` that are not installed."""
         return [package for package in self.needs if importlib.util.find_spec(package) is None]
+
+
+def as_options(text: str, names: Mapping[str, str] = MappingProxyType({})) -> str:
+    """Return a message about a function's parameters in terms of a command's options.
+
+    Parameters stand in backquotes: `per_round` becomes --per-round. `names` has the options that are called otherwise.
+    """
+    return re.sub(r"`(\w+)`", lambda found: "--" + names.get(found[1], found[1]).replace("_", "-"), text)

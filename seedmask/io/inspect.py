@@ -15,8 +15,10 @@ from seedmask.io.commands import Command
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", type=Path, help="a .bundle of `seedmask export`, or the .smk of a finished model")
-    parser.add_argument("--json", action="store_true", help="as JSON")
+    parser.add_argument(
+        "file", type=Path, metavar="FILE", help="a bundle of `seedmask export`, or a finished model, .smk"
+    )
+    parser.add_argument("--json", action="store_true", help="print it as one JSON object")
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -1,9 +1,9 @@
-"""The ExecuTorch program of a masked network: weights, train_step, grads and logits in one file, no weight inside.
+"""ExecuTorch program of a masked network: methods weights, train_step, grads and logits in one file without a weight.
 
-What the step computes stands in `export.graph`, how each operation is said in `ops`; torch.export follows it. Backward
-is the hand-written one: what ExecuTorch differentiates by itself has wrong gradients below a pooling layer
-(`tests/test_executorch.py` says when that ends) and ran thirty times slower. `finished_pte` is a finished network's
-file, for inference.
+`export.graph` has the computation of a step, `ops` each operation as torch calls, which torch.export records. The
+backward pass is written by hand: ExecuTorch's own has wrong gradients below a pooling layer (a test in
+`tests/test_executorch.py` will notice when that is mended) and took thirty times as long. `finished_pte` returns the
+file of a finished network, for inference.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ __all__ = ["METHODS", "files", "finished_pte", "micro_batch", "program"]
 V = torch.Tensor
 
 METHODS: Final = ("weights", "train_step", "grads", "logits")
-_IMAGES: Final = 16  # at most in one run of a convolutional program
+_IMAGES: Final = 16  # the most examples that a convolutional program takes at once
 
 
 class Weights(torch.nn.Module):
-    """key int64 [2], from `seedmask.seed.weights_key` -> w float32 [d], bit for bit spec.weights().
+    """key int64 [2] (`seedmask.seed.weights_key`) -> w float32 [d], bit for bit spec.weights().
 
-    And frozen float32 [all their entries], bit for bit spec.frozen(), where there are any.
+    If there are frozen tensors, a second output, frozen float32 [all their entries], equals spec.frozen().
     """
 
     def __init__(self, spec: ModelSpec) -> None:
@@ -40,7 +40,7 @@ class Weights(torch.nn.Module):
         self.spec = spec
 
     def forward(self, key: V) -> tuple[V, ...]:
-        """In lanes of int32, whose sums wrap; a mask after the arithmetic shift makes it a logical one."""
+        """Draw the weights in int32, whose sums wrap; a bit mask makes the arithmetic right shift a logical one."""
         spec = self.spec
         k0, k1 = key[0:1].to(torch.int32), key[1:2].to(torch.int32)
         ks = (k0, k1, (k0 ^ k1) ^ PARITY)
@@ -74,7 +74,7 @@ class _Network(torch.nn.Module):
         return torch.permute_copy(x, (0, 2, 3, 1)) if x.dim() == 4 else x
 
     def unmasked(self, others: tuple[V, ...]) -> tuple[V | None, V | None]:
-        """The flat vectors of frozen and exact tensors of a method's last inputs, `others`."""
+        """Return the vectors of frozen and exact tensors from a method's last inputs, None where there are none."""
         rest = iter(others)
         return (next(rest) if self.spec.count("frozen") else None), (next(rest) if self.spec.e else None)
 
@@ -100,33 +100,33 @@ class _Network(torch.nn.Module):
 
 
 class TrainStep(_Network):
-    """One step of Adam whose gradient is that of the loss alone, by the identity estimator.
+    """One step of Adam on the loss alone, by the identity estimator.
 
     x float32 [batch, *input]; y int64 [batch], for "mse" float32 [batch, classes]; weight float32 [batch], 1/n for a
     real example and 0 for padding; scores, w (weights), u (noise) float32 [d]; mean float32 [1], 1.0 to run w * theta;
     m, v float32 [d]; rate, epsilon float32 [1] with their step's bias correction (`export.graph.Adam`); frozen and
-    exact float32, all their entries, where the spec has any
-    -> scores, m, v float32 [d]; loss float32 []; correct int64 []; the gradient by exact, where there is one.
+    exact float32, all their entries, where the spec has any -> scores, m, v float32 [d]; loss float32 []; correct int64
+    []; the gradient by exact, where there is one.
     """
 
     def forward(
         self, x: V, y: V, weight: V, scores: V, w: V, u: V, mean: V, m: V, v: V, rate: V, epsilon: V, *others: V
     ) -> tuple[V, ...]:
-        """See the class."""
+        """Take the step (see the class)."""
         after = self.step((x, y, weight, scores, w, u, mean), others, rate, Adam(m, v, epsilon))
         assert after.v is not None
         return after.scores, after.m, after.v, after.loss, after.correct, *_if_any(after.exact)
 
 
 class Grads(_Network):
-    """The gradient of the loss by the scores, straight through; over micro-batches of one batch they add up.
+    """Gradient of the loss with respect to the scores, straight through; add up those of a batch's micro-batches.
 
-    Inputs as TrainStep's up to `mean`, frozen and exact -> gradient float32 [d]; loss float32 []; correct int64 [];
-    the gradient by exact, where there is one.
+    Inputs are TrainStep's up to `mean`, then frozen and exact -> gradient float32 [d]; loss float32 []; correct int64
+    []; the gradient by exact, where there is one.
     """
 
     def forward(self, x: V, y: V, weight: V, scores: V, w: V, u: V, mean: V, *others: V) -> tuple[V, ...]:
-        """By SGD without momentum, whose first moment is the gradient; nobody asks for its scores."""
+        """Take a step of SGD without momentum, and return its first moment, which is the gradient."""
         zero = torch.zeros(1)
         after = self.step((x, y, weight, scores, w, u, mean), others, zero, Sgd(zero, zero))
         return after.m, after.loss, after.correct, *_if_any(after.exact)
@@ -135,11 +135,11 @@ class Grads(_Network):
 class Logits(_Network):
     """x float32 [batch, *input], w and mask float32 [d], frozen and exact as TrainStep's -> float32 [batch, classes].
 
-    The mask may be probabilities.
+    The mask may be probabilities, for the mean network.
     """
 
     def forward(self, x: V, w: V, mask: V, *others: V) -> V:
-        """See the class."""
+        """Compute the logits (see the class)."""
         ops = TorchOps(self.batch)
         weights = unpack(ops, self.spec, w * mask, *self.unmasked(others))
         return forward(ops, self.spec, self.image(x), weights)[0]
@@ -150,16 +150,16 @@ def _if_any(value: V | None) -> tuple[V, ...]:
 
 
 def files(spec: ModelSpec, batch: int) -> dict[str, bytes]:
-    """Return the bundle's member; a step of `batch` examples is a few of the program's. Raises MissingPackageError."""
+    """Return the bundle's member, a program of `micro_batch(spec, batch)` examples. Raises MissingPackageError."""
     require()
     return {"executorch/model.pte": program(spec, micro_batch(spec, batch))}
 
 
 def micro_batch(spec: ModelSpec, batch: int) -> int:
-    """Return how many examples the program takes at once for steps of `batch`.
+    """Return how many examples the program takes at once; a step of `batch` examples runs it several times.
 
-    Patches make a convolution's memory several times its image's, and fall out of the cache: 32 of ResNet-20's at once
-    take a sixth longer than twice 16, of CONV-4's and CONV-6's 1 to 3 % less.
+    A convolution's patches need several times the memory of its image, and fall out of the cache: for ResNet-20, one
+    run of 32 takes a sixth longer than two of 16; for CONV-4 and CONV-6 it takes 1 to 3 % less.
     """
     if not any(isinstance(layer, Conv2d) for layer in spec.layers):
         return batch
@@ -168,7 +168,7 @@ def micro_batch(spec: ModelSpec, batch: int) -> int:
 
 @quiet()
 def program(spec: ModelSpec, batch: int, methods: Collection[str] = METHODS) -> bytes:
-    """Return the program of `spec` for `batch` examples at once, with `methods` of METHODS."""
+    """Return the ExecuTorch program of `spec` for `batch` examples at once, with those `methods`, a part of METHODS."""
 
     def flat() -> V:  # another one each time: torch.export takes one tensor given twice for one input
         return torch.zeros(spec.d)
@@ -191,5 +191,5 @@ def program(spec: ModelSpec, batch: int, methods: Collection[str] = METHODS) -> 
     }
     with torch.no_grad():
         exported = {name: torch.export.export(*all_methods[name]) for name in METHODS if name in methods}
-    # Weights are made of integers, which XNNPACK has no use for.
+    # Weights are made by integer operations, which XNNPACK lacks.
     return lower(exported, {name: training_partitioner() for name in exported if name != "weights"})

@@ -21,9 +21,9 @@ def finished_pte(
 ) -> bytes:
     """Return an ExecuTorch file with one method, `forward`: raw x float32 [batch, *input] -> logits [batch, classes].
 
-    Its weights are in the file. `int8`: weights, which have three values a tensor, stay exact; activations are rounded
-    to 256 levels over the ranges that `calibration`, raw inputs [n >= batch, *input], shows. Raises ValueError if
-    `int8` lacks such inputs, MissingPackageError if ExecuTorch is not installed.
+    The file contains the weights. With `int8`, weights stay exact, since a tensor has only three values; activations
+    are rounded to 256 levels over the ranges seen with `calibration`, raw inputs [n >= batch, *input]. Raises
+    ValueError if `int8` lacks such inputs, MissingPackageError if ExecuTorch is not installed.
     """
     require()
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
@@ -40,7 +40,7 @@ def finished_pte(
 
 
 def _quantised(network: torch.nn.Module, x: V, calibration: V) -> torch.nn.Module:
-    """`network` with every product in int8, by torchao's post-training quantisation."""
+    """Return `network` with every product in int8, by torchao's post-training quantisation."""
     from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
         XNNPACKQuantizer,
         get_symmetric_quantization_config,

@@ -1,4 +1,4 @@
-"""From exported programs to one ExecuTorch file, by XNNPACK where it can."""
+"""Lower exported programs to one ExecuTorch file, for XNNPACK where it has the operators."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def require() -> None:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without what torch, torchao and ExecuTorch say to their own developers while they lower; errors stay."""
+    """Suppress warnings that torch, torchao and ExecuTorch address to their own developers; errors still appear."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -49,7 +49,7 @@ def training_partitioner() -> XnnpackPartitioner:
 
 
 def lower(exported: dict[str, Any], partitioners: dict[str, XnnpackPartitioner]) -> bytes:
-    """Return the file of these programs by method; those without a partitioner run on ExecuTorch's own kernels."""
+    """Return one file of the `exported` programs by method; without a partitioner, ExecuTorch's kernels run one."""
     from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge_transform_and_lower
     from executorch.exir.passes import MemoryPlanningPass
 
@@ -59,6 +59,6 @@ def lower(exported: dict[str, Any], partitioners: dict[str, XnnpackPartitioner])
         # Integer shifts are not in the core operator set; their kernels exist.
         compile_config=EdgeCompileConfig(_check_ir_validity=False),
     )
-    # What comes in and goes out lies in the caller's memory, not in a copy of it.
+    # Inputs and outputs stay in the caller's memory, without a copy.
     planning = MemoryPlanningPass(alloc_graph_input=False, alloc_graph_output=False)
     return bytes(edge.to_executorch(ExecutorchBackendConfig(memory_planning_pass=planning)).buffer)

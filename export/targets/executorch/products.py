@@ -1,4 +1,4 @@
-"""Sums and products in the form in which XNNPACK takes two operands that change from step to step: batched products."""
+"""Sums and means as batched matrix products, the only form in which XNNPACK multiplies two values that both change."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 V = torch.Tensor
 
 LANES: Final = 32
-"""Numbers of a product's row that are computed at a time, whether it has them or not, with AVX-512; 16, 8 elsewhere."""
+"""Numbers of a product's row that AVX-512 computes at a time, used or not; elsewhere 16 or 8."""
 
 # Products over more rows than this are summed in pieces: XNNPACK does not cut its inner loop to fit a cache.
 _ROWS: Final = 1024
@@ -17,31 +17,34 @@ _TERMS: Final = 128
 
 
 def positive(x: V) -> V:
-    """1.0 where x > 0, else 0.0, without a comparison, which XNNPACK lacks."""
+    """Return 1.0 where x > 0, else 0.0, without a comparison, which XNNPACK lacks."""
     return torch.ceil(torch.clamp(x, 0.0, 1.0))
 
 
 def product(a: V, b: V) -> V:
-    """a b for matrices."""
+    """Return the matrix product a b."""
     return torch.bmm(a.reshape(1, *a.shape), b.reshape(1, *b.shape)).view(a.shape[0], b.shape[1])
 
 
 def total(x: V) -> V:
-    """The sum over the rows of a matrix [n, k], [k]."""
+    """Return the sum over the rows of a matrix: [n, k] -> [k]."""
     return product(torch.ones(1, len(x)), x).view(-1)
 
 
 def total_by_image(x: V) -> V:
-    """The sum over all but the last dimension of [batch, ..., k], [k]: an image at a time, so that sums stay short."""
+    """Return the sum over all but the last dimension: [batch, ..., k] -> [k].
+
+    Images are summed one by one first, to keep sums short, which rounds less.
+    """
     image = x.reshape(x.shape[0], -1, x.shape[-1])
     return total(torch.bmm(torch.ones(len(image), 1, image.shape[1]), image).view(len(image), -1))
 
 
 def mean(x: V) -> V:
-    """The mean of each row of a matrix, [n, 1].
+    """Return the mean of each row of a matrix, [n, 1].
 
-    Of more than _TERMS numbers, that of means of _TERMS or fewer: XNNPACK adds one after another, and twenty norms of
-    2,048 numbers each, one upon another, were off eight times as much as torch's.
+    A row of more than _TERMS numbers is averaged in parts of at most _TERMS, then the parts: XNNPACK adds one number
+    after another, and the error of twenty consecutive norms of 2,048 numbers each was eight times torch's.
     """
     rows, width = x.shape
     if width % LANES == 0 and width > _TERMS:
@@ -52,9 +55,9 @@ def mean(x: V) -> V:
 
 
 def mean_of_groups(x: V, groups: int) -> V:
-    """`mean` of rows; of images [batch, places, channels] that of each group of channels, [batch, 1, channels].
+    """Return the mean of each row of a matrix; for images, each group's mean, repeated for its channels.
 
-    Every channel has its group's, so that nothing has to be put together or taken apart.
+    Images [batch, places, channels] -> [batch, 1, channels], so that nothing has to be cut or joined.
     """
     if x.dim() == 2:
         return mean(x)
@@ -65,9 +68,10 @@ def mean_of_groups(x: V, groups: int) -> V:
 
 
 def mean_of_places(x: V) -> V:
-    """The mean of [batch, places, k] over its middle, [batch, k]: of means of _TERMS numbers at most, as `mean` has it.
+    """Return the mean over the middle dimension: [batch, places, k] -> [batch, k], in parts of _TERMS as `mean` does.
 
-    At first with so many places side by side that a product's row is full: half the time for 16 channels.
+    The first part takes so many places side by side that a product's row is full, which halves the time for 16
+    channels.
     """
     batch, places, k = x.shape
     if places == 1:
@@ -81,13 +85,13 @@ def mean_of_places(x: V) -> V:
 
 
 def _part(n: int) -> int:
-    """How many of n numbers are added up at once: the most that divide them, up to _TERMS; all if nothing does."""
+    """Return how many of n numbers to add up at once: the largest divisor of n up to _TERMS, or n if that is 1."""
     part = next(size for size in range(min(n, _TERMS), 0, -1) if n % size == 0)
     return n if part == 1 else part
 
 
 def over_rows(a: V, b: V, batch: int) -> V:
-    """a^T b for [rows, A] and [rows, B], rows a multiple of the batch: [A, B]."""
+    """Return a^T b, [A, B], for a [rows, A] and b [rows, B]; rows is a multiple of the batch."""
     rows, (width, height) = len(a), (a.shape[1], b.shape[1])
     pieces = next(n for n in range(1, batch + 1) if batch % n == 0 and (rows // n <= _ROWS or n == batch))
     a = torch.permute_copy(a.view(pieces, rows // pieces, width), (0, 2, 1))
