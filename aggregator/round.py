@@ -145,7 +145,7 @@ class PublishRound:
 
 @dataclass(frozen=True)
 class EndJob:
-    """The job is over."""
+    """End the job: its last round is closed."""
 
 
 Effect: TypeAlias = (

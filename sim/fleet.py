@@ -214,7 +214,7 @@ class Fleet:
         return ended
 
     def waiting(self) -> str:
-        """What the aggregator waits for."""
+        """Return what the aggregator waits for, one line for people."""
         return waiting_for(self.server.job)
 
     def _tick(self, closed: Closed) -> None:

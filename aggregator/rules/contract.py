@@ -79,7 +79,7 @@ class Votes:
 
 
 class Rule(Protocol):
-    """How a job begins, and what the masks of a round make of theta; see `aggregator.rules` for an example.
+    """Contract of a server rule: first theta of a job, and next theta of a round. `aggregator.rules` has an example.
 
     Both methods are pure: the same arguments give the same result, and nothing is kept on `self` that changes. What
     one round leaves to the next goes through `memory`, which the aggregator stores, so that a restart resumes it.

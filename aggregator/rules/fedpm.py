@@ -32,7 +32,7 @@ INIT_STREAM: Final = 3
 
 
 class FedPM:
-    """The built-in rule, "fedpm"; written against the same contract as anybody's."""
+    """Built-in rule "fedpm", written against the same contract as anybody's."""
 
     def start(self, spec: ModelSpec, settings: AggregationConfig) -> Theta:
         """Return one half everywhere, or probabilities drawn from the model's seed, as `settings.init` says."""
@@ -67,7 +67,7 @@ class FedPM:
 
 @dataclass(frozen=True, eq=False)
 class Carried:
-    """What a round leaves to the next one beside theta.
+    """Memory of FedPM: state that a round leaves to the next one beside theta.
 
     `share` int64 [d]: theta before it was rounded to levels. `ones` int64 [d], in units of 2**-16, of `masks`, in the
     same: the Beta counts that are carried over, None where there are none.

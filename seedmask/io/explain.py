@@ -39,7 +39,7 @@ class Place:
 
     @property
     def title(self) -> str:
-        """The table as it stands in a file, with the line that chooses its keys: `[data] with format = "npz"`."""
+        """Return the table as a file names it, with the line that chooses its keys: `[data] with format = "npz"`."""
         return f"[{self.table}]" + (f" with {self.choice}" if self.choice else "")
 
     def __str__(self) -> str:
