@@ -46,12 +46,14 @@ def ended(process: subprocess.Popen[str], status: int = 0) -> str:
 # --- what commands find ---
 
 
+@pytest.mark.slow
 def test_runtimes_are_listed_with_those_of_packages(plugin: Path) -> None:
     rows = json.loads(ended(started(plugin, "client", "runtimes", "--json")))
     (abacus,) = [row for row in rows if row["runtime"] == "abacus"]
     assert abacus["ready"]
 
 
+@pytest.mark.slow
 def test_settings_name_the_rules_that_are_installed_and_the_keys_of_every_data_source(plugin: Path) -> None:
     said = ended(started(plugin, "settings", "rule"))
     assert re.search(r"^ +here +fedpm, lasting$", said, re.M)
