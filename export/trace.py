@@ -51,9 +51,9 @@ def trace(
 
     `gain` > 0 multiplies the size of the weights: one number, or one for each layer that has any. `replace_batchnorm`
     "group" puts GroupNorm where a BatchNorm was. `announce` is told whatever the spec does otherwise than the module: a
-    sentence each. `exact` and `frozen` are patterns over torch's parameter names, as in `export.parameter_kinds`; all others are
-    masked. An exact tensor begins at 0, the scales of a normalisation at 1. Tensor names are torch's parameter names,
-    in the order of use. Raises UserError: which layer is not supported, where it is, and what is.
+    sentence each. `exact` and `frozen` are patterns over torch's parameter names, as in `export.parameter_kinds`; all
+    others are masked. An exact tensor begins at 0, the scales of a normalisation at 1. Tensor names are torch's
+    parameter names, in the order of use. Raises UserError: which layer is not supported, where it is, and what is.
     """
     if scale not in SCALES:
         raise UserError(f"scale is one of {', '.join(SCALES)}; found {scale!r}")

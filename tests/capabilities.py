@@ -71,6 +71,7 @@ CAPABILITIES: Mapping[str, Capability] = {
     "executorch": Capability(_packages("executorch", "torchao"), "make setup"),
     "ort-training": Capability(_packages("onnxruntime.training"), "an environment of its own: make mixed"),
     "sim": Capability(_packages("matplotlib", "pooch", "rich", "sklearn"), "pip install 'seedmask[sim]'"),
+    "pandas": Capability(_packages("pandas"), "pip install 'seedmask[dataframe]'"),
     "mosquitto": Capability(_program("mosquitto"), "apt install mosquitto"),
     "iotcore": Capability(_packages("iotcore"), "pip install 'seedmask[broker]'"),
     "node": Capability(_program("node"), "apt install nodejs"),

@@ -20,7 +20,6 @@ import pytest
 
 import seedmask
 import sim
-from aggregator.broker import available
 from aggregator.history import job_result
 from aggregator.posterior import finished
 from edge_client.data import Dataset
@@ -33,7 +32,6 @@ from sim import History, RoundRecord, StopSimulation, simulate
 from sim.datasets import own
 
 Simulate = Callable[..., History]
-BROKER = pytest.mark.skipif(available() is None, reason="no MQTT broker here: apt install mosquitto")
 
 
 @pytest.fixture
@@ -203,12 +201,11 @@ def test_what_cannot_be_run_says_what_can(run: Simulate, changes: dict[str, Any]
 # --- what comes of it ---
 
 
+@pytest.mark.requires("sim", "pandas")
 def test_a_history_is_a_picture_and_a_table(run: Simulate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("matplotlib")
     history = run(rounds=2)
     history.plot(tmp_path / "found.svg")
     assert b"<svg" in (tmp_path / "found.svg").read_bytes()
-    pytest.importorskip("pandas")
     table = history.to_dataframe()
     assert table.index.tolist() == [1, 2]
     assert table.accuracy_mean.tolist() == [record.accuracy.mean for record in history.rounds]
@@ -342,9 +339,8 @@ def without_torch(tmp_path: Path) -> Iterator[dict[str, str]]:
 
 
 @pytest.mark.slow
+@pytest.mark.requires("onnxruntime", "sim")
 def test_a_network_that_ships_needs_no_torch_whatever_its_seed(tmp_path: Path, without_torch: dict[str, str]) -> None:
-    for package in ("onnxruntime", "sklearn"):
-        pytest.importorskip(package)
     program = (
         "from sim import simulate\n"
         "for seed in (None, 7):\n"
@@ -363,7 +359,7 @@ def test_a_network_that_ships_needs_no_torch_whatever_its_seed(tmp_path: Path, w
 
 @pytest.mark.broker
 @pytest.mark.slow
-@BROKER
+@pytest.mark.requires("mosquitto")
 def test_with_the_real_clock_devices_are_processes_and_stopping_ends_them(tmp_path: Path) -> None:
     program = TINY + (
         "from sim import StopSimulation\n"

@@ -304,8 +304,8 @@ def test_every_knob_can_be_set_and_what_is_set_is_what_the_job_announces(
         (began,), (result,) = db.execute("SELECT counts FROM thetas WHERE number < 2 ORDER BY number").fetchall()
         settings = dict(db.execute("SELECT name, config FROM settings").fetchall())
         updates = db.execute("SELECT COUNT(*) FROM updates").fetchone()
-    assert counts.decode(began, 7840).top == 255
-    assert counts.decode(result, 7840).top == 7
+    assert counts.decode(began, 7840).max_level == 255
+    assert counts.decode(result, 7840).max_level == 7
     assert updates == (6,)
     training = TrainingConfig(**json.loads(settings["training"]))
     asked = {"masks": 2, "momentum": 0.9, "optimizer": "sgd", "learning_rate": 3.0, "keep_optimizer": False}
