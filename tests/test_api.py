@@ -329,7 +329,7 @@ def test_ctrl_c_ends_a_pasted_run_and_leaves_nothing_behind(tmp_path: Path) -> N
 
 
 @pytest.fixture
-def without_torch(tmp_path: Path) -> Iterator[dict[str, str]]:
+def without_torch(tmp_path: Path) -> dict[str, str]:
     """The environment of a process in which torch and onnx cannot be imported."""
     hidden = tmp_path / "hidden"
     for package in ("torch", "onnx"):

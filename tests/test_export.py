@@ -377,7 +377,7 @@ def test_a_dead_end_is_left_out_and_said() -> None:
 )
 def test_functions_count_as_well_as_layers(call: Callable[[Any, Any], Any], wanted: layers.Layer) -> None:
     model = Forward(lambda m, x: call(m, x).flatten(1))
-    model.last = None
+    model.last = None  # type: ignore[assignment]
 
     class Whole(nn.Module):
         def __init__(self) -> None:
