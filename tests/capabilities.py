@@ -72,6 +72,7 @@ CAPABILITIES: Mapping[str, Capability] = {
     "ort-training": Capability(_packages("onnxruntime.training"), "an environment of its own: make mixed"),
     "hatchling": Capability(_packages("hatchling", "pip"), "pip install 'seedmask[dev]'"),
     "sim": Capability(_packages("matplotlib", "pooch", "rich", "sklearn"), "pip install 'seedmask[sim]'"),
+    "pandas": Capability(_packages("pandas"), "pip install 'seedmask[dataframe]'"),
     "mosquitto": Capability(_program("mosquitto"), "apt install mosquitto"),
     "iotcore": Capability(_packages("iotcore"), "pip install 'seedmask[broker]'"),
     "node": Capability(_program("node"), "apt install nodejs"),

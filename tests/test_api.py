@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,6 @@ import edge_client
 import export
 import seedmask
 import sim
-from aggregator.broker import available
 from aggregator.history import job_result
 from aggregator.rules import FedPM, Votes, theta_of
 from aggregator.settings import AggregationConfig
@@ -38,7 +37,6 @@ from sim import History, RoundRecord, StopSimulation, simulate
 from sim.datasets import own
 
 Simulate = Callable[..., History]
-BROKER = pytest.mark.skipif(available() is None, reason="no MQTT broker here: apt install mosquitto")
 
 
 @pytest.fixture
@@ -317,12 +315,11 @@ def test_a_module_is_exported_for_finite_numbers_and_a_class_of_modules_for_none
 # --- what comes of it ---
 
 
+@pytest.mark.requires("sim", "pandas")
 def test_a_history_is_a_picture_and_a_table(run: Simulate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("matplotlib")
     history = run(rounds=2)
     history.plot(tmp_path / "found.svg")
     assert b"<svg" in (tmp_path / "found.svg").read_bytes()
-    pytest.importorskip("pandas")
     table = history.to_dataframe()
     assert table.index.tolist() == [1, 2]
     assert table.accuracy_mean.tolist() == [record.accuracy.mean for record in history.rounds]
@@ -459,7 +456,7 @@ def test_ctrl_c_ends_a_pasted_run_and_leaves_nothing_behind(tmp_path: Path) -> N
 
 
 @pytest.fixture
-def without_torch(tmp_path: Path) -> Iterator[dict[str, str]]:
+def without_torch(tmp_path: Path) -> dict[str, str]:
     """The environment of a process in which torch and onnx cannot be imported."""
     hidden = tmp_path / "hidden"
     for package in ("torch", "onnx"):
@@ -469,9 +466,8 @@ def without_torch(tmp_path: Path) -> Iterator[dict[str, str]]:
 
 
 @pytest.mark.slow
+@pytest.mark.requires("onnxruntime", "sim")
 def test_a_network_that_ships_needs_no_torch_whatever_its_seed(tmp_path: Path, without_torch: dict[str, str]) -> None:
-    for package in ("onnxruntime", "sklearn"):
-        pytest.importorskip(package)
     program = (
         "from sim import simulate\n"
         "for seed in (None, 7):\n"
@@ -490,7 +486,7 @@ def test_a_network_that_ships_needs_no_torch_whatever_its_seed(tmp_path: Path, w
 
 @pytest.mark.broker
 @pytest.mark.slow
-@BROKER
+@pytest.mark.requires("mosquitto")
 def test_with_the_real_clock_devices_are_processes_and_stopping_ends_them(tmp_path: Path) -> None:
     program = TINY + (
         "from sim import StopSimulation\n"

@@ -255,7 +255,7 @@ def test_a_rounds_training_is_that_of_the_python_client(page: chromium.Page, wor
     data = Dataset(rng.integers(0, 17, (41, *spec.input)).astype(np.uint8), rng.integers(0, 10, 41))
     values = spec.begin() + rng.integers(-999, 999, spec.e).astype(np.int32)
     theta = Theta(rng.integers(1, 10, spec.d).astype(np.uint16), 10, exact=values)
-    work = replace(work, exact_rate=20_000)
+    work = replace(work, exact_rate=0.02)
     found = round_in(page, spec, announced(spec, theta, work), theta, data, DEVICE, seed=12)
     native = open_runtime("onnxruntime", bundle, 1)
     same: Any = Followed(12)

@@ -43,11 +43,10 @@ def test_a_seed_that_is_none_is_refused() -> None:
 
 
 @pytest.mark.export
+@pytest.mark.requires("torch", "onnx")
 @pytest.mark.parametrize("name", names())
 @pytest.mark.parametrize("seed", [1, 0xFEDC_BA98_7654_3210])
 def test_they_are_to_the_byte_what_the_exporter_makes(name: str, seed: int) -> None:
-    pytest.importorskip("torch")
-    pytest.importorskip("onnx")
     exported = importlib.import_module("sim.bundles.__main__").exported
     found = shipped(name, seed)
     assert found is not None

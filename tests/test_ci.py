@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.machinery
 import importlib.util
 import json
@@ -17,6 +18,8 @@ from typing import Any
 
 import capabilities
 import pytest
+
+from seedmask import cli
 
 ROOT = Path(__file__).resolve().parent.parent
 SETTINGS = "[pytest]\ntestpaths = tests\npythonpath = tests\naddopts = --import-mode=importlib --strict-markers\n"
@@ -243,3 +246,28 @@ def test_a_python_that_is_not_here_is_an_error_under_ci(tmp_path: Path, script: 
     )
     assert done.returncode == status
     assert "not tried" in done.stdout + done.stderr
+
+
+def called() -> list[tuple[str, str, list[str]]]:
+    """Each `seedmask COMMAND ...` of .ci and the Makefile: file, command, option names."""
+    files = [ROOT / "Makefile", *sorted((ROOT / ".ci").iterdir())]
+    found = []
+    for path in files:
+        text = path.read_text(encoding="utf-8").replace("\\\n", " ")
+        for command, rest in re.findall(r"^\S*bin/seedmask\"? ([a-z][\w-]*)(.*)$", text.replace("\t", ""), re.M):
+            found.append((path.name, command, re.findall(r"(?<=\s)--[a-z][\w-]*", rest)))
+    return found
+
+
+def test_scripts_call_seedmask_with_options_that_exist() -> None:
+    calls = called()
+    assert {(name, command) for name, command, _ in calls} >= {
+        ("Makefile", "simulate"),
+        ("ort-training", "simulate"),
+        ("ort-training", "export"),
+    }
+    for name, command, options in calls:
+        parser = argparse.ArgumentParser()
+        cli.commands()[command].add_arguments(parser)
+        unknown = set(options) - parser._option_string_actions.keys()
+        assert not unknown, f"{name}: seedmask {command} has no {', '.join(unknown)}"

@@ -82,7 +82,8 @@ def test_idx_is_read_plain_or_gzipped(tmp_path: Path, tiny_spec: ModelSpec, pack
 def test_numbers_are_the_targets_of_a_model_that_is_judged_by_its_error(
     tmp_path: Path, tiny_spec: ModelSpec, kind: type
 ) -> None:
-    spec, targets = replace(tiny_spec, loss="mse"), np.arange(24).reshape(6, 4).astype(kind)
+    spec = replace(tiny_spec, loss="mse")
+    targets: Any = np.arange(24).reshape(6, 4).astype(kind)
     data = from_npz(tmp_path, spec, npz(x=X, y=targets))
     assert data.y.dtype == np.float32
     assert np.array_equal(data.y, targets)

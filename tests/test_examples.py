@@ -11,13 +11,11 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
-pytestmark = [pytest.mark.slow]
+pytestmark = [pytest.mark.slow, pytest.mark.requires("onnxruntime", "sim")]
 
 
-def run(name: str, folder: Path, *needs: str) -> str:
+def run(name: str, folder: Path) -> str:
     """What examples/`name`.py prints when it runs in `folder`."""
-    for package in ("onnxruntime", "sklearn", "matplotlib", *needs):
-        pytest.importorskip(package)
     done = subprocess.run(
         [sys.executable, str(EXAMPLES / f"{name}.py")],
         capture_output=True,
@@ -38,8 +36,9 @@ def percent(pattern: str, text: str) -> float:
 
 
 @pytest.mark.export
+@pytest.mark.requires("torch", "onnx")
 def test_own_model_reads_digits_and_is_saved(tmp_path: Path) -> None:
-    said = run("own_model", tmp_path, "torch", "onnx")
+    said = run("own_model", tmp_path)
     assert len(re.findall(r"^round \d+: ", said, re.M)) == 10
     assert percent(r"accuracy ([\d.]+)% thresholded on 360 test examples", said) > 80
     assert (tmp_path / "own_model.png").read_bytes().startswith(b"\x89PNG")
@@ -47,8 +46,9 @@ def test_own_model_reads_digits_and_is_saved(tmp_path: Path) -> None:
 
 
 @pytest.mark.export
+@pytest.mark.requires("torch", "onnx")
 def test_own_data_are_read_from_a_file_and_the_run_stops_once_it_is_good_enough(tmp_path: Path) -> None:
-    said = run("own_data", tmp_path, "torch", "onnx")
+    said = run("own_data", tmp_path)
     assert "vibration.npz; 240 of its 1,200 examples held out as a test set" in said
     last = re.findall(r"^round (\d+): .* ([\d.]+)% thresholded", said, re.M)[-1]
     assert float(last[1]) >= 95
@@ -72,7 +72,8 @@ def test_a_rule_of_ones_own_concludes_every_round_and_learns_otherwise_than_fedp
 
 
 @pytest.mark.export
+@pytest.mark.requires("onnx")
 def test_predict_and_export_gives_the_same_predictions_twice(tmp_path: Path) -> None:
-    said = run("predict_and_export", tmp_path, "onnx")
+    said = run("predict_and_export", tmp_path)
     assert percent(r"([\d.]+)% of 360 digits are read correctly", said) > 80
     assert percent(r"digits\.onnx agrees on ([\d.]+)% of them", said) > 99

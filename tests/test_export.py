@@ -377,7 +377,7 @@ def test_a_dead_end_is_left_out_and_said() -> None:
 )
 def test_functions_count_as_well_as_layers(call: Callable[[Any, Any], Any], wanted: layers.Layer) -> None:
     model = Forward(lambda m, x: call(m, x).flatten(1))
-    model.last = None
+    model.last = None  # type: ignore[assignment]
 
     class Whole(nn.Module):
         def __init__(self) -> None:
@@ -937,7 +937,7 @@ def test_importing_the_package_is_cheap_and_shows_what_it_offers() -> None:
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "export_bundle set()"
     with pytest.raises(AttributeError, match="module 'export' has no attribute 'export_model'"):
-        _ = exporter.export_model
+        _ = exporter.export_model  # type: ignore[attr-defined]
 
 
 def test_where_torch_is_not_it_says_what_to_install() -> None:

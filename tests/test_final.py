@@ -199,17 +199,17 @@ def test_the_command_writes_every_format(
         assert (facts["bytes"], facts["model"]) == (out.stat().st_size, model.spec.digest.hex())
         if name.startswith("onnx"):
             assert np.allclose(run(out.read_bytes(), images), truth(model, images), rtol=1e-5, atol=1e-5)
-    out = ["-o", str(tmp_path / "out.onnx")]
-    assert cli.main(["export-model", str(smk), "--to", "onnx", *out, "--force"]) == 0
+    to = ["-o", str(tmp_path / "out.onnx")]
+    assert cli.main(["export-model", str(smk), "--to", "onnx", *to, "--force"]) == 0
     assert "bit per parameter: ONNX, float32 weights" in capsys.readouterr().out
-    assert cli.main(["export-model", str(smk), "--to", "onnx", *out]) == 2
+    assert cli.main(["export-model", str(smk), "--to", "onnx", *to]) == 2
     assert "--force overwrites it" in capsys.readouterr().err
-    assert cli.main(["export-model", str(smk), "--to", "onnx", *out, "--force", "--batch", "-1"]) == 2
+    assert cli.main(["export-model", str(smk), "--to", "onnx", *to, "--force", "--batch", "-1"]) == 2
     assert "--batch is 0 (any) .. 65536, found -1" in capsys.readouterr().err
-    assert cli.main(["export-model", str(smk), "--to", "onnx", *out, "--force", "--calibration", str(shown)]) == 2
+    assert cli.main(["export-model", str(smk), "--to", "onnx", *to, "--force", "--calibration", str(shown)]) == 2
     assert "--to onnx takes no --calibration" in capsys.readouterr().err
     smk.write_bytes(smk.read_bytes()[:-1])
-    assert cli.main(["export-model", str(smk), "--to", "onnx", *out, "--force"]) == 2
+    assert cli.main(["export-model", str(smk), "--to", "onnx", *to, "--force"]) == 2
     assert "damaged" in capsys.readouterr().err
 
 

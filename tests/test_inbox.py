@@ -20,7 +20,7 @@ def frames(blob: bytes = BLOB, size: int = 300) -> list[bytes]:
     return [encode(chunk) for chunk in split(blob, size)]
 
 
-def put_all(inbox: Inbox, device: str, payloads: list[bytes]) -> list[tuple[bytes, bytes]]:
+def put_all(inbox: Inbox, device: str, payloads: list[bytes]) -> list[tuple[bytes, bytes | ProtocolError]]:
     return [done for payload in payloads if (done := inbox.put(device, payload, 0.0)) is not None]
 
 

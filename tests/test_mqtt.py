@@ -133,7 +133,7 @@ def test_messages_published_while_the_broker_is_away_arrive_in_order(
         receiver.receive(0.3)
         wait_for(sender, Connected)
         sender.receive(0.5)
-        arrived = []
+        arrived: list[bytes] = []
         while len(arrived) < 30 and (got := collect(receiver, 1, 3)):
             arrived += got
             sender.receive(0.0)

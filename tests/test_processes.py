@@ -164,8 +164,8 @@ def test_the_aggregator_killed_in_mid_round_continues_it_and_counts_nothing_twic
     log = (run.out / "aggregator.log").read_text()
     assert "resumed: round 2 of 3" in log
     # theta has one level per folded mask, so a mask folded twice would show here.
-    tops = [theta.max_level for _, theta in results(run.out / "aggregator" / "job.sqlite", small_spec().d)]
-    assert tops == [3, 3, 3]
+    levels = [theta.max_level for _, theta in results(run.out / "aggregator" / "job.sqlite", small_spec().d)]
+    assert levels == [3, 3, 3]
     summary = json.loads((run.out / "summary.json").read_text())
     assert set(summary["accuracy"]) == {"sampled", "thresholded", "mean"}
     assert (summary["rounds"], summary["devices"], summary["parameters"]) == (3, 3, small_spec().d)

@@ -201,7 +201,8 @@ def test_per_round_asks_that_many_the_same_after_a_restart_and_others_in_the_nex
     assert first.selected == again.selected
     assert len(first.selected) == first.quorum == 2
     assert announcement(first, 1).selected == first.selected
-    asked, job = set(), first
+    asked: set[str] = set()
+    job = first
     for _ in range(20):
         asked.update(job.selected)
         job, _ = after(job, *[arrived(update(job, name), name) for name in job.selected])

@@ -188,7 +188,7 @@ class World:
         self.lives += 1
         fuse = self.fuses.pop(0) if self.fuses else Fuse()
         spec, config = self.spec, self.config
-        shell.write_atomic = burnt(fuse)
+        shell.write_atomic = burnt(fuse)  # type: ignore[assignment]
         self.store = FusedStore(config.state_dir / "job.sqlite", JOB, spec.digest, spec.canonical(), spec.d, spec.e)
         self.link = FusedLink(self.broker, Wire(latency=0.01), self._deliver, will(JOB, self.lives))
         self.store.fuse = self.link.fuse = fuse
@@ -451,7 +451,7 @@ class Script:
     """A Link that receives what it is given, one event a call, each call so many seconds long."""
 
     def __init__(self, *events: Event) -> None:
-        self.events, self.sent, self.now, self.closed = list(events), [], 0.0, False
+        self.events, self.now, self.closed = list(events), 0.0, False
         self.sent: list[tuple[str, bytes, bool]] = []
 
     def clock(self) -> float:

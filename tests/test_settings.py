@@ -9,6 +9,7 @@ from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -318,7 +319,6 @@ def test_any_settings_are_taken_or_refused_as_the_users_error(
 
 def agreed(kind: type, value: Any) -> bool:
     """True if the loader takes `value`; the schema must take it too then."""
-    jsonschema = pytest.importorskip("jsonschema")
     judge = jsonschema.Draft202012Validator(schema(kind, "here"))
     try:
         build(kind, value, "here", Path())
@@ -330,7 +330,6 @@ def agreed(kind: type, value: Any) -> bool:
 
 @pytest.mark.parametrize(("kind", "text"), [(RunConfig, RUN_EXAMPLE), (EdgeConfig, EDGE_EXAMPLE)])
 def test_the_schema_is_one_and_takes_the_example(kind: type, text: str) -> None:
-    jsonschema = pytest.importorskip("jsonschema")
     jsonschema.Draft202012Validator.check_schema(schema(kind, "here"))
     assert agreed(kind, tomllib.loads(text))
     assert agreed(kind, tomllib.loads(text.replace("\n# ", "\n")))
@@ -357,9 +356,8 @@ def test_the_schema_is_one_and_takes_the_example(kind: type, text: str) -> None:
 def test_the_schema_refuses_what_the_loader_refuses_where_one_key_is_enough_to_see_it(
     table: str, key: str, value: object
 ) -> None:
-    jsonschema = pytest.importorskip("jsonschema")
     judge = jsonschema.Draft202012Validator(schema(RunConfig, "here"))
-    values = {"job": "a", "bundle": "b", "state_dir": "s"}
+    values: dict[str, Any] = {"job": "a", "bundle": "b", "state_dir": "s"}
     assert judge.is_valid(values)
     values |= {table: {key: value}}
     assert not judge.is_valid(values)

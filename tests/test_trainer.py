@@ -62,7 +62,7 @@ def announce(spec: ModelSpec, theta: Theta, round_: int = 1, work: TrainingConfi
     )
 
 
-def following(trainer: ProcessTrainer, *kinds: type) -> News:
+def following(trainer: ProcessTrainer, *kinds: type[News]) -> News:
     """The next news of these kinds."""
     while True:
         news = trainer.news()

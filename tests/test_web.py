@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -28,7 +27,7 @@ def test_the_lock_file_names_digests_and_no_registry() -> None:
         assert "resolved" not in entry, name
 
 
-@pytest.mark.skipif(shutil.which("node") is None, reason="needs Node.js, which is not installed")
+@pytest.mark.requires("node")
 def test_the_modules_keep_their_promises() -> None:
     command = ["node", "--test", "test/modules.test.mjs"]
     done = subprocess.run(command, cwd=WEB, capture_output=True, text=True)
