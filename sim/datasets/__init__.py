@@ -10,8 +10,6 @@ arXiv 1702.05373), CIFAR (`cifar.py`).
 
 from __future__ import annotations
 
-import importlib.metadata
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -19,12 +17,12 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from edge_client.data import Dataset, TrainTest
+from edge_client.data import DATASETS, Dataset, TrainTest, load_named
 from edge_client.data.idx import read
-from seedmask.errors import MissingPackageError, UserError
+from seedmask.errors import UserError
+from seedmask.io import plugins
 from sim.datasets import cifar
 
-GROUP: Final = "seedmask.datasets"
 AUTO: Final = "auto"
 """Fashion-MNIST where it is or can be had, else digits."""
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
@@ -47,24 +45,20 @@ _MD5 = {
 
 def names() -> list[str]:
     """Return what `load` takes: "auto", then the sets that installed packages bring, ours among them."""
-    return [AUTO, *sorted({entry.name for entry in importlib.metadata.entry_points(group=GROUP)})]
+    return [AUTO, *plugins.names(DATASETS)]
 
 
 def load(name: str, folder: Path | None = None) -> TrainTest:
     """Return the set called `name`, one of `names()`; `folder` has its files, where it needs any.
 
-    Raises UserError: which file was missing, which name was unknown; MissingPackageError where a package is.
+    Raises UserError: which file was missing, which name was unknown; MissingPackageError where a package is missing;
+    PluginError where what a package offers is broken.
     """
     if name == AUTO:
         return _fashion_mnist(folder) or digits(folder)
-    entries = {entry.name: entry for entry in importlib.metadata.entry_points(group=GROUP)}
-    if name not in entries:
+    if name not in names():
         raise UserError(f"no data set called {name!r}; there are {', '.join(names())}")
-    try:
-        bring: Callable[[Path | None], TrainTest] = entries[name].load()
-        return bring(folder)
-    except ImportError as error:
-        raise MissingPackageError(f"data set {name} needs {error.name}: pip install {error.name}") from None
+    return load_named(name, folder)
 
 
 def fashion_mnist(folder: Path | None) -> TrainTest:
