@@ -8,7 +8,6 @@ builds the network from the layers in the spec.
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
 import math
 import sys
@@ -21,17 +20,17 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_client import runtimes
-from edge_client.data import Dataset, check_inputs, check_targets, doubtful_range, idx, npz
+from edge_client.data import DATASETS, Dataset, check_inputs, check_targets, doubtful_range, idx, load_named, npz
 from edge_client.runtimes import F32, Runtime
 from seedmask import bundle as bundles
 from seedmask import model as models
 from seedmask.bundle import Bundle
 from seedmask.errors import BundleError, UserError
+from seedmask.io import plugins
 from seedmask.io.commands import Command
 from seedmask.model import FinishedModel
 from seedmask.spec import ModelSpec
 
-DATASETS: Final = "seedmask.datasets"
 _BATCH: Final = 250  # examples at a time at most, so that memory does not grow with their number
 _VALUES: Final = 1 << 23  # outputs of all layers at a time at most; 64 MB in float64, of which a few copies are held
 
@@ -169,15 +168,12 @@ def softmax(logits: F32) -> npt.NDArray[np.float64]:
 def _examples(data: str, labels: Path | None, folder: Path | None) -> tuple[npt.NDArray[Any], npt.NDArray[Any] | None]:
     """Return the inputs as stored, and the labels or other targets as stored, or None. Raises UserError."""
     path = Path(data)
-    named = {entry.name: entry for entry in importlib.metadata.entry_points(group=DATASETS)}
+    named = plugins.names(DATASETS)
     if not path.exists() and data in named:
-        try:
-            brought: Dataset = named[data].load()(folder).test
-        except ImportError as error:
-            raise UserError(f"data set {data} needs {error.name}: pip install 'seedmask[sim]'") from None
+        brought = load_named(data, folder).test
         x, y = brought.x, brought.y
     elif not path.exists() and path.name == data and not path.suffix:
-        raise UserError(f"{data} is neither a file here nor a data set's name; names: {', '.join(sorted(named))}")
+        raise UserError(f"{data} is neither a file here nor a data set's name; names: {', '.join(named) or 'none'}")
     else:
         x, y = _read(path)
     if labels is not None:

@@ -11,7 +11,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 import numpy as np
 
@@ -271,15 +271,15 @@ def _rule(asked: Parameters, aggregation: AggregationConfig) -> tuple[Rule, Aggr
 
 def _data(asked: Parameters, seed: int) -> TrainTest:
     """Return training and test set, from arrays, a file or a named data set. Raises UserError."""
-    test = None if asked.test is None else _test(asked.test)
+    test = None if asked.test is None else _test(asked)
     rng = np.random.default_rng([seed, 4])
     given, name, origin = asked.data, "arrays", "given"
-    if isinstance(given, str) and not _is_file(given, ".npz"):
+    if _is_name(given):
         if asked.test_share is not None:
             raise UserError(f"`test_share` is for your own data; {given} has a test set")
         found = datasets.load(given, asked.data_dir)
         return found if test is None else replace(found, test=test)
-    if asked.data_dir is not None:
+    if asked.data_dir is not None and not _is_name(asked.test):
         raise UserError("`data_dir` is for named data sets; `data` already has your own examples")
     if isinstance(given, str | Path):
         name, origin = Path(given).stem, str(given)
@@ -288,10 +288,18 @@ def _data(asked: Parameters, seed: int) -> TrainTest:
     return own.joined(name, origin, own.dataset(given, "data"), test, asked.test_share, rng)
 
 
-def _test(given: Any) -> Dataset:
+def _test(asked: Parameters) -> Dataset:
+    given = asked.test
+    if _is_name(given):
+        return datasets.load(given, asked.data_dir).test
     if isinstance(given, str | Path):
         return own.from_npz(Path(given), "test")[0]
     return own.dataset(given, "test")
+
+
+def _is_name(given: Any) -> TypeGuard[str]:
+    """True for the name of a data set."""
+    return isinstance(given, str) and not _is_file(given, ".npz")
 
 
 def _is_file(text: str, suffix: str) -> bool:
@@ -404,8 +412,7 @@ def _per_device(asked: Parameters, data: TrainTest) -> int:
     """Return the number of examples per device; 0: an equal share of all."""
     if asked.examples is not None:
         return asked.examples
-    named = isinstance(asked.data, str) and not _is_file(asked.data, ".npz")
-    return PER_DEVICE if named else 0
+    return PER_DEVICE if _is_name(asked.data) else 0
 
 
 def _batch(asked: Parameters, data: TrainTest) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import re
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import packages
 import pytest
 
 import aggregator
@@ -270,6 +272,28 @@ def test_a_value_of_the_wrong_kind_is_named_before_anything_runs(
         run(**changes)
 
 
+def test_a_set_with_a_name_may_be_what_measures(
+    run: Simulate, tiny_data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = (
+        "import numpy as np\n"
+        "from edge_client.data import Dataset, TrainTest\n"
+        "def load(folder):\n"
+        "    with np.load(folder / 'tiny.npz') as found:\n"
+        "        return TrainTest('tiny-images', 'made up', None, Dataset(found['x'], found['y']))\n"
+    )
+    np.savez(tmp_path / "tiny.npz", x=tiny_data.x[:40], y=tiny_data.y[:40])
+    announced = "[seedmask.datasets]\ntiny-images = seedmask_tiny_images:load\n"
+    packages.install(monkeypatch, tmp_path, "seedmask-tiny-images", announced, seedmask_tiny_images=source)
+    path = tmp_path / "own.npz"
+    np.savez(path, x=tiny_data.x, y=tiny_data.y)
+    with pytest.raises(UserError, match="no data set called 'huge'; there are auto, "):
+        run(test="huge")
+    assert run(data=path, test="tiny-images", data_dir=tmp_path, rounds=1).summary["test_examples"] == 40
+    with pytest.raises(UserError, match="`data_dir` has the files of a data set with a name"):
+        run(data=path, test=tiny_data, data_dir=tmp_path)
+
+
 def test_numpys_numbers_are_as_good_as_pythons(run: Simulate) -> None:
     numbers = {"devices": np.int64(2), "rounds": np.int32(1), "seed": np.uint8(3), "learning_rate": np.float32(0.1)}
     plain = {"devices": 2, "rounds": 1, "seed": 3, "learning_rate": 0.1}
@@ -350,6 +374,17 @@ def test_a_saved_model_says_what_the_historys_model_says(
     assert "tiny: 324 weights" in repr(model)
     with pytest.raises(UserError, match=r"inputs are \[3\], model tiny takes \[1, 4, 4\]"):
         model.predict(np.zeros((2, 3)))
+
+
+def test_a_history_goes_to_another_process_whole_even_when_its_model_was_asked(
+    run: Simulate, tiny_data: Dataset
+) -> None:
+    history = run(rounds=1)
+    said = history.model.predict(tiny_data.x)
+    copy = pickle.loads(pickle.dumps(history))
+    assert copy.rounds == history.rounds
+    assert copy.summary == history.summary
+    assert np.array_equal(copy.model.predict(tiny_data.x), said)
 
 
 def test_a_bundle_that_is_named_has_to_be_the_models(tmp_path: Path, tiny_bundle: Bundle) -> None:

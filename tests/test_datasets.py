@@ -5,14 +5,17 @@ from __future__ import annotations
 import gzip
 import pickle
 import struct
+import sys
 from pathlib import Path
 
 import numpy as np
+import packages
 import pytest
 from capabilities import requires
 
-from edge_client.data import Dataset, TrainTest
+from edge_client.data import TrainTest
 from seedmask.errors import MissingPackageError, UserError
+from seedmask.io.plugins import PluginError
 from sim import datasets
 from sim.datasets import cifar, load, subset
 
@@ -214,34 +217,50 @@ def test_a_binary_batch_of_another_length_is_refused_and_missing_files_are_named
         load("cifar-100", tmp_path)
 
 
-class _Entry:
-    """What an installed package announces."""
+RING = """
+import numpy as np
+from edge_client.data import Dataset, TrainTest
 
-    name = "ring"
+FEW = Dataset(np.zeros((3, 4)), np.zeros(3, np.int64))
 
-    def __init__(self, load: object) -> None:
-        self.load = lambda: load
+def ring(folder):
+    return TrainTest("ring", str(folder), FEW, FEW)
+
+def lacking(folder):
+    import a_package_that_is_not_here
+
+def broken(folder):
+    return 1 / 0
+
+def images(folder):
+    return FEW
+"""
 
 
-def test_a_set_that_a_package_brings_is_one_of_the_names(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    few = Dataset(np.zeros((3, 4)), np.zeros(3, np.int64))
-    seen: list[Path | None] = []
+def test_a_set_that_a_package_brings_is_one_of_the_names_and_a_broken_one_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    names = ("ring", "lacking", "broken", "images", "absent")
+    announced = "[seedmask.datasets]\n" + "".join(f"{name} = seedmask_ring:{name}\n" for name in names)
+    packages.install(monkeypatch, tmp_path, "seedmask-ring", announced, seedmask_ring=RING)
+    assert {"auto", *names} <= set(datasets.names())
+    assert load("ring", tmp_path).origin == str(tmp_path)
+    with pytest.raises(MissingPackageError, match=r"data set lacking needs a_package_.*: pip install a_pack"):
+        load("lacking")
+    whose = r"of seedmask\.datasets \(package seedmask-ring"
+    for name, says in (
+        ("broken", "failed to load: ZeroDivisionError: division by zero"),
+        ("images", "has to return a TrainTest, found Dataset"),
+        ("absent", "cannot be imported: AttributeError"),
+    ):
+        with pytest.raises(PluginError, match=rf"{name} {whose}.*\) {says}"):
+            load(name)
 
-    def ring(folder: Path | None) -> TrainTest:
-        seen.append(folder)
-        return TrainTest("ring", "made up", few, few)
 
-    monkeypatch.setattr("importlib.metadata.entry_points", lambda group: [_Entry(ring)])
-    assert datasets.names() == ["auto", "ring"]
-    assert load("ring", tmp_path).train is few
-    assert seen == [tmp_path]
-
-    def lacking(folder: Path | None) -> TrainTest:
-        raise ModuleNotFoundError("no", name="tables")
-
-    monkeypatch.setattr("importlib.metadata.entry_points", lambda group: [_Entry(lacking)])
-    with pytest.raises(MissingPackageError, match="data set ring needs tables: pip install tables"):
-        load("ring")
+def test_what_our_own_sets_need_comes_with_the_simulator(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    with pytest.raises(MissingPackageError, match=r"digits needs sklearn.*: pip install 'seedmask\[sim\]'"):
+        load("digits")
 
 
 def test_our_own_sets_are_announced_like_anybodys() -> None:

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import gzip
-import importlib.metadata
 import json
+import re
 import struct
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import packages
 import pytest
 from capabilities import requires
 
 from edge_client import predict
-from edge_client.data import Dataset, TrainTest
+from edge_client.data import DATASETS, Dataset, load_named
 from edge_client.runtimes import open_runtime
 from seedmask import cli
 from seedmask.bundle import Bundle, to_bytes
+from seedmask.io import plugins
 from seedmask.layers import Conv2d, Linear, Mean
 from seedmask.model import FinishedModel, encode
 from seedmask.spec import ModelSpec, Tensor, scale_bits
@@ -121,31 +123,29 @@ def test_batches_do_not_show(model: FinishedModel, tiny_data: Dataset, monkeypat
 
 
 def test_a_data_set_is_found_by_the_name_that_a_package_gives_it(
-    smk: str, tiny_data: Dataset, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    smk: str, tmp_path: Path, tiny_data: Dataset, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    class Entry:
-        name = "tiny-images"
-
-        def load(self) -> object:
-            return lambda folder: TrainTest("tiny-images", "made up", tiny_data, tiny_data)
-
-    real = importlib.metadata.entry_points
-
-    def entry_points(group: str) -> object:
-        return [Entry()] if group == predict.DATASETS else real(group=group)
-
-    monkeypatch.setattr(importlib.metadata, "entry_points", entry_points)
-    assert cli.main(["predict", smk, "--data", "tiny-images", "--runtime", "reference", "--quiet"]) == 0
+    np.savez(tmp_path / "tiny.npz", x=tiny_data.x, y=tiny_data.y)
+    source = (
+        "import numpy as np\n"
+        "from edge_client.data import Dataset, TrainTest\n"
+        "def load(folder):\n"
+        "    with np.load(folder / 'tiny.npz') as found:\n"
+        "        return TrainTest('tiny-images', 'made up', None, Dataset(found['x'], found['y']))\n"
+    )
+    announced = "[seedmask.datasets]\ntiny-images = seedmask_tiny:load\n"
+    packages.install(monkeypatch, tmp_path / "site", "seedmask-tiny", announced, seedmask_tiny=source)
+    given = ["predict", smk, "--data", "tiny-images", "--data-dir", str(tmp_path), "--runtime", "reference", "--quiet"]
+    assert cli.main(given) == 0
     assert "% right" in capsys.readouterr().err
     assert cli.main(["predict", smk, "--data", "other"]) == 2
-    assert "neither a file here nor a data set's name; names: tiny-images" in capsys.readouterr().err
+    assert re.search("neither a file here nor a data set's name; names: .*tiny-images", capsys.readouterr().err)
 
 
 def test_the_simulators_data_sets_are_announced() -> None:
     requires("sim")
-    named = {entry.name: entry for entry in importlib.metadata.entry_points(group=predict.DATASETS)}
-    assert {"fashion-mnist", "digits"} <= named.keys()
-    assert named["digits"].load()(None).test.x.shape == (360, 1, 28, 28)
+    assert {"fashion-mnist", "digits"} <= set(plugins.names(DATASETS))
+    assert load_named("digits").test.x.shape == (360, 1, 28, 28)
 
 
 def test_a_bundle_beside_the_model_is_taken_if_it_is_of_that_model(

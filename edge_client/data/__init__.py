@@ -36,13 +36,14 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from seedmask.errors import UserError
+from seedmask.errors import MissingPackageError, UserError
 from seedmask.io import plugins, settings
 from seedmask.io.plugins import PluginError
 from seedmask.knobs import knob, unlisted
 from seedmask.spec import ModelSpec
 
 GROUP: Final = "seedmask.data"
+DATASETS: Final = "seedmask.datasets"
 
 __all__ = [
     "DataSettings",
@@ -55,6 +56,7 @@ __all__ = [
     "doubtful_range",
     "formats",
     "load",
+    "load_named",
     "summary",
 ]
 
@@ -168,6 +170,30 @@ def load(given: DataSettings, spec: ModelSpec) -> Dataset:
     if not (isinstance(data, Dataset) and isinstance(data.x, np.ndarray) and isinstance(data.y, np.ndarray)):
         raise PluginError(f"{where} has to return a Dataset of two arrays, found {type(data).__name__}")
     return check(data, spec)
+
+
+def load_named(name: str, folder: Path | None = None) -> TrainTest:
+    """Return the data set that an installed package offers as `name`; `folder` has its files, if it needs any.
+
+    Raises UserError: which name was unknown, which file was missing; MissingPackageError where a package is missing;
+    PluginError where what the package offers is broken.
+    """
+    if name not in (known := plugins.names(DATASETS)):
+        raise UserError(f"no data set called {name!r}; there are {', '.join(known) or 'none'}")
+    package = plugins.distribution(DATASETS, name)
+    where = f"{name} of {DATASETS} (package {package})"
+    try:
+        found = plugins.load(DATASETS, name)(folder)
+    except ImportError as error:
+        install = "'seedmask[sim]'" if package == "seedmask" else error.name
+        raise MissingPackageError(f"data set {name} needs {error.name}: pip install {install}") from None
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:  # anything: it may be somebody else's program
+        raise PluginError(f"{where} failed to load: {type(error).__name__}: {error}") from error
+    if not isinstance(found, TrainTest):
+        raise PluginError(f"{where} has to return a TrainTest, found {type(found).__name__}")
+    return found
 
 
 def summary(data: Dataset, spec: ModelSpec) -> DataSummary:

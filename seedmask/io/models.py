@@ -92,6 +92,10 @@ class Model:
         """Write the model file `path` (.smk), at most about one bit per weight. Raises OSError."""
         write_atomic(Path(path), models.encode(self.finished))
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what predicts, a session of another library: a copy opens its own."""
+        return {**self.__dict__, "_predictor": None}
+
     def __repr__(self) -> str:
         return f"<Model {self.spec.name}: {self.spec.d:,} weights, {self.mask.mean():.1%} of them kept>"
 

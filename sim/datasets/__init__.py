@@ -15,8 +15,6 @@ Every name is an entry point of the group `seedmask.datasets`; packages that you
 
 from __future__ import annotations
 
-import importlib.metadata
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -24,12 +22,12 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from edge_client.data import Dataset, TrainTest
+from edge_client.data import DATASETS, Dataset, TrainTest, load_named
 from edge_client.data.idx import read
-from seedmask.errors import MissingPackageError, UserError
+from seedmask.errors import UserError
+from seedmask.io import plugins
 from sim.datasets import cifar
 
-GROUP: Final = "seedmask.datasets"
 AUTO: Final = "auto"
 """Stands for Fashion-MNIST if its files are found or can be downloaded, otherwise for digits."""
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
@@ -52,24 +50,20 @@ _MD5 = {
 
 def names() -> list[str]:
     """Return the names that `load` takes: "auto", then the data sets of all installed packages."""
-    return [AUTO, *sorted({entry.name for entry in importlib.metadata.entry_points(group=GROUP)})]
+    return [AUTO, *plugins.names(DATASETS)]
 
 
 def load(name: str, folder: Path | None = None) -> TrainTest:
     """Return the data set `name`, one of `names()`; `folder` has its files, if it needs any.
 
-    Raises UserError if the name is unknown or a file is missing, MissingPackageError if a package is.
+    Raises UserError if the name is unknown or a file is missing, MissingPackageError if a package is, PluginError if
+    what a package offers is broken.
     """
     if name == AUTO:
         return _fashion_mnist(folder) or digits(folder)
-    entries = {entry.name: entry for entry in importlib.metadata.entry_points(group=GROUP)}
-    if name not in entries:
+    if name not in names():
         raise UserError(f"no data set called {name!r}; there are {', '.join(names())}")
-    try:
-        bring: Callable[[Path | None], TrainTest] = entries[name].load()
-        return bring(folder)
-    except ImportError as error:
-        raise MissingPackageError(f"data set {name} needs {error.name}: pip install {error.name}") from None
+    return load_named(name, folder)
 
 
 def fashion_mnist(folder: Path | None) -> TrainTest:
