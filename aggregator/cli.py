@@ -13,6 +13,7 @@ from pathlib import Path
 
 from aggregator.broker import dev_broker
 from aggregator.config import EXAMPLE, RunConfig
+from aggregator.rules import registry
 from aggregator.server import Server, will
 from aggregator.store import Store
 from seedmask import bundle as bundles
@@ -45,6 +46,8 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 def _run(options: argparse.Namespace) -> int:
     config = settings.load(RunConfig, options.config)
     spec = bundles.load(config.bundle).spec
+    rule = registry.load(config.aggregation.rule)
+    registry.start(rule, spec, config.aggregation)  # raises before anything is written, if it cannot begin this job
     print(
         f"job {config.job}: model {spec.name} ({spec.digest.hex()[:12]}), {spec.d:,} weights, "
         f"{config.rounds.total} rounds, {config.rounds.devices} device(s) to begin; "
@@ -56,7 +59,7 @@ def _run(options: argparse.Namespace) -> int:
         f"{training.codec}, kappa {training.kappa:g}, {training.epochs} epochs, "
         f"learning rate {training.learning_rate:g}, "
         f"{'the mean network' if training.mean_epochs >= training.epochs else 'sampled masks'} in training; "
-        f"weighting {aggregation.weighting}, downlink {aggregation.downlink}, "
+        f"rule {aggregation.rule}, weighting {aggregation.weighting}, downlink {aggregation.downlink}, "
         f"relay {'on' if aggregation.relay else 'off'}",
         file=sys.stderr,
     )
@@ -73,7 +76,7 @@ def _run(options: argparse.Namespace) -> int:
             print(f"{name} runs on 127.0.0.1:{config.broker.port} until this job ends", file=sys.stderr)
         store = Store(config.state_dir / "job.sqlite", config.job, spec.digest, spec.canonical(), spec.d, spec.e)
         link = MqttLink(config.broker, f"{config.job}.aggregator", will(config.job, boot))
-        server = Server(config, spec, link, store, time.monotonic, boot)
+        server = Server(config, spec, link, store, time.monotonic, boot, rule)
         try:
             server.run()
             server.linger(20)

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from aggregator.config import RunConfig
 from aggregator.history import job_result
-from aggregator.posterior import finished
 from seedmask import model
 from seedmask.describe import size_facts, size_lines
 from seedmask.errors import UserError
@@ -57,7 +56,7 @@ def _run(options: argparse.Namespace) -> int:
             raise UserError(f"{name} is {least} .. {(1 << 32) - 1}, found {number}")
     check_output(output)
     job = job_result(database, average, options.round)
-    made = model.FinishedModel(job.spec, *finished(job.recent))
+    made = job.model()
     data = model.encode(made)
     sizes = model.sizes(made, data)
     if output.exists() and output.read_bytes() != data and not options.force:
@@ -76,7 +75,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _database(folder: Path) -> Path:
-    """The one job.sqlite in `folder`, or one level below it, where a simulation puts it."""
+    """Return the one job.sqlite in `folder`, or one level below it, where a simulation puts it."""
     if (folder / "job.sqlite").exists():
         return folder / "job.sqlite"
     below = sorted(folder.glob("*/job.sqlite"))

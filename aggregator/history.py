@@ -11,16 +11,18 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from aggregator.finished import finished
 from aggregator.store import LAYOUT
 from seedmask.codec import counts
 from seedmask.errors import ProtocolError, UserError
 from seedmask.mask import Theta
+from seedmask.model import FinishedModel
 from seedmask.spec import ModelSpec, from_json
 
 
 @dataclass(frozen=True)
 class Report:
-    """What one device said of its training in one round: its last epoch's mean `loss` (nats) and `correct` guesses."""
+    """One device's account of its training in one round: mean `loss` (nats) and `correct` guesses of the last epoch."""
 
     round: int
     device: str
@@ -31,23 +33,27 @@ class Report:
 
 @dataclass(frozen=True, eq=False)
 class JobResult:
-    """What a job came to: its `name`, the `spec` it trains, the last round asked for, and the `recent` results."""
+    """Results of a job: its `name`, the `spec` it trains, the last round asked for, and the `recent` thetas."""
 
     name: str
     spec: ModelSpec
     round: int
     recent: tuple[Theta, ...]
 
+    def model(self) -> FinishedModel:
+        """Return the finished model: the mean of the recent results, thresholded at one half."""
+        return FinishedModel(self.spec, *finished(self.recent))
+
 
 def _reading(path: Path) -> contextlib.closing[sqlite3.Connection]:
-    """The database for reading beside an aggregator. In a URI `?`, `#` and `%` would not be the path's own."""
+    """Open the database for reading beside an aggregator. In a URI `?`, `#` and `%` would not be the path's own."""
     return contextlib.closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True, timeout=30))
 
 
 def job_result(path: Path, last: int = 1, until: int = 0) -> JobResult:
-    """The results of the `last` closed rounds up to round `until`, 0 for the latest; read beside a running aggregator.
+    """Return the results of the `last` closed rounds up to round `until`, 0 for the latest.
 
-    Raises UserError.
+    May be read beside a running aggregator. Raises UserError.
     """
     if not path.is_file():
         raise UserError(f"there is no {path}; an aggregator keeps its job in state_dir/job.sqlite")
@@ -69,7 +75,7 @@ def job_result(path: Path, last: int = 1, until: int = 0) -> JobResult:
 
 
 def results(path: Path, d: int, after: int = 0, e: int = 0) -> Iterator[tuple[dict[str, Any], Theta]]:
-    """(record, theta) of each closed round above `after`, read beside a running aggregator; for reports.
+    """Yield (record, theta) of each closed round above `after`, read beside a running aggregator; for reports.
 
     `d` and `e`: the model's masked weights and exact values.
     """
@@ -86,7 +92,7 @@ def results(path: Path, d: int, after: int = 0, e: int = 0) -> Iterator[tuple[di
 
 
 def reports(path: Path) -> list[Report]:
-    """Every counted update of the closed rounds, in order of round and device; as `results`, beside an aggregator."""
+    """Return every counted update of the closed rounds, in order of round and device; as `results` reads them."""
     query = (
         "SELECT round, device, samples, loss, correct FROM updates JOIN rounds USING (round)"
         " WHERE record IS NOT NULL ORDER BY round, device"

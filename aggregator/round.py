@@ -1,8 +1,8 @@
 """The aggregator's half of a round: `step(state, event) -> (state, effects)`, pure.
 
-No clock, no network, no disk; nothing a device sends can raise here. Every update gets exactly one kind of receipt,
-and the effect that stores an update always comes before the effect that sends its receipt, so that a restart at any
-point continues the same round with the same counts.  PROTOCOL 8.
+No clock, no network, no disk; nothing that a device sends or a server rule does can raise here. Every update gets
+exactly one kind of receipt, and the effect that stores an update always comes before the effect that sends its receipt,
+so that a restart at any point continues the same round with the same counts.  PROTOCOL 8.
 """
 
 from __future__ import annotations
@@ -14,7 +14,10 @@ from typing import Final, TypeAlias
 
 import numpy as np
 
-from aggregator.posterior import Memory, Posterior, conclude, finished
+from aggregator.finished import finished
+from aggregator.rules.contract import Rule, RuleError, Votes
+from aggregator.rules.fedpm import FedPM
+from aggregator.rules.registry import conclude
 from aggregator.settings import AggregationConfig, RoundsConfig
 from seedmask.chunks import transfer_id
 from seedmask.codec import by_id, counts, delta, exact, packed, relay
@@ -22,7 +25,7 @@ from seedmask.errors import ProtocolError
 from seedmask.io.link import Connected, Disconnected, Refused
 from seedmask.io.logs import Log
 from seedmask.mask import I32, MAX_LEVEL, Mask, Theta
-from seedmask.pooling import weight_of
+from seedmask.pooling import pool, weight_of
 from seedmask.shared import Shared
 from seedmask.training import TrainingConfig
 from seedmask.wire import Announce, Phase, Presence, Receipt, Status, Update, basis
@@ -110,19 +113,27 @@ class SendReceipt:
 
 @dataclass(frozen=True)
 class RoundClosed:
-    """Store that `round` ended, what came of it, and `memory`; save the finished model.
+    """Store that `round` ended, what came of it, and the `memory` of the rule; save the finished model.
 
     `theta` came of it, `blob` is the same coded. The finished model is that of `mask` uint8 [d] and the `exact` values
-    int32 [e].
+    int32 [e]. `keep`: keep the round's updates too, because they may be passed on in place of theta.
     """
 
     round: int
     theta: Theta
     blob: bytes
     updates: int
-    memory: Memory | None
+    memory: bytes
     mask: Mask
     exact: I32
+    keep: bool = False
+
+
+@dataclass(frozen=True)
+class RuleFailed:
+    """Stop the job: the server rule could not conclude the open round, whose updates are stored."""
+
+    error: RuleError
 
 
 @dataclass(frozen=True)
@@ -138,21 +149,30 @@ class EndJob:
 
 
 Effect: TypeAlias = (
-    RoundOpened | SelectionExtended | UpdateAccepted | SendReceipt | RoundClosed | PublishRound | Log | EndJob
+    RoundOpened
+    | SelectionExtended
+    | UpdateAccepted
+    | SendReceipt
+    | RoundClosed
+    | RuleFailed
+    | PublishRound
+    | Log
+    | EndJob
 )
 
 
 @dataclass(frozen=True, eq=False)
 class JobState:
-    """All that the aggregator knows.
+    """All that the aggregator knows of its job.
 
-    `seed`: the model's. `training`: what the open round's devices do, `wanted`: what those of the next one do if the
-    settings changed meanwhile.
+    `seed`: the model's. `rule` makes theta of the masks. `training`: what the open round's devices do, `wanted`: what
+    those of the next one do if the settings changed meanwhile.
     `round` is the open round, or the last one while waiting or done; `theta` the probabilities it started from, or what
-    came of it; `base` those of the round before, which its devices hold; `memory` what the last closed round left
-    beside theta; `recent` the results of the last rounds that the finished model is the mean of. `blob`: theta, coded
-    once, when it is made (empty before the first round); `delta`: theta as the open round publishes it for those who
-    hold `base`. `parts`: the updates of the open round as they came; `made`: those that made theta, for a relay.
+    came of it; `base` those of the round before, which its devices hold; `memory` what the rule left beside theta in
+    the last closed round; `recent` the results of the last rounds that the finished model is the mean of. `blob`:
+    theta, coded once, when it is made (empty before the first round); `delta`: theta as the open round publishes it for
+    those who hold `base`. `votes`: sums over the open round's masks. `parts`: its updates as they came; `made`: those
+    that theta follows from by `seedmask.pooling`, for a relay.
     `online`: device to its presence; `silent`: the same for those that let a round run out of time. `accepted`: device
     to transfer id, this round. `counted`: the same for each device's latest accepted update of any round.
     """
@@ -165,6 +185,7 @@ class JobState:
     training: TrainingConfig
     aggregation: AggregationConfig
     theta: Theta
+    rule: Rule = field(default_factory=FedPM)
     wanted: TrainingConfig | None = None
     phase: Phase = Phase.WAITING
     round: int = 0
@@ -172,7 +193,7 @@ class JobState:
     deadline: float = 0.0
     reminded: float = 0.0
     base: Theta | None = None
-    memory: Memory | None = None
+    memory: bytes = b""
     recent: tuple[Theta, ...] = ()
     blob: bytes = b""
     delta: bytes = b""
@@ -180,7 +201,7 @@ class JobState:
     made: tuple[relay.Part, ...] = ()
     selected: tuple[str, ...] = ()
     quorum: int = 0
-    posterior: Posterior = field(default_factory=lambda: Posterior.empty(0))
+    votes: Votes = field(default_factory=lambda: Votes.empty(0))
     online: Mapping[str, Presence] = field(default_factory=dict)
     silent: Mapping[str, Presence] = field(default_factory=dict)
     accepted: Mapping[str, bytes] = field(default_factory=dict)
@@ -191,7 +212,7 @@ Step: TypeAlias = tuple[JobState, list[Effect]]
 
 
 def step(job: JobState, event: Event) -> Step:
-    """One event; total, whatever a device sends."""
+    """Return the state and the effects after one event; nothing that a device sends can raise."""
     match event:
         case ClockTicked(now):
             return _ticked(replace(job, now=now))
@@ -217,23 +238,23 @@ def step(job: JobState, event: Event) -> Step:
 def resume(
     job: JobState, selected: tuple[str, ...], quorum: int, updates: list[tuple[str, bytes, Update]], delta: bytes = b""
 ) -> JobState:
-    """`job` (its round, theta, blob, base and memory as stored) with that round open again, `delta` as published.
+    """Return `job`, whose round, theta, blob, base and memory are as stored, with that round open again.
 
-    The stored updates, (device, transfer, update) each, are counted again.
+    Counts the stored `updates`, (device, transfer, update) each, again. `delta`: as it was published.
     """
     job = _opened(job, selected, quorum, delta)
     for device, transfer, update in updates:
-        job = _counted(job, device, transfer, update, _folded(job, device, update))
+        job = _counted(job, device, transfer, update, _voted(job, device, update))
     return job
 
 
 def part_of(device: str, update: Update) -> relay.Part:
-    """An accepted update as a relay passes it on."""
+    """Return an accepted update as a relay passes it on."""
     return relay.Part(device, update.samples, update.codec, update.payloads)
 
 
 def waiting_for(job: JobState) -> str:
-    """One line that says what the job waits for."""
+    """Say in one line what the job waits for."""
     if job.phase is Phase.DONE:
         return f"done after {job.round} rounds"
     if job.phase is Phase.WAITING:
@@ -250,7 +271,7 @@ def waiting_for(job: JobState) -> str:
 
 
 def announcement(job: JobState, chunks: int, delta_chunks: int = 0) -> Announce:
-    """What every device is told; the round's probabilities come in `chunks` chunks, or as `delta_chunks` of a delta."""
+    """Return what every device is told: the round's probabilities come in `chunks`, or as `delta_chunks` of a delta."""
     left = max(0.0, job.deadline - job.now) if job.phase is Phase.OPEN else 0.0
     return Announce(
         job=job.name,
@@ -272,6 +293,7 @@ def announcement(job: JobState, chunks: int, delta_chunks: int = 0) -> Announce:
 
 
 def _ticked(job: JobState) -> Step:
+    """Close a round whose quorum or time is reached, ask more devices, or say what the job waits for."""
     if job.phase is Phase.OPEN and len(job.accepted) >= job.quorum:
         return _close(job, "quorum")  # a restart came between the last update and the closing
     if job.phase is Phase.OPEN and job.now >= job.deadline:
@@ -285,7 +307,7 @@ def _ticked(job: JobState) -> Step:
 
 
 def _mark_unresponsive(job: JobState) -> JobState:
-    """Without the devices that let the round wait in vain: they count as online again when we next hear from them."""
+    """Take the devices that did not answer in time off the list, until we next hear from them."""
     silent = {name: seen for name, seen in job.online.items() if name not in job.accepted}
     asked = {name: seen for name, seen in silent.items() if not job.selected or name in job.selected}
     online = {name: seen for name, seen in job.online.items() if name not in asked}
@@ -293,7 +315,7 @@ def _mark_unresponsive(job: JobState) -> JobState:
 
 
 def _extend_selection(job: JobState, others: list[str]) -> Step:
-    """Ask more devices, because those that were asked do not make up the minimum."""
+    """Ask more devices, because too few of those asked have answered to make up the minimum."""
     more = _draw(job, others, job.rounds.minimum - len(job.accepted))
     selected = tuple(sorted({*job.selected, *more}))
     job = replace(job, selected=selected, deadline=job.now + job.rounds.deadline_s)
@@ -305,6 +327,7 @@ def _extend_selection(job: JobState, others: list[str]) -> Step:
 
 
 def _presence_changed(job: JobState, presence: Presence) -> Step:
+    """Note who is online, and open a round if the job was waiting for that device."""
     known = job.online.get(presence.device)
     others = {name: seen for name, seen in job.online.items() if name != presence.device}
     if not presence.online:
@@ -346,7 +369,7 @@ def _maybe_open(job: JobState) -> Step:
 
 
 def _draw(job: JobState, names: list[str], n: int) -> list[str]:
-    """`n` of `names`, as random as a hash and the same after a restart."""
+    """Draw `n` of `names` by a hash, so that a restart draws the same."""
 
     def rank(name: str) -> bytes:
         return hashlib.sha256(f"{job.name}/{job.round + 1}/{name}".encode()).digest()
@@ -355,7 +378,7 @@ def _draw(job: JobState, names: list[str], n: int) -> list[str]:
 
 
 def _opened(job: JobState, selected: tuple[str, ...], quorum: int, published: bytes | None = None) -> JobState:
-    """With its round open; `published`: how theta went out beside the whole, if that has been settled before."""
+    """Open the job's round. `published`: the delta that went out with it before a restart, if it did."""
     blob = job.blob or counts.encode(job.theta)
     return replace(
         job,
@@ -366,7 +389,7 @@ def _opened(job: JobState, selected: tuple[str, ...], quorum: int, published: by
         delta=_delta(job, len(blob)) if published is None else published,
         selected=selected,
         quorum=quorum,
-        posterior=Posterior.empty(job.d, job.theta.e),
+        votes=Votes.empty(job.d, job.theta.e, job.round),
         parts=(),
         made=(),
         accepted={},
@@ -374,9 +397,9 @@ def _opened(job: JobState, selected: tuple[str, ...], quorum: int, published: by
 
 
 def _delta(job: JobState, whole: int) -> bytes:
-    """Theta for those who hold the one before, the shorter way if that takes less than `whole` bytes; else nothing.
+    """Return theta as a delta or relay, for devices that hold the one before; b"" unless that is below `whole`.
 
-    What changed is coded only if it is about to be shorter than the masks, which are there already.
+    The delta is coded only if its estimate is below the size of the masks, which are coded already.
     """
     if job.base is None:
         return b""
@@ -391,6 +414,7 @@ def _delta(job: JobState, whole: int) -> bytes:
 
 
 def _arrived(job: JobState, event: UpdateArrived) -> Step:
+    """Take an update, and its device back on the list if it had not answered in time."""
     back: list[Effect] = []
     if event.device in job.silent:  # slow, not gone
         job, back = _presence_changed(job, job.silent[event.device])
@@ -399,11 +423,12 @@ def _arrived(job: JobState, event: UpdateArrived) -> Step:
 
 
 def _answered(job: JobState, event: UpdateArrived) -> Step:
+    """Count an update or refuse it, always with a receipt, and close the round if it completes the quorum."""
     device, transfer, update = event.device, event.transfer, event.update
     status, reason = _classify(job, device, transfer, update)
     if status is Status.ACCEPTED:
         try:
-            posterior = _folded(job, device, update)
+            votes = _voted(job, device, update)
         except ProtocolError as error:
             status, reason = Status.INVALID, f"{error.code}: {error}"
     reply = _receipt(job, device, transfer, update.round, status, reason)
@@ -412,7 +437,7 @@ def _answered(job: JobState, event: UpdateArrived) -> Step:
             reply,
             Log(f"{device}, round {update.round}: {status.name.lower().replace('_', '-')}: {reason}"),
         ]
-    job = _counted(job, device, transfer, update, posterior)
+    job = _counted(job, device, transfer, update, votes)
     effects: list[Effect] = [UpdateAccepted(device, transfer, update, event.frame), reply, Log(waiting_for(job))]
     if len(job.accepted) < job.quorum:
         return job, effects
@@ -421,7 +446,7 @@ def _answered(job: JobState, event: UpdateArrived) -> Step:
 
 
 def _classify(job: JobState, device: str, transfer: bytes, update: Update) -> tuple[Status, str]:
-    """What becomes of an update, before its masks are decoded."""
+    """Return the receipt's status of an update and why, before its masks are decoded."""
     if update.correct > update.samples:
         return Status.INVALID, f"{update.correct} correct of {update.samples} samples"
     if job.counted.get(device) == transfer:
@@ -443,42 +468,61 @@ def _classify(job: JobState, device: str, transfer: bytes, update: Update) -> tu
     return Status.ACCEPTED, ""
 
 
-def _folded(job: JobState, device: str, update: Update) -> Posterior:
-    """What is known with the masks and exact values of one more update. Raises ProtocolError."""
-    codec, aggregation, posterior = by_id(update.codec), job.aggregation, job.posterior
+def _voted(job: JobState, device: str, update: Update) -> Votes:
+    """Return the round's sums with the masks and exact values of one more update. Raises ProtocolError."""
+    codec, aggregation, votes = by_id(update.codec), job.aggregation, job.votes
     weight = weight_of(update.samples, aggregation.heaviest)
     for index, payload in enumerate(update.payloads):
         shared = Shared(job.seed, job.round, job.name, device, index)
-        posterior = posterior.fold(codec.decode(payload, job.theta, shared, job.training.max_blocks), weight)
+        votes = votes.with_mask(codec.decode(payload, job.theta, shared, job.training.max_blocks), weight)
     before = job.theta.exact
-    return posterior.move(exact.decode(update.exact, before, exact.REACH).astype(np.int64) - before, weight)
+    return votes.with_exact(exact.decode(update.exact, before, exact.REACH).astype(np.int64) - before, weight)
 
 
-def _counted(job: JobState, device: str, transfer: bytes, update: Update, posterior: Posterior) -> JobState:
+def _counted(job: JobState, device: str, transfer: bytes, update: Update, votes: Votes) -> JobState:
+    """Count an update, whose masks and exact values are in `votes`."""
     return replace(
         job,
-        posterior=posterior,
-        parts=(*job.parts, part_of(device, update)) if job.aggregation.pools else (),
+        votes=votes,
+        parts=(*job.parts, part_of(device, update)) if job.aggregation.relay else (),
         accepted={**job.accepted, device: transfer},
         counted={**job.counted, device: transfer},
     )
 
 
 def _close(job: JobState, why: str) -> Step:
-    theta, memory = conclude(job.posterior, job.aggregation, job.theta, job.memory)
+    """Close the round and open the next one; `why` is for the log."""
+    try:
+        theta, memory = conclude(job.rule, job.votes, job.theta, job.memory, job.aggregation)
+    except RuleError as error:
+        return job, [RuleFailed(error)]
     blob = counts.encode(theta)
+    made = job.parts if _pools(job, theta) else ()
     recent = (*job.recent, theta)[-job.aggregation.average_last :]
-    effects: list[Effect] = [
-        RoundClosed(job.round, theta, blob, len(job.accepted), memory, *finished(recent)),
-        Log(f"round {job.round} closed ({why}) with {job.posterior.masks} masks"),
-    ]
     last = job.round >= job.rounds.total
+    effects: list[Effect] = [
+        RoundClosed(job.round, theta, blob, len(job.accepted), memory, *finished(recent), bool(made) and not last),
+        Log(f"round {job.round} closed ({why}) with {job.votes.masks} masks"),
+    ]
     job = replace(job, phase=Phase.DONE if last else Phase.WAITING, base=job.theta, theta=theta)
-    job = replace(job, memory=memory, recent=recent, blob=blob, delta=b"", made=job.parts, selected=())
+    job = replace(job, memory=memory, recent=recent, blob=blob, delta=b"", made=made, selected=())
     if last:
         return job, [*effects, PublishRound(theta=False), EndJob()]
     job, more = _maybe_open(job)
     return job, effects + more
+
+
+def _pools(job: JobState, theta: Theta) -> bool:
+    """True if devices that add the round's masks up come to `theta`, so that it may be told by its masks.
+
+    No rule is asked: a relay that led elsewhere would cost every device a second fetch.
+    """
+    if not job.parts:
+        return False
+    votes, pooling = job.votes, job.aggregation.pooling
+    pooled = pool(votes.ones, votes.weight, votes.unit, votes.masks, pooling.max_level, pooling.clamp)
+    same = (pooled.max_level, pooled.clamp) == (theta.max_level, theta.clamp)
+    return same and np.array_equal(pooled.level, theta.level)
 
 
 def _receipt(job: JobState, device: str, transfer: bytes, round_: int, status: Status, reason: str) -> SendReceipt:

@@ -13,7 +13,6 @@ from dataclasses import replace
 
 from aggregator.config import RunConfig
 from aggregator.inbox import Inbox
-from aggregator.posterior import start
 from aggregator.round import (
     ClockTicked,
     Effect,
@@ -24,6 +23,7 @@ from aggregator.round import (
     PublishRound,
     RoundClosed,
     RoundOpened,
+    RuleFailed,
     SelectionExtended,
     SendReceipt,
     TransferBroken,
@@ -35,6 +35,8 @@ from aggregator.round import (
     step,
     waiting_for,
 )
+from aggregator.rules import registry
+from aggregator.rules.contract import Rule
 from aggregator.store import Store
 from seedmask import model, topics, wire
 from seedmask.chunks import split
@@ -51,12 +53,12 @@ log = logging.getLogger("seedmask.aggregator")
 
 
 def will(job: str, boot: int) -> Will:
-    """What the broker says for us when we vanish."""
+    """Return the message that the broker publishes for us when we vanish."""
     return Will(topics.aggregator(job), wire.encode(Heartbeat(job, False, boot)))
 
 
 class Server:
-    """One job at work."""
+    """Run one job over a link, with its state in a store."""
 
     def __init__(
         self,
@@ -66,8 +68,13 @@ class Server:
         store: Store,
         clock: Callable[[], float],
         boot: int,
+        rule: Rule | None = None,
     ) -> None:
-        """Pick up where the store says the job is."""
+        """Pick up where the store says the job is. `rule`: an object in place of the one that the settings name.
+
+        Raises UserError where that is not installed, RuleError where it fails to start the job.
+        """
+        self.rule = registry.load(config.aggregation.rule) if rule is None else rule
         self.config, self.spec, self.link, self.store = config, spec, link, store
         self.clock, self.boot = clock, boot
         # Coded worse than four bits a weight, an update is no mask of this model.
@@ -81,10 +88,11 @@ class Server:
 
     @property
     def finished(self) -> bool:
-        """Whether the last round is closed."""
+        """True if the last round is closed."""
         return self.job.phase is Phase.DONE
 
     def _resumed(self) -> JobState:
+        """Return the job as the store has it, a new one if it has none."""
         config, spec = self.config, self.spec
         for change in self.store.ran_with(config.tables):
             log.info("settings changed: %s", change)
@@ -97,7 +105,8 @@ class Server:
             rounds=config.rounds,
             training=config.training,
             aggregation=aggregation,
-            theta=start(aggregation.init, spec.seed, spec.d, aggregation.clamp_q16, spec.begin()),
+            theta=registry.start(self.rule, spec, aggregation),
+            rule=self.rule,
             now=self.clock(),
             counted=self.store.last_transfers(),
         )
@@ -105,7 +114,10 @@ class Server:
         if known is None:
             return job
         job = replace(job, round=known.round, theta=known.theta, blob=known.blob)
-        job = replace(job, base=known.base, memory=known.memory, recent=known.recent)
+        memory = known.memory if known.rule == aggregation.rule else b""
+        if known.memory and not memory:
+            log.info("what rule %s remembered is not for rule %s, which begins anew", known.rule, aggregation.rule)
+        job = replace(job, base=known.base, memory=memory, recent=known.recent)
         self._published = (known.round, len(self._cut(known.published)), len(self._cut(known.delta)))
         if not known.closed:
             # What its devices were asked for stays what the round is about, whatever the settings say by now.
@@ -144,7 +156,7 @@ class Server:
             self.feed(understood)
 
     def _understand(self, device: str, event: Received) -> Event | None:
-        """The round's event in a message; None while a transfer is incomplete. Raises ProtocolError."""
+        """Return the round's event in a message; None while a transfer is incomplete. Raises ProtocolError."""
         if event.topic == topics.presence(self.config.job, device):
             presence = wire.expect(event.payload, Presence)
             if presence.device != device:
@@ -168,6 +180,7 @@ class Server:
             self._do(effect)
 
     def _do(self, effect: Effect) -> None:
+        """Carry out one effect."""
         match effect:
             case Log(text):
                 log.info(text)
@@ -181,12 +194,16 @@ class Server:
                 self.link.publish(topics.receipt(self.config.job, device), wire.encode(receipt))
             case RoundClosed():
                 self._close(effect)
+            case RuleFailed(error):
+                log.debug("the server rule failed", exc_info=error)
+                raise error
             case PublishRound(theta):
                 self._publicise(theta)
             case EndJob():
                 log.info("job %s is done: %s", self.config.job, self.config.state_dir / "model.smk")
 
     def _close(self, closed: RoundClosed) -> None:
+        """Store what came of a round, the finished model first."""
         round_ = closed.round
         finished = model.encode(model.FinishedModel(self.spec, closed.mask, closed.exact))
         record = {"round": round_, **self.store.figures(round_), "model_bytes": len(finished)}
@@ -196,8 +213,7 @@ class Server:
                 *(round_, record["train_loss"], 100 * record["train_accuracy"], f"{record['update_bytes']:,}"),
             )
         write_atomic(self.config.state_dir / "model.smk", finished)
-        keep = self.job.aggregation.pools and self.job.phase is not Phase.DONE
-        self.store.closed(round_, closed.blob, record, closed.memory, keep)
+        self.store.closed(round_, closed.blob, record, closed.memory, closed.keep, self.job.aggregation.rule)
         self._list_rounds()
         self._retire()  # before the next round is stored: a restart knows the latest one only
 
@@ -205,6 +221,7 @@ class Server:
         write_atomic(self.config.state_dir / "rounds.json", json.dumps(self.store.records(), indent=1).encode())
 
     def _publicise(self, theta: bool) -> None:
+        """Publish the announcement, and before it the round's probabilities if `theta`."""
         open_ = self.job.phase is Phase.OPEN
         chunks, delta = (self._cut(blob) if open_ else [] for blob in (self.job.blob, self.job.delta))
         published = (self.job.round, len(chunks), len(delta))
@@ -224,7 +241,7 @@ class Server:
         return split(blob, self.link.chunk_bytes()) if blob else []
 
     def _retire(self) -> None:
-        """Clear the retained probabilities of a round that is over."""
+        """Remove the retained probabilities of a round that is over from the broker."""
         if self._published is not None:
             round_, chunks, delta = self._published
             for count, topic in ((chunks, topics.theta), (delta, topics.delta)):
@@ -244,7 +261,7 @@ class Server:
                 self.feed(ClockTicked(ticked))
 
     def linger(self, seconds: float) -> None:
-        """After the last round: answer what is still on its way, until every device of it has gone or time is up.
+        """Answer what is still on its way after the last round, until every device has left or `seconds` are over.
 
         Started again after a crash, we know of no device yet; the broker tells us who waits.
         """
@@ -258,7 +275,7 @@ class Server:
                 self.receive(event)
 
     def leave(self) -> None:
-        """Go in good order; what is retained stays, so that devices see where the job stands."""
+        """Sign off and close everything; what is retained stays, so that devices see where the job stands."""
         self.link.publish(
             topics.aggregator(self.config.job),
             wire.encode(Heartbeat(self.config.job, False, self.boot)),

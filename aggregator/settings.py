@@ -59,7 +59,9 @@ class AggregationConfig:
     ValueError for a value out of its range.
     """
 
-    rule: str = knob("fedpm", "how masks become the next theta, by the name of a rule that is installed")
+    rule: str = knob(
+        "fedpm", "how masks become the next theta, by the name of a rule that is installed", group="seedmask.rules"
+    )
     downlink: int | str = knob(
         "exact",
         "published probabilities are rounded to so many levels, or exact counts",
@@ -137,8 +139,3 @@ class AggregationConfig:
     def pooling(self) -> Pooling:
         """Parameters with which a device adds masks up as the aggregator does."""
         return Pooling(self.max_level, self.clamp_q16, self.heaviest)
-
-    @property
-    def pools(self) -> bool:
-        """True if theta follows from a round's masks by `pooling` alone, and may be told that way."""
-        return self.relay and not (self.remembers or self.prior_q16)

@@ -16,7 +16,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from aggregator.posterior import Memory
 from seedmask.codec import counts
 from seedmask.errors import UserError
 from seedmask.io.files import acquire_lock
@@ -26,7 +25,7 @@ from seedmask.training import TrainingConfig
 from seedmask.wire import Update, expect
 
 DEFAULT_TRAINING: Final = TrainingConfig()
-LAYOUT: Final = 4
+LAYOUT: Final = 5
 """Of the tables below."""
 _SCHEMA: Final = f"""
 PRAGMA user_version = {LAYOUT};
@@ -36,7 +35,7 @@ CREATE TABLE IF NOT EXISTS settings (name TEXT PRIMARY KEY, config TEXT NOT NULL
 CREATE TABLE IF NOT EXISTS thetas (number INTEGER PRIMARY KEY, counts BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS rounds (
     round INTEGER PRIMARY KEY, selected TEXT NOT NULL, quorum INTEGER NOT NULL, delta BLOB NOT NULL,
-    training TEXT NOT NULL, memory BLOB, record TEXT
+    training TEXT NOT NULL, memory BLOB, rule TEXT, record TEXT
 );
 CREATE TABLE IF NOT EXISTS updates (
     round INTEGER NOT NULL, device TEXT NOT NULL, transfer BLOB NOT NULL, frame BLOB, bytes INTEGER NOT NULL,
@@ -51,8 +50,8 @@ class Resumed:
     """What the store knows: the latest `round` with the `theta` it began from or, if `closed`, what came of it.
 
     `blob`: theta as stored. `updates`: (device, transfer, update). `published`, `delta`: the probabilities that were
-    published for it, `training` what its devices were asked for. `base`: the theta before that one; `memory`: what the
-    last closed round left; `recent`: the last results.
+    published for it, `training` what its devices were asked for. `base`: the theta before that one; `memory`: what
+    `rule` left in the last closed round, b"" for nothing; `recent`: the last results.
     """
 
     round: int
@@ -66,7 +65,8 @@ class Resumed:
     delta: bytes
     training: TrainingConfig
     base: Theta | None
-    memory: Memory | None
+    memory: bytes
+    rule: str
     recent: tuple[Theta, ...]
 
 
@@ -150,9 +150,15 @@ class Store:
         self._db.execute("INSERT INTO updates VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
 
     def closed(
-        self, round_: int, blob: bytes, record: dict[str, Any], memory: Memory | None = None, keep: bool = False
+        self,
+        round_: int,
+        blob: bytes,
+        record: dict[str, Any],
+        memory: bytes = b"",
+        keep: bool = False,
+        rule: str = "fedpm",
     ) -> None:
-        """Store that a round ended with the theta in `blob` (codec `counts`).
+        """Store that a round ended with the theta in `blob` (codec `counts`), and what `rule` remembers of it.
 
         Its masks are forgotten, unless to `keep` until the next one ends, for a relay. So is what the rounds before it
         left, masks in their relays included.
@@ -160,8 +166,8 @@ class Store:
         with self._at_once():
             self._db.execute("INSERT INTO thetas VALUES (?, ?)", (round_, blob))
             self._db.execute(
-                "UPDATE rounds SET record = ?, memory = ? WHERE round = ?",
-                (json.dumps(record), None if memory is None else memory.to_bytes(), round_),
+                "UPDATE rounds SET record = ?, memory = ?, rule = ? WHERE round = ?",
+                (json.dumps(record), memory or None, rule, round_),
             )
             # This round's delta is yet to be retired from the broker.
             self._db.execute("UPDATE rounds SET memory = NULL, delta = x'' WHERE round < ?", (round_,))
@@ -226,7 +232,8 @@ class Store:
             self._db.execute("SELECT number, counts FROM thetas WHERE number >= ?", (max(0, began),)).fetchall()
         )
         thetas = {number: counts.decode(blob, *self._sizes) for number, blob in stored.items()}
-        left = self._db.execute("SELECT memory FROM rounds WHERE round = ?", (results,)).fetchone()
+        left = self._db.execute("SELECT memory, rule FROM rounds WHERE round = ?", (results,)).fetchone()
+        memory, rule = left or (None, None)
         return Resumed(
             round=round_,
             theta=thetas[results],
@@ -239,7 +246,8 @@ class Store:
             delta=delta,
             training=TrainingConfig(**json.loads(training)),
             base=thetas.get(results - 1),
-            memory=None if left is None or left[0] is None else Memory.from_bytes(left[0], self._sizes[0]),
+            memory=bytes(memory or b""),
+            rule=rule or "",
             recent=tuple(thetas[number] for number in range(max(1, results - average + 1), results + 1)),
         )
 

@@ -39,9 +39,9 @@ class Knob:
     `scale`: a float is an integer over it. `choices`: the texts that are possible, each with its meaning, numbered from
     0 or by `numbers`; `unnamed`: the wire may carry other numbers up to this one, whose text is "#" and the number.
     `words`: texts that may stand in place of a number. `pattern`: of a free text, for the schema; whoever takes the
-    text checks it. `wire`: id of the option that carries it, 0: it does not travel. `presets`: its value in named sets
-    of settings, where that is not `default`. `name`, `kinds` (types it may have) and `default` (REQUIRED if it has
-    none) are those of the field.
+    text checks it. `group`: entry point group of which the text is a name. `wire`: id of the option that carries it, 0:
+    it does not travel. `presets`: its value in named sets of settings, where that is not `default`. `name`, `kinds`
+    (types it may have) and `default` (REQUIRED if it has none) are those of the field.
     """
 
     meaning: str = ""
@@ -55,6 +55,7 @@ class Knob:
     unnamed: int = -1
     words: tuple[str, ...] = ()
     pattern: str = ""
+    group: str = ""
     wire: int = 0
     presets: Mapping[str, Any] = field(default_factory=dict)
     name: str = ""
@@ -178,6 +179,7 @@ def knob(
     unnamed: int = -1,
     words: tuple[str, ...] = (),
     pattern: str = "",
+    group: str = "",
     wire: int = 0,
     presets: Mapping[str, T] | None = None,
 ) -> T:
@@ -186,7 +188,7 @@ def knob(
     To a type checker this is the default, so that the class is typed as if nothing were said beside it.
     """
     known = Knob(
-        *(meaning, unit, least, most, zero, scale, choices or {}, numbers, unnamed, words, pattern, wire),
+        *(meaning, unit, least, most, zero, scale, choices or {}, numbers, unnamed, words, pattern, group, wire),
         presets=presets or {},
     )
     declared: T = field(default=default, metadata={_KEY: known})

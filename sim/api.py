@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from aggregator.rules import Rule
 from aggregator.settings import AggregationConfig
 from edge_client.data import Dataset
 from seedmask.errors import UserError
@@ -51,7 +52,7 @@ def simulate(
     cut: float = 0.0,
     preset: str = "default",
     training: Mapping[str, Any] | None = None,
-    aggregation: Mapping[str, Any] | None = None,
+    aggregation: Mapping[str, Any] | Rule | None = None,
     seed: int | None = None,
     model_seed: int | None = None,
     out: Path | str | None = None,
@@ -96,6 +97,8 @@ def simulate(
     Learning:
         preset: "default", "thrifty" (least bytes) or "paper" (FedPM as published). training, aggregation: values of
             run.toml's tables, which override the preset; every key may also be given as an argument: `epochs=5`.
+            aggregation={"rule": "NAME"} takes a server rule that an installed package offers, aggregation=MyRule() one
+            of your own as it is (`aggregator.rules`), on the virtual clock.
 
     What comes of it:
         seed: of split, order and every other chance, 0 .. 2**32 - 1; the same arguments and seed give the same History
@@ -108,6 +111,7 @@ def simulate(
 
     Raises UserError: what was found and what was possible.
     """
+    rule = None if aggregation is None or isinstance(aggregation, Mapping) else aggregation
     asked = Parameters(
         model=model,
         data=data,
@@ -130,7 +134,8 @@ def simulate(
         crash=crash,
         cut=cut,
         preset=preset,
-        knobs=_knobs(training, aggregation, knobs),
+        knobs=_knobs(training, None if rule is not None else aggregation, knobs),
+        rule=rule,
         seed=seed,
         model_seed=model_seed,
     )

@@ -17,6 +17,7 @@ import numpy as np
 from aggregator.config import RunConfig
 from aggregator.history import results
 from aggregator.round import ClockTicked, waiting_for
+from aggregator.rules import Rule
 from aggregator.server import Server, will
 from aggregator.store import Store
 from edge_client.client import Client, Identity
@@ -155,7 +156,7 @@ def _new(folder: Path) -> None:
 
 
 class Fleet:
-    """A job on virtual time."""
+    """Run a job on virtual time."""
 
     def __init__(
         self,
@@ -167,10 +168,12 @@ class Fleet:
         runtime: str,
         seed: int,
         faults: Faults,
+        rule: Rule | None = None,
     ) -> None:
         """Switch on an aggregator in config.state_dir and, in `homes`, a device per part of the data.
 
-        Both folders are made here. Raises UserError where one of them has something in it: nothing is deleted.
+        Both folders are made here. `rule` takes the place of the server rule that `config` names. Raises UserError
+        where a folder has something in it: nothing is deleted.
         """
         self.config, self.bundle, self.pool, self.runtime = config, bundle, pool, runtime
         self.seed, self.faults = seed, faults
@@ -184,7 +187,7 @@ class Fleet:
         store = Store(self.database, config.job, spec.digest, spec.canonical(), spec.d, spec.e)
         # The server's link needs somebody to deliver to, and the server needs its link.
         link = MemoryLink(self.broker, Wire(), self._to_server, will(config.job, seed))
-        self.server = Server(config, spec, link, store, lambda: self.agenda.now, seed)
+        self.server = Server(config, spec, link, store, lambda: self.agenda.now, seed, rule)
         self.devices = [Device(self, index, part) for index, part in enumerate(parts)]
         self._reported = 0
 

@@ -13,12 +13,10 @@ import numpy as np
 
 from aggregator.config import RunConfig
 from aggregator.history import job_result, reports
-from aggregator.posterior import finished
 from seedmask import bundle as bundles
 from seedmask.io.files import write_atomic
 from seedmask.io.models import Model
 from seedmask.mask import Theta
-from seedmask.model import FinishedModel
 from sim import report
 from sim.device import name_of
 from sim.evaluate import score
@@ -101,7 +99,7 @@ def run(setup: Setup, out: Path, on_round: OnRound, waiting: Waiting, pool: type
     runtime_of = {name_of(index): setup.runtimes.of(index) for index in range(setup.asked.devices)}
     counted = [each for each in reports(database) if each.round <= rounds[-1].round]
     summary |= {"runtimes": report.by_runtime(counted, runtime_of), "restarts": ended.restarts}
-    model = Model(FinishedModel(spec, *finished(job.recent)), setup.bundle)
+    model = Model(job.model(), setup.bundle)
     return History(tuple(rounds), model, summary, stopped)
 
 
@@ -114,7 +112,9 @@ def _virtual(
     workers = min(asked.devices, max(1, (os.cpu_count() or 1) // asked.threads))
     with pool(setup.bundle, setup.parts, setup.runtimes.here, asked.threads, workers) as trains:
         homes = out / "devices"
-        fleet = Fleet(config, homes, setup.bundle, setup.parts, trains, setup.runtimes.here, setup.seed, faults)
+        fleet = Fleet(
+            *(config, homes, setup.bundle, setup.parts, trains, setup.runtimes.here, setup.seed, faults), setup.rule
+        )
         waiting("virtual time")
         try:
             seconds = fleet.run(closed)

@@ -15,7 +15,9 @@ from typing import Any, Final
 
 import numpy as np
 
+from aggregator import rules
 from aggregator.presets import settings_of
+from aggregator.rules import Rule, registry
 from aggregator.settings import AggregationConfig, RoundsConfig
 from edge_client.data import Dataset, TrainTest, check, doubtful_range
 from edge_client.runtimes import Runtime, open_runtime, require_graphs, targets
@@ -53,6 +55,7 @@ class Parameters:
 
     `model`: a torch module, a Bundle, the path of one, or a zoo name. `data`: (x, y), a Dataset, the path of an .npz
     file or a set's name. `knobs`: keys of run.toml's tables of training and aggregation, which override the preset.
+    `rule`: a server rule as an object, in place of the one that `knobs` name.
     """
 
     model: Any = MODELS[0]
@@ -78,6 +81,7 @@ class Parameters:
     cut: float = 0.0
     preset: str = "default"
     knobs: Mapping[str, Any] = field(default_factory=dict)
+    rule: Any = None
     seed: int | None = None
     model_seed: int | None = None
     exact: Sequence[str] = ()
@@ -96,6 +100,7 @@ class Setup:
     rounds: RoundsConfig
     training: TrainingConfig
     aggregation: AggregationConfig
+    rule: Rule
     broker: tuple[str, int] | None
     bundle: Bundle
     data: TrainTest
@@ -119,6 +124,7 @@ def prepare(asked: Parameters, where: str) -> Setup:
     """
     rounds = _checked(asked)
     training, aggregation = settings_of(asked.preset, _completed(asked.knobs), where)
+    rule, aggregation = _rule(asked, aggregation)
     runtimes = assign(asked.runtime, asked.pythons, asked.virtual)
     broker = _address(asked.broker)
     seed = asked.seed if asked.seed is not None else secrets.randbits(32)
@@ -146,6 +152,7 @@ def prepare(asked: Parameters, where: str) -> Setup:
         rounds=rounds,
         training=training,
         aggregation=aggregation,
+        rule=rule,
         broker=broker,
         bundle=bundle,
         data=data,
@@ -201,6 +208,29 @@ def _completed(knobs: Mapping[str, Any]) -> dict[str, Any]:
     if "kappa" in knobs and "kappa_max" not in knobs and isinstance(knobs["kappa"], int | float):
         completed["kappa_max"] = max(float(knobs["kappa"]), TrainingConfig().kappa_max)
     return completed
+
+
+def _rule(asked: Parameters, aggregation: AggregationConfig) -> tuple[Rule, AggregationConfig]:
+    """Return the server rule, and the settings with its name: that of its class, if it was given as an object."""
+    rule = asked.rule
+    if rule is None:
+        return rules.load(aggregation.rule), aggregation
+    if "rule" in asked.knobs:
+        raise UserError("`aggregation` is a rule, and `rule` names another one; give one of them")
+    kind = rule.__name__ if isinstance(rule, type) else type(rule).__name__
+    if isinstance(rule, type):
+        raise UserError(f"`aggregation` is a rule, an object; found {kind}, a class: call it")
+    if absent := registry.lacking(rule):
+        raise UserError(
+            f"`aggregation` is a mapping of its table's keys, or a rule with methods start and conclude; "
+            f"found {kind}, which lacks {' and '.join(absent)}"
+        )
+    if not asked.virtual:
+        raise UserError(
+            f"`aggregation` {kind} is an object of this process, with the real clock the aggregator is another one: "
+            f"install the rule as an entry point of {registry.GROUP}, and give its name: aggregation={{'rule': NAME}}"
+        )
+    return rule, replace(aggregation, rule=kind)
 
 
 def _data(asked: Parameters, seed: int) -> TrainTest:

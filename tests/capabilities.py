@@ -70,6 +70,7 @@ CAPABILITIES: Mapping[str, Capability] = {
     "onnxruntime": Capability(_packages("onnxruntime"), "pip install 'seedmask[onnxruntime]'"),
     "executorch": Capability(_packages("executorch", "torchao"), "make setup"),
     "ort-training": Capability(_packages("onnxruntime.training"), "an environment of its own: make mixed"),
+    "hatchling": Capability(_packages("hatchling", "pip"), "pip install 'seedmask[dev]'"),
     "sim": Capability(_packages("matplotlib", "pooch", "rich", "sklearn"), "pip install 'seedmask[sim]'"),
     "mosquitto": Capability(_program("mosquitto"), "apt install mosquitto"),
     "iotcore": Capability(_packages("iotcore"), "pip install 'seedmask[broker]'"),

@@ -8,7 +8,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Generator, Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -149,6 +153,17 @@ def tiny_data() -> Dataset:
     for image, k in zip(x, y, strict=True):
         image[0, 2 * (k // 2) : 2 * (k // 2) + 2, 2 * (k % 2) : 2 * (k % 2) + 2] += 160
     return Dataset(x.astype(np.uint8), y.astype(np.int64))
+
+
+@pytest.fixture(scope="session")
+def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder into which pip installed tests/plugin; on PYTHONPATH, or on sys.path, its plug-ins are installed."""
+    requires("hatchling")
+    site, source = tmp_path_factory.mktemp("site"), tmp_path_factory.mktemp("source") / "plugin"
+    shutil.copytree(ROOT / "tests" / "plugin", source)  # a build leaves nothing in the tree
+    quiet = ["-q", "--disable-pip-version-check", "--no-index", "--no-deps", "--no-build-isolation"]
+    subprocess.run([sys.executable, "-m", "pip", "install", *quiet, "--target", site, source], check=True)
+    return site
 
 
 @pytest.fixture

@@ -22,11 +22,13 @@ import seedmask
 import sim
 from aggregator.broker import available
 from aggregator.history import job_result
-from aggregator.posterior import finished
+from aggregator.rules import FedPM, Votes, theta_of
+from aggregator.settings import AggregationConfig
 from edge_client.data import Dataset
 from seedmask import Model, UserError, load_model
 from seedmask.bundle import Bundle, to_bytes
 from seedmask.errors import MissingPackageError
+from seedmask.mask import Theta
 from seedmask.model import FinishedModel
 from seedmask.spec import Linear, ModelSpec, ReLU, Tensor, scale_bits
 from sim import History, RoundRecord, StopSimulation, simulate
@@ -87,7 +89,7 @@ def test_whoever_is_told_of_a_round_may_end_the_run_with_it(run: Simulate, tmp_p
     assert history.rounds == whole.rounds[:2]
     assert history.summary["rounds"] == 2
     after_two = job_result(tmp_path / "whole" / "aggregator" / "job.sqlite", until=2)
-    assert np.array_equal(history.model.mask, finished(after_two.recent)[0])
+    assert np.array_equal(history.model.mask, after_two.model().mask)
 
 
 def test_a_mistake_in_on_round_is_its_callers_and_leaves_nothing_behind(
@@ -142,6 +144,40 @@ def test_a_model_of_numbers_is_measured_by_its_error(run: Simulate) -> None:
         run(bundle, (x, x[:, 0]), test=None, split="classes:2")
 
 
+# --- a server rule of one's own ---
+
+
+class Even(FedPM):
+    """Forgets every mask, after it has counted it."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[int, int, bytes]] = []
+
+    def conclude(self, votes: Votes, theta: Theta, memory: bytes, settings: AggregationConfig) -> tuple[Theta, bytes]:
+        self.told.append((votes.round, votes.masks, memory))
+        return theta_of(np.full(theta.d, 1 << 15), settings, votes.exact(theta)), bytes([votes.round])
+
+
+def test_a_rule_that_is_an_object_concludes_every_round(run: Simulate, tmp_path: Path) -> None:
+    rule = Even()
+    history = run(aggregation=rule, out=tmp_path / "out", downlink=3)
+    assert rule.told == [(1, 3, b""), (2, 3, b"\1"), (3, 3, b"\2"), (4, 3, b"\3")]
+    assert [theta.level.tolist() for theta in job_result(tmp_path / "out/aggregator/job.sqlite").recent] == [[1] * 324]
+    assert history.rounds[-1].accuracy.mean < 0.6 < run().rounds[-1].accuracy.mean
+    named = run(aggregation={"rule": "fedpm"})
+    assert np.array_equal(named.model.mask, run().model.mask)
+
+
+def test_a_rule_that_fails_ends_the_run_with_its_own_traceback(run: Simulate) -> None:
+    class Broken(Even):
+        def conclude(self, *_: object) -> tuple[Theta, bytes]:
+            return 1 / 0  # type: ignore[return-value]
+
+    with pytest.raises(UserError, match="rule 'Broken' failed in conclude, round 1: ZeroDivisionError") as caught:
+        run(aggregation=Broken())
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+
+
 # --- data ---
 
 
@@ -176,7 +212,14 @@ def test_an_archive_brings_its_test_set_or_has_some_held_out(run: Simulate, tiny
         ({"training": {"epoch": 3}}, "`training` has no key 'epoch'; did you mean 'epochs'?"),
         ({"aggregation": {"epochs": 3}}, "`aggregation` has no key 'epochs'"),
         ({"training": {"codec": "rans"}}, "'codec' is given twice"),
-        ({"aggregation": 3}, "`aggregation` is a mapping of its table's keys, found int"),
+        ({"aggregation": 3}, "`aggregation` is a mapping .*, or a rule .*; found int, which lacks start and conclude"),
+        ({"aggregation": Even}, "`aggregation` is a rule, an object; found Even, a class: call it"),
+        (
+            {"aggregation": Even(), "clock": "real"},
+            r"Even is an object .* entry point of seedmask\.rules, .*: NAME",
+        ),
+        ({"aggregation": Even(), "rule": "fedpm"}, "`aggregation` is a rule, and `rule` names another one"),
+        ({"rule": "fedmp"}, r"rule 'fedmp' is not installed; there are .*; did you mean 'fedpm'\?"),
         ({"epochs": 0}, "epochs is 1 .. 65535, found 0"),
         ({"devices": 0}, "`devices` is at least 1, found 0"),
         ({"clock": "wall"}, '`clock` is "virtual" or "real", found \'wall\''),

@@ -288,59 +288,37 @@ def test_paths_of_the_table_are_relative_to_the_file_that_it_stands_in(tmp_path:
 
 # --- sources of other packages ---
 
-CAMERA = """
-from dataclasses import dataclass
-import numpy as np
-from edge_client.data import Dataset
-
-@dataclass(frozen=True)
-class Settings:
-    seed: int
-    count: int = 6
-
-    def __post_init__(self):
-        if self.count < 1:
-            raise ValueError(f"count is 1 or more, found {self.count}")
-
-def load(settings):
-    if settings.seed == 13:
-        raise RuntimeError("no light")
-    rng = np.random.default_rng(settings.seed)
-    return Dataset(rng.integers(0, 256, (settings.count, 4, 4), np.uint8), np.arange(settings.count) % 4)
-"""
-
 
 @pytest.fixture
-def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A package on the path with three sources of data, one of which cannot be imported, one of which is none."""
+def broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A package on the path with a source of data that cannot be imported, and one that is none."""
     site = tmp_path / "site"
     info = site / "seedmask_camera-1.0.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: seedmask-camera\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(
-        "[seedmask.data]\ncamera = seedmask_camera\nblind = seedmask_blind\nhollow = colorsys\n"
-    )
-    (site / "seedmask_camera.py").write_text(CAMERA)
+    (info / "entry_points.txt").write_text("[seedmask.data]\nblind = seedmask_blind\nhollow = colorsys\n")
     (site / "seedmask_blind.py").write_text("import a_package_that_is_not_here\n")
     monkeypatch.syspath_prepend(str(site))
 
 
-@pytest.mark.usefixtures("installed")
-def test_a_package_brings_a_source_of_data_with_settings_of_its_own(tiny_spec: ModelSpec) -> None:
-    assert {"blind", "camera", "hollow", "idx", "npz"} <= set(formats())
-    assert len(load(DataSettings("camera", {"seed": 1, "count": 9}), tiny_spec).y) == 9
+def test_a_package_brings_a_source_of_data_with_settings_of_its_own(
+    plugin: Path, monkeypatch: pytest.MonkeyPatch, tiny_spec: ModelSpec
+) -> None:
+    monkeypatch.syspath_prepend(str(plugin))
+    assert {"stripes", "idx", "npz"} <= set(formats())
+    assert len(load(DataSettings("stripes", {"seed": 1, "side": 4, "count": 9}), tiny_spec).y) == 9
     wrong: list[tuple[dict[str, object], str]] = [
-        ({}, r"\[data\], format camera: 'seed' is missing"),
+        ({}, r"\[data\], format stripes: 'seed' is missing"),
         ({"seed": 1, "cont": 2}, "unknown key 'cont'; did you mean 'count'"),
         ({"seed": 1, "count": 0}, "count is 1 or more, found 0"),
-        ({"seed": 13}, r"camera of seedmask.data \(package seedmask-camera\) failed to load: RuntimeError: no light"),
+        ({"seed": -1}, r"stripes of seedmask.data \(package seedmask-garden\) failed to load: RuntimeError: no light"),
     ]
     for keys, says in wrong:
         with pytest.raises(UserError, match=says):
-            load(DataSettings("camera", keys), tiny_spec)
+            load(DataSettings("stripes", keys), tiny_spec)
 
 
-@pytest.mark.usefixtures("installed")
+@pytest.mark.usefixtures("broken")
 def test_a_source_that_is_broken_is_named_and_breaks_no_other(tmp_path: Path, tiny_spec: ModelSpec) -> None:
     with pytest.raises(UserError, match=r"blind of .*seedmask-camera.* cannot be imported: ModuleNotFoundError: "):
         load(DataSettings("blind"), tiny_spec)

@@ -16,9 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aggregator.config import RunConfig
+from aggregator.finished import finished
 from aggregator.history import job_result
-from aggregator.posterior import Posterior, conclude, finished
 from aggregator.round import Effect, JobState, PresenceChanged, SendReceipt, UpdateArrived, announcement, resume, step
+from aggregator.rules import FedPM, Votes
 from aggregator.settings import AggregationConfig, RoundsConfig
 from aggregator.store import Store
 from edge_client import session as device
@@ -321,13 +322,17 @@ def test_exact_values_move_by_the_mean_in_any_order() -> None:
 def test_the_mean_weighs_devices_as_their_masks_do() -> None:
     """To the nearest unit, halves up, by integers; masks of one update weigh it once."""
     theta = Theta.even(2, exact=ints(10, 10, 10))
-    posterior = Posterior.empty(2, 3)
+    votes = Votes.empty(2, 3)
     for weight, moved in ((3, (1, -1, 0)), (1, (0, 1, -2))):
         for _ in range(2):
-            posterior = posterior.fold(np.zeros(2, np.uint8), weight)
-        posterior = posterior.move(np.array(moved, np.int64), weight)
-    assert conclude(posterior, AggregationConfig(), theta)[0].exact.tolist() == [11, 10, 10]  # 3/4, -2/4 and -2/4
-    assert conclude(posterior, AggregationConfig(carry=0.5), theta)[0].exact.tolist() == [11, 10, 10]
+            votes = votes.with_mask(np.zeros(2, np.uint8), weight)
+        votes = votes.with_exact(np.array(moved, np.int64), weight)
+    assert FedPM().conclude(votes, theta, b"", AggregationConfig())[0].exact.tolist() == [
+        11,
+        10,
+        10,
+    ]  # 3/4, -2/4 and -2/4
+    assert FedPM().conclude(votes, theta, b"", AggregationConfig(carry=0.5))[0].exact.tolist() == [11, 10, 10]
 
 
 @pytest.mark.parametrize(
@@ -346,7 +351,7 @@ def test_exact_values_that_nobody_can_have_learnt_are_refused_with_a_receipt(mad
     status, reason = reply(effects)
     assert status is Status.INVALID
     assert reason.startswith(says)
-    assert (after.accepted, after.posterior.digest()) == ({}, job.posterior.digest())
+    assert (after.accepted, after.votes.digest()) == ({}, job.votes.digest())
 
 
 def test_exact_values_of_a_model_that_has_none_are_refused(tiny_spec: ModelSpec) -> None:
@@ -423,7 +428,7 @@ def test_a_restart_loses_no_exact_value(tmp_path: Path, no_sync: None) -> None:
     assert known is not None
     assert known.theta.digest() == job.theta.digest()
     back = resume(replace(job, theta=known.theta), known.selected, known.quorum, known.updates, known.delta)
-    assert back.posterior.digest() == live.posterior.digest()
+    assert back.votes.digest() == live.votes.digest()
     ended = [step(each, arrived("pi-3", update(each, "pi-3", 5)))[0] for each in (live, back)]
     assert ended[0].theta.digest() == ended[1].theta.digest()
     second.closed(1, counts.encode(ended[0].theta), {"round": 1})

@@ -1041,18 +1041,17 @@ def site(here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return here
 
 
-def test_a_target_of_ones_own_is_found_by_its_entry_point(site: Path) -> None:
-    Announced(site, {"text": "my_text_target"})
-    (site / "my_text_target.py").write_text(
-        "def files(spec, batch):\n    return {'text/about.txt': f'{spec.name} by {batch}'.encode()}\n"
-    )
+def test_a_target_of_ones_own_is_found_by_its_entry_point(
+    here: Path, plugin: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(plugin))
     told: list[str] = []
     made = small(runtimes=("onnx", "text"), name="mine", on_target=told.append)
-    assert made.file("text/about.txt") == b"mine by 4"
+    assert made.file("text/tensors.txt").startswith(b"mine, 4 examples a step\n")
     assert "onnx/step.onnx" in made.files
     assert told == ["onnx", "text"]
     assert export("mlp", "-o", "m.bundle", "--runtimes", "text") == 0
-    assert list(bundle.load(site / "m.bundle").files) == ["text/about.txt"]
+    assert list(bundle.load(here / "m.bundle").files) == ["text/tensors.txt"]
 
 
 def test_a_target_that_is_of_no_use_is_named_with_whoever_announced_it(site: Path) -> None:

@@ -20,6 +20,7 @@ from aggregator.round import (
     PublishRound,
     RoundClosed,
     RoundOpened,
+    RuleFailed,
     SelectionExtended,
     SendReceipt,
     TransferBroken,
@@ -30,6 +31,7 @@ from aggregator.round import (
     step,
     waiting_for,
 )
+from aggregator.rules import FedPM, RuleError, Votes, share_of, theta_of
 from aggregator.settings import AggregationConfig, RoundsConfig
 from seedmask import wire
 from seedmask.chunks import transfer_id
@@ -259,7 +261,7 @@ def test_a_device_that_was_not_asked_is_told_so() -> None:
     idle = next(name for name in NAMES if name not in job.selected)
     job, effects = after(job, arrived(update(job, idle), idle))
     assert status_of(effects) is Status.NOT_SELECTED
-    assert job.posterior.masks == 0
+    assert job.votes.masks == 0
 
 
 # --- closing ---
@@ -271,7 +273,7 @@ def test_the_last_asked_update_closes_the_round_and_opens_the_next() -> None:
     assert kinds(effects) == [UpdateAccepted, SendReceipt]
     job, effects = after(job, arrived(update(job, "pi-2"), "pi-2"))
     assert kinds(effects) == [UpdateAccepted, SendReceipt, RoundClosed, RoundOpened, PublishRound]
-    assert (job.phase, job.round, job.posterior.masks, job.accepted) == (Phase.OPEN, 2, 0, {})
+    assert (job.phase, job.round, job.votes.masks, job.accepted) == (Phase.OPEN, 2, 0, {})
 
 
 def test_what_comes_of_a_round_is_the_count_of_ones() -> None:
@@ -381,6 +383,44 @@ def test_nothing_is_relayed_that_devices_could_not_add_up_or_should_not_see(said
     assert job.delta[:1] != bytes([relay.ID])
 
 
+class Halfway(FedPM):
+    """Goes half of the way from theta to what the masks say, in round 1; then FedPM."""
+
+    def conclude(self, votes: Votes, theta: Theta, memory: bytes, settings: AggregationConfig) -> tuple[Theta, bytes]:
+        if votes.round > 1:
+            return super().conclude(votes, theta, memory, settings)
+        return theta_of((share_of(theta) + votes.share()) // 2, settings, votes.exact(theta)), b"halfway"
+
+
+def test_the_masks_are_relayed_of_whatever_rule_gives_the_theta_that_they_add_up_to() -> None:
+    first = replace(open_job(3), rule=Halfway())
+    second, effects = after(first, *thrifty(first, *NAMES[:3]))
+    (closed,) = [effect for effect in effects if isinstance(effect, RoundClosed)]
+    assert (second.memory, second.made, closed.keep) == (b"halfway", (), False)
+    assert second.delta[:1] != bytes([relay.ID])
+    third, _ = after(second, *thrifty(second, *NAMES[:3]))
+    assert third.delta[0] == relay.ID
+    assert relay.decode(third.delta, second.theta, SEED, JOB).digest() == third.theta.digest()
+
+
+def test_a_rule_that_fails_stops_the_job_once_the_update_is_stored_and_leaves_the_round_open() -> None:
+    class Broken(FedPM):
+        def conclude(self, *_: object) -> tuple[Theta, bytes]:
+            raise ZeroDivisionError("by nothing")
+
+    whole = open_job(2)
+    job = replace(whole, rule=Broken())
+    job, effects = after(job, *coming(job, "pi-1", "pi-2"))
+    assert kinds(effects) == [UpdateAccepted, SendReceipt, UpdateAccepted, SendReceipt, RuleFailed]
+    (failed,) = [effect for effect in effects if isinstance(effect, RuleFailed)]
+    assert str(failed.error) == "rule 'fedpm' failed in conclude, round 1: ZeroDivisionError: by nothing"
+    assert isinstance(failed.error, RuleError)
+    assert isinstance(failed.error.__cause__, ZeroDivisionError)
+    assert (job.phase, job.round, job.votes.masks) == (Phase.OPEN, 1, 2)
+    mended, _ = after(replace(job, rule=FedPM()), ClockTicked(1.0))
+    assert mended.theta.digest() == after(whole, *coming(whole, "pi-1", "pi-2"))[0].theta.digest()
+
+
 def test_levels_are_told_as_what_changed_where_that_is_shorter_than_the_masks() -> None:
     first = open_job(3, aggregation=AggregationConfig(downlink=4))
     second, _ = after(first, *coming(first, *NAMES[:3]))
@@ -426,7 +466,7 @@ def test_a_good_update_of_either_codec_is_accepted(codec: int) -> None:
     job = open_job(2, replace(WORK, codec=rans.NAME))  # packed may stand in for any
     job, effects = after(job, arrived(update(job, "pi-1", codec), "pi-1"))
     assert status_of(effects) is Status.ACCEPTED
-    assert job.posterior.masks == 1
+    assert job.votes.masks == 1
 
 
 def test_a_repeat_is_acknowledged_and_not_counted() -> None:
@@ -435,7 +475,7 @@ def test_a_repeat_is_acknowledged_and_not_counted() -> None:
     job, _ = after(job, made)
     job, effects = after(job, made)
     assert (status_of(effects), reason_of(effects)) == (Status.DUPLICATE, "already counted")
-    assert job.posterior.masks == 1
+    assert job.votes.masks == 1
 
 
 def test_a_second_update_of_one_device_is_a_duplicate_too() -> None:
@@ -444,7 +484,7 @@ def test_a_second_update_of_one_device_is_a_duplicate_too() -> None:
     job, effects = after(job, arrived(update(job, "pi-1"), "pi-1"))
     job, effects = after(job, arrived(update(job, "pi-1", seed=1), "pi-1"))
     assert (status_of(effects), kinds(effects)) == (Status.DUPLICATE, [SendReceipt])
-    assert job.posterior.masks == 1
+    assert job.votes.masks == 1
 
 
 def test_a_repeat_after_the_round_closed_is_still_a_duplicate() -> None:

@@ -630,30 +630,19 @@ def test_a_bundle_without_the_graphs_says_which_one_it_lacks() -> None:
         runtimes.open_runtime("onnxruntime", Bundle(DENSE, BATCH, {}))
 
 
-ABACUS = """
-NEEDS = ()
-GRAPHS = ()
-
-def open_runtime(bundle, threads):
-    from edge_client.runtimes.reference import open_runtime as reference
-    return reference(bundle, threads)
-"""
-
-
 @pytest.fixture
-def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A package on the path with a runtime that trains and one that cannot be imported."""
-    info = tmp_path / "seedmask_abacus-1.0.dist-info"
+def broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A package on the path with a runtime that cannot be imported."""
+    info = tmp_path / "seedmask_broken-1.0.dist-info"
     info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: seedmask-abacus\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[seedmask.runtimes]\nabacus = seedmask_abacus\nbroken = seedmask_broken\n")
-    (tmp_path / "seedmask_abacus.py").write_text(ABACUS)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: seedmask-broken\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[seedmask.runtimes]\nbroken = seedmask_broken\n")
     (tmp_path / "seedmask_broken.py").write_text("raise RuntimeError('no beads')\n")
     monkeypatch.syspath_prepend(str(tmp_path))
 
 
-@pytest.mark.usefixtures("installed")
-def test_a_package_brings_a_runtime_that_trains_like_ours() -> None:
+def test_a_package_brings_a_runtime_that_trains_like_ours(plugin: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(plugin))
     assert {"abacus", "reference"} <= set(runtimes.names())
     x, y, state, noise = example(DENSE, 5)
     assert_same(*(opened(which, DENSE).step(x, y, state, noise, ADAM) for which in ("abacus", "reference")))
@@ -661,19 +650,19 @@ def test_a_package_brings_a_runtime_that_trains_like_ours() -> None:
         runtimes.open_runtime("abacus", Bundle(DENSE, BATCH, {}), 1, MicroBatchPlan(4))
 
 
-@pytest.mark.usefixtures("installed")
+@pytest.mark.usefixtures("broken")
 def test_a_runtime_that_cannot_be_imported_is_named_and_breaks_no_other(capsys: pytest.CaptureFixture[str]) -> None:
-    why = r"broken of seedmask.runtimes \(package seedmask-abacus, seedmask_broken\) cannot be imported: .*no beads"
+    why = r"broken of seedmask.runtimes \(package seedmask-broken, seedmask_broken\) cannot be imported: .*no beads"
     with pytest.raises(UserError, match=why):
         runtimes.open_runtime("broken", Bundle(DENSE, BATCH, {}))
     with pytest.raises(UserError, match="no runtime called 'onnx'"):  # looks at every runtime for whom to name
         runtimes.require("onnx")
     assert main(["client", "runtimes", "--json"]) == 0
     rows = {row["runtime"]: row for row in json.loads(capsys.readouterr().out)}
-    assert rows["abacus"]["ready"]
+    assert rows["reference"]["ready"]
     assert not rows["broken"]["ready"]
     assert "no beads" in rows["broken"]["missing"][0]
-    assert rows["broken"]["install"] == "pip install --upgrade seedmask-abacus, or pip uninstall it"
+    assert rows["broken"]["install"] == "pip install --upgrade seedmask-broken, or pip uninstall it"
 
 
 def test_listing_runtimes_imports_none_of_them() -> None:

@@ -16,9 +16,10 @@ import pytest
 
 from aggregator import server as shell
 from aggregator.config import RunConfig
+from aggregator.finished import finished
 from aggregator.history import job_result, results
-from aggregator.posterior import finished
 from aggregator.round import ClockTicked
+from aggregator.rules import FedPM, Rule, RuleError, Votes, registry, theta_of
 from aggregator.server import Server, will
 from aggregator.settings import AggregationConfig, RoundsConfig
 from aggregator.store import Store
@@ -366,6 +367,40 @@ def test_killed_before_any_deed_it_continues_identically_under_every_option(
         assert leftovers(done) == [], at
 
 
+class Remembering(FedPM):
+    """Theta is the mean of the shares of all rounds; their sum is what it remembers."""
+
+    def conclude(self, votes: Votes, theta: Theta, memory: bytes, settings: AggregationConfig) -> tuple[Theta, bytes]:
+        before = np.frombuffer(memory, "<i8") if memory else 0
+        total = before + votes.share()
+        return theta_of(total // votes.round, settings, votes.exact(theta)), total.astype("<i8").tobytes()
+
+
+class Broken(FedPM):
+    def conclude(self, *_: object) -> tuple[Theta, bytes]:
+        raise ZeroDivisionError("by nothing")
+
+
+@pytest.fixture
+def own_rules(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Installed beside FedPM: a rule that remembers, and one that fails."""
+    known: dict[str, Rule] = {"fedpm": FedPM(), "remembering": Remembering(), "broken": Broken()}
+    monkeypatch.setattr(registry, "load", known.__getitem__)
+
+
+@pytest.mark.usefixtures("own_rules")
+def test_killed_before_any_deed_a_rule_of_ones_own_goes_on_with_what_it_remembers(world: Made) -> None:
+    tables = {"aggregation": AggregationConfig(rule="remembering", downlink=100)}
+    whole = Fuse()
+    never = world(whole, rounds=3, **tables)
+    masks = [[pretended(index, round_, never.spec.d) for index in range(DEVICES)] for round_ in (1, 2, 3)]
+    level = np.mean(masks, axis=(0, 1)) * 99
+    (*_, (_, last)) = results(never.config.state_dir / "job.sqlite", never.spec.d)
+    assert np.abs(last.level - level).max() <= 1
+    for at in range(whole.deeds):
+        assert world(Fuse(at), rounds=3, **tables).job_result() == never.job_result(), at
+
+
 def test_a_round_is_told_against_the_one_before_where_that_is_smaller_but_never_the_first(world: Made) -> None:
     done = world(rounds=4, **TABLES["levels"])
     deltas = {topic.split("/")[4] for topic in done.seen if "/delta/" in topic}
@@ -472,12 +507,12 @@ def scripted(tmp_path: Path, tiny_spec: ModelSpec, no_sync: None) -> Iterator[Ca
         rounds: int = 1,
         devices: int = 1,
         training: TrainingConfig = TrainingConfig(),
+        rule: str = "fedpm",
     ) -> tuple[Server, Script]:
         for store in stores:
             store.close()
-        config = RunConfig(
-            JOB, tmp_path / "x", tmp_path / "state", RoundsConfig(total=rounds, devices=devices), training
-        )
+        said = RoundsConfig(total=rounds, devices=devices)
+        config = RunConfig(JOB, tmp_path / "x", tmp_path / "state", said, training, AggregationConfig(rule=rule))
         stores.append(
             Store(tmp_path / "state" / "job.sqlite", JOB, tiny_spec.digest, tiny_spec.canonical(), tiny_spec.d)
         )
@@ -502,6 +537,40 @@ def received(link: Script, device: str = "pi-1") -> list[Receipt]:
     return [message for message in found if isinstance(message, Receipt)]
 
 
+@pytest.mark.usefixtures("own_rules")
+def test_a_rule_that_fails_ends_the_server_and_a_mended_one_concludes_the_round(
+    scripted: Scripted, tiny_spec: ModelSpec, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG", "seedmask.aggregator")
+    told = [Connected(), presence(tiny_spec, "pi-1"), *sending("pi-1", update_of(tiny_spec))]
+    server, link = scripted(*told, rule="broken")
+    with pytest.raises(RuleError, match="rule 'broken' failed in conclude, round 1: ZeroDivisionError: by nothing"):
+        server.run()
+    assert "in conclude\n    raise ZeroDivisionError" in caplog.text  # with -v, where it was
+    assert [receipt.status for receipt in received(link)] == [Status.ACCEPTED]
+    mended, _ = scripted()
+    mended.run()
+    assert mended.finished
+    assert mended.job.theta.q16().min() > 60_000  # what came of the update that was sent before
+
+
+@pytest.mark.usefixtures("own_rules")
+def test_what_one_rule_remembers_is_not_told_to_another(
+    scripted: Scripted, tiny_spec: ModelSpec, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "seedmask.aggregator")
+    told = [Connected(), presence(tiny_spec, "pi-1"), *sending("pi-1", update_of(tiny_spec))]
+    server, _ = scripted(rounds=2, rule="remembering")
+    for event in told:
+        server.receive(event)
+    memory = server.job.memory
+    assert len(memory) == 8 * tiny_spec.d
+    assert scripted(rounds=2, rule="remembering")[0].job.memory == memory
+    assert "begins anew" not in caplog.text
+    assert scripted(rounds=2)[0].job.memory == b""
+    assert "what rule remembering remembered is not for rule fedpm, which begins anew" in caplog.text
+
+
 def test_settings_that_change_while_a_round_is_open_are_those_of_the_next_one(
     scripted: Scripted, tiny_spec: ModelSpec
 ) -> None:
@@ -509,10 +578,10 @@ def test_settings_that_change_while_a_round_is_open_are_those_of_the_next_one(
     server, _ = scripted(Connected(), *two, rounds=2, devices=2)
     for event in [Connected(), *two]:
         server.receive(event)
-    asked, counted = server.job.training, server.job.posterior.digest()
+    asked, counted = server.job.training, server.job.votes.digest()
     for changed in (TrainingConfig(codec="rans"), TrainingConfig(max_blocks=1), TrainingConfig(masks=2)):
         again, _ = scripted(rounds=2, devices=2, training=changed)
-        assert (again.job.training, again.job.posterior.digest()) == (asked, counted)
+        assert (again.job.training, again.job.votes.digest()) == (asked, counted)
     for event in [*two[:2], *sending("pi-2", update_of(tiny_spec))]:
         again.receive(event)
     assert (again.job.round, again.job.training) == (2, TrainingConfig(masks=2))

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from seedmask.errors import UserError
-from seedmask.io import schema
+from seedmask.io import plugins, schema
 from seedmask.io.commands import Command
 from seedmask.knobs import REQUIRED, Knob, about, knobs, tables, variants
 
@@ -147,6 +147,7 @@ def explanation(name: str) -> str:
 def _explained(place: Place, one: Knob) -> list[str]:
     lines = [f"{one.name}, {place}: {one.meaning}", f"  possible  {one.range}"]
     lines += [f"            {text}: {meaning}" for text, meaning in one.choices.items() if meaning]
+    lines += [f"  here      {', '.join(plugins.names(one.group))}"] if one.group else []
     lines += [f"  default   {_default(one, BEGIN)}"]
     lines += [f"  preset    {name}: {_default(one, name)}" for name in presets() if one.presets and name != BEGIN]
     if one.wire:

@@ -11,6 +11,7 @@ import math
 from pathlib import Path
 from typing import Any, Final
 
+from seedmask.io import plugins
 from seedmask.knobs import REQUIRED, Knob, about, knobs, tables, variants
 
 DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
@@ -68,7 +69,9 @@ def _of(one: Knob, kind: type) -> dict[str, Any]:
             return {"enum": list(one.choices)}
         if one.words:
             return {"enum": list(one.words)}
-        return {"type": "string", **({"pattern": f"^{one.pattern}$"} if one.pattern else {})}
+        pattern = {"pattern": f"^{one.pattern}$"} if one.pattern else {}
+        # Others may be installed where the file is read.
+        return {"type": "string", **pattern, **({"examples": plugins.names(one.group)} if one.group else {})}
     if kind is bool:
         return {"type": "boolean"}
     ends = {"minimum": one.least, "maximum": one.most}

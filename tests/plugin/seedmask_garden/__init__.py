@@ -1,0 +1,1 @@
+"""One plug-in of each kind, a module each; docs/how-to/plug-ins.md shows them."""
