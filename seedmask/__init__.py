@@ -1,7 +1,8 @@
-"""Seedmask's shared library: what a client in any other language has to reproduce exactly.
+"""Shared library of Seedmask: the protocol, the models and the codecs that devices and the aggregator use.
 
-`PROTOCOL.md` beside this file is normative; this package is one implementation of it, `web/src` is the second, in
-JavaScript, and `tests/vectors/v3.json` holds the literals both must agree on.
+A client in another language must compute the same bytes. `PROTOCOL.md` beside this file is normative. This package is
+one implementation of it; `web/src` is another, in JavaScript. `tests/vectors/v3.json` holds literal bytes that both
+must produce.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from seedmask.io.models import load_model as load_model
 
 __version__ = "0.1.0"
-"""The one place where the version stands; packages and `seedmask --version` take it from here."""
+"""Version of the distribution; the build and `seedmask --version` read it here."""
 PROTOCOL_VERSION = 3
 
 _HOMES = {
@@ -29,7 +30,7 @@ __all__ = ["PROTOCOL_VERSION", "Bundle", "Model", "UserError", "__version__", "l
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is asked for (PEP 562): a device that only wants the version loads nothing."""
+    """Import a public name on first use (PEP 562): whoever only wants the version loads nothing else."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}; public: {', '.join(__all__)}")
     return getattr(importlib.import_module(_HOMES[name]), name)

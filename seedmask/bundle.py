@@ -1,9 +1,9 @@
-"""A bundle: what `seedmask export` writes and a device opens. One zip file, every byte under a digest.  PROTOCOL 9.
+"""Bundle: the zip file that `seedmask export` writes and a device opens.  PROTOCOL 9.
 
-`manifest.json` names every other member with its size and SHA-256; `spec.json` is the canonical ModelSpec. Opening
-reads and checks, it never extracts and never executes. Members are stored, not deflated, so that a bundle cannot grow
-on the way into memory. One model has one bundle, to the byte: order, dates and flags are fixed, and a file that
-`to_bytes` could not have written is refused, so that nothing hides between the members.
+`manifest.json` lists every other member with its size and SHA-256; `spec.json` is the canonical ModelSpec. Opening a
+bundle reads and checks it; nothing is extracted to a disk or executed. Members are not compressed, so a bundle cannot
+grow when it is read. The same model always gives the same bytes: order, dates and flags are fixed. A file that
+`to_bytes` could not have written is refused, so nothing can hide between the members.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ _MEMBER: Final = re.compile(r"[a-z0-9_-]+(/[a-z0-9_-]+)*\.[a-z0-9]+\Z")
 
 @dataclass(frozen=True)
 class Bundle:
-    """`spec`; `batch`, the examples per training step its graphs take; `files`, member name to bytes."""
+    """Opened bundle: `spec`; `batch`, examples per training step of its graphs; `files`, bytes by member name."""
 
     spec: ModelSpec
     batch: int
     files: Mapping[str, bytes]
 
     def file(self, name: str) -> bytes:
-        """One member. Raises BundleError and lists what there is."""
+        """Return the bytes of member `name`. Raises BundleError, which lists the members there are."""
         if name not in self.files:
             raise BundleError(f"the bundle has no {name}; it has {', '.join(sorted(self.files)) or 'no graphs'}")
         return self.files[name]
 
 
 def to_bytes(bundle: Bundle) -> bytes:
-    """The zip file of `bundle`."""
+    """Return the zip file of `bundle`. Raises ValueError for an invalid member name."""
     for name in bundle.files:
         if not _MEMBER.match(name) or name in ("manifest.json", "spec.json"):
             raise ValueError(f"a member's name is like onnx/step.onnx, found {name!r}")
@@ -64,7 +64,7 @@ def to_bytes(bundle: Bundle) -> bytes:
 
 
 def from_bytes(data: bytes) -> Bundle:
-    """Open a bundle. Raises BundleError and says which check failed."""
+    """Return the bundle in `data`. Raises BundleError, which says which check failed, or SpecError."""
     if len(data) > MAX_BYTES:
         raise BundleError(f"a bundle is at most {MAX_BYTES} bytes, found {len(data)}")
     try:
@@ -75,13 +75,13 @@ def from_bytes(data: bytes) -> Bundle:
         return bundle
     except (BundleError, SpecError):
         raise
-    # zipfile and json raise a dozen kinds for a damaged file; to the one who opens it they are the same thing.
+    # zipfile and json raise a dozen kinds of exception for a damaged file; the caller need not tell them apart.
     except Exception as error:
         raise BundleError(f"not a bundle, or a damaged one: {error}") from None
 
 
 def load(path: Path) -> Bundle:
-    """Open a bundle file. Raises UserError that names the file."""
+    """Read the bundle file `path`. Raises UserError, which names the file."""
     try:
         return from_bytes(path.read_bytes())
     except OSError as error:
@@ -91,9 +91,10 @@ def load(path: Path) -> Bundle:
 
 
 def of_model(spec: ModelSpec, model: Path, named: Path | None) -> Bundle | None:
-    """Return the bundle of `spec`, whose finished model is the file `model`: the `named` one, or the one beside it.
+    """Return the bundle that belongs to a finished model, or None if there is none.
 
-    None where there is none beside it, or that of another model. Raises UserError if the named one is another model's.
+    `spec`: the model's; `model`: its file. The bundle is the file `named`; if that is None, the file beside `model`
+    with the suffix .bundle, which is ignored if it belongs to another model. Raises UserError if `named` does.
     """
     beside = model.with_suffix(".bundle")
     if named is None and not beside.exists():

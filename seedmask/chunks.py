@@ -1,7 +1,7 @@
-"""Large objects in small frames, because brokers limit packets and queue whole messages.  PROTOCOL 7.
+"""Transfer of large objects in chunks, because brokers limit the size of packets.  PROTOCOL 7.
 
-The transfer id is a digest of the content, so sending again is harmless and a changed byte never goes unnoticed.
-Sixty KiB fits every broker's default limit that we know of.
+The transfer id is a digest of the content, so sending again is harmless and a changed byte is always noticed. A chunk
+of 60 KiB fits the default limit of every broker that we know.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from seedmask.wire import MAX_FRAME, Chunk
 CHUNK_BYTES: Final = 60 * 1024
 MAX_COUNT: Final = 65535
 MAX_OPEN: Final = 4096
-"""Chunks that a receiver here collects: a quarter of a gigabyte at the usual size, few enough to be a value."""
+"""Maximum number of chunks that a receiver collects for one transfer: 240 MiB at the usual size."""
 
 
 def transfer_id(blob: bytes) -> bytes:
-    """16 bytes that name `blob`: the first half of its SHA-256."""
+    """Return the 16 bytes that identify `blob`: the first half of its SHA-256."""
     return hashlib.sha256(blob).digest()[:16]
 
 
 def split(blob: bytes, size: int = CHUNK_BYTES) -> list[Chunk]:
-    """`blob` as chunks of `size` bytes. Raises ValueError for an empty one or for one that needs too many chunks."""
+    """Return `blob` as chunks of `size` bytes. Raises ValueError if it is empty or needs too many chunks."""
     count = -(-len(blob) // size)
     if not 1 <= count <= MAX_COUNT or len(blob) > MAX_FRAME:
         limits = f"1 .. {MAX_COUNT} chunks and {MAX_FRAME} bytes can be sent"
@@ -36,29 +36,29 @@ def split(blob: bytes, size: int = CHUNK_BYTES) -> list[Chunk]:
 
 @dataclass(frozen=True)
 class Assembly:
-    """One transfer on its way in; a value, `add` gives the next one."""
+    """Transfer of which some chunks have arrived; immutable, `add` returns the next state."""
 
     first: Chunk
     parts: dict[int, bytes] = field(default_factory=dict)
 
     def add(self, chunk: Chunk) -> Assembly:
-        """With `chunk` in its place; a repeat changes nothing. Raises FieldError if it belongs to something else."""
+        """Return the transfer with `chunk` added; repeats change nothing. Raises FieldError if it is of another one."""
         if (chunk.transfer, chunk.total, chunk.size) != (self.first.transfer, self.first.total, self.first.size):
             raise FieldError("a chunk of another transfer")
         return self if chunk.index in self.parts else replace(self, parts={**self.parts, chunk.index: chunk.data})
 
     @property
     def complete(self) -> bool:
-        """Whether every part is here."""
+        """True if every chunk has arrived."""
         return len(self.parts) == self.first.count
 
     @property
     def missing(self) -> list[int]:
-        """Indices that have not come yet."""
+        """Indices of the chunks that have not arrived yet."""
         return [i for i in range(self.first.count) if i not in self.parts]
 
     def blob(self) -> bytes:
-        """The whole. Raises ChecksumError if it is not what its transfer id names."""
+        """Return the whole object. Raises ChecksumError if it does not match its transfer id."""
         whole = b"".join(self.parts[i] for i in range(self.first.count))
         if transfer_id(whole) != self.first.transfer:
             raise ChecksumError("a transfer's content does not match its id")
@@ -66,7 +66,7 @@ class Assembly:
 
 
 def begin(chunk: Chunk, limit: int) -> Assembly:
-    """Start a transfer with its first seen chunk. Raises LimitError above `limit` bytes or MAX_OPEN chunks."""
+    """Start a transfer with the chunk that arrived first. Raises LimitError above `limit` bytes or MAX_OPEN chunks."""
     if chunk.total > limit:
         raise LimitError(f"a transfer of {chunk.total} bytes; at most {limit} are taken here")
     if chunk.count > MAX_OPEN:

@@ -1,4 +1,4 @@
-"""The `seedmask` command: finds the programs that are installed here and hands over to one of them.
+"""Command line program `seedmask`: it finds the sub-commands that are installed and runs one of them.
 
 Exit status: 0 done, 1 the work failed, 2 something the caller can mend (bad arguments, files, settings),
 3 a package is missing, 130 interrupted.
@@ -23,9 +23,9 @@ _FORMAT = functools.partial(argparse.RawDescriptionHelpFormatter, max_help_posit
 
 
 def commands(wanted: str | None = None) -> dict[str, Command]:
-    """Every sub-command that an installed distribution announces, whether its packages are here or not.
+    """Return the sub-commands by name that installed distributions announce, even those whose packages are missing.
 
-    Only `wanted`, if it is one of them: a device that runs the client need not load the simulator first.
+    If `wanted` is one of them, return that one alone: a device that runs the client need not load the simulator.
     """
     entries = importlib.metadata.entry_points(group=GROUP)
     found = [entry.load() for entry in (entries.select(name=wanted) if wanted else ()) or entries]
@@ -33,7 +33,7 @@ def commands(wanted: str | None = None) -> dict[str, Command]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one sub-command; the value is the exit status."""
+    """Run one sub-command and return the exit status. `argv`: its arguments, by default those of the process."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     known = commands(arguments[0] if arguments else None)
     usable = {name: command for name, command in known.items() if not command.missing}
@@ -62,10 +62,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except OSError as error:
         if isinstance(error, BrokenPipeError):
-            # The reader of our output (head, less) left; there is nobody to tell.
+            # The program that reads our output (head, less) has ended; there is nobody to tell.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
-        # A full or read-only disk, a folder that went away: nothing that a traceback would explain better.
+        # A full or read-only disk, or a folder that was removed: a traceback would not explain it better.
         where = f" {error.filename}" if error.filename else ""
         print(f"seedmask {options.command}: {error.strerror or error}{where}", file=sys.stderr)
         return 1

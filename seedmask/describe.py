@@ -13,12 +13,12 @@ from seedmask.spec import ModelSpec
 
 
 def is_chain(spec: ModelSpec) -> bool:
-    """True if every layer takes the one before it and nothing else."""
+    """True if the input of every layer is the output of the layer before it, and nothing else."""
     return all(layer.takes(number) == (number,) for number, layer in enumerate(spec.layers))
 
 
 def label(spec: ModelSpec, number: int) -> str:
-    """Return layer `number` in a few words: its kind, unusual settings, and its sources if not the layer before."""
+    """Return layer `number` in a few words: its op, settings other than the default, and its sources if unusual."""
     layer = spec.layers[number]
     words = [layer.op]
     if isinstance(layer, Conv2d):
@@ -43,12 +43,12 @@ def label(spec: ModelSpec, number: int) -> str:
 
 
 def by(sides: Iterable[int]) -> str:
-    """Return a shape as people write it: 1x28x28."""
+    """Return a shape as text, such as 1x28x28."""
     return "x".join(map(str, sides))
 
 
 def spec_facts(spec: ModelSpec, data: bytes) -> dict[str, Any]:
-    """Return what `spec`, stored in the file `data`, says: the entries of `seedmask inspect --json`."""
+    """Return the facts about `spec`, read from the file content `data`, that `seedmask inspect --json` prints."""
     return {
         "bytes": len(data),
         "sha256": hashlib.sha256(data).hexdigest(),
@@ -74,7 +74,7 @@ def spec_facts(spec: ModelSpec, data: bytes) -> dict[str, Any]:
 
 
 def size_lines(sizes: Sizes) -> list[str]:
-    """Return lines for people: the bytes of a finished model's file by what they hold."""
+    """Return lines of text that show the size of a finished model's file and of its parts."""
 
     def line(what: str, size: int, more: str) -> str:
         return f"{what:<10}{size:>11,} bytes  {8 * size / sizes.d:.4f} bit per parameter{more}"
@@ -92,7 +92,7 @@ def size_lines(sizes: Sizes) -> list[str]:
 
 
 def size_facts(sizes: Sizes) -> dict[str, Any]:
-    """Return the same for programs, in bits per parameter and bytes."""
+    """Return the sizes of a finished model's file as a dict, in bits per parameter and in bytes."""
     return {
         "bits_per_parameter": round(8 * sizes.file / sizes.d, 6),
         "mask_bits_per_parameter": round(8 * sizes.mask / sizes.d, 6),

@@ -1,15 +1,18 @@
-"""Two kinds of wrong: theirs (a ProtocolError, answered and survived) and ours (ValueError, TypeError: a bug).
+"""Errors that bytes from outside can cause (ProtocolError), and errors that the user can mend (UserError).
 
-Every rule of PROTOCOL.md that bytes can break has one class here, and `code` is its name on paper, in logs and in
-the golden vectors. A docstring's first line is the meaning, the rest what to do about it: the documentation's page of
-errors is made of them. The text of an error says what was found and what was possible.
+A peer's mistake is a ProtocolError: the receiver answers or logs it and keeps running. A mistake of our own code is a
+ValueError or a TypeError, and a bug.
+
+Every rule of PROTOCOL.md that bytes can break has one class here; `code` is its name in the specification, in logs and
+in the golden vectors. The first line of each docstring says what the error means, the rest what to do about it; the
+documentation's page of errors is generated from both. An error's message says what was found and what was expected.
 """
 
 from __future__ import annotations
 
 
 class ProtocolError(Exception):
-    """Bytes that break a rule of PROTOCOL.md. Never fatal for the receiver."""
+    """Bytes that break a rule of PROTOCOL.md; the receiver keeps running."""
 
     code = "protocol"
 
@@ -17,17 +20,17 @@ class ProtocolError(Exception):
 class TruncatedError(ProtocolError):
     """The bytes end before the message does.
 
-    A frame or file was cut short. For a file, copy it again. For a message, nothing: the sender repeats it until it
-    gets a receipt.
+    A frame or a file was cut short. Copy a file again. A message needs nothing: its sender repeats it until it gets a
+    receipt.
     """
 
     code = "truncated"
 
 
 class TrailingBytesError(ProtocolError):
-    """The message ends before the bytes do.
+    """More bytes follow after the end of the message.
 
-    Two messages may have been joined, or the file was appended to. Send or copy exactly what was encoded.
+    Two messages may have been joined, or something was appended to a file. Send or copy exactly the encoded bytes.
     """
 
     code = "trailing-bytes"
@@ -36,16 +39,16 @@ class TrailingBytesError(ProtocolError):
 class MagicError(ProtocolError):
     """The bytes are not a Seedmask frame.
 
-    Another program publishes on this topic, or the file is not what its name says. Check the topic and the path.
+    Another program publishes on this topic, or the file is of another kind. Check the topic and the path.
     """
 
     code = "magic"
 
 
 class VersionError(ProtocolError):
-    """The frame has a protocol version that this program does not speak.
+    """The frame has a protocol version that this program does not support.
 
-    Install the same version of Seedmask on the device and on the server.
+    Install the same version of Seedmask on the devices and on the server.
     """
 
     code = "version"
@@ -54,7 +57,7 @@ class VersionError(ProtocolError):
 class ChecksumError(ProtocolError):
     """The CRC-32 of a frame, or the digest of a transfer, does not match its content.
 
-    The bytes changed on their way. A device fetches a damaged transfer again by itself. If it keeps happening, look for
+    The bytes changed in transit. A device fetches a damaged transfer again by itself. If the error comes back, look for
     a proxy or a disk that alters bytes.
     """
 
@@ -62,9 +65,9 @@ class ChecksumError(ProtocolError):
 
 
 class KindError(ProtocolError):
-    """The message kind, codec id, phase or status is not listed in PROTOCOL.md, or not expected here.
+    """The message kind, codec id, phase or status is not listed in PROTOCOL.md, or not expected on this topic.
 
-    The sender is newer than the receiver, or published on the wrong topic. Update the receiver.
+    The sender is newer than the receiver, or it published on the wrong topic. Update the receiver or correct the topic.
     """
 
     code = "kind"
@@ -73,42 +76,43 @@ class KindError(ProtocolError):
 class FieldError(ProtocolError):
     """A field holds a value outside its range, or fields contradict each other.
 
-    The text names the field, its value and the range. If your own client wrote it, compare it with the golden vectors.
+    The message names the field, its value and the range. If your own client encoded it, compare its bytes with the
+    golden vectors.
     """
 
     code = "field"
 
 
 class CodecError(ProtocolError):
-    """The payload is not one that the codec's encoder could have written.
+    """The payload is one that the codec's encoder cannot write.
 
-    The mask was coded under other probabilities, or by a faulty encoder. Check your encoder against the golden vectors;
-    the aggregator has refused this update and goes on.
+    The mask was coded under other probabilities, or its encoder has a bug. Test your encoder with the golden vectors.
+    The aggregator has refused this update and continues the round without it.
     """
 
     code = "codec"
 
 
 class ThetaMismatchError(ProtocolError):
-    """The mask was coded under other global probabilities than the receiver holds.
+    """The payload was coded under other global probabilities than those that the receiver holds.
 
-    The device trained for another round or job. It fetches the current probabilities by itself and trains again.
+    Sender and receiver are in different rounds or jobs. A device fetches the current probabilities by itself.
     """
 
     code = "theta-mismatch"
 
 
 class LimitError(ProtocolError):
-    """The message is well formed, but larger than the receiver agreed to hold.
+    """The message is well formed, but its size is not one that the receiver accepts.
 
-    Raise the limit that the text names, if you trust the sender; otherwise leave it.
+    The message of the error names the limit. Raise it only if you trust the sender.
     """
 
     code = "limit"
 
 
 class SpecError(ProtocolError):
-    """The ModelSpec describes no network, is not in canonical form, or is not the one that its digest names.
+    """The ModelSpec describes no valid network, is not in canonical form, or does not match its digest.
 
     Export the model again. If your own tool wrote the spec, compare it with section 4 of PROTOCOL.md.
     """
@@ -119,15 +123,15 @@ class SpecError(ProtocolError):
 class BundleError(ProtocolError):
     """The bundle or model file cannot be opened safely.
 
-    Copy the file again and compare its SHA-256. If it was written by an older version, export it or finalize it again.
+    Copy the file again and compare its SHA-256. If an older version of Seedmask wrote it, export or finalize it again.
     """
 
     code = "bundle"
 
 
 class UserError(Exception):
-    """Something the person at the keyboard can mend; shown without a traceback, exit status 2."""
+    """Mistake that the user can correct: an argument, a file or a setting. Shown without a traceback; exit status 2."""
 
 
 class MissingPackageError(UserError):
-    """A package that has to be installed first; exit status 3."""
+    """Package that has to be installed first; exit status 3."""

@@ -1,4 +1,4 @@
-"""Settings that are declared once: a dataclass field that carries its range, unit, number on the wire and meaning.
+"""Settings, each declared once: as a dataclass field with its range, unit, meaning and id on the wire.
 
     @dataclass(frozen=True)
     class Training:
@@ -7,9 +7,10 @@
         def __post_init__(self) -> None:
             settle(self)
 
-Checks, options on the wire, the command line's options, the JSON schema and the page of settings all follow from such a
-field. A number with a fraction lies on a grid, the integers over `scale`: people write 0.1, the wire carries 100000 of
-a million, and both are the same value, so that two machines which must agree never compare rounded floats.
+Checks, options on the wire, options of commands, the JSON schema and the page of settings are all derived from such a
+field. A setting with a fraction is a multiple of 1/`scale`: with a scale of 1,000,000, people write 0.1, the wire
+carries 100000, and both give exactly the same value. So two machines never compare floats that were rounded
+differently.
 """
 
 from __future__ import annotations
@@ -28,20 +29,20 @@ from typing import Any, Final, TypeVar
 T = TypeVar("T")
 _KEY: Final = "knob"
 REQUIRED: Final = object()
-"""Stands for the default of a knob that has none and must be given."""
+"""Default of a knob that has none and must be given."""
 
 
 @dataclass(frozen=True)
 class Knob:
-    """One setting: all there is to say of it.
+    """Declaration of one setting.
 
-    `meaning`: one line. `unit` of a number, `least` .. `most` its range, `zero` what 0 stands for if that is special;
-    `scale`: a float is an integer over it. `choices`: the texts that are possible, each with its meaning, numbered from
-    0 or by `numbers`; `unnamed`: the wire may carry other numbers up to this one, whose text is "#" and the number.
-    `words`: texts that may stand in place of a number. `pattern`: of a free text, for the schema; whoever takes the
-    text checks it. `group`: entry point group of which the text is a name. `wire`: id of the option that carries it, 0:
-    it does not travel. `presets`: its value in named sets of settings, where that is not `default`. `name`, `kinds`
-    (types it may have) and `default` (REQUIRED if it has none) are those of the field.
+    `meaning`: one line. For numbers, `unit`; `least` .. `most`, the range; `zero`, the special meaning of 0, if any;
+    `scale`: a float is an integer divided by it. For texts, `choices`: the possible ones, each with its meaning,
+    numbered from 0 or by `numbers`; `unnamed`: the wire may also carry numbers without a name up to this one, written
+    as "#" and the number. `words`: texts allowed in place of a number. `pattern`: regular expression of a free text,
+    for the schema only. `group`: entry point group of which the text is a name. `wire`: id of the option on the wire,
+    0 if it is not sent. `presets`: its values in the presets where they differ from `default`. `name`, `kinds` (allowed types) and `default` (REQUIRED if there is none) are
+    taken from the field.
     """
 
     meaning: str = ""
@@ -63,7 +64,7 @@ class Knob:
     default: Any = REQUIRED
 
     def settled(self, value: Any) -> Any:
-        """Return `value` on the knob's grid. Raises ValueError: what was found, what was possible."""
+        """Return `value`, a float rounded to a multiple of 1/`scale`. Raises ValueError if it is not allowed."""
         if value is None and types.NoneType in self.kinds:
             return None
         if isinstance(value, str) and str in self.kinds:
@@ -91,14 +92,14 @@ class Knob:
         return 0 <= number <= self.unnamed and self.value(number) == value
 
     def number(self, value: Any) -> int:
-        """Return the integer that carries a settled `value` on the wire."""
+        """Return the integer that stands for `value`, a result of `settled`, on the wire."""
         if self.choices:
             return self._numbered[value] if value in self._numbered else int(value[1:])
         number: int = round(value * self.scale)
         return number
 
     def value(self, number: int) -> Any:
-        """Return the settled value that `number`, within `span`, stands for."""
+        """Return the value that the integer `number`, within `span`, stands for on the wire."""
         if self.choices:
             return next((text for text, n in self._numbered.items() if n == number), f"#{number}")
         if bool in self.kinds:
@@ -107,7 +108,7 @@ class Knob:
 
     @property
     def span(self) -> tuple[int, int]:
-        """Least and largest integer on the wire."""
+        """Smallest and largest integer on the wire."""
         if self.choices:
             return 0, max(self.unnamed, *self._numbered.values())
         if bool in self.kinds:
@@ -136,13 +137,13 @@ class Knob:
 
     @property
     def hint(self) -> str:
-        """Its meaning with its unit, and what 0 stands for."""
+        """Meaning of the setting with its unit, and the meaning of 0 if that is special."""
         unit = f" ({self.unit})" if self.unit else ""
         return f"{self.meaning}{unit}" + (f"; 0: {self.zero}" if self.zero else "")
 
     @property
     def metavar(self) -> str:
-        """Stand for a value in the usage line of a command."""
+        """Placeholder for a value in the usage line of a command."""
         if self.choices:
             return "|".join(self.choices)
         if bool in self.kinds:
@@ -151,7 +152,7 @@ class Knob:
         return "|".join((number, *self.words))
 
     def said(self, value: Any) -> str:
-        """Write `value` as a file would say it: the shortest number that means the same, texts in quotes."""
+        """Return `value` as TOML: the shortest number that gives the same value, texts in quotes, "none" for None."""
         if value is None:
             return "none"
         if isinstance(value, bool) or not isinstance(value, float):
@@ -161,7 +162,7 @@ class Knob:
         return _decimal(float(next(text for text in texts if round(float(text) * self.scale) == number)))
 
     def of_preset(self, preset: str) -> Any:
-        """Return its value in the named set of settings `preset`."""
+        """Return the setting's value in the preset `preset`."""
         return self.presets.get(preset, self.default)
 
 
@@ -183,9 +184,9 @@ def knob(
     wire: int = 0,
     presets: Mapping[str, T] | None = None,
 ) -> T:
-    """Declare a field of a settings class that has a `default`; everything else is as in Knob.
+    """Declare a field of a settings class with a `default`; the other arguments are as in Knob.
 
-    To a type checker this is the default, so that the class is typed as if nothing were said beside it.
+    A type checker sees only the type of the default, as in an ordinary dataclass.
     """
     known = Knob(
         *(meaning, unit, least, most, zero, scale, choices or {}, numbers, unnamed, words, pattern, group, wire),
@@ -201,12 +202,12 @@ def needed(meaning: str, *, pattern: str = "") -> dict[str, Knob]:
 
 
 def unlisted() -> dict[str, None]:
-    """Return the metadata of a field that no file says: a program fills it in."""
+    """Return the metadata of a field that is filled in by a program and may not stand in a file."""
     return {_KEY: None}
 
 
 def knobs(kind: type) -> tuple[Knob, ...]:
-    """Return every field of a settings class that a file may say and that is no table, in order."""
+    """Return the settings of a settings class that a file may contain, in order; its tables are not among them."""
     return _knobs(kind)
 
 
@@ -228,44 +229,46 @@ def _knobs(kind: Any) -> tuple[Knob, ...]:
 
 
 def tables(kind: type) -> dict[str, type]:
-    """Return every field of a settings class that is a table, with its class."""
+    """Return the tables of a settings class: field name to settings class."""
     hints = typing.get_type_hints(kind)
     return {f.name: hints[f.name] for f in dataclasses.fields(kind) if dataclasses.is_dataclass(hints[f.name])}
 
 
 def variants(kind: type) -> tuple[str, Mapping[str, type]]:
-    """Return the key that chooses what else a table has, and the settings class of each choice; "" where none does.
+    """Return (key, classes) of a table whose other settings depend on one key; ("", {}) for any other table.
 
-    Such a table is a settings class with a class method `variants()` that returns both.
+    `classes`: settings class by value of the key. The settings class of such a table has a class method `variants()`
+    that returns both.
     """
     own = getattr(kind, "variants", None)
     return ("", {}) if own is None else own()
 
 
 def about(kind: type) -> str:
-    """Return the sentence with which the documentation of a settings class begins, without the table's name."""
+    """Return the first sentence of a settings class's docstring, without the table's name in front."""
     first = (kind.__doc__ or "").split("\n\n")[0].partition(". ")[0].strip().rstrip(".")
     return first.partition(": ")[2] or first
 
 
 def settle(config: object) -> None:
-    """Check every knob of a frozen `config` and put its numbers on their grids; for `__post_init__`.
+    """Check every setting of the frozen `config` and round its floats as `Knob.settled` does; for `__post_init__`.
 
-    Raises ValueError: what was found, what was possible.
+    Raises ValueError, which names the setting, the value found and the possible ones.
     """
     for one in knobs(type(config)):
         object.__setattr__(config, one.name, one.settled(getattr(config, one.name)))
 
 
 def preset_of(kind: type[T], preset: str) -> T:
-    """Make a settings class of the values that its knobs have in the named set `preset`."""
+    """Return an instance of a settings class with the values of the preset `preset`."""
     return kind(**{one.name: one.of_preset(preset) for one in knobs(kind)})
 
 
 def changes(before: Mapping[str, Mapping[str, Any]], now: Mapping[str, Any]) -> list[str]:
-    """Say what differs between the tables `now`, by name, and their values `before`: "[rounds] deadline_s: 600 -> 300".
+    """Return a line for each setting that changed, such as "[rounds] deadline_s: 600 -> 300".
 
-    A knob that `before` does not know has not changed.
+    `now`: settings by table; `before`: their earlier values by table and name. A setting that `before` does not have
+    counts as unchanged.
     """
     out = []
     for table, config in now.items():
@@ -278,6 +281,6 @@ def changes(before: Mapping[str, Mapping[str, Any]], now: Mapping[str, Any]) -> 
 
 
 def _decimal(number: float) -> str:
-    """A number without an exponent and without zeros behind it."""
+    """Return a number as decimal text without an exponent and without trailing zeros."""
     text = format(Decimal(repr(number)), "f")
     return text.rstrip("0").rstrip(".") if "." in text else text

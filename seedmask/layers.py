@@ -1,8 +1,9 @@
-"""The layers that a ModelSpec is made of (PROTOCOL 4): what each computes, and what shape it gives.
+"""Layers of a ModelSpec: their parameters, their checks, and the shapes of their outputs.  PROTOCOL 4.
 
-Values are numbered: 0 is the model's input, i + 1 what layer i gives. A layer takes the value before it unless its
-`source` says another; Add and Concat take several. Shapes are those of one example, and axes count its dimensions from
-0. Only the tensors of Linear and Conv2d can be masked; scales and shifts of a normalisation are exact (`spec.Tensor`).
+Values are numbered: value 0 is the model's input, value i + 1 the output of layer i. A layer's input is the value
+before it, unless its `source` names another; Add and Concat take several. Shapes are those of one example, without the
+batch, and axes count its dimensions from 0. Only the tensors of Linear and Conv2d can be masked; the scale and shift of
+a normalisation are exact (`spec.Tensor`).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ MAX_ACTIVATION = 1 << 28
 MAX_DIMENSIONS = 6
 MAX_SOURCES = 1024
 EPSILON = 1e-5
-"""What every normalisation adds below its root."""
+"""Constant that every normalisation adds to the variance before taking the root."""
 
 
 def integers(what: str, values: Any, low: int, high: int, least: int = 0, most: int = 1 << 20) -> None:
@@ -35,51 +36,54 @@ def integers(what: str, values: Any, low: int, high: int, least: int = 0, most: 
 
 @dataclass(frozen=True, kw_only=True)
 class Unary:
-    """What takes one value: that of number `source`, None for the one before."""
+    """Layer with one input: value number `source`, or None for the value before it."""
 
     op: ClassVar[str]
     source: int | None = None
 
     @property
     def tensors(self) -> tuple[str, ...]:
-        """The tensors it uses, by name, in their order."""
+        """Names of the tensors that the layer uses, in the order of the spec."""
         return ()
 
     @property
     def exact(self) -> tuple[str, ...]:
-        """Those of them that cannot be masked or frozen."""
+        """Names of those tensors that must be exact: they cannot be masked or frozen."""
         return ()
 
     def takes(self, number: int) -> tuple[int, ...]:
-        """The values it takes as layer `number`."""
+        """Return the numbers of its input values, given that it is layer `number` of the network."""
         return (number if self.source is None else self.source,)
 
     def check(self, number: int) -> None:
-        """Raise SpecError unless it takes values that are there, spelled in the only way."""
+        """Raise SpecError unless layer `number` takes an existing value; the usual `source` must be left out."""
         if self.source is not None:
             integers("source", (self.source,), 0, number)
             if self.source == number:
                 raise SpecError(f"source {number} is the value before, which it takes anyway; leave it out")
 
     def after(self, shapes: Sequence[Shape], tensors: Mapping[str, Shape]) -> Shape:
-        """The shape it gives for what it takes; SpecError where that does not fit. Elementwise unless it says not."""
+        """Return the output's shape, given `shapes` of the inputs and `tensors` by name; here the shape of the input.
+
+        Raises SpecError if inputs, tensors and parameters do not fit together.
+        """
         return shapes[0]
 
 
 @dataclass(frozen=True)
 class Weighted(Unary):
-    """What multiplies by a tensor `weight` and may add a second one, `bias` [out]."""
+    """Layer that multiplies by a tensor `weight` and may add a second one, `bias` [out]; both are tensor names."""
 
     weight: str
     bias: str | None
 
     @property
     def tensors(self) -> tuple[str, ...]:
-        """Weight before bias."""
+        """Names of weight and bias, in this order; without the bias if there is none."""
         return (self.weight,) if self.bias is None else (self.weight, self.bias)
 
     def kernel(self, tensors: Mapping[str, Shape]) -> Shape:
-        """The weight's shape, [out, ...], once the bias has been held against it."""
+        """Return the weight's shape, [out, ...]. Raises SpecError unless the bias has the shape [out]."""
         weight = tensors[self.weight]
         if self.bias is not None and tensors[self.bias] != weight[:1]:
             raise SpecError(f"{self.bias} is {list(tensors[self.bias])}, expected {list(weight[:1])}")
@@ -88,12 +92,12 @@ class Weighted(Unary):
 
 @dataclass(frozen=True)
 class Linear(Weighted):
-    """y = x W^T + b over the last dimension, with W [out, in] and b [out]."""
+    """Linear layer: y = x W^T + b over the last dimension, with W [out, in] and b [out]."""
 
     op: ClassVar[str] = "linear"
 
     def after(self, shapes: Sequence[Shape], tensors: Mapping[str, Shape]) -> Shape:
-        """[..., in] to [..., out]."""
+        """Return [..., out] for an input [..., in]. Raises SpecError if the weight does not fit."""
         weight, shape = self.kernel(tensors), shapes[0]
         if len(weight) != 2 or weight[1] != shape[-1]:
             raise SpecError(f"weight {list(weight)} does not take an input of {list(shape)}")
@@ -102,10 +106,11 @@ class Linear(Weighted):
 
 @dataclass(frozen=True)
 class Conv2d(Weighted):
-    """Cross-correlation, W [out, in / groups, kh, kw], b [out]; pairs are (vertical, horizontal).
+    """Convolution in two dimensions, as cross-correlation: W [out, in / groups, kh, kw], b [out].
 
-    Symmetric zero `padding`. Each of `groups` runs of output channels sees the run of input channels of its number
-    alone. Kernel entries lie `dilation` positions apart.
+    `stride`, `padding` and `dilation` are (vertical, horizontal). `padding` adds zeros on both sides; kernel entries
+    are `dilation` positions apart. Channels are divided into `groups` consecutive runs: run g of the output depends
+    only on run g of the input.
     """
 
     op: ClassVar[str] = "conv2d"
@@ -115,7 +120,10 @@ class Conv2d(Weighted):
     dilation: tuple[int, int] = (1, 1)
 
     def after(self, shapes: Sequence[Shape], tensors: Mapping[str, Shape]) -> Shape:
-        """[in, h, w] to [out, (h + 2 padding - dilation (kh - 1) - 1) div stride + 1, same for w]."""
+        """Return [out, oh, ow] for an input [in, h, w], oh = (h + 2 padding - dilation (kh - 1) - 1) div stride + 1.
+
+        `ow` likewise. Raises SpecError if a parameter is out of range or the weight does not fit.
+        """
         weight, shape = self.kernel(tensors), shapes[0]
         integers("stride", self.stride, 1, 1 << 10, 2, 2)
         integers("padding", self.padding, 0, 1 << 10, 2, 2)
@@ -130,27 +138,30 @@ class Conv2d(Weighted):
 
 @dataclass(frozen=True)
 class ReLU(Unary):
-    """max(x, 0)."""
+    """Rectifier: max(x, 0)."""
 
     op: ClassVar[str] = "relu"
 
 
 @dataclass(frozen=True)
 class ReLU6(Unary):
-    """min(max(x, 0), 6)."""
+    """Rectifier with an upper bound: min(max(x, 0), 6)."""
 
     op: ClassVar[str] = "relu6"
 
 
 @dataclass(frozen=True)
 class GELU(Unary):
-    """x Phi(x) (Hendrycks and Gimpel, arXiv 1606.08415): `approximate` "none", with erf, or "tanh", the paper's."""
+    """Gaussian error linear unit: x Phi(x) (Hendrycks and Gimpel, arXiv 1606.08415).
+
+    `approximate`: "none" computes it with erf, "tanh" by the paper's approximation.
+    """
 
     op: ClassVar[str] = "gelu"
     approximate: str = "none"
 
     def after(self, shapes: Sequence[Shape], tensors: Mapping[str, Shape]) -> Shape:
-        """Elementwise."""
+        """Return the shape of the input. Raises SpecError if `approximate` is unknown."""
         if self.approximate not in ("none", "tanh"):
             raise SpecError(f"approximate is 'none' or 'tanh', found {self.approximate!r}")
         return shapes[0]
@@ -158,33 +169,33 @@ class GELU(Unary):
 
 @dataclass(frozen=True)
 class SiLU(Unary):
-    """x / (1 + exp(-x))."""
+    """Sigmoid linear unit: x / (1 + exp(-x))."""
 
     op: ClassVar[str] = "silu"
 
 
 @dataclass(frozen=True)
 class Tanh(Unary):
-    """The hyperbolic tangent."""
+    """Hyperbolic tangent."""
 
     op: ClassVar[str] = "tanh"
 
 
 @dataclass(frozen=True)
 class Sigmoid(Unary):
-    """1 / (1 + exp(-x))."""
+    """Logistic function: 1 / (1 + exp(-x))."""
 
     op: ClassVar[str] = "sigmoid"
 
 
 @dataclass(frozen=True)
 class Pool2d(Unary):
-    """Windows of `size` (vertical, horizontal) that do not overlap; incomplete ones are dropped."""
+    """Pooling over windows of `size` (vertical, horizontal) that do not overlap; incomplete ones are dropped."""
 
     size: tuple[int, int]
 
     def after(self, shapes: Sequence[Shape], tensors: Mapping[str, Shape]) -> Shape:
-        """[c, h, w] to [c, h div size, w div size]."""
+        """Return [c, h div size, w div size] for an input [c, h, w]. Raises SpecError for an input of other rank."""
         integers("size", self.size, 1, 1 << 10, 2, 2)
         if len(shapes[0]) != 3:
             raise SpecError(f"takes channels x height x width, found {list(shapes[0])}")
@@ -194,27 +205,27 @@ class Pool2d(Unary):
 
 @dataclass(frozen=True)
 class MaxPool2d(Pool2d):
-    """The maximum of each window."""
+    """Maximum of each window."""
 
     op: ClassVar[str] = "maxpool2d"
 
 
 @dataclass(frozen=True)
 class AvgPool2d(Pool2d):
-    """The mean of each window."""
+    """Mean of each window."""
 
     op: ClassVar[str] = "avgpool2d"
 
 
 @dataclass(frozen=True)
 class Mean(Unary):
-    """The mean over `axes`, ascending, which are gone afterwards; at least one other dimension stays."""
+    """Mean over `axes`, which are ascending and are removed from the shape; at least one dimension remains."""
 
     op: ClassVar[str] = "mean"
     axes: tuple[int, ...]
 
     def after(self, shapes: Sequence[Shape], tensors: Mapping[str, Shape]) -> Shape:
-        """The shape without its axes."""
+        """Return the shape of the input without `axes`. Raises SpecError for invalid axes."""
         rank = len(shapes[0])
         integers("axes", self.axes, 0, rank - 1, 1, MAX_DIMENSIONS)
         if list(self.axes) != sorted(set(self.axes)) or len(self.axes) == rank:
@@ -224,24 +235,24 @@ class Mean(Unary):
 
 @dataclass(frozen=True)
 class Flatten(Unary):
-    """All dimensions but the batch into one, row-major."""
+    """All dimensions of an example joined into one, in row-major order."""
 
     op: ClassVar[str] = "flatten"
 
     def after(self, shapes: Sequence[Shape], tensors: Mapping[str, Shape]) -> Shape:
-        """[product]."""
+        """Return [n], with n the number of values in the input."""
         return (math.prod(shapes[0]),)
 
 
 @dataclass(frozen=True)
 class Reshape(Unary):
-    """The same values, row-major, in another `shape`."""
+    """Same values in another `shape`, in row-major order."""
 
     op: ClassVar[str] = "reshape"
     shape: Shape
 
     def after(self, shapes: Sequence[Shape], tensors: Mapping[str, Shape]) -> Shape:
-        """`shape`."""
+        """Return `shape`. Raises SpecError unless it has as many values as the input."""
         integers("shape", self.shape, 1, MAX_ACTIVATION, 1, MAX_DIMENSIONS)
         if math.prod(self.shape) != math.prod(shapes[0]):
             raise SpecError(f"{list(shapes[0])} is not as many values as {list(self.shape)}")
@@ -250,13 +261,13 @@ class Reshape(Unary):
 
 @dataclass(frozen=True)
 class Permute(Unary):
-    """Dimensions in another `order`: dimension i of the result is dimension order[i] of the input."""
+    """Permutation of the dimensions: dimension i of the output is dimension order[i] of the input."""
 
     op: ClassVar[str] = "permute"
     order: tuple[int, ...]
 
     def after(self, shapes: Sequence[Shape], tensors: Mapping[str, Shape]) -> Shape:
-        """The sides in that order."""
+        """Return the permuted shape. Raises SpecError unless `order` is a permutation of the dimensions."""
         rank = len(shapes[0])
         integers("order", self.order, 0, rank - 1, rank, rank)
         if len(set(self.order)) != rank:
@@ -265,19 +276,19 @@ class Permute(Unary):
 
 
 class Norm(Unary):
-    """What may multiply its result by an exact tensor `scale` and add one, `shift`; None for neither."""
+    """Normalisation that may multiply its result by an exact tensor `scale` and add another, `shift`; None: without."""
 
     scale: str | None
     shift: str | None
 
     @property
     def tensors(self) -> tuple[str, ...]:
-        """Scale before shift."""
+        """Names of scale and shift, in this order, without those that are None."""
         return tuple(name for name in (self.scale, self.shift) if name is not None)
 
     @property
     def exact(self) -> tuple[str, ...]:
-        """All of them: a normalisation that multiplies by +-c or 0 is none."""
+        """Names of all its tensors: signs with a mask make no useful scale."""
         return self.tensors
 
     def fit(self, expected: Shape, tensors: Mapping[str, Shape]) -> None:
@@ -289,10 +300,10 @@ class Norm(Unary):
 
 @dataclass(frozen=True)
 class GroupNorm(Norm):
-    """(x - mean) / sqrt(variance + 1e-5) over each of `groups` runs of consecutive channels, of one example.
+    """Group normalisation: (x - mean) / sqrt(variance + 1e-5) over each group of channels of one example.
 
-    Wu and He, arXiv 1803.08494; one group is LayerNorm. The variance is the mean of squares (n, not n - 1, below the
-    line). The channels are the first dimension; each has its own entry of `scale` and `shift`, [channels].
+    Wu and He, arXiv 1803.08494. The channels, the first dimension, are divided into `groups` consecutive runs. The
+    variance is the mean of (x - mean)^2. `scale` and `shift` are [channels].
     """
 
     op: ClassVar[str] = "groupnorm"
@@ -301,7 +312,7 @@ class GroupNorm(Norm):
     shift: str | None = None
 
     def after(self, shapes: Sequence[Shape], tensors: Mapping[str, Shape]) -> Shape:
-        """The same shape."""
+        """Return the shape of the input. Raises SpecError if groups or tensors do not fit it."""
         shape = shapes[0]
         integers("groups", (self.groups,), 1, 1 << 20)
         if shape[0] % self.groups or math.prod(shape) == self.groups:
@@ -312,13 +323,16 @@ class GroupNorm(Norm):
 
 @dataclass(frozen=True)
 class TrailingNorm(Norm):
-    """Each run of the last `dims` dimensions by itself; `scale` has their shape."""
+    """Normalisation over the last `dims` dimensions, separately for each index of the others.
+
+    `scale` has the shape of these dimensions.
+    """
 
     dims: int
     scale: str | None = None
 
     def after(self, shapes: Sequence[Shape], tensors: Mapping[str, Shape]) -> Shape:
-        """The same shape."""
+        """Return the shape of the input. Raises SpecError if `dims` or tensors do not fit it."""
         shape = shapes[0]
         integers("dims", (self.dims,), 1, len(shape))
         if math.prod(shape[-self.dims :]) == 1:
@@ -329,7 +343,10 @@ class TrailingNorm(Norm):
 
 @dataclass(frozen=True)
 class LayerNorm(TrailingNorm):
-    """(x - mean) / sqrt(variance + 1e-5) over the last `dims` dimensions (Ba et al., arXiv 1607.06450)."""
+    """Layer normalisation: (x - mean) / sqrt(variance + 1e-5) over the last `dims` dimensions.
+
+    Ba et al., arXiv 1607.06450. `scale` and `shift` have the shape of these dimensions.
+    """
 
     op: ClassVar[str] = "layernorm"
     shift: str | None = None
@@ -337,15 +354,18 @@ class LayerNorm(TrailingNorm):
 
 @dataclass(frozen=True)
 class RMSNorm(TrailingNorm):
-    """x / sqrt(mean(x^2) + 1e-5) over the last `dims` dimensions (Zhang and Sennrich, arXiv 1910.07467)."""
+    """Root mean square normalisation: x / sqrt(mean(x^2) + 1e-5) over the last `dims` dimensions.
+
+    Zhang and Sennrich, arXiv 1910.07467. `scale` has the shape of these dimensions; there is no shift.
+    """
 
     op: ClassVar[str] = "rmsnorm"
-    shift: ClassVar[None] = None  # type: ignore[misc]  # of all norms it alone never has one
+    shift: ClassVar[None] = None  # type: ignore[misc]  # the only normalisation without one
 
 
 @dataclass(frozen=True)
 class Several:
-    """What takes the values of numbers `sources`, two or more; one may come twice."""
+    """Layer with several inputs: the values numbered `sources`, at least two; one may occur more than once."""
 
     op: ClassVar[str]
     tensors: ClassVar[tuple[str, ...]] = ()
@@ -353,22 +373,22 @@ class Several:
     sources: tuple[int, ...]
 
     def takes(self, number: int) -> tuple[int, ...]:
-        """The values it takes as layer `number`."""
+        """Return the numbers of its input values, given that it is layer `number` of the network."""
         return self.sources
 
     def check(self, number: int) -> None:
-        """Raise SpecError unless it takes values that are there."""
+        """Raise SpecError unless layer `number` takes at least two values, all of which exist."""
         integers("sources", self.sources, 0, number, 2, MAX_SOURCES)
 
 
 @dataclass(frozen=True)
 class Add(Several):
-    """The sum of values of one shape, from left to right."""
+    """Sum of values of one shape, added from left to right."""
 
     op: ClassVar[str] = "add"
 
     def after(self, shapes: Sequence[Shape], tensors: Mapping[str, Shape]) -> Shape:
-        """That shape."""
+        """Return the shape of the inputs. Raises SpecError unless they all have the same."""
         for shape in shapes:
             if shape != shapes[0]:
                 raise SpecError(f"{list(shapes[0])} and {list(shape)} cannot be added; shapes have to be the same")
@@ -377,13 +397,13 @@ class Add(Several):
 
 @dataclass(frozen=True)
 class Concat(Several):
-    """Values one after another along `axis`; their other dimensions are the same."""
+    """Concatenation of values along `axis`; their other dimensions are equal."""
 
     op: ClassVar[str] = "concat"
     axis: int
 
     def after(self, shapes: Sequence[Shape], tensors: Mapping[str, Shape]) -> Shape:
-        """The shape with the sum of the sides along the axis."""
+        """Return the joined shape: sizes along `axis` are added. Raises SpecError if other dimensions differ."""
         integers("axis", (self.axis,), 0, len(shapes[0]) - 1)
         before, behind = shapes[0][: self.axis], shapes[0][self.axis + 1 :]
         for shape in shapes:
@@ -416,7 +436,10 @@ Layer: TypeAlias = (
 
 
 def shapes_of(layers: Sequence[Layer], shape: Shape, tensors: Mapping[str, Shape]) -> list[Shape]:
-    """The shape of every value of a network that takes `shape`; SpecError says which layer does not fit, and why."""
+    """Return the shape of every value of a network whose input has the given `shape`, len(layers) + 1 in all.
+
+    `tensors`: shapes by name. Raises SpecError, which says which layer does not fit and why.
+    """
     shapes = [shape]
     for number, layer in enumerate(layers):
         try:

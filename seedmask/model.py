@@ -1,8 +1,8 @@
-"""The finished model: a spec (with its seed), one coded mask and exact values, what a job leaves behind.  PROTOCOL 9.2.
+"""Finished model, the result of a job: a spec with its seed, one coded mask, and exact values.  PROTOCOL 9.2.
 
 "SMK1" | u32 length, canonical spec | u8 mask codec | u32 length, mask | exact values | SHA-256 of all before. The mask
-is coded by `packed`, one bit a weight, or by `tensors`, whichever is shorter. The weights are made again from the
-spec's seed.
+is coded by `packed`, one bit per weight, or by `tensors`, whichever is shorter. The file holds no weight: the reader
+regenerates them from the spec's seed.
 """
 
 from __future__ import annotations
@@ -26,26 +26,29 @@ _FRAME: Final = len(MAGIC) + 4 + 1 + 4 + 32  # bytes of a file that are neither 
 
 @dataclass(frozen=True, eq=False)
 class FinishedModel:
-    """`mask` uint8 [d] over the masked weights of `spec`; `exact` int32 [e], its exact values in units of 2**-12."""
+    """Finished model: `spec`, `mask` uint8 [d] of 0/1, and `exact` int32 [e], exact values in units of 2**-12."""
 
     spec: ModelSpec
     mask: Mask
     exact: I32 = field(default_factory=NO_EXACT.copy)
 
     def weights(self) -> F32:
-        """The masked weights, float32 [d] of 0 and +-c."""
+        """Return the masked weights, float32 [d] of 0, +c and -c, regenerated from the seed."""
         return self.spec.weights() * self.mask
 
     def values(self) -> F32:
-        """The exact values, float32 [e]."""
+        """Return the exact values, float32 [e]."""
         return as_numbers(self.exact)
 
     def parameters(self) -> dict[str, F32]:
-        """Every tensor by name, float32 in its shape."""
+        """Return every tensor by name, each float32 in its own shape."""
         return self.spec.parts(self.weights(), self.spec.frozen(), self.values())
 
     def ternary(self) -> dict[str, tuple[np.ndarray[tuple[int, ...], np.dtype[np.int8]], float]]:
-        """Each tensor but exact ones as (int8 of -1, 0 and 1 in its shape, c): weights are the product of the two."""
+        """Return (signs, c) by tensor name, for masked and frozen tensors; the weights are the product of the two.
+
+        `signs`: int8 in the tensor's shape, -1, 0 or 1; `c`: float.
+        """
         kinds = {name: tensor for name, (tensor, _) in self.spec.offsets.items() if tensor.kind != "exact"}
         parts = self.parameters()
         return {name: (np.sign(parts[name]).astype(np.int8), tensor.constant) for name, tensor in kinds.items()}
@@ -53,9 +56,10 @@ class FinishedModel:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of one model's file: bytes in all, of the spec, the coded mask and the `exact` values.
+    """Sizes of a model file and of its parts, in bytes.
 
-    `entropy_bits` is the mask's bound.
+    `file`: all; `spec`, `mask`, `exact`: the parts; `codec`: name of the mask's codec; `entropy_bits`: lower bound on
+    the mask, in bits (PROTOCOL 9.2); `d`: number of masked weights.
     """
 
     file: int
@@ -68,12 +72,15 @@ class Sizes:
 
     @property
     def over_entropy(self) -> float:
-        """By what share the coded mask exceeds its bound; infinite where there was nothing to tell."""
+        """Share by which the coded mask exceeds its entropy bound: 0.01 is one percent; infinite if the bound is 0."""
         return 8 * self.mask / self.entropy_bits - 1 if self.entropy_bits else float("inf")
 
 
 def entropy_bits(model: FinishedModel) -> float:
-    """The bound of PROTOCOL 9.2: over all tensors, n H2(ones / n) bits, H2 the binary entropy."""
+    """Return the lower bound of PROTOCOL 9.2 on the coded mask, in bits.
+
+    It is the sum over all masked tensors of n H2(ones / n), with n the tensor's size and H2 the binary entropy.
+    """
     total = 0.0
     for tensor in model.spec.masked:
         at = model.spec.offsets[tensor.name][1]
@@ -84,7 +91,7 @@ def entropy_bits(model: FinishedModel) -> float:
 
 
 def sizes(model: FinishedModel, data: bytes) -> Sizes:
-    """Of `data`, the file of `model`, in numbers."""
+    """Return the sizes of `data`, the encoded file of `model`, and of its parts."""
     spec = len(model.spec.canonical())
     number, mask = struct.unpack_from("<BI", data, 8 + spec)
     name = {codec.ID: codec.NAME for codec in (packed, tensors)}[number]
@@ -92,7 +99,7 @@ def sizes(model: FinishedModel, data: bytes) -> Sizes:
 
 
 def encode(model: FinishedModel) -> bytes:
-    """The file's bytes."""
+    """Return `model` as the bytes of a model file (PROTOCOL 9.2)."""
     number, mask = _coded(model)
     spec = model.spec.canonical()
     head = [MAGIC, struct.pack("<I", len(spec)), spec]
@@ -109,14 +116,14 @@ def _sizes(spec: ModelSpec) -> list[int]:
 
 
 def _coded(model: FinishedModel) -> tuple[int, bytes]:
-    """(codec, mask) with the fewest bytes; the lower id if equal."""
+    """Return (codec id, coded mask) with the fewest bytes, the lower id if they are equal."""
     plain = packed.encode(model.mask, Theta.even(model.spec.d))
     coded = tensors.encode(model.mask, _sizes(model.spec))
     return (tensors.ID, coded) if len(coded) < len(plain) else (packed.ID, plain)
 
 
 def decode(data: bytes) -> FinishedModel:
-    """Read a model file. Raises BundleError, SpecError, KindError or CodecError."""
+    """Return the model in the bytes of a model file. Raises BundleError, SpecError, KindError or CodecError."""
     if data[:4] != MAGIC:
         raise BundleError(f"a model file begins with {MAGIC!r}, found {data[:4]!r}")
     if hashlib.sha256(data[:-32]).digest() != data[-32:]:
@@ -140,7 +147,7 @@ def decode(data: bytes) -> FinishedModel:
 
 
 def load(path: Path) -> FinishedModel:
-    """Open a model file. Raises UserError that names it."""
+    """Read the model file `path`. Raises UserError, which names the file."""
     try:
         return decode(path.read_bytes())
     except OSError as error:

@@ -1,9 +1,9 @@
-"""From a seed to integers that every machine agrees on: the project's only generator, Threefry-2x32-20.
+"""Threefry-2x32-20, the random number generator whose output all machines share.  PROTOCOL 2.
 
-Salmon, Moraes, Dror, Shaw, "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011. Counter-based: word n is a pure
-function of (key, n), so order, chunking and threads cannot change it, and it needs only 32-bit add, rotate and xor,
-which NumPy, ONNX graphs, ExecuTorch and JavaScript all compute exactly (`bench/generators.py` measures each).
-What is private to one machine (the noise of its training, its mask's draw) does not come from here.  PROTOCOL 2.
+Salmon, Moraes, Dror, Shaw, "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011. It is counter-based: word n is a
+pure function of (key, n), so order, chunking and threads cannot change it. It needs only 32-bit addition, rotation and
+xor, which NumPy, ONNX graphs, ExecuTorch and JavaScript all compute exactly (docs/decisions/0001). Randomness that is
+private to one machine, such as the noise of training, comes from NumPy's generators instead.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ Key = tuple[int, int]
 
 U32 = npt.NDArray[np.uint32]
 
-# Streams: a stream number is folded into the seed's key so that no two uses ever share a word.
+# Numbers of streams. A use of the generator folds its number into the seed's key, so that no two uses share a word.
 WEIGHTS: Final = 1
 UNIFORMS: Final = 2
 
-# Threefry's own constants; the graphs that `export` makes take them from here.
+# Threefry's constants; graphs made by `export` use them too.
 ROTATIONS: Final = (13, 15, 26, 6, 17, 29, 16, 24)
 PARITY: Final = 0x1BD11BDA
 _MASK: Final = 0xFFFFFFFF
@@ -30,7 +30,7 @@ _PIECE: Final = 1 << 14
 
 
 def threefry2x32(key: Key, c0: U32, c1: U32) -> tuple[U32, U32]:
-    """Encrypt the counters (c0, c1), uint32 [n] each, under `key`; 20 rounds. Returns two uint32 [n]."""
+    """Encrypt the counters (c0, c1), uint32 [n] each, under `key` in 20 rounds. Return two arrays, uint32 [n] each."""
     k = (key[0], key[1], key[0] ^ key[1] ^ PARITY)
     x0 = c0 + np.uint32(k[0])
     x1 = c1 + np.uint32(k[1])
@@ -49,21 +49,21 @@ def threefry2x32(key: Key, c0: U32, c1: U32) -> tuple[U32, U32]:
 
 
 def key_of(seed: int) -> Key:
-    """The key of a 64-bit seed: (low word, high word). Raises ValueError outside 0 .. 2**64 - 1."""
+    """Return the key of a 64-bit seed, (low word, high word). Raises ValueError outside 0 .. 2**64 - 1."""
     if not 0 <= seed < 1 << 64:
         raise ValueError(f"a seed is an integer in 0 .. 2**64 - 1, found {seed}")
     return seed & _MASK, seed >> 32
 
 
 def fold(key: Key, number: int) -> Key:
-    """A new key that depends on `key` and on one 64-bit `number` (a stream, a round, a slot)."""
+    """Return a new key derived from `key` and a 64-bit `number` (a stream, a round, a slot)."""
     low, high = key_of(number)
     x0, x1 = threefry2x32(key, np.array([low], np.uint32), np.array([high], np.uint32))
     return int(x0[0]), int(x1[0])
 
 
 def words(key: Key, n: int) -> U32:
-    """The first `n` words of the key's stream, uint32 [n]: block i has counter (i, 0) and gives words 2i and 2i+1."""
+    """Return the first `n` words of the key's stream, uint32 [n]; counter (i, 0) gives words 2i and 2i+1."""
     blocks = (n + 1) // 2
     out = np.empty((blocks, 2), np.uint32)
     zeros = np.zeros(min(blocks, _PIECE), np.uint32)
@@ -75,22 +75,22 @@ def words(key: Key, n: int) -> U32:
 
 
 def weights_key(seed: int) -> Key:
-    """The key whose stream holds the sign bits of a model's frozen weights."""
+    """Return the key whose stream holds the sign bits of a model's random weights."""
     return fold(key_of(seed), WEIGHTS)
 
 
 def sign_bits(seed: int, d: int) -> npt.NDArray[np.uint8]:
-    """The sign bit of each of `d` frozen weights, uint8 [d] of 0 (plus) or 1 (minus): bit j%32 of word j//32."""
+    """Return the sign bits of the first `d` random weights, uint8 [d]: 0 plus, 1 minus; bit j%32 of word j//32."""
     stream = words(weights_key(seed), (d + 31) // 32).astype("<u4", copy=False)
     return np.unpackbits(stream.view(np.uint8), count=d, bitorder="little")
 
 
 def uniforms_key(seed: int, round_: int, slot: int) -> Key:
-    """The key of the shared uniforms of one device's slot in one round; fresh for each (round, slot)."""
+    """Return the key of the shared uniforms of one slot (a device's mask) in one round; each pair has its own key."""
     return fold(fold(fold(key_of(seed), UNIFORMS), round_), slot)
 
 
 def uniforms16(key: Key, n: int) -> npt.NDArray[np.uint16]:
-    """`n` shared uniforms, uint16 [n]: the low and then the high half of each word."""
+    """Return `n` shared uniforms, uint16 [n]: of each word the low half, then the high half."""
     stream = words(key, (n + 1) // 2).astype("<u4", copy=False)
     return stream.view("<u2")[:n].astype(np.uint16, copy=False)

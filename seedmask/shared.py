@@ -1,8 +1,8 @@
-"""The uniforms that one device and the aggregator have in common, without sending them.  PROTOCOL 2.
+"""Random numbers that a device and the aggregator share without sending them.  PROTOCOL 2.
 
-Both regenerate them from what they know anyway: the model's seed, the job, the round, the device's name. The codec
-`hmrc` draws its masks with them, which is what makes a mask cost its information only. Each (job, round, device, number
-of the mask) has uniforms of its own.
+Both generate them from what both know: the model's seed, the job, the round, the device's name and the number of the
+mask. The codec `hmrc` draws masks with them, which lets it send a mask in about as many bits as the mask has
+information. Every mask has uniforms of its own.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from seedmask.seed import uniforms16, uniforms_key
 
 @dataclass(frozen=True)
 class Shared:
-    """Names the uniforms of one mask: `seed` the model's, 64 bits; `index` which mask of the device's update."""
+    """Identity of the uniforms of one mask: `seed` of the model, 64 bits; `index` of the mask in its update, from 0."""
 
     seed: int
     round: int
@@ -27,6 +27,6 @@ class Shared:
     index: int = 0
 
     def uniforms(self, d: int) -> npt.NDArray[np.uint16]:
-        """Return `d` uniforms, uint16 [d], each uniform on 0 .. 65535."""
+        """Return the first `d` uniforms, uint16 [d], each uniform on 0 .. 65535."""
         name = hashlib.sha256(f"{self.job}/{self.device}/{self.index}".encode("ascii")).digest()
         return uniforms16(uniforms_key(self.seed, self.round, int.from_bytes(name[:8], "little")), d)

@@ -1,8 +1,8 @@
-"""ModelSpec: what a seed and a mask mean. Layers, their tensors in order, and the seed; its SHA-256 is its identity.
+"""ModelSpec: description of a network by its layers, its tensors in order, and the seed of its random weights.
 
-The canonical JSON (PROTOCOL 4) holds integers and ASCII strings only, so that every language writes the same bytes.
-A tensor's weights are +c or -c; c travels as the bit pattern of its binary32 value, never as a decimal. Which tensors
-have a mask is the spec's choice: `Tensor.kind`.
+The canonical JSON (PROTOCOL 4) holds only integers and ASCII strings, so that every language writes the same bytes; its
+SHA-256 identifies the model. A tensor's weights are +c or -c; c travels as the bit pattern of its binary32 value, never
+as a decimal. `Tensor.kind` says which tensors have a mask.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _PATH = re.compile(r"[A-Za-z0-9_.]{1,128}\Z")
 F32 = npt.NDArray[np.float32]
 
 
-# The layers that were here first; the others are imported from seedmask.layers.
+# Some layers may be imported from here as well; all of them are in seedmask.layers.
 __all__ = [
     "F32",
     "KINDS",
@@ -71,11 +71,11 @@ _LAYERS: dict[str, type[Layer]] = {kind.op: kind for kind in get_args(Layer)}
 
 @dataclass(frozen=True)
 class Tensor:
-    """One tensor of `shape`. Its `kind` says what becomes of it, one of KINDS.
+    """Tensor of a network, of one of three KINDS.
 
-    "masked": entries +c or -c by the seed, each on or off by the mask; `scale` is the binary32 bit pattern of c > 0.
-    "frozen": the same, always on. "exact": numbers that are trained and sent as they are, all beginning at `start`, 0
-    or 1; its `scale` is 0.
+    "masked": entries are +c or -c by the seed, and the mask keeps each or makes it zero; `scale` is the binary32 bit
+    pattern of c > 0. "frozen": the same without a mask, every entry is kept. "exact": ordinary numbers, trained and
+    sent as integers in units of 2**-12; all start from `start`, 0 or 1, and `scale` is 0.
     """
 
     name: str
@@ -91,24 +91,24 @@ class Tensor:
 
     @property
     def constant(self) -> float:
-        """c as a number; 0 if it is exact."""
+        """Magnitude c of the entries; 0 for an exact tensor."""
         return float(struct.unpack("<f", struct.pack("<I", self.scale))[0])
 
 
 def scale_bits(constant: float) -> int:
-    """The binary32 bit pattern of `constant`, as Tensor.scale holds it."""
+    """Return the binary32 bit pattern of `constant`, for Tensor.scale."""
     return int(struct.unpack("<I", struct.pack("<f", constant))[0])
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A network whose weights are frozen random signs.
+    """Network whose weights are random signs times a constant.  PROTOCOL 4.
 
-    `name` [a-z0-9-]; `seed` 64 bits; `input` shape of one example; `range` (low, high): raw inputs are mapped from it
-    to -1 .. 1; `classes`, how many numbers the last layer gives; `layers`, each after those whose values it takes
-    (`seedmask.layers`); `tensors` in the order of use, which is that of the flat vectors, one for each kind; `loss`
-    "cross-entropy", with class numbers as targets, or "mse", the mean of squares over all `classes` numbers, with as
-    many numbers as targets. Raises SpecError when the parts do not fit together.
+    `name` [a-z0-9-]; `seed` 64 bits; `input`: shape of one example; `range` (low, high): raw inputs are mapped from it
+    to -1 .. 1; `classes`: number of outputs of the last layer; `layers` (`seedmask.layers`), each after the layers
+    whose outputs it takes; `tensors` in the order in which layers use them, which is also their order in the flat
+    vector of each kind; `loss`: "cross-entropy", with class numbers as targets, or "mse", the mean squared error over
+    all `classes` outputs, with as many numbers as targets. Raises SpecError if the parts do not fit together.
     """
 
     name: str
@@ -125,7 +125,7 @@ class ModelSpec:
 
     @property
     def outputs(self) -> str:
-        """What the numbers that the last layer gives are, in a word."""
+        """Word for the numbers that the last layer gives: "classes" or "outputs"."""
         return "classes" if self.loss == LOSSES[0] else "outputs"
 
     @cached_property
@@ -139,17 +139,17 @@ class ModelSpec:
         return self.count("exact")
 
     def count(self, kind: str) -> int:
-        """Number of entries of all tensors of one kind."""
+        """Return the number of entries of all tensors of one kind."""
         return sum(tensor.size for tensor in self.tensors if tensor.kind == kind)
 
     @cached_property
     def masked(self) -> tuple[Tensor, ...]:
-        """The tensors that the mask is of, in its order."""
+        """Masked tensors, in the order of the mask."""
         return tuple(tensor for tensor in self.tensors if tensor.kind == "masked")
 
     @cached_property
     def offsets(self) -> dict[str, tuple[Tensor, int]]:
-        """Each tensor with its place in the flat vector of its kind."""
+        """Tensors by name, each with the index of its first entry in the flat vector of its kind."""
         out, at = {}, dict.fromkeys(KINDS, 0)
         for tensor in self.tensors:
             out[tensor.name] = (tensor, at[tensor.kind])
@@ -157,12 +157,15 @@ class ModelSpec:
         return out
 
     def parts(self, masked: Any, frozen: Any, exact: Any) -> dict[str, Any]:
-        """Every tensor by name, cut out of the flat vector of its kind: NumPy's, torch's or whatever slices alike."""
+        """Return every tensor by name, in its shape, as a view of the flat vector of its kind.
+
+        The vectors [d], [frozen entries] and [e] may be NumPy's, torch's, or anything that slices and reshapes alike.
+        """
         flat = dict(zip(KINDS, (masked, frozen, exact), strict=True))
         return {name: flat[t.kind][at : at + t.size].reshape(t.shape) for name, (t, at) in self.offsets.items()}
 
     def canonical(self) -> bytes:
-        """PROTOCOL 4's JSON: sorted keys, no spaces, ASCII, integers and strings only; nothing that is a default."""
+        """Return the canonical JSON (PROTOCOL 4): sorted keys, no spaces, integers and ASCII strings, no defaults."""
         value = {
             "version": SPEC_VERSION,
             "name": self.name,
@@ -178,21 +181,21 @@ class ModelSpec:
 
     @cached_property
     def digest(self) -> bytes:
-        """The model's identity: SHA-256 of the canonical JSON, 32 bytes."""
+        """Identity of the model: SHA-256 of the canonical JSON, 32 bytes."""
         return hashlib.sha256(self.canonical()).digest()
 
     def weights(self) -> F32:
-        """The weights under the mask, regenerated from the seed, float32 [d], each tensor's entries +c or -c."""
+        """Return all masked weights before masking, float32 [d] of +c and -c, regenerated from the seed."""
         return self._random("masked")
 
     def frozen(self) -> F32:
-        """Those without a mask, float32 [number of frozen entries]."""
+        """Return the frozen weights, float32 [frozen entries] of +c and -c, regenerated from the seed."""
         return self._random("frozen")
 
     def _random(self, kind: str) -> F32:
         if not self.count(kind):
             return np.zeros(0, np.float32)
-        # One stream of signs for both kinds, in the order of the tensors.
+        # Masked and frozen tensors take their signs from one stream, in the order of the tensors.
         drawn = [tensor for tensor in self.tensors if tensor.kind != "exact"]
         negative = sign_bits(self.seed, sum(tensor.size for tensor in drawn)).astype(np.bool_)
         parts, at = [], 0
@@ -205,16 +208,16 @@ class ModelSpec:
         return np.concatenate(parts)
 
     def begin(self) -> I32:
-        """What the exact values begin with, int32 [e], in units of 2**-12."""
+        """Return the initial exact values, int32 [e] in units of 2**-12."""
         starts = [np.full(t.size, t.start * EXACT_ONE, np.int32) for t in self.tensors if t.kind == "exact"]
         return np.concatenate([np.zeros(0, np.int32), *starts])
 
     def even(self) -> Theta:
-        """Where jobs begin, unless they say otherwise: probability one half, exact values at their starts."""
+        """Return the usual theta of a new job: probability one half, and the initial exact values."""
         return Theta.even(self.d, exact=self.begin())
 
     def normalise(self, raw: npt.NDArray[Any]) -> F32:
-        """Raw inputs [n, *input] (uint8 or float) as the network takes them, float32 in -1 .. 1."""
+        """Return raw inputs [n, *input], uint8 or float, mapped from `range` to -1 .. 1, float32."""
         low, high = self.range
         out: F32 = raw.astype(np.float32)
         out -= np.float32(low)  # in place: a batch of images is megabytes
@@ -223,12 +226,15 @@ class ModelSpec:
         return out
 
     def shapes(self) -> list[Shape]:
-        """Shape of one example of every value, len(layers) + 1 entries: the input, then what each layer gives."""
+        """Return the shapes of one example: the input's, then that of each layer's output, len(layers) + 1 in all."""
         return shapes_of(self.layers, self.input, {tensor.name: tensor.shape for tensor in self.tensors})
 
     @cached_property
     def takers(self) -> list[list[int]]:
-        """For every value the layers that take it, ascending; a layer stands there once for each time it does."""
+        """Consumers of each value: the numbers of the layers that take it, ascending, repeated if taken twice.
+
+        Value 0 is the input, value i + 1 the output of layer i.
+        """
         out: list[list[int]] = [[] for _ in range(len(self.layers) + 1)]
         for number, layer in enumerate(self.layers):
             for source in layer.takes(number):
@@ -237,7 +243,7 @@ class ModelSpec:
 
 
 def _kind_of(tensor: Tensor) -> dict[str, Any]:
-    """The keys of a tensor's JSON that its kind asks for."""
+    """Return the entries of a tensor's JSON object that depend on its kind."""
     if tensor.kind == "exact":
         return {"kind": tensor.kind, **({"start": tensor.start} if tensor.start else {})}
     return {"scale": tensor.scale, **({} if tensor.kind == KINDS[0] else {"kind": tensor.kind})}
@@ -249,7 +255,7 @@ def _given(layer: Layer) -> dict[str, Any]:
 
 
 def from_json(data: bytes) -> ModelSpec:
-    """Read a spec from its canonical JSON. Raises SpecError for anything that is not exactly that."""
+    """Return the spec in its canonical JSON. Raises SpecError for any other bytes."""
     if len(data) > MAX_SPEC_BYTES:
         raise SpecError(f"a spec is at most {MAX_SPEC_BYTES} bytes, found {len(data)}")
     try:

@@ -1,7 +1,7 @@
-"""Topic names, the same in every program and every language.  PROTOCOL 8.
+"""Names of MQTT topics.  PROTOCOL 8.
 
-Device names stand in the topic because brokers check topics, not payloads: an access rule on `d/<name>/` is what
-keeps one device from speaking for another.
+A device's name is part of its topics because brokers check topics and not payloads: an access rule on `d/<name>/`
+prevents one device from sending in the name of another.
 """
 
 from __future__ import annotations
@@ -12,41 +12,41 @@ ROOT = "seedmask/3"
 
 
 def round_(job: str) -> str:
-    """Announce, retained."""
+    """Return the topic of announcements (retained)."""
     return f"{ROOT}/{check_name(job)}/round"
 
 
 def aggregator(job: str) -> str:
-    """Heartbeat, retained, and the aggregator's last will."""
+    """Return the topic of the aggregator's heartbeat (retained, also its last will)."""
     return f"{ROOT}/{check_name(job)}/aggregator"
 
 
 def theta(job: str, number: int, chunk: int | str) -> str:
-    """Chunk `chunk` of round `number`'s probabilities, retained; '+' for all."""
+    """Return the topic of one chunk of the theta of round `number` (retained); `chunk` '+' matches all of them."""
     return f"{ROOT}/{check_name(job)}/theta/{number}/{chunk}"
 
 
 def delta(job: str, number: int, chunk: int | str) -> str:
-    """Chunk `chunk` of what changed from the probabilities before to those of round `number`, retained; '+' for all."""
+    """Return the topic of one chunk of the difference to the theta of round `number` (retained); '+' matches all."""
     return f"{ROOT}/{check_name(job)}/delta/{number}/{chunk}"
 
 
 def presence(job: str, device: str) -> str:
-    """Presence of one device, retained, and its last will."""
+    """Return the topic of a device's presence (retained, also its last will); `device` '+' matches all of them."""
     return f"{ROOT}/{check_name(job)}/d/{device if device == '+' else check_name(device)}/presence"
 
 
 def update(job: str, device: str) -> str:
-    """Chunks of one device's updates."""
+    """Return the topic of the chunks of a device's updates; `device` '+' matches all of them."""
     return f"{ROOT}/{check_name(job)}/d/{device if device == '+' else check_name(device)}/update"
 
 
 def receipt(job: str, device: str) -> str:
-    """Receipts for one device."""
+    """Return the topic of the receipts for one device."""
     return f"{ROOT}/{check_name(job)}/d/{check_name(device)}/receipt"
 
 
 def device_of(topic: str) -> str | None:
-    """The device in `.../d/<device>/...`, None for other topics and for what cannot be a device's name."""
+    """Return the device's name in a topic `.../d/<device>/...`, or None if there is no valid one."""
     parts = topic.split("/")
     return parts[4] if len(parts) == 6 and parts[3] == "d" and is_name(parts[4]) else None

@@ -1,7 +1,7 @@
-"""What a device does in one round: the settings of training, which travel with every announcement.  PROTOCOL 6.
+"""Settings of training on a device, which travel with every announcement.  PROTOCOL 6.
 
-A client in another language reads these options and trains by them, hence they are in the shared library. Each is an
-integer on the wire and a plain number here; `seedmask.knobs` says how the two are one value.
+They are part of the shared library because clients in other languages read them too. Each is an integer on the wire and
+a plain number here; `seedmask.knobs` converts between the two without loss.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ U32: Final = (1 << 32) - 1
 class TrainingConfig:
     """Table [training] of run.toml: what each device does in a round.
 
-    A file begins with a preset instead of the defaults, which are what an option on the wire has when it is not said.
-    Raises ValueError for a value out of its range, and where kappa is above kappa_max.
+    The defaults are those of the wire: an option at its default is left out of the announcement. A file starts from a
+    preset instead. Raises ValueError for a value out of its range, and if kappa is above kappa_max.
     """
 
     epochs: int = knob(3, "passes over a device's data per round", least=1, most=65535, wire=1)
@@ -119,20 +119,23 @@ class TrainingConfig:
 
     @property
     def codec_id(self) -> int:
-        """Number of the masks' codec on the wire, known here or not."""
+        """Codec id of the masks on the wire, which this program may not know."""
         return OPTIONS[3].number(self.codec)
 
     def plan(self, bits_per_index: float | None = None) -> Plan:
-        """Return what the sender of a mask may choose; `bits_per_index`: the kappa its device would like, in bits."""
+        """Return the coding parameters of a mask.
+
+        `bits_per_index`: kappa that the device prefers, in bits; it is limited to kappa .. kappa_max. None: kappa.
+        """
         wish = self.kappa if bits_per_index is None else min(max(bits_per_index, self.kappa), self.kappa_max)
         return Plan(wish, self.max_blocks)
 
     def rate(self, round_: int) -> float:
-        """Return the learning rate of round `round_`, from 1; never zero, however long the job."""
+        """Return the learning rate of the scores in round `round_` (from 1); never zero, however long the job."""
         return self._decayed(self.learning_rate, round_)
 
     def rate_of_exact(self, round_: int) -> float:
-        """Return that of exact values."""
+        """Return the learning rate of exact values in round `round_` (from 1)."""
         return self._decayed(self.exact_rate, round_)
 
     def _decayed(self, rate: float, round_: int) -> float:
@@ -140,4 +143,4 @@ class TrainingConfig:
 
 
 OPTIONS: Final[dict[int, Knob]] = {one.wire: one for one in knobs(TrainingConfig)}
-"""Every option by its id, in the order in which they travel."""
+"""Options on the wire by id, in the order in which they travel."""

@@ -1,8 +1,8 @@
-"""Messages to bytes and back: the one door, and it is total.  PROTOCOL 6.
+"""Messages of the protocol, encoded to bytes and decoded.  PROTOCOL 6.
 
-`decode` returns a message or raises the ProtocolError named for the rule that was broken; nothing else escapes,
-whatever arrives. A frame is "SM", version, kind, body, CRC-32. Integers are little-endian and unsigned, text is ASCII
-or UTF-8 with its length in front. CRC finds accidents; identity and secrecy are the channel's business (TLS).
+For any bytes, `decode` returns a message or raises the ProtocolError of the rule that was broken, and no other
+exception. A frame is "SM", version, kind, body, CRC-32. Integers are little-endian and unsigned; a text is ASCII or
+UTF-8, preceded by its length. The CRC finds accidental damage; authentication and secrecy are the task of TLS.
 """
 
 from __future__ import annotations
@@ -31,41 +31,42 @@ from seedmask.training import OPTIONS, TrainingConfig
 
 MAGIC: Final = b"SM"
 MAX_FRAME: Final = 1 << 28
-_EXACT: Final = 128  # added to the codec's id where exact values stand behind the masks
+_EXACT: Final = 128  # added to the codec's id if exact values follow the masks
 CHECK = False
-"""True: `encode` decodes every frame that it makes and compares. For tests: it finds what no sender's check does."""
+"""True: `encode` decodes every frame that it makes and compares the two messages. For tests; it costs time."""
 _OVERHEAD: Final = 8  # magic 2, version 1, kind 1, CRC-32 4
 NAME_PATTERN: Final = "[a-z0-9][a-z0-9-]{0,62}"
-"""What can name a job or a device on the wire: a regular expression for the whole of it."""
+"""Regular expression that a complete name of a job or a device matches."""
 
 
 class Phase(IntEnum):
-    """Where a job stands."""
+    """State of a job, as announced."""
 
     WAITING = 0  # for enough devices; `text` says what is missing
-    OPEN = 1  # the round's updates are welcome
+    OPEN = 1  # the round accepts updates
     DONE = 2  # the job's last round is closed
 
 
 class Status(IntEnum):
-    """What became of an update. Each one ends the device's duty to send it again."""
+    """Result of an update, as in its receipt. After any of them the device stops sending the update."""
 
     ACCEPTED = 1
     DUPLICATE = 2  # this device's update of this round is already counted
-    LATE = 3  # the round closed before it came
-    STALE = 4  # made for a round or for probabilities that are not the current ones
+    LATE = 3  # the round closed before it arrived
+    STALE = 4  # made for another round, or under other probabilities, than the current ones
     INVALID = 5  # it broke a rule; `reason` names it
-    NOT_SELECTED = 6  # this device was not asked in this round
+    NOT_SELECTED = 6  # this device is not selected in this round
 
 
 @dataclass(frozen=True)
 class Announce:
-    """Aggregator to all, retained: the job's state. `model` 32 bytes, `theta` the digest of the round's probabilities.
+    """State of a job and opening of a round; from the aggregator to all devices, retained.
 
-    `transfer`, `chunks`: where the counts are to be had (topic theta/<round>/<chunk>); `delta`, `delta_chunks`: where
-    those who hold the probabilities of digest `base` get the difference (topic delta/<round>/<chunk>), all zeros if
-    there is none. `deadline_ms` from now, 0 for none; `selected` names the devices that are asked, empty for all;
-    `text` is for people.
+    `model`: identity of the spec, 32 bytes; `theta`: digest of the round's probabilities, 16 bytes. `transfer`, 16
+    bytes, and `chunks`: id and length of the transfer of theta (topic theta/<round>/<chunk>). `base`, `delta`, 16 bytes
+    each, and `delta_chunks`: the transfer of a difference for devices that hold the theta of digest `base` (topic
+    delta/<round>/<chunk>), all zero if none is offered. `deadline_ms`: milliseconds from now, 0 for none. `selected`:
+    names of the devices that are to train, empty for all. `text`: for people.
     """
 
     KIND: ClassVar[int] = 1
@@ -88,11 +89,12 @@ class Announce:
 
 @dataclass(frozen=True)
 class Update:
-    """Device to aggregator: the masks of one round, drawn once. Who sends it is known from the topic.
+    """Result of one device's round; from the device, named by the topic, to the aggregator.
 
-    `basis` (see `basis`) binds them to job, model and probabilities. `loss` (mean, millionths of a nat) and `correct`
-    (of `samples`) are those of the last epoch while it trained; `payloads` are coded masks. `exact`: coded exact values
-    (`seedmask.codec.exact`), empty where the model has none.
+    `basis`, 16 bytes: job, model and theta it was made for (function `basis`). `samples`: examples trained on. `loss`
+    (mean, in millionths of a nat) and `correct` (of `samples`): measured during the last epoch. `codec`: id of the
+    codec of `payloads`, the coded masks. `exact`: coded exact values (`seedmask.codec.exact`), empty if the model has
+    none.
     """
 
     KIND: ClassVar[int] = 2
@@ -108,7 +110,7 @@ class Update:
 
 @dataclass(frozen=True)
 class Receipt:
-    """Aggregator to one device: what became of the update whose transfer id is `transfer`."""
+    """Answer to the update with the transfer id `transfer`, 16 bytes; from the aggregator to one device."""
 
     KIND: ClassVar[int] = 3
     job: str
@@ -120,7 +122,11 @@ class Receipt:
 
 @dataclass(frozen=True)
 class Presence:
-    """Device to all, retained, and its last will: online or not. `boot` tells one start of a device from the next."""
+    """State of a device; retained, and with `online` False its last will.
+
+    `boot`: 64-bit number that differs between starts of the device; `model`: identity of its spec, 32 bytes; `samples`:
+    examples it has; `runtime`: what it trains with; `agent`: program and version.
+    """
 
     KIND: ClassVar[int] = 4
     device: str
@@ -134,7 +140,7 @@ class Presence:
 
 @dataclass(frozen=True)
 class Heartbeat:
-    """Aggregator to all, retained, and its last will."""
+    """State of the aggregator; retained, and with `online` False its last will. `boot` as in Presence."""
 
     KIND: ClassVar[int] = 5
     job: str
@@ -144,7 +150,10 @@ class Heartbeat:
 
 @dataclass(frozen=True)
 class Chunk:
-    """A part of a larger object. `transfer` is the first 16 bytes of the SHA-256 of the whole, `total` its bytes."""
+    """Part of a larger object, which is cut into `count` chunks of `size` bytes; the last one may be shorter.
+
+    `transfer`: first 16 bytes of the SHA-256 of the object; `total`: its length in bytes; `index`: from 0.
+    """
 
     KIND: ClassVar[int] = 6
     transfer: bytes
@@ -160,7 +169,7 @@ M = TypeVar("M", Announce, Update, Receipt, Presence, Heartbeat, Chunk)
 
 
 class _Reader:
-    """A cursor that knows where the bytes end."""
+    """Cursor over the bytes of a message body; reading past the end raises TruncatedError."""
 
     def __init__(self, data: bytes) -> None:
         self.data = data
@@ -214,31 +223,34 @@ def _digest(value: bytes, size: int) -> bytes:
 
 
 def basis(job: str, model: bytes, theta: bytes) -> bytes:
-    """16 bytes that name what an update was made for: `job`, `model` (32 bytes), `theta` (its digest, 16 bytes)."""
+    """Return the 16 bytes that identify the job, the model and the theta that an update was made for.
+
+    `model`: identity of the spec, 32 bytes; `theta`: its digest, 16 bytes. Raises ValueError for other lengths.
+    """
     named = check_name(job).encode() + b"\0" + _digest(model, 32) + _digest(theta, 16)
     return hashlib.sha256(named).digest()[:16]
 
 
 def is_name(value: str) -> bool:
-    """Whether `value` can name a job or a device on the wire."""
+    """True if `value` is a valid name of a job or a device on the wire."""
     return re.fullmatch(NAME_PATTERN, value) is not None
 
 
 def check_name(value: str) -> str:
-    """`value` if it can name a job or a device on the wire; ValueError otherwise."""
+    """Return `value` if it is a valid name of a job or a device on the wire. Raises ValueError if not."""
     if not is_name(value):
         raise ValueError(f"a name is a-z, 0-9 and '-', at most 63 characters, found {value!r}")
     return value
 
 
 def _put_training(training: TrainingConfig) -> bytes:
-    said = [(number, getattr(training, one.name), one) for number, one in OPTIONS.items()]
-    said = [(number, value, one) for number, value, one in said if value != one.default]
-    return bytes([len(said)]) + b"".join(struct.pack("<BI", number, one.number(value)) for number, value, one in said)
+    options = [(number, getattr(training, one.name), one) for number, one in OPTIONS.items()]
+    given = [(number, value, one) for number, value, one in options if value != one.default]
+    return bytes([len(given)]) + b"".join(struct.pack("<BI", number, one.number(value)) for number, value, one in given)
 
 
 def _get_training(r: _Reader) -> TrainingConfig:
-    said: dict[str, Any] = {}
+    given: dict[str, Any] = {}
     last = 0
     for _ in range(r.uint(1)):
         number, value = r.uint(1), r.uint(4)
@@ -251,10 +263,10 @@ def _get_training(r: _Reader) -> TrainingConfig:
         if not least <= value <= most:
             raise FieldError(f"{option.name} is {least} .. {most}, found {value}")
         if value == option.number(option.default):
-            raise FieldError(f"{option.name} is {value} without being said")
-        said[option.name], last = option.value(value), number
+            raise FieldError(f"{option.name} is {value}, its default, and must be left out")
+        given[option.name], last = option.value(value), number
     try:
-        return TrainingConfig(**said)
+        return TrainingConfig(**given)
     except ValueError as error:
         raise FieldError(str(error)) from None
 
@@ -319,14 +331,14 @@ def _get_update(r: _Reader) -> Update:
     round_, made_for = r.uint(4), r.take(16)
     samples, loss, correct, codec = r.uint(4), r.uint(4), r.uint(4), r.uint(1)
     if not samples:
-        raise FieldError("an update without samples says nothing")
+        raise FieldError("an update was trained on at least one sample, found 0")
     masks = r.uint(1)
     if not masks:
         raise FieldError("an update has at least one mask")
     payloads = tuple(r.take(r.uint(4)) for _ in range(masks))
     exact = r.take(r.uint(4)) if codec & _EXACT else b""
     if codec & _EXACT and not exact:
-        raise FieldError("exact values that are announced and empty")
+        raise FieldError(f"codec {codec} announces exact values, found 0 bytes of them")
     return Update(round_, made_for, samples, loss, correct, codec & ~_EXACT, payloads, exact)
 
 
@@ -406,8 +418,8 @@ _GET: dict[int, Callable[[_Reader], Message]] = {
 def encode(message: Message) -> bytes:
     """Return `message` as one frame.
 
-    Raises ValueError where a field cannot be written, or fields contradict each other: a bug at home. Training
-    options are within their ranges, their settings check that; under CHECK everything is, by reading the frame.
+    Raises ValueError if a field cannot be encoded, or fields contradict each other: a bug of this program. If CHECK is
+    set, the frame is also decoded and compared with `message`.
     """
     try:
         body = _PUT[type(message)](message)
@@ -419,14 +431,14 @@ def encode(message: Message) -> bytes:
         try:
             read = decode(frame)
         except ProtocolError as error:
-            raise ValueError(f"{type(message).__name__} that nobody would accept: {error}") from None
+            raise ValueError(f"{type(message).__name__} that every receiver would refuse: {error}") from None
         if read != message:
-            raise ValueError(f"{message} is read as {read}")
+            raise ValueError(f"{message} is decoded as {read}")
     return frame
 
 
 def decode(frame: bytes) -> Message:
-    """The message in `frame`. Raises a ProtocolError, and nothing else, for any other bytes."""
+    """Return the message in `frame`. Raises a ProtocolError for invalid bytes, and never another exception."""
     if len(frame) < _OVERHEAD:
         raise TruncatedError(f"a frame has at least {_OVERHEAD} bytes, found {len(frame)}")
     if frame[:2] != MAGIC:
@@ -445,7 +457,7 @@ def decode(frame: bytes) -> Message:
 
 
 def expect(frame: bytes, kind: type[M]) -> M:
-    """`decode`, and KindError unless it is a `kind`."""
+    """Return the message of class `kind` in `frame`. Raises KindError for another kind, else as `decode`."""
     message = decode(frame)
     if not isinstance(message, kind):
         raise KindError(f"{kind.__name__} expected here, found {type(message).__name__}")

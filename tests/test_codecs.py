@@ -246,7 +246,7 @@ def test_few_lanes_read_one_by_one_say_what_they_say_row_by_row(lanes: int, data
     said: list[Any] = []
     for few in (0, lanes):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(ans, "_FEW", few)
+            patch.setattr(ans, "_FEW_LANES", few)
             patch.setattr(ans, "_PIECE", 64)
             try:
                 said.append(ans.decode(bytes(payload), contexts, rows, lanes).tolist())

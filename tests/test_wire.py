@@ -191,7 +191,7 @@ def test_the_check_reads_what_was_written(monkeypatch: pytest.MonkeyPatch) -> No
     """A status that there is not is something that only the check finds."""
     wrong = Receipt("a", 1, bytes(16), 9, "")  # type: ignore[arg-type]
     assert wire.CHECK
-    with pytest.raises(ValueError, match=r"Receipt that nobody would accept: receipt status 9 is unknown"):
+    with pytest.raises(ValueError, match=r"Receipt that every receiver would refuse: receipt status 9 is unknown"):
         wire.encode(wrong)
     monkeypatch.setattr(wire, "CHECK", False)
     with pytest.raises(KindError, match="receipt status 9 is unknown"):
@@ -238,7 +238,7 @@ def test_every_field_of_work_is_an_option() -> None:
 def test_each_option_travels_alone_and_only_within_its_range(number: int) -> None:
     one = OPTIONS[number]
     name, (least, most), default = one.name, one.span, one.number(one.default)
-    with pytest.raises(FieldError, match=f"{name} is {default} without being said"):
+    with pytest.raises(FieldError, match=f"{name} is {default}, its default, and must be left out"):
         told(b"\1" + option(number, default))
     for value in {least, most} - {default}:
         said = {name: one.value(value)}

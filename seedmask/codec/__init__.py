@@ -1,7 +1,9 @@
-"""The id table of PROTOCOL 5: one file per mask codec, one line here.
+"""Codecs of masks and theta.  PROTOCOL 5.
 
-A codec draws a mask and codes it, because the cheapest codes are drawn in a way of their own. `decode` is total on any
-bytes: it returns a mask or raises a ProtocolError. The file of a finished model has its own, `tensors`, and `packed`.
+Each mask codec is one module of this folder and one entry of `CODECS`. A codec both draws the mask and codes it,
+because the most compact codec, `hmrc`, can only code masks that it has drawn itself. For any bytes, `decode` returns a
+mask or raises a ProtocolError. `counts`, `delta` and `relay` code theta; `tensors` codes the mask of a finished model;
+`exact` codes exact values.
 """
 
 from __future__ import annotations
@@ -20,26 +22,27 @@ __all__ = ["CODECS", "NAMES", "MaskCodec", "Plan", "by_id"]
 
 
 class MaskCodec(Protocol):
-    """What each module of this folder offers."""
+    """Interface of a mask codec; each module in `CODECS` has it."""
 
     @property
     def ID(self) -> int:  # noqa: N802 - a module constant
-        """Number on the wire."""
+        """Codec id on the wire."""
 
     @property
     def NAME(self) -> str:  # noqa: N802 - a module constant
-        """Name in configuration files."""
+        """Name of the codec in settings files."""
 
     def draw(self, scores: F32, theta: Theta, shared: Shared, rng: np.random.Generator, plan: Plan) -> bytes:
-        """Draw one mask of Bernoulli(sigmoid(scores)), `scores` float32 [d] (logits), and code it.
+        """Draw a mask from Bernoulli(sigmoid(`scores`)), `scores` float32 [d], and return it coded under `theta`.
 
-        `rng` is randomness private to this machine. ValueError if scores are not finite or of another length.
+        `shared`: uniforms that the decoder has too; `rng`: private to this machine; `plan`: coding parameters. Raises
+        ValueError if scores are not finite or not of length d.
         """
 
     def decode(self, payload: bytes, theta: Theta, shared: Shared, max_blocks: int = 0) -> Mask:
-        """The mask that was drawn, uint8 [d]; a ProtocolError for bytes that `draw` cannot have written.
+        """Return the mask in `payload`, uint8 [d] of 0/1. Raises a ProtocolError for bytes that `draw` cannot write.
 
-        `max_blocks` is the job's bound on the blocks of `hmrc`, 0 for d div 8.
+        `theta` and `shared` are those that `draw` used. `max_blocks`: the job's limit on blocks of `hmrc`, 0: d div 8.
         """
 
 
@@ -48,7 +51,7 @@ NAMES: dict[str, int] = {codec.NAME: codec.ID for codec in CODECS.values()}
 
 
 def by_id(number: int) -> MaskCodec:
-    """The codec of a wire id. Raises KindError."""
+    """Return the mask codec with the id `number`. Raises KindError if there is none."""
     try:
         return CODECS[number]
     except KeyError:

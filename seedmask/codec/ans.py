@@ -1,11 +1,11 @@
-"""Interleaved rANS over integers: the entropy coder under `rans` (masks) and `counts` (theta).  PROTOCOL 5.3.
+"""Interleaved rANS, the entropy coder of `rans`, `tensors`, `counts` and `delta`; integers only.  PROTOCOL 5.3.
 
 Jarek Duda, "Asymmetric numeral systems", arXiv 1311.2540; interleaving after Fabian Giesen, arXiv 1402.3392.
-Frequencies sum to 4096, states are below 2**32, words have 16 bits. Symbol i belongs to lane i mod W, and the lanes of
-one row step together, which is what makes it fast in NumPy; a scalar loop over i in order reads the same bytes.
-The surprise of any ANS coder: it is a stack, so the encoder walks backwards and the decoder forwards.
-W follows from the number of symbols, or is what a caller knows to be worth it, and every state must end where the
-encoder began, so that for given frequencies one list of symbols has one payload and no other bytes decode to it.
+Frequencies sum to 4096, states are below 2**32, words have 16 bits. Symbol i belongs to lane i mod W. NumPy processes
+the lanes of one row together, which makes it fast; a scalar loop over i in order reads the same bytes. An ANS coder is
+a stack, so the encoder takes the symbols backwards and the decoder forwards. W depends on the number of symbols, unless
+the caller states it. Every state must end where the encoder started; so, for given frequencies, a list of symbols has
+exactly one payload.
 """
 
 from __future__ import annotations
@@ -20,37 +20,44 @@ from seedmask.errors import CodecError
 PRECISION: Final = 12
 TOTAL: Final = 1 << PRECISION
 _LOW: Final = 1 << 16  # every state rests in _LOW .. 2**32 - 1
-_FEW: Final = 8  # lanes
-_PIECE: Final = 1 << 16  # symbols
+_FEW_LANES: Final = 8  # up to so many lanes, a scalar loop is faster than NumPy
+_PIECE: Final = 1 << 16  # symbols that the scalar loop holds as a list
 
 Ints = npt.NDArray[Any]
 
 
 def lanes_of(n: int) -> int:
-    """W, the number of lanes for `n` symbols, 1 .. 1024 and a power of two: speed against 4 bytes a lane."""
+    """Return W, the number of lanes for `n` symbols: a power of two, 1 .. 1024. A lane adds speed and 4 bytes."""
     return 1 << min(10, max(0, n.bit_length() - 11))
 
 
 def share_of(ones: Any, size: Any) -> Any:
-    """Share of ones among `size` bits in 4096ths, rounded half up, kept off 0 and 4096; integers or arrays of them."""
+    """Return the share of `ones` among `size` bits in 4096ths, rounded half up and limited to 1 .. 4095.
+
+    The arguments are integers, or integer arrays of one shape.
+    """
     return np.clip((2 * TOTAL * ones + size) // (2 * size), 1, TOTAL - 1)
 
 
 def normalise(counts: Ints) -> npt.NDArray[np.uint32]:
-    """Frequencies that sum to 4096, at least 1 wherever a symbol occurs, from counts int [A], A <= 4096."""
+    """Return frequencies, uint32 [A], for `counts`, int [A] with A <= 4096.
+
+    They sum to 4096, and are at least 1 for every symbol that occurs.
+    """
     total = int(counts.sum())
     scaled = counts.astype(np.int64) * TOTAL // max(total, 1)
     frequency = np.where((counts > 0) & (scaled == 0), 1, scaled)
     while spare := TOTAL - int(frequency.sum()):
-        # What rounding left over goes to the commonest symbol, lowest first; what it took comes from there one by one.
+        # A sum below 4096: the most frequent symbol (the lowest of several) takes the rest. A sum above: it gives one.
         frequency[frequency.argmax()] += max(spare, -1)
     return frequency.astype(np.uint32)
 
 
 def encode(symbols: Ints, contexts: Ints, frequency: Ints, lanes: int = 0) -> bytes:
-    """Code `symbols` int [n], each under row `contexts[i]` of `frequency` uint [C, A] (rows sum to 4096).
+    """Return `symbols`, int [n], as a payload; symbol i is coded under row `contexts[i]` of `frequency`.
 
-    In `lanes` lanes, 0 for `lanes_of(n)`; the decoder is told the same.
+    `contexts` int [n]; `frequency` uint [C, A], each row sums to 4096; `lanes`: number of lanes, 0 for `lanes_of(n)`.
+    The decoder needs the same three.
     """
     n = symbols.size
     lanes = lanes or lanes_of(n)
@@ -77,7 +84,10 @@ def encode(symbols: Ints, contexts: Ints, frequency: Ints, lanes: int = 0) -> by
 
 
 def decode(payload: bytes, contexts: Ints, frequency: Ints, lanes: int = 0) -> npt.NDArray[np.uint8]:
-    """The symbols, uint8 [len(contexts)], that `encode` put into `payload`; A is at most 256. Raises CodecError."""
+    """Return the symbols in `payload`, uint8 [n]; the other arguments as for `encode`, with A at most 256.
+
+    Raises CodecError for bytes that `encode` cannot write under these frequencies.
+    """
     n = contexts.size
     lanes = lanes or lanes_of(n)
     if len(payload) < 4 * lanes or len(payload) % 2:
@@ -87,7 +97,7 @@ def decode(payload: bytes, contexts: Ints, frequency: Ints, lanes: int = 0) -> n
     if int(state.min()) < _LOW:
         raise CodecError("rANS payload: a lane's state is below 2**16")
 
-    # Three look-ups a symbol: which symbol owns a slot, how wide it is, how far the slot lies inside it.
+    # Three tables by slot: the symbol, its frequency, and the offset of the slot within the symbol's range.
     rows, width = frequency.shape
     flat = frequency.reshape(-1).astype(np.int64)
     cumulative = (np.cumsum(frequency, axis=1) - frequency).reshape(-1).astype(np.int64)
@@ -96,14 +106,14 @@ def decode(payload: bytes, contexts: Ints, frequency: Ints, lanes: int = 0) -> n
     inside = np.tile(np.arange(TOTAL), rows) - np.repeat(cumulative, flat)
 
     slots = contexts.astype(np.int64) * TOTAL
-    steps = _one_by_one if lanes <= _FEW else _row_by_row
+    steps = _one_by_one if lanes <= _FEW_LANES else _row_by_row
     if steps(state, words, slots, wide, inside) != words.size or np.any(state != _LOW):
         raise CodecError("rANS payload does not end where its encoder began")
     return owner[slots]
 
 
 def _row_by_row(state: Ints, words: Ints, slots: Ints, wide: Ints, inside: Ints) -> int:
-    """Step the lanes of one row together; `slots` become those of the symbols. How many words it took."""
+    """Decode all lanes of a row at once; replace `slots` by those of the symbols; return the number of words read."""
     n, lanes, at = slots.size, state.size, 0
     for start in range(0, n, lanes):
         x = state[: n - start]  # a view: the last row may be shorter than the rest
@@ -122,13 +132,13 @@ def _row_by_row(state: Ints, words: Ints, slots: Ints, wide: Ints, inside: Ints)
 
 
 def _one_by_one(state: Ints, words: Ints, slots: Ints, wide: Ints, inside: Ints) -> int:
-    """The same in plain integers: for a few lanes a row is not worth NumPy's calls, ten times as long."""
+    """Do the same as `_row_by_row` in a scalar loop; for few lanes the calls of NumPy would take ten times as long."""
     states, lanes, at = state.tolist(), state.size, 0
     width, offset, word = wide.data, inside.data, words.data
-    for start in range(0, slots.size, _PIECE):  # a list of all would be eight times the array
+    for start in range(0, slots.size, _PIECE):  # a list of all slots would take eight times the array's memory
         piece = slots[start : start + _PIECE].tolist()
         for i, base in enumerate(piece):
-            lane = i % lanes  # lanes divide a piece
+            lane = i % lanes  # the number of lanes divides _PIECE
             x = states[lane]
             slot = base + (x & (TOTAL - 1))
             x = (x >> PRECISION) * width[slot] + offset[slot]

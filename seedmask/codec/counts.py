@@ -1,7 +1,7 @@
-"""Codec 16, `counts`: the global probabilities as integer levels, the downlink.  PROTOCOL 5.4.
+"""Codec 16, `counts`: theta as integer levels, on its way to the devices.  PROTOCOL 5.4.
 
-Levels above eight bits are split: the high part is entropy coded under its own frequencies, the low bits follow raw,
-since nothing is left to gain in them. Exact values, where a model has any, come last.
+Levels of more than eight bits are split. The high part is entropy coded under its own frequencies; the low bits follow
+uncoded, because they are close to uniform. Exact values, if the model has any, come last.
 """
 
 from __future__ import annotations
@@ -19,11 +19,14 @@ from seedmask.mask import MAX_D, ONE, Theta
 ID = 16
 NAME = "counts"
 
-_HEAD: Final = struct.Struct("<IHH")  # d, top, clamp
+_HEAD: Final = struct.Struct("<IHH")  # d, max_level, clamp
 
 
 def encode(theta: Theta) -> bytes:
-    """u32 d | u16 top | u16 clamp | u16 frequency per symbol | u32 length, rANS payload | low bits | exact values."""
+    """Return `theta` as a payload.
+
+    u32 d | u16 max_level | u16 clamp | u16 frequency per symbol | u32 length, rANS payload | low bits | exact values.
+    """
     shift = _shift(theta.max_level)
     high = theta.level >> shift
     frequency = _frequencies(high, (theta.max_level >> shift) + 1)
@@ -42,14 +45,17 @@ def encode(theta: Theta) -> bytes:
 
 
 def decode(payload: bytes, d: int, e: int = 0) -> Theta:
-    """The theta of a model of `d` weights and `e` exact values. Raises CodecError; LimitError for another size."""
+    """Return the theta in `payload`, for a model of `d` masked weights and `e` exact values.
+
+    Raises LimitError if it has another number of weights, CodecError for other bytes that `encode` cannot write.
+    """
     if len(payload) < _HEAD.size:
         raise CodecError(f"counts: a header of {_HEAD.size} bytes expected, found {len(payload)}")
     size, max_level, clamp = _HEAD.unpack_from(payload)
     if size != d or not 1 <= size <= MAX_D:
         raise LimitError(f"counts for {size} weights, the model has {d}")
     if max_level < 1 or not 1 <= clamp < ONE // 2:
-        raise CodecError(f"counts: top {max_level}, clamp {clamp} out of range")
+        raise CodecError(f"counts: max_level {max_level}, clamp {clamp} out of range")
     shift = _shift(max_level)
     symbols = (max_level >> shift) + 1
     at = _HEAD.size + 2 * symbols + 4
@@ -77,10 +83,10 @@ def decode(payload: bytes, d: int, e: int = 0) -> Theta:
 
 
 def _frequencies(high: npt.NDArray[Any], symbols: int) -> npt.NDArray[np.uint32]:
-    """Frequency of each of `symbols` high parts, uint32 [symbols]."""
+    """Return the frequencies of the high parts of levels, uint32 [symbols]."""
     return ans.normalise(np.bincount(high, minlength=symbols))
 
 
 def _shift(max_level: int) -> int:
-    """How many low bits of a level travel raw, so that at most 256 symbols are entropy coded."""
+    """Return how many low bits of a level stay uncoded, so that at most 256 symbols are entropy coded."""
     return max(0, max_level.bit_length() - 8)

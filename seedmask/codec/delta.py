@@ -1,7 +1,8 @@
-"""Codec 17, `delta`: theta's levels, coded under those that a device already holds, for the way down.  PROTOCOL 5.6.
+"""Codec 17, `delta`: theta coded relative to the theta of the round before, which the device holds.  PROTOCOL 5.6.
 
-Theta moves little from round to round, so each weight's level is coded by rANS under frequencies of its own level of
-the round before. Worth it while both have few levels, since there is a row of frequencies for each.
+Theta changes little from round to round. So each weight's new level is coded by rANS under the frequencies of new
+levels among weights with the same old level. The payload states one row of frequencies for each old level, so it is
+small only while both thetas have few levels.
 """
 
 from __future__ import annotations
@@ -20,33 +21,34 @@ ID = 17
 NAME = "delta"
 
 MAX_CELLS: Final = 4096
-_HEAD: Final = struct.Struct("<B16sHH")  # id, digest of the base, top, clamp
+_HEAD: Final = struct.Struct("<B16sHH")  # id, digest of the base, max_level, clamp
 
 
 def possible(theta: Theta, base: Theta) -> bool:
-    """Whether `encode` can: as many weights and exact values, and few enough levels."""
+    """True if `encode` accepts the two: equal numbers of weights and of exact values, and few enough levels."""
     few = max(theta.max_level, base.max_level) < 256 and (theta.max_level + 1) * (base.max_level + 1) <= MAX_CELLS
     return (theta.d, theta.e) == (base.d, base.e) and few
 
 
 def estimate(theta: Theta, base: Theta) -> int:
-    """Return about how many bytes `encode` gives, without coding a weight: frequencies and the levels' cross-entropy.
+    """Return the approximate length of `encode`'s result in bytes, from frequencies and cross-entropy, without coding.
 
-    Raises ValueError where `encode` does.
+    Raises ValueError if `possible` is false.
     """
     _check(theta, base)
     counts = _counts(theta.level, theta.max_level, _contexts(base))
     frequency = _normalised(counts)
     there = counts > 0
     bits = float((counts[there] * np.log2(ans.TOTAL / frequency[there])).sum())
-    states = 2 * ans.lanes_of(theta.d)  # of the four bytes each, those that say nothing of the levels
+    states = 2 * ans.lanes_of(theta.d)  # the final states: about half of their four bytes each is overhead
     return _HEAD.size + len(exact.put(theta.exact, base.exact)) + 2 * counts.size + states + int(bits / 8)
 
 
 def encode(theta: Theta, base: Theta) -> bytes:
-    """u8 17 | base digest | u16 top | u16 clamp | u16 frequencies per level of the base that occurs | rANS payload.
+    """Return `theta` as a payload for devices that hold `base`. Raises ValueError if `possible` is false.
 
-    Exact values' differences, where there are any, stand behind the clamp, with their length.
+    u8 17 | base digest | u16 max_level | u16 clamp | length and differences of exact values, if any | u16 frequencies,
+    a row for each level that occurs in the base | rANS payload.
     """
     _check(theta, base)
     contexts = _contexts(base)
@@ -57,7 +59,7 @@ def encode(theta: Theta, base: Theta) -> bytes:
 
 
 def decode(payload: bytes, base: Theta) -> Theta:
-    """Theta again. Raises CodecError, or ThetaMismatchError if it was coded under another base."""
+    """Return the theta in `payload`. Raises ThetaMismatchError if it was coded under another base, or CodecError."""
     if len(payload) < _HEAD.size or payload[0] != ID:
         raise CodecError(f"delta: a header of {_HEAD.size} bytes that begins with {ID} expected")
     _, digest, max_level, clamp = _HEAD.unpack_from(payload)
@@ -69,7 +71,7 @@ def decode(payload: bytes, base: Theta) -> Theta:
         or (max_level + 1) * (base.max_level + 1) > MAX_CELLS
         or not 1 <= clamp < ONE // 2
     ):
-        raise CodecError(f"delta: top {max_level}, clamp {clamp} out of range")
+        raise CodecError(f"delta: max_level {max_level}, clamp {clamp} out of range")
     values, start = exact.take(payload, _HEAD.size, base.exact)
     contexts = _contexts(base)
     rows, columns = int(contexts.max()) + 1, max_level + 1
@@ -93,14 +95,14 @@ def _check(theta: Theta, base: Theta) -> None:
 
 
 def _contexts(base: Theta) -> npt.NDArray[np.intp]:
-    """Of each weight the number of its level among those that occur, intp [d]."""
+    """Return each weight's context, intp [d]: the rank of its level among the levels that occur in the base."""
     there = np.bincount(base.level, minlength=base.max_level + 1) > 0
     contexts: npt.NDArray[np.intp] = (np.cumsum(there) - 1).take(base.level)
     return contexts
 
 
 def _rows(level: npt.NDArray[Any], max_level: int, contexts: npt.NDArray[np.intp]) -> npt.NDArray[np.uint32]:
-    """Frequencies of the levels 0 .. `max_level` by context, uint32 [contexts, max_level + 1]."""
+    """Return the frequencies of levels 0 .. `max_level` in each context, uint32 [contexts, max_level + 1]."""
     return _normalised(_counts(level, max_level, contexts))
 
 
@@ -109,7 +111,7 @@ def _normalised(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.uint32]:
 
 
 def _counts(level: npt.NDArray[Any], max_level: int, contexts: npt.NDArray[np.intp]) -> npt.NDArray[np.int64]:
-    """How often each level 0 .. `max_level` occurs by context, int64 [contexts, max_level + 1]."""
+    """Return how often each level 0 .. `max_level` occurs in each context, int64 [contexts, max_level + 1]."""
     columns = max_level + 1
     rows = int(contexts.max()) + 1
     cells = contexts * columns

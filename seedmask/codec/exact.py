@@ -1,8 +1,8 @@
-"""Codec 20, `exact`: how far a model's exact values have come, as numbers of variable length.  PROTOCOL 5.9.
+"""Codec 20, `exact`: exact values as differences from known ones, in numbers of variable length.  PROTOCOL 5.9.
 
-A few hundred values (scales of a normalisation, a last layer's biases) that are trained as they are need no mask, and
-integers in units of 2**-12 need no agreement about floats. Devices send the difference to the round's values and so
-does a `delta` or `relay`; `counts` sends it from zero.
+Exact values are a few hundred parameters without a mask, such as the scales of a normalisation. They travel as integers
+in units of 2**-12, so that nobody has to agree on the rounding of floats. An update, a `delta` and a `relay` hold the
+differences from the round's values; `counts` holds the differences from zero.
 """
 
 from __future__ import annotations
@@ -19,21 +19,24 @@ ID: Final = 20
 NAME: Final = "exact"
 
 REACH: Final = 1 << 14
-"""How far one update may move a value, 4.0: what bounds the word of one device."""
+"""Largest change of a value by one update, 4.0 in units of 2**-12; it limits the influence of one device."""
 MAX_BYTES: Final = 5
-"""Of one value's difference."""
+"""Maximum length of one coded difference, in bytes."""
 
 
 def encode(after: I32, before: I32) -> bytes:
-    """The differences after - before, both int32 [e] within EXACT_LIMIT either way, of each its zigzag as a varint."""
+    """Return the differences `after` - `before`, each mapped to an unsigned number (zigzag) and written as a varint.
+
+    Both are int32 [e] within -EXACT_LIMIT .. EXACT_LIMIT.
+    """
     moved = after.astype(np.int64) - before
     return b"".join(varint.put(2 * n if n >= 0 else -2 * n - 1) for n in moved.tolist())
 
 
 def decode(payload: bytes, before: I32, reach: int = 2 * EXACT_LIMIT) -> I32:
-    """The values that came of `before`, int32 [e]. Raises CodecError.
+    """Return the values, int32 [e], that `payload` makes of `before`.
 
-    For any bytes that `encode` could not have written, or that move a value by more than `reach`.
+    Raises CodecError for bytes that `encode` cannot write, or that change a value by more than `reach`.
     """
     if len(payload) < before.size:
         raise CodecError(f"exact: {before.size} values expected, found {len(payload)} bytes")
@@ -50,13 +53,13 @@ def decode(payload: bytes, before: I32, reach: int = 2 * EXACT_LIMIT) -> I32:
 
 
 def put(after: I32, before: I32) -> bytes:
-    """As `encode`, its length as a varint in front; nothing where there are no values."""
+    """Return the result of `encode` with its length as a varint in front; empty if there are no values."""
     coded = encode(after, before)
     return varint.put(len(coded)) + coded if before.size else b""
 
 
 def take(payload: bytes, at: int, before: I32) -> tuple[I32, int]:
-    """(values, place of the byte after them) of what `put` wrote at `at`. Raises CodecError."""
+    """Return (values, index of the byte after them) of what `put` wrote at index `at`. Raises CodecError."""
     if not before.size:
         return before, at
     length, at = varint.get(payload, at)
@@ -66,7 +69,7 @@ def take(payload: bytes, at: int, before: I32) -> tuple[I32, int]:
 
 
 def quantised(values: F32, before: I32) -> I32:
-    """`values` float32 [e] as a device reports them: the nearest integers, no further from `before` than REACH."""
+    """Return `values`, float32 [e], as a device sends them: int32 [e], rounded, at most REACH from `before`."""
     nearest = np.rint(values.astype(np.float64) * EXACT_ONE)
     low, high = np.maximum(before - REACH, -EXACT_LIMIT), np.minimum(before + REACH, EXACT_LIMIT)
     return np.clip(nearest, low, high).astype(np.int32)

@@ -1,20 +1,22 @@
 """Codec 3, `hmrc`: one byte for a block of some hundred weights, by minimal random coding.  PROTOCOL 5.5.
 
-What one mask tells the aggregator is its relative entropy to the probabilities that both hold, a few hundredths of a
-bit per weight; sending all its bits is waste. Minimal random coding (Havasi, Peharz, Hernandez-Lobato, arXiv
-1810.00440; for federated masks: Isik et al., arXiv 2306.12625) sends the number of one of 256 masks that both sides
-can draw from theta, chosen so that it is as good as drawn from the device's probabilities.
+The information in a device's mask is its relative entropy to theta, which both sides hold: a few hundredths of a bit
+per weight. Sending one bit per weight is wasteful. In minimal random coding (Havasi, Peharz, Hernandez-Lobato, arXiv
+1810.00440; for federated masks: Isik et al., arXiv 2306.12625) both sides can draw the same 256 candidate masks from
+theta, and the device sends the index of one. It chooses the index so that the mask is distributed nearly as if it were
+drawn from the device's own probabilities.
 
-Ours lets the 256 candidates of a block share one uniform u per weight: candidate j takes u shifted by s/4 (modulo 1),
-where s, one of 0 .. 3, is two bits, each a parity of j with a number that the weight's place gives (a Walsh function).
-Every candidate is then exactly a draw of Bernoulli(theta), and the log-likelihoods of all 256 come out of one fast
-Walsh-Hadamard transform, not of 256 sums. Decoding is integers only and takes two parities, one sum and one comparison
-per weight. Any byte per block is a mask, so a sender can do no more harm than choose among 256 plausible ones.
+In our variant, the 256 candidates of a block share one uniform u per weight: candidate j uses u shifted by s/4 (modulo
+1), with s in 0 .. 3. The two bits of s are parities of j with numbers that depend on the weight's position (Walsh
+functions). So every candidate is exactly a draw from Bernoulli(theta), and one fast Walsh-Hadamard transform gives the
+log-likelihoods of all 256 candidates, in place of 256 sums. Decoding uses integers only: two parities, an addition and
+a comparison per weight. Every byte stands for a valid mask, so a malicious sender can only choose among 256 plausible
+ones.
 
-Finite candidates shrink what they carry; `TILT` overweights the log-likelihood ratio so that the first moment of the
-mask is right (its slope against the device's probabilities is about 1; `make bench-bits`). Cost: 1.6-1.9 times the
-relative entropy at kappa 5. A larger kappa sends less, and shrinks the step that the mask stands
-for: slope .8 at kappa 8, .5 at 24 (`make bench-bits`).
+With a finite number of candidates, the mean of the chosen mask moves less than the device's probabilities did. `TILT`
+overweights the log-likelihood ratio to correct this: at kappa 5 the slope of the mask's mean against the probabilities
+is about 1, at a cost of 1.6-1.9 times the relative entropy. A larger kappa sends fewer bytes, and the slope becomes
+smaller: 0.8 at kappa 8, 0.5 at kappa 24 (`make bench-bits` measures all of these).
 """
 
 from __future__ import annotations
@@ -35,21 +37,21 @@ ID = 3
 NAME = "hmrc"
 
 CANDIDATES: Final = 256
-ROWS: Final = 255  # after so many rows of blocks the parities repeat
+ROWS: Final = 255  # the parities repeat after so many rows of blocks
 TILT: Final = 1.5
-_SAMPLE: Final = 1 << 16  # weights that the rate is estimated from
-_SMALL: Final = 2 * 3 * 5 * 7  # strides that layers have
-_CLIP: Final = 30.0
-_PIECE: Final = 1 << 16  # weights at a time
-_SLAB: Final = 4096  # blocks whose candidates are weighed at a time: 4 MiB
+_SAMPLE: Final = 1 << 16  # weights from which the relative entropy is estimated
+_SMALL: Final = 2 * 3 * 5 * 7  # small factors that the widths of layers often have
+_CLIP: Final = 30.0  # largest magnitude of a score that is used
+_PIECE: Final = 1 << 16  # weights processed at a time
+_SLAB: Final = 4096  # blocks whose candidates are compared at a time: 4 MiB
 
 
 def _double(r: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """2 r in GF(256) modulo x^8 + x^4 + x^3 + x^2 + 1."""
+    """Return 2 r in GF(256) modulo x^8 + x^4 + x^3 + x^2 + 1."""
     return np.where(r < 128, r << 1, (r << 1) ^ 0x11D)
 
 
-_R1: Final = np.arange(1, CANDIDATES)  # [255]: of row p mod 255
+_R1: Final = np.arange(1, CANDIDATES)  # [255], by row p mod 255: the number r1 of PROTOCOL 5.5
 _R2: Final = _double(_R1)
 _R3: Final = _R1 ^ _R2
 _PARITY: Final = np.array([bin(i).count("1") & 1 for i in range(CANDIDATES)])
@@ -61,10 +63,11 @@ _SIGNS: Final = (1 - 2 * _PARITY[np.arange(16)[:, None] & np.arange(16)]).astype
 
 
 def draw(scores: F32, theta: Theta, shared: Shared, rng: np.random.Generator, plan: Plan) -> bytes:
-    """Choose a candidate for each block: varint number of blocks | one byte each.
+    """Choose a candidate for each block, and return them: varint number of blocks | one byte each.
 
-    The number of blocks is the relative entropy over kappa, made coprime to small strides: blocks are strided, and a
-    stride in step with a layer's width would give some blocks much more to say than others.
+    The number of blocks is the relative entropy divided by kappa, then raised until it has none of the factors 2, 3, 5
+    and 7. Blocks are strided: if the stride shared a factor with a layer's width, some blocks would have to carry much
+    more information than others. Raises ValueError if scores are not finite or not of length d.
     """
     check_scores(scores, theta.d)
     blocks = _blocks(scores, theta, plan)
@@ -72,16 +75,16 @@ def draw(scores: F32, theta: Theta, shared: Shared, rng: np.random.Generator, pl
     picks = []
     for start in range(0, blocks, _SLAB):
         shares = _softmax(_log_likelihoods(characters, start, min(start + _SLAB, blocks)))
-        # One uniform per block picks from the cumulated shares: a draw of softmax.
+        # Draw from the softmax: compare one uniform per block with the cumulative shares.
         chance = rng.random((len(shares), 1), np.float32)
         picks.append(np.minimum((shares.cumsum(axis=1) < chance).sum(axis=1), CANDIDATES - 1).astype(np.uint8))
     return varint.put(blocks) + np.concatenate(picks).tobytes()
 
 
 def decode(payload: bytes, theta: Theta, shared: Shared, max_blocks: int = 0) -> Mask:
-    """The mask that the blocks' bytes name, uint8 [d]; integers only.
+    """Return the mask that the candidates of `payload` make, uint8 [d], by integer arithmetic only.
 
-    Raises CodecError for a length that does not fit, LimitError for no block or more than `limit` allows.
+    Raises CodecError if the length does not fit, LimitError if there is no block or more than `limit` allows.
     """
     blocks, at = varint.get(payload, 0)
     if not 1 <= blocks <= limit(theta.d, max_blocks):
@@ -91,15 +94,18 @@ def decode(payload: bytes, theta: Theta, shared: Shared, max_blocks: int = 0) ->
     j = np.frombuffer(payload, np.uint8, blocks, at)
     moved = shared.uniforms(theta.d)
     rows = min(ROWS, -(-theta.d // blocks))
-    shift = _SHIFT[:rows].take(j, axis=1).reshape(-1)  # the shifts of ROWS rows; then they repeat
+    shift = _SHIFT[:rows].take(j, axis=1).reshape(-1)  # the shifts of the first ROWS rows; later rows repeat them
     for start in range(0, theta.d, shift.size):
         part = moved[start : start + shift.size]
-        part += shift[: part.size]  # modulo 2**16, by uint16's nature
+        part += shift[: part.size]  # modulo 2**16, because the arrays are uint16
     return (moved < theta.q16()).view(np.uint8)
 
 
 def limit(d: int, max_blocks: int = 0) -> int:
-    """How many blocks a mask of `d` weights may have: d div 8, at least 1, and no more than the job's `max_blocks`."""
+    """Return the maximum number of blocks for `d` weights: d div 8, at least 1, and at most the job's `max_blocks`.
+
+    `max_blocks` 0: the job has no limit.
+    """
     most = max(1, d // 8)
     return min(most, max_blocks) if max_blocks else most
 
@@ -115,7 +121,7 @@ def _blocks(scores: F32, theta: Theta, plan: Plan) -> int:
 
 
 def _relative_entropy(scores: F32, theta: Theta, pick: slice) -> float:
-    """Mean over some weights of KL(Bernoulli(sigmoid(scores)) || theta) / efficiency, bits."""
+    """Return the mean of KL(Bernoulli(sigmoid(scores)) || theta) / efficiency over the weights of `pick`, in bits."""
     logit = theta.logit()[pick].astype(np.float64)
     s = scores.astype(np.float64)
     divergence = (s - logit) / (1 + np.exp(-s)) - np.logaddexp(0, s) + np.logaddexp(0, logit)
@@ -123,7 +129,7 @@ def _relative_entropy(scores: F32, theta: Theta, pick: slice) -> float:
 
 
 def _efficiency(theta: Theta) -> npt.NDArray[np.float64]:
-    """How much of a weight's log-likelihood ratio its four shifted uniforms can express, per level: 0.75 .. 1."""
+    """Return the share of a weight's log-likelihood ratio that its four shifts can express, by level: 0.75 .. 1."""
     t = table(theta.max_level, theta.clamp) / ONE
     both = sum(np.maximum(0, t - s / 4) + (np.maximum(0, t - 1 + s / 4) if s else 0) for s in range(4)) / 4
     out: npt.NDArray[np.float64] = (t - both) / (t * (1 - t))
@@ -133,10 +139,10 @@ def _efficiency(theta: Theta) -> npt.NDArray[np.float64]:
 def _characters(
     scores: F32, theta: Theta, u: npt.NDArray[np.uint16], blocks: int
 ) -> list[tuple[npt.NDArray[np.int64], F32]]:
-    """What the weights say of Walsh characters: thrice (characters [rows], tilted log-likelihoods [rows, blocks]).
+    """Return the coefficients of each block's log-likelihood ratio in the Walsh functions r1, r2 and r3 of each row.
 
-    Summed over the weights of a block whose rows share their parities; a piece of the vectors at a time, because a
-    device has just trained and holds a dozen of them.
+    Three times (numbers r [rows], coefficients float32 [rows, blocks]), summed over the rows that have the same r. The
+    vectors are processed in pieces to save memory: after training, a device holds a dozen vectors of this length.
     """
     rows = min(ROWS, -(-theta.d // blocks))
     sums = [np.zeros(rows * blocks, np.float32) for _ in range(3)]
@@ -155,7 +161,7 @@ def _characters(
                 signed.append(np.where(inside, gain, np.float32(0)))
             odd, even = signed[0] - signed[2], signed[1] - signed[3]
             other = signed[0] + signed[2] - signed[1] - signed[3]
-            # A weight in row p speaks of r1, r2 and r3 of that row, and of nothing else.
+            # A weight in row p contributes to r1, r2 and r3 of that row only.
             for total, values in zip(sums, (odd + even, other, odd - even), strict=True):
                 total[at - start : piece.stop - start] += values
     return [(index, each.reshape(rows, blocks)) for index, each in zip((_R1, _R2, _R3), sums, strict=True)]
@@ -166,7 +172,7 @@ def _clipped(scores: F32) -> F32:
 
 
 def _log_likelihoods(characters: list[tuple[npt.NDArray[np.int64], F32]], start: int, end: int) -> F32:
-    """Log-likelihood ratios of the candidates of blocks `start` .. `end` - 1, float32 [n, 256], up to a constant."""
+    """Return log-likelihood ratios, up to a constant, of blocks `start` .. `end` - 1, float32 [n, 256]."""
     spectrum = np.zeros((end - start, CANDIDATES), np.float32)
     for index, by_row in characters:
         spectrum[:, index[: len(by_row)]] += by_row[:, start:end].T
@@ -175,7 +181,7 @@ def _log_likelihoods(characters: list[tuple[npt.NDArray[np.int64], F32]], start:
 
 
 def _softmax(x: F32) -> F32:
-    """Shares that sum to 1 per row, in place."""
+    """Replace each row of `x` by its softmax, and return `x`."""
     x -= x.max(axis=1, keepdims=True)
     np.exp(x, out=x)
     x /= x.sum(axis=1, keepdims=True)

@@ -1,4 +1,4 @@
-"""What a sender may choose about the coding of its mask, and how scores become probabilities."""
+"""Parameters of mask coding that the sender chooses, and the sigmoid that turns scores into probabilities."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from seedmask.mask import F32
 
 @dataclass(frozen=True)
 class Plan:
-    """`kappa`: bits of relative entropy per byte that `hmrc` sends; `max_blocks`: the job's bound, 0 for d div 8."""
+    """Parameters of the codec `hmrc`; the other codecs have none. Raises ValueError for a value out of range.
+
+    `kappa`: bits of relative entropy per byte sent; `max_blocks`: the job's limit on blocks of a mask, 0: d div 8.
+    """
 
     kappa: float = 5.0
     max_blocks: int = 0
@@ -23,12 +26,12 @@ class Plan:
 
 
 def check_scores(scores: F32, d: int) -> None:
-    """Raise ValueError unless `scores` is [d] and finite; a guard against a bug at home."""
+    """Raise ValueError unless `scores` is [d] and finite; codecs call it to find bugs of this program."""
     if scores.shape != (d,) or not np.isfinite(scores).all():
         raise ValueError(f"scores are [{d}] finite numbers, found {list(scores.shape)} of {scores.dtype}")
 
 
 def sigmoid(scores: F32) -> F32:
-    """Probabilities, float32 [d], of scores; large ones do not overflow."""
+    """Return the probabilities, float32 [d], of `scores`; large scores do not overflow."""
     out: npt.NDArray[np.float32] = (1 / (1 + np.exp(-np.clip(scores, -80, 80)))).astype(np.float32, copy=False)
     return out

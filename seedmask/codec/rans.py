@@ -1,9 +1,9 @@
-"""Codec 2, `rans`: an exact mask coded under the global probabilities that both sides hold.  PROTOCOL 5.2.
+"""Codec 2, `rans`: a mask without loss, coded under the theta that both sides hold.  PROTOCOL 5.2.
 
-Weights are sorted by probability into at most 64 buckets; inside one bucket the bits are as good as independent, so
-four at a time become one rANS symbol whose frequency depends only on how many of the four are set. The sender states
-each bucket's share of ones (12 bits), which adapts to what the device learnt. Cost: the cross-entropy of the mask
-under theta plus about one percent.
+Weights are sorted by probability into at most 64 buckets. Within a bucket, bits are treated as independent and equally
+probable, so four bits become one rANS symbol whose frequency depends only on the number of ones among them. The payload
+states the share of ones in each bucket (12 bits), so the code adapts to what the device has learnt. It takes about one
+percent more than the cross-entropy of the mask under theta.
 """
 
 from __future__ import annotations
@@ -30,13 +30,16 @@ _ONES: Final = np.array([bin(symbol).count("1") for symbol in range(16)])
 
 
 def draw(scores: F32, theta: Theta, shared: Shared, rng: np.random.Generator, plan: Plan) -> bytes:
-    """Draw a mask from private randomness and code it."""
+    """Draw a mask from `rng` and return it coded under `theta`; as MaskCodec.draw."""
     check_scores(scores, theta.d)
     return encode(sample(sigmoid(scores), rng), theta)
 
 
 def encode(mask: Mask, theta: Theta) -> bytes:
-    """Code `mask`, uint8 [d] of 0/1, under `theta`: u16 share of ones per occupied bucket, then the rANS payload."""
+    """Return `mask`, uint8 [d] of 0/1, coded under `theta`. Raises ValueError for another array.
+
+    u16 share of ones in each bucket that is not empty | rANS payload.
+    """
     check_mask(mask, theta.d)
     parts = [part for part in _buckets(theta).by_bucket(mask) if part.size]
     share = np.array([_share(part) for part in parts])
@@ -45,7 +48,7 @@ def encode(mask: Mask, theta: Theta) -> bytes:
 
 
 def decode(payload: bytes, theta: Theta, shared: Shared | None = None, max_blocks: int = 0) -> Mask:
-    """The mask, uint8 [d]. Raises CodecError for bytes that `encode` could not have written under `theta`."""
+    """Return the mask, uint8 [d]. Raises CodecError for bytes that `encode` cannot write under `theta`."""
     buckets = _buckets(theta)
     sizes = buckets.sizes
     used = sum(size > 0 for size in sizes)
@@ -71,13 +74,16 @@ def _buckets(theta: Theta) -> Buckets:
 
 
 def symbols_of(parts: Sequence[Mask]) -> npt.NDArray[np.uint8]:
-    """Four bits each, the first one lowest; every part begins on a symbol and ends in zeros."""
+    """Return the bits of all `parts` as symbols, uint8 [n] of 0 .. 15: four bits each, least significant bit first.
+
+    Each part, uint8 of 0/1, starts a new symbol and is padded with zeros.
+    """
     padded = (np.concatenate([part, np.zeros(-part.size % 4, np.uint8)]) for part in parts)
     return np.concatenate([np.packbits(bits.reshape(-1, 4), 1, "little")[:, 0] for bits in padded])
 
 
 def bits_of(symbols: npt.NDArray[np.uint8], sizes: Sequence[int]) -> list[Mask]:
-    """The parts, of `sizes`, that `symbols_of` made `symbols` of. Raises CodecError."""
+    """Return the parts, with `sizes` bits each, of which `symbols_of` made `symbols`. Raises CodecError for padding."""
     bits = np.unpackbits(symbols[:, None], axis=1, count=4, bitorder="little").reshape(-1)
     parts, at = [], 0
     for size in sizes:
@@ -90,20 +96,23 @@ def bits_of(symbols: npt.NDArray[np.uint8], sizes: Sequence[int]) -> list[Mask]:
 
 
 def _contexts(sizes: list[int]) -> npt.NDArray[np.intp]:
-    """Occupied bucket, counted from 0, of each four-bit symbol."""
+    """Return the bucket of each symbol, intp [symbols]; buckets that are not empty are numbered from 0."""
     symbols = [-(-size // 4) for size in sizes if size]
     return np.repeat(np.arange(len(symbols)), symbols)
 
 
 def frequencies(share: npt.NDArray[np.int64]) -> npt.NDArray[np.uint32]:
-    """Frequency of each four-bit symbol per bucket, uint32 [B, 16], rows sum to 4096; products stay below 2**48."""
+    """Return the frequency of each four-bit symbol, uint32 [B, 16], for shares of ones [B] in 4096ths.
+
+    Rows sum to 4096; intermediate products stay at or below 2**48.
+    """
     p = share.astype(np.uint64)[:, None]
     q = np.uint64(ans.TOTAL) - p
     power = [np.ones_like(p), p, p * p, p * p * p, p * p * p * p]
     rest = [np.ones_like(q), q, q * q, q * q * q, q * q * q * q]
     by_ones = np.concatenate([power[k] * rest[4 - k] >> np.uint64(36) for k in range(5)], axis=1)
     frequency: ans.Ints = np.maximum(by_ones, np.uint64(1))[:, _ONES].astype(np.int64)
-    # What rounding lost or took settles on the likeliest symbol, 0 or 15, by the share: its frequency may be tied.
+    # The likelier of the symbols 0 and 15 takes the rounding error; the share decides, as frequencies may be equal.
     likeliest = np.where(share > ans.TOTAL // 2, 15, 0)
     frequency[np.arange(share.size), likeliest] += ans.TOTAL - frequency.sum(axis=1)
     return frequency.astype(np.uint32)

@@ -1,10 +1,10 @@
-"""Codec 18, `relay`: theta as the masks that made it, each as its device coded it.  PROTOCOL 5.7.
+"""Codec 18, `relay`: the masks of a round as their devices coded them, from which devices compute theta.  PROTOCOL 5.7.
 
-Who holds the probabilities of the round before can do what the aggregator did: decode everybody's masks and add them
-up. With `hmrc` that is a few hundredths of a bit per weight and device, less than theta itself by any coding, and theta
-need not be rounded for it. The idea is BiCompFL's (arXiv 2502.00206). Cost: a device decodes the masks of all others,
-and can read them; in a fleet whose devices must not see each other's masks it is switched off ([aggregation] relay).
-Exact values come as their mean alone, which is as long as one device's.
+A device that holds the theta of the round before can decode and pool the masks as the aggregator does. With `hmrc` the
+masks take a few hundredths of a bit per weight and device: fewer bytes than theta itself in any coding while the fleet
+is small, and theta is not rounded. The idea is from BiCompFL (arXiv 2502.00206). The price is that a device decodes the
+masks of all others, and can read them; `[aggregation] relay` switches it off for a fleet where this is not acceptable.
+Exact values are sent as their new mean, which is as long as those of one device.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from seedmask.shared import Shared
 ID = 18
 NAME = "relay"
 
-_HEAD: Final = struct.Struct("<B16sIHHIH")  # id, digest of the base, round, top, clamp, heaviest, devices
+_HEAD: Final = struct.Struct("<B16sIHHIH")  # id, digest of the base, round, max_level, clamp, heaviest, devices
 MAX_WORK: Final = 1 << 30
-"""Masks times weights that a relay may make its reader decode: some seconds of `hmrc` on one core."""
+"""Maximum of masks times weights in a relay, so that decoding it takes some seconds of one core at most."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """What one device sent: `samples` it trained on, `codec` id and coded masks."""
+    """Masks of one device: its name, `samples` it trained on, `codec` id, and the coded masks `payloads`."""
 
     device: str
     samples: int
@@ -42,14 +42,15 @@ class Part:
 
 
 def size(parts: Sequence[Part]) -> tuple[int, int]:
-    """(masks, bytes of the masks alone) of a relay of `parts`."""
+    """Return (number of masks, bytes of all coded masks) of a relay of `parts`."""
     return sum(len(part.payloads) for part in parts), sum(len(p) for part in parts for p in part.payloads)
 
 
 def encode(base: Theta, round_: int, pooling: Pooling, parts: Sequence[Part], values: I32 | None = None) -> bytes:
-    """The parts of `round_` (bytes), whose masks were coded under `base`, in ascending order of the devices' names.
+    """Return the relay of the masks of round `round_`, in ascending order of the devices' names.
 
-    `values` int32 [e]: the exact values of the theta that they made; None where the model has none.
+    `base`: theta that the masks were coded under; `pooling`: how to pool them; `values` int32 [e]: exact values of the
+    resulting theta, None if the model has none.
     """
     head = _HEAD.pack(ID, base.digest(), round_, pooling.max_level, pooling.clamp, pooling.heaviest, len(parts))
     out = [head, exact.put(base.exact if values is None else values, base.exact)]
@@ -62,10 +63,10 @@ def encode(base: Theta, round_: int, pooling: Pooling, parts: Sequence[Part], va
 
 
 def decode(payload: bytes, base: Theta, seed: int, job: str, max_blocks: int = 0) -> Theta:
-    """The theta that the masks give. `seed` of the model; `max_blocks` as the job has it.
+    """Decode and pool the masks in `payload`, and return the resulting theta.
 
-    Raises a ProtocolError for anything else than a relay under `base`; whether the theta is the announced one is for
-    the caller to compare.
+    `seed`: of the model; `max_blocks`: the job's limit on blocks of `hmrc`. Raises a ProtocolError for anything but a
+    relay under `base`. The caller must compare the result's digest with the announced one.
     """
     round_, pooling, parts, values = _read(payload, base)
     total, weight, unit, masks = np.zeros(base.d, np.int64), 0, 0, 0
@@ -81,7 +82,7 @@ def decode(payload: bytes, base: Theta, seed: int, job: str, max_blocks: int = 0
 
 
 def _read(payload: bytes, base: Theta) -> tuple[int, Pooling, list[Part], I32]:
-    """(round, pooling, parts, exact values); no mask is decoded yet, and none will be if there are too many."""
+    """Return (round, pooling, parts, exact values) without decoding a mask. Raises LimitError for too many masks."""
     if len(payload) < _HEAD.size or payload[0] != ID:
         raise CodecError(f"relay: a header of {_HEAD.size} bytes that begins with {ID} expected")
     _, digest, round_, max_level, clamp, heaviest, n = _HEAD.unpack_from(payload)

@@ -1,8 +1,9 @@
-"""Codec 19, `tensors`: any mask by each tensor's number of ones; for the file of a finished model.  PROTOCOL 5.8.
+"""Codec 19, `tensors`: a mask coded under each tensor's share of ones, for the file of a finished model.  PROTOCOL 5.8.
 
-A reader of that file holds no probabilities, so the mask states how many ones each tensor has and then costs its
-entropy under these shares, plus one or two percent. What `rans` spends on lanes for speed would be several percent of a
-small or sparse mask: here a tensor of one kind of bit costs nothing, and lanes follow from how much there is to tell.
+The reader of such a file has no theta. So the payload states the number of ones in each tensor, and then takes one or
+two percent more than the entropy of the bits under these shares. All-zero and all-one tensors take no payload. `rans`
+uses many lanes for speed, which would be several percent of a small or sparse mask; here the number of lanes grows with
+the number of bits of the rarer kind.
 """
 
 from __future__ import annotations
@@ -24,7 +25,10 @@ Ints = npt.NDArray[np.int64]
 
 
 def encode(mask: Mask, sizes: Sequence[int]) -> bytes:
-    """varint ones of each tensor | rANS payload of their bits, for tensors of `sizes`, the mask uint8 [sum] of 0/1."""
+    """Return `mask`, uint8 [sum of sizes] of 0/1, as a payload; `sizes`: number of weights of each tensor.
+
+    varint ones of each tensor | rANS payload of the bits. Raises ValueError for another mask.
+    """
     check_mask(mask, sum(sizes))
     parts = np.split(mask, np.cumsum(sizes)[:-1])
     size, ones = np.array(sizes, np.int64), np.array([part.sum(dtype=np.int64) for part in parts])
@@ -38,7 +42,7 @@ def encode(mask: Mask, sizes: Sequence[int]) -> bytes:
 
 
 def decode(payload: bytes, sizes: Sequence[int]) -> Mask:
-    """The mask, uint8 [sum of sizes]. Raises CodecError for bytes that `encode` could not have written."""
+    """Return the mask, uint8 [sum of sizes]. Raises CodecError for bytes that `encode` cannot write."""
     size, ones, at = np.array(sizes, np.int64), np.zeros(len(sizes), np.int64), 0
     for i, n in enumerate(sizes):
         ones[i], at = varint.get(payload, at)
@@ -48,7 +52,7 @@ def decode(payload: bytes, sizes: Sequence[int]) -> Mask:
     mask = np.repeat((ones == size).astype(np.uint8), size)
     if not mixed.any():
         if at != len(payload):
-            raise CodecError(f"tensors mask: nothing is left to tell, found {len(payload) - at} bytes more")
+            raise CodecError(f"tensors mask: no tensor needs a payload, found {len(payload) - at} bytes of it")
         return mask
     contexts, frequency = _model(size[mixed], ones[mixed])
     symbols = ans.decode(payload[at:], contexts, frequency, lanes_of(size, ones))
@@ -61,17 +65,20 @@ def decode(payload: bytes, sizes: Sequence[int]) -> Mask:
 
 
 def lanes_of(size: Ints, ones: Ints) -> int:
-    """W: as in `ans`, but by how many bits are of the rarer kind, so that a lane's 4 bytes stay below a percent."""
+    """Return W, the number of lanes, from the number of bits of the rarer kind in all tensors.
+
+    `ans.lanes_of` uses the number of symbols; here the lanes' 4 bytes each stay below one percent of the payload.
+    """
     rare = int(np.minimum(ones, size - ones).sum())
     return 1 << min(10, max(0, rare.bit_length() - 11))
 
 
 def _mixed(size: Ints, ones: Ints) -> npt.NDArray[np.bool_]:
-    """Which tensors have both kinds of bit; only these are coded."""
+    """Return which tensors have both zeros and ones, bool [tensors]; only these are coded."""
     return (ones > 0) & (ones < size)
 
 
 def _model(size: Ints, ones: Ints) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.uint32]]:
-    """(row of each symbol, frequencies of each row); tensors of equal share have one row, so rows stay few."""
+    """Return (row of each symbol, intp [symbols]; frequencies, uint32 [rows, 16]); equal shares use the same row."""
     distinct, row = np.unique(ans.share_of(ones, size), return_inverse=True)
     return np.repeat(row, (size + 3) // 4), rans.frequencies(distinct)

@@ -1,6 +1,6 @@
-"""Numbers of variable length: seven bits a byte, least significant first, the high bit says that more follow (LEB128).
+"""Varints, numbers of variable length: seven bits a byte, least significant first (LEB128).  PROTOCOL 5.
 
-Canonical: the shortest form is the only one.  PROTOCOL 5.
+The high bit of a byte is set if another byte follows. Only the shortest form is valid.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from seedmask.errors import CodecError
 
 
 def put(value: int) -> bytes:
-    """`value`, 0 .. 2**32 - 1, in 1 to 5 bytes."""
+    """Return `value`, 0 .. 2**32 - 1, in 1 to 5 bytes."""
     out = bytearray()
     while value > 127:
         out.append(value & 127 | 128)
@@ -19,7 +19,7 @@ def put(value: int) -> bytes:
 
 
 def get(data: bytes, at: int) -> tuple[int, int]:
-    """(value, place of the byte after it) of the number at `at`. Raises CodecError."""
+    """Return (value, index of the byte after it) of the number at index `at`. Raises CodecError."""
     value = 0
     for i in range(5):
         if at + i >= len(data):

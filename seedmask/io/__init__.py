@@ -1,1 +1,1 @@
-"""The only part of the shared library that touches the world: network, files, the command line's plumbing."""
+"""Input and output of the shared library: network, files, settings, and the parts of the command line."""

@@ -1,7 +1,7 @@
-"""What a program tells the `seedmask` command about itself.
+"""Description of a sub-command of the `seedmask` command.
 
-A sub-command is a `Command` published under the entry point group `seedmask.commands`. The module that defines it must
-import on every machine: the packages in `needs` are imported by `run`, not at the top.
+A package publishes a `Command` under the entry point group `seedmask.commands`. The module that defines it must be
+importable on every machine: `run` imports the packages in `needs`, not the top of the module.
 """
 
 from __future__ import annotations
@@ -14,7 +14,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Command:
-    """One sub-command. `needs`: packages beyond the base install; `extra`: what to pip-install to get them."""
+    """Sub-command of `seedmask`.
+
+    `summary`: one line of help; `needs`: import names of packages beyond the base install; `extra`: extra of the
+    distribution that installs them; `add_arguments` adds options to a parser; `run` takes the parsed options and
+    returns the exit status.
+    """
 
     name: str
     summary: str
@@ -25,5 +30,5 @@ class Command:
 
     @property
     def missing(self) -> list[str]:
-        """The packages this environment lacks."""
+        """Packages among `needs` that are not installed."""
         return [package for package in self.needs if importlib.util.find_spec(package) is None]

@@ -1,6 +1,6 @@
-"""`seedmask settings`: every setting there is, from the one place where it is declared.
+"""Command `seedmask settings`: explanations of every setting, generated from its declaration.
 
-Which files are read, and into which classes, each program says by an entry point of the group `seedmask.settings`:
+Programs announce their settings files by entry points of the group `seedmask.settings`, each with its settings class:
 `run` for run.toml, `edge` for edge.toml.
 """
 
@@ -26,8 +26,9 @@ BEGIN: Final = "default"
 
 @dataclass(frozen=True)
 class Place:
-    """A table of a settings file: `file` as its entry point is called, `table` "" for the file itself.
+    """Table of a settings file.
 
+    `file`: name of the entry point; `table`: name of the table, "" for the top of the file; `kind`: settings class.
     `choice`: the line of the table, such as `format = "npz"`, with which it has the keys of `kind`; "" if always.
     """
 
@@ -46,14 +47,14 @@ class Place:
 
 
 def files() -> dict[str, type]:
-    """Return the settings classes of this installation, by the name of their file."""
+    """Return the settings classes of this installation by file name, "run" and "edge" first."""
     entries = importlib.metadata.entry_points(group=GROUP)
     order = {"run": 0, "edge": 1}
     return {entry.name: entry.load() for entry in sorted(entries, key=lambda one: (order.get(one.name, 2), one.name))}
 
 
 def places(file: str, kind: type) -> list[Place]:
-    """Return the tables of one file, the file itself first, behind each table those that one of its keys chooses."""
+    """Return the tables of one file, its top first; after a table come its variants, chosen by one of its keys."""
     found = []
     for table, inner in {"": kind, **tables(kind)}.items():
         found.append(Place(file, table, inner))
@@ -63,14 +64,14 @@ def places(file: str, kind: type) -> list[Place]:
 
 
 def everything() -> Iterator[tuple[Place, Knob]]:
-    """Yield every setting of every file with its place."""
+    """Yield every setting of every file, with its table."""
     for file, kind in files().items():
         for place in places(file, kind):
             yield from ((place, one) for one in knobs(place.kind))
 
 
 def presets() -> dict[str, str]:
-    """Return the named sets of settings that run.toml can begin with, each with its meaning."""
+    """Return the presets, the named sets of settings from which a run.toml may start, each with its meaning."""
     for _, one in everything():
         if one.name == "preset":
             return dict(one.choices)
@@ -78,7 +79,7 @@ def presets() -> dict[str, str]:
 
 
 def as_dict(place: Place, one: Knob) -> dict[str, Any]:
-    """Return all there is to say of a setting, as JSON values."""
+    """Return the declaration of a setting as JSON values, an entry of `seedmask settings --json`."""
     needed = one.default is REQUIRED
     number = {"least": one.least, "most": one.most} if one.least > -float("inf") else {}
     return {
@@ -124,7 +125,7 @@ def _line(one: Knob) -> str:
 
 
 def _compared() -> list[str]:
-    """One line for each setting in which the presets differ."""
+    """Return a table of the settings in which presets differ, as lines."""
     names = presets()
     differing = [(place, one) for place, one in everything() if one.presets]
     rows = [["preset", *names]]
@@ -135,7 +136,10 @@ def _compared() -> list[str]:
 
 
 def explanation(name: str) -> str:
-    """Return all there is to say of the setting `name`, wherever it stands. Raises UserError: the nearest names."""
+    """Return a text that explains the setting `name`, once for each table that has it.
+
+    Raises UserError, which suggests similar names, if there is no such setting.
+    """
     found = [(place, one) for place, one in everything() if one.name == name]
     if not found:
         known = sorted({one.name for _, one in everything()})
@@ -159,7 +163,7 @@ def _explained(place: Place, one: Knob) -> list[str]:
 
 
 def markdown() -> str:
-    """Return the page of settings: a table for each table of each file, then the presets side by side."""
+    """Return the page of settings in Markdown: each file and its tables, then the presets side by side."""
     lines = ["# Settings", ""]
     for file, kind in files().items():
         lines += [f"## `{file}.toml`", "", _sentence(about(kind)), ""]

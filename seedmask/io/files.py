@@ -1,4 +1,4 @@
-"""Files that survive a power cut: written beside, synced, then renamed into place."""
+"""File operations that survive a power cut: write a temporary file, sync it, rename it into place."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from seedmask.errors import UserError
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Replace `path` by `data`: after a crash there is the old content or the new, never a part of it."""
+    """Replace the content of `path` by `data`; after a crash the file has the old content or the new, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     with open(beside, "wb") as file:
@@ -24,13 +24,16 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 def check_output(path: Path) -> None:
-    """Raise UserError unless `path`, given as -o, can be a file: before anything is computed for it."""
+    """Raise UserError unless `path`, the argument of -o, can be written; called before the work that it is for."""
     if not path.parent.is_dir() or path.is_dir():
         raise UserError(f"-o {path} is not a file in a folder that exists")
 
 
 def acquire_lock(path: Path, what: str) -> IO[str]:
-    """Claim `path` for this process until the file that is returned is closed. UserError: `what` holds it already."""
+    """Lock `path` for this process until the returned file is closed.
+
+    Raises UserError if another process has locked it; `what` names the program in the message.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     file = open(path, "w", encoding="utf-8")
     try:
@@ -42,7 +45,7 @@ def acquire_lock(path: Path, what: str) -> IO[str]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make a rename or a removal in `folder` last."""
+    """Sync `folder`, so that a rename or a removal in it survives a power cut."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -51,7 +54,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def append_json(path: Path, value: dict[str, Any]) -> None:
-    """Add one line of JSON to a log that people and scripts read."""
+    """Append `value` to the file `path` as one line of JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a", encoding="utf-8") as file:
         file.write(json.dumps(value) + "\n")

@@ -1,4 +1,4 @@
-"""`seedmask inspect`: what is in a bundle or a finished model, after every digest has been checked."""
+"""Command `seedmask inspect`: the content of a bundle or a finished model, with every digest checked."""
 
 from __future__ import annotations
 
@@ -56,7 +56,10 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """Return what a bundle or finished model says about itself, every digest checked. Raises UserError."""
+    """Return the facts about the bundle or finished model `path`, for `seedmask inspect --json`.
+
+    Raises UserError if the file cannot be read, or a digest in it is wrong.
+    """
     try:
         data = path.read_bytes()
     except OSError as error:

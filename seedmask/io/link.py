@@ -1,8 +1,8 @@
-"""Link: all that a program sees of the network. MQTT is one implementation, the simulator's broker in memory another.
+"""Link: interface between the programs and the network, implemented by MQTT and by the simulator's broker in memory.
 
-A link connects and reconnects by itself. It reports what happened as events, in order; `publish` never blocks and
-promises at-least-once while this process lives. What must outlive the process is the caller's business (the outbox,
-the store), because a broker's acknowledgement is not delivery.
+A link connects and reconnects by itself and reports what happened as events, in order. `publish` never blocks, and
+delivers at least once while this process lives. The caller must store what has to survive the process (the outbox, the
+store), because a broker's acknowledgement does not mean that the message was delivered.
 """
 
 from __future__ import annotations
@@ -36,19 +36,22 @@ class Broker:
 
 @dataclass(frozen=True)
 class Connected:
-    """The broker answers and subscriptions are in place. What it retains comes again unless it kept our session."""
+    """Event: the broker answers and subscriptions are active.
+
+    Retained messages arrive again, unless the broker has kept our session.
+    """
 
 
 @dataclass(frozen=True)
 class Disconnected:
-    """The connection is gone; the link is trying again. `reason` is for people."""
+    """Event: the connection is lost and the link tries to reconnect. `reason` is for people."""
 
     reason: str
 
 
 @dataclass(frozen=True)
 class Received:
-    """A message on a topic we subscribed to."""
+    """Event: a message arrived on a topic that is subscribed."""
 
     topic: str
     payload: bytes
@@ -56,7 +59,7 @@ class Received:
 
 @dataclass(frozen=True)
 class Refused:
-    """The broker would not take a message of ours (access rules, size). `reason` is for people."""
+    """Event: the broker refused a message or a subscription (access rules, size). `reason` is for people."""
 
     topic: str
     reason: str
@@ -67,7 +70,7 @@ Event: TypeAlias = Connected | Disconnected | Received | Refused
 
 @dataclass(frozen=True)
 class Will:
-    """What the broker publishes for us, retained, when we vanish."""
+    """Last will: message that the broker publishes, retained, when a connection ends without a disconnect message."""
 
     topic: str
     payload: bytes
@@ -75,35 +78,35 @@ class Will:
 
 @dataclass(frozen=True)
 class Traffic:
-    """Bytes on the wire so far, all connections of this link together."""
+    """Bytes sent and received so far, over all connections of a link."""
 
     sent: int
     received: int
 
 
 class Link(Protocol):
-    """A connection to a broker."""
+    """Connection to a broker."""
 
     def subscribe(self, topic: str) -> None:
-        """Receive what is published under a topic filter, now and after every reconnection."""
+        """Subscribe to a topic filter, now and after every reconnection."""
 
     def unsubscribe(self, topic: str) -> None:
-        """Stop receiving under a filter that was subscribed."""
+        """Cancel the subscription to a topic filter."""
 
     def publish(self, topic: str, payload: bytes, retain: bool = False) -> None:
-        """Hand over a message; an empty retained one clears the topic."""
+        """Queue a message for sending; an empty retained one clears the topic."""
 
     def receive(self, timeout: float) -> Event | None:
-        """The next event, waiting up to `timeout` seconds; None if there was none."""
+        """Return the next event, or None if there is none within `timeout` seconds."""
 
     def busy(self) -> bool:
-        """Whether something that was published has not been taken by the broker yet."""
+        """Return True while a published message has not been acknowledged by the broker."""
 
     def chunk_bytes(self) -> int:
-        """How many bytes of a large object one message may carry here (PROTOCOL 7; lower if the broker says so)."""
+        """Return the size of a chunk in bytes that fits a message here (PROTOCOL 7; less if the broker demands it)."""
 
     def traffic(self) -> Traffic:
-        """Bytes as counted on the wire."""
+        """Return the bytes sent and received so far, as counted on the wire."""
 
     def close(self) -> None:
-        """Leave in good order."""
+        """Send what is queued, as far as time allows, and disconnect; the last will is not published."""

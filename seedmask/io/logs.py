@@ -1,4 +1,4 @@
-"""Log lines for people and for journald: time, who, what; nothing else."""
+"""Log lines for people and for journald: time, program, message."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Log:
-    """Effect of both halves of a round: tell people `text`."""
+    """Effect: write `text` to the log. Used by the aggregator's and the device's state machines."""
 
     text: str
 
 
 class _OneLine(logging.Formatter):
-    """Whatever peers put into a text stays one line and cannot steer a terminal."""
+    """Formatter that escapes control characters: a text from a peer stays one line and cannot control a terminal."""
 
     def format(self, record: logging.LogRecord) -> str:
         text = super().format(record)
@@ -25,7 +25,7 @@ class _OneLine(logging.Formatter):
 
 
 def to_stderr(who: str, verbose: bool = False) -> None:
-    """Send the `seedmask` loggers to standard error, each line with `who` in it."""
+    """Send the log of `seedmask` to standard error; `who` names the program in each, `verbose` adds debug lines."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_OneLine(f"%(asctime)s {who}: %(message)s", "%H:%M:%S"))
     root = logging.getLogger("seedmask")

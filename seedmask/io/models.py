@@ -1,7 +1,7 @@
-"""Open a finished model and ask it: `load_model("model.smk").predict(x)`.
+"""Python API of a finished model: `load_model("model.smk").predict(x)`.
 
-How a network is computed is not this package's business: what can do it is installed beside it and announced under the
-entry point group `seedmask.predictors`, as the programs of the `seedmask` command are.
+This package does not compute networks itself. Packages that can are found by the entry point group
+`seedmask.predictors`.
 """
 
 from __future__ import annotations
@@ -26,11 +26,14 @@ from seedmask.spec import ModelSpec
 GROUP: Final = "seedmask.predictors"
 
 Predictor = Callable[[npt.NDArray[Any]], F32]
-"""From raw inputs [n, ...] to what the last layer gives, float32 [n, classes]. Raises UserError for other inputs."""
+"""Function from raw inputs [n, ...] to the last layer's output, float32 [n, classes].
+
+It raises UserError if the inputs do not fit the model.
+"""
 
 
 class Model:
-    """A finished model: a seed and a mask, and whatever can be asked of the two.
+    """Finished model, ready for predictions: a network that a seed and a mask determine.
 
     Example:
         >>> model = load_model("model.smk")          # doctest: +SKIP
@@ -39,18 +42,18 @@ class Model:
     """
 
     def __init__(self, finished: FinishedModel, bundle: Bundle | None = None) -> None:
-        """Take what a file holds; `bundle`, that of the same spec, has the graph with which onnxruntime predicts."""
+        """Hold the content of a model file; `bundle`, of the same spec, has the graph that onnxruntime computes."""
         self.finished, self.bundle = finished, bundle
         self._predictor: Predictor | None = None
 
     @property
     def spec(self) -> ModelSpec:
-        """Layers, shapes, seed and loss."""
+        """Description of the network: layers, shapes, seed and loss."""
         return self.finished.spec
 
     @property
     def mask(self) -> Mask:
-        """Which weights are kept, uint8 [d] of 0 and 1."""
+        """Mask over the masked weights, uint8 [d]: 1 keeps the weight, 0 makes it zero."""
         return self.finished.mask
 
     @property
@@ -59,34 +62,34 @@ class Model:
         return self.finished.exact
 
     def weights(self) -> F32:
-        """Return the masked weights, float32 [d] of 0 and +-c, made again from the seed."""
+        """Return the masked weights, float32 [d] of 0, +c and -c, regenerated from the seed."""
         return self.finished.weights()
 
     def parameters(self) -> dict[str, F32]:
-        """Return every tensor by torch's name for it, float32 in its shape."""
+        """Return every tensor by its name in the torch module, float32 in its own shape."""
         return self.finished.parameters()
 
     def scores(self, x: npt.ArrayLike) -> F32:
-        """Return what the last layer gives for raw inputs x [n, ...]: float32 [n, classes], logits or outputs.
+        """Return the last layer's output for raw inputs `x` [n, ...]: logits or outputs, float32 [n, classes].
 
-        Computed by onnxruntime where it is installed and the bundle is known, else by NumPy; torch is never loaded.
-        Raises UserError if x does not fit the model.
+        Computed by onnxruntime if it is installed and the bundle is known, otherwise by NumPy; torch is never imported.
+        Raises UserError if `x` does not fit the model.
         """
         if self._predictor is None:
             self._predictor = _predictor()(self.finished, self.bundle)
         return self._predictor(np.asarray(x))
 
     def predict(self, x: npt.ArrayLike) -> npt.NDArray[Any]:
-        """Return what the model says of raw inputs x [n, ...], values as the devices' data had them.
+        """Return predictions for raw inputs `x` [n, ...], in the same units as the devices' training data.
 
-        Class numbers, int64 [n]; or outputs, float32 [n, outputs], where the loss is "mse". Raises UserError if x does
+        Class numbers, int64 [n]; or outputs, float32 [n, outputs], if the loss is "mse". Raises UserError if `x` does
         not fit the model.
         """
         scores = self.scores(x)
         return scores if self.spec.loss == "mse" else scores.argmax(axis=1)
 
     def save(self, path: Path | str) -> None:
-        """Write the model file (.smk): about a bit per weight. Raises OSError."""
+        """Write the model file `path` (.smk), at most about one bit per weight. Raises OSError."""
         write_atomic(Path(path), models.encode(self.finished))
 
     def __repr__(self) -> str:
@@ -94,10 +97,11 @@ class Model:
 
 
 def load_model(path: Path | str, bundle: Path | str | None = None) -> Model:
-    """Open a finished model, the model.smk that a job leaves behind.
+    """Open the finished model `path`, the file model.smk that a job writes.
 
-    `bundle`: the file that the fleet trained with; where none is named, one beside `path` with the same name
-    (model.bundle) is used, if it is of this model. Raises UserError: what cannot be read, or does not belong together.
+    `bundle`: file that the fleet trained with; by default the file beside `path` with the same name (model.bundle), if
+    there is one and it belongs to this model. Raises UserError if a file cannot be read, or the two do not belong
+    together.
 
     Example:
         >>> from seedmask import load_model          # doctest: +SKIP

@@ -1,9 +1,9 @@
-"""Link over MQTT 5: the only file that knows paho.
+"""Link over MQTT 5; the only module that imports paho.
 
-paho's callbacks run in its network thread and do one thing here: put an event into a queue. All state lives with the
-caller of `receive`, so nothing needs a lock, nothing blocks inside a callback, and an exception of ours cannot kill
-the network thread. paho's own outgoing queue is not used: it is lost with the process, ignores the broker's limits on
-reconnection and resends a packet that is too large for ever. We keep a window of messages in flight ourselves.
+paho's callbacks run in its network thread; all they do here is put an event into a queue. State belongs to the thread
+that calls `receive`. So it needs no lock, nothing blocks inside a callback, and an exception of ours cannot end the
+network thread. paho's own outgoing queue is not used: it is lost with the process, ignores the broker's limits after a
+reconnection, and resends a packet that is too large for ever. This module keeps a window of messages in flight itself.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from seedmask.errors import UserError
 from seedmask.io.link import Broker, Connected, Disconnected, Event, Received, Refused, Traffic, Will
 
 WINDOW: Final = 8
-"""Messages in flight: window x chunk / slowest rate must stay below the keepalive (60 s: fine above 8 kB/s)."""
+"""Messages in flight: window x chunk / slowest rate must stay below the keepalive (60 s: a rate above 8 kB/s)."""
 SESSION_SECONDS: Final = 24 * 3600
 _TOO_LARGE: Final = 0x95
 _QOS1: Final = SubscribeOptions(qos=1)
@@ -40,7 +40,7 @@ _QOS1_IF_NEW: Final = SubscribeOptions(qos=1, retainHandling=SubscribeOptions.RE
 _HEADROOM: Final = 512  # topic, properties and our frame around a chunk
 
 
-# What the network thread tells the caller's thread.
+# Events from the network thread to the caller's thread.
 @dataclass(frozen=True)
 class _Up:
     session: bool
@@ -77,7 +77,7 @@ class _Outgoing:
 
 
 class MqttLink:
-    """A connection that keeps itself up. Not safe to share between threads."""
+    """Link to an MQTT broker that reconnects by itself. Not safe to share between threads."""
 
     def __init__(self, broker: Broker, client_id: str, will: Will | None = None) -> None:
         """Start connecting in the background. Raises UserError where files or passwords cannot be read."""
@@ -89,7 +89,7 @@ class MqttLink:
         self._up = False
         self._ever_up = False
         self._awaited: tuple[str, ...] = ()  # the subscriptions that a new connection waits for
-        self._silent_drops = 0  # connections that ended before the broker said a word
+        self._silent_drops = 0  # connections that ended before the broker answered
         self._window = WINDOW
         self._packet_limit = 1 << 28
         self._closed = Traffic(0, 0)
@@ -102,7 +102,7 @@ class MqttLink:
         client = paho.Client(CallbackAPIVersion.VERSION2, client_id=client_id, protocol=paho.MQTTv5)
         client.suppress_exceptions = True
         client.max_inflight_messages_set(WINDOW)
-        # Without jitter a fleet that lost its broker comes back in one instant.
+        # Random delays: otherwise all devices of a fleet would reconnect to a restarted broker at the same instant.
         client.reconnect_delay_set(random.uniform(1, 2), random.uniform(30, 60))  # type: ignore[arg-type]
         if will is not None:
             delayed = Properties(PacketTypes.WILLMESSAGE)  # type: ignore[no-untyped-call]
@@ -177,34 +177,37 @@ class MqttLink:
     # --- the caller's thread ---
 
     def subscribe(self, topic: str) -> None:
-        """See Link."""
+        """Subscribe to a topic filter, now and after every reconnection."""
         if topic not in self._topics:
             self._topics.append(topic)
             if self._up:
                 self._client.subscribe(topic, options=_QOS1)
 
     def unsubscribe(self, topic: str) -> None:
-        """See Link."""
+        """Cancel the subscription to a topic filter."""
         if topic in self._topics:
             self._topics.remove(topic)
             if self._up:
                 self._client.unsubscribe(topic)
 
     def publish(self, topic: str, payload: bytes, retain: bool = False) -> None:
-        """See Link."""
+        """Queue a message for sending; an empty retained one clears the topic."""
         self._waiting.append(_Outgoing(topic, payload, retain))
         self._pump()
 
     def busy(self) -> bool:
-        """See Link."""
+        """Return True while a published message has not been acknowledged by the broker."""
         return bool(self._waiting or self._flying)
 
     def chunk_bytes(self) -> int:
-        """See Link."""
+        """Return the size of a chunk in bytes that fits a packet here: at least 1024, at most CHUNK_BYTES."""
         return max(1024, min(CHUNK_BYTES, self._packet_limit - _HEADROOM))
 
     def receive(self, timeout: float) -> Event | None:
-        """See Link. Raises RuntimeError if paho's network thread has died, which nothing here can mend."""
+        """Return the next event, or None if there is none within `timeout` seconds.
+
+        Raises RuntimeError if paho's network thread has ended, from which a link cannot recover.
+        """
         until = time.monotonic() + timeout
         while True:
             try:
@@ -228,15 +231,15 @@ class MqttLink:
             return None
         if isinstance(event, _Up):
             self._packet_limit, self._window = event.packet_limit, event.window
-            # Always subscribe again: a topic may be new since the session was lost, and after a broker's restart there
-            # is no session. What was retained comes again, unless this very process has had it already.
+            # Always subscribe again: a topic may be new since the connection was lost, and after a restart the broker
+            # has no session. Retained messages arrive again, unless this process received them in the same session.
             kept = event.session and self._ever_up
             self._up = self._ever_up = True
             self._silent_drops = 0
             self._pump()
             if not self._topics:
                 return Connected()
-            # Connected promises that subscriptions are in place, so it waits for the broker's word.
+            # Connected promises that subscriptions are active, so it waits for the broker's acknowledgement.
             options = _QOS1_IF_NEW if kept else _QOS1
             self._awaited = tuple(self._topics)
             self._client.subscribe([(topic, options) for topic in self._topics])
@@ -256,11 +259,11 @@ class MqttLink:
         again = [self._flying[mid] for mid in self._flying]
         self._flying.clear()
         if event.code == _TOO_LARGE and again:
-            # The largest one is what the broker objected to; sending it again would only repeat this.
-            poison = max(again, key=lambda message: len(message.payload))
-            again.remove(poison)
+            # The broker refused the largest message; sending it again would only end the connection again.
+            largest = max(again, key=lambda message: len(message.payload))
+            again.remove(largest)
             self._waiting.extendleft(reversed(again))
-            return Refused(poison.topic, f"the broker does not take {len(poison.payload)} bytes")
+            return Refused(largest.topic, f"the broker does not take {len(largest.payload)} bytes")
         self._waiting.extendleft(reversed(again))
         if not was_up:
             self._silent_drops += 1
@@ -279,25 +282,28 @@ class MqttLink:
             self._flying[info.mid] = message
 
     def traffic(self) -> Traffic:
-        """Bytes that TCP delivered, as the kernel counted them (TLS and MQTT framing included)."""
+        """Return the bytes that TCP delivered, as the kernel counts them (TLS and MQTT framing included)."""
         with self._socket_lock:
             now = _counted(self._socket) if self._socket is not None else Traffic(0, 0)
             return Traffic(self._closed.sent + now.sent, self._closed.received + now.received)
 
     def close(self, patience: float = 3.0) -> None:
-        """Send what is waiting for up to `patience` seconds, then disconnect without leaving a will."""
+        """Send waiting messages for up to `patience` seconds, then disconnect; the last will is not published."""
         until = time.monotonic() + patience
         while self._up and (self._waiting or self._flying) and time.monotonic() < until:
             self.receive(0.05)
         self._client.disconnect()
-        # loop_stop() may block for twice the keepalive when the broker is frozen, so it gets a thread to block in.
+        # loop_stop() may block for twice the keepalive if the broker hangs, so it runs in a thread of its own.
         stopper = threading.Thread(target=self._client.loop_stop, daemon=True)
         stopper.start()
         stopper.join(patience)
 
 
 def _counted(sock: Any) -> Traffic:
-    """Bytes acknowledged and received on a TCP socket: tcpi_bytes_acked and tcpi_bytes_received of linux/tcp.h."""
+    """Return the bytes acknowledged and received on a TCP socket; zeros where the kernel does not count them.
+
+    They are tcpi_bytes_acked and tcpi_bytes_received of linux/tcp.h.
+    """
     with contextlib.suppress(OSError, AttributeError, struct.error):
         info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 136)
         acked, received = struct.unpack_from("=QQ", info, 120)
@@ -306,7 +312,7 @@ def _counted(sock: Any) -> Traffic:
 
 
 def check(broker: Broker) -> None:
-    """Read everything that `broker` names, connect to nothing. Raises UserError."""
+    """Read the password and the TLS files that `broker` names, without connecting. Raises UserError."""
     _password(broker)
     if broker.tls or broker.ca or broker.cert:
         _tls(broker)

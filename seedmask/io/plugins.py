@@ -1,8 +1,8 @@
-"""Find what installed packages offer by entry point: runtimes, sources of data and other plug-ins.
+"""Plug-ins of installed packages, found by entry points: runtimes, data sources and others.
 
-An entry point gives a name in a group and says where the object behind it is, as `package.module` or
-`package.module:object`. Listing reads the metadata of installed packages and imports none of them; `load` imports one
-plug-in, and what goes wrong there is a PluginError that names it, so that a broken package costs nobody the others.
+An entry point is a name in a group, with the place of an object: `package.module` or `package.module:object`. Listing
+plug-ins reads the metadata of installed packages and imports none of them. `load` imports one plug-in; any failure
+there is a PluginError that names it, so a broken package does not affect the others.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ from seedmask.errors import UserError
 
 
 class PluginError(UserError):
-    """A plug-in that is installed and cannot be used; the text names it and its package."""
+    """Plug-in that is installed but cannot be used; the message names it and its package."""
 
 
 def names(group: str) -> list[str]:
-    """Return the names that installed packages give in entry point `group`, sorted; nothing is imported."""
+    """Return the names of the plug-ins of entry point `group`, sorted; nothing is imported."""
     return sorted(_entries(group, tuple(sys.path)))
 
 
 def distribution(group: str, name: str) -> str:
-    """Return the name of the package that brings plug-in `name`. Raises KeyError where there is none."""
+    """Return the name of the package that provides plug-in `name`. Raises KeyError if there is no such plug-in."""
     dist = _entries(group, tuple(sys.path))[name][0].dist
     return dist.name if dist is not None else "an unknown package"
 
 
 def load(group: str, name: str, has: Sequence[str] = ()) -> Any:
-    """Import plug-in `name` of `group` and return it; `has`: attributes that it cannot do without.
+    """Import plug-in `name` of `group` and return it; `has`: attributes that it must have.
 
-    Raises UserError where there is no such name, PluginError where it cannot be imported, lacks an attribute, or two
-    packages claim the name.
+    Raises UserError if there is no such name; PluginError if the plug-in cannot be imported or lacks an attribute, or
+    if two packages claim the name.
     """
     found = _entries(group, tuple(sys.path))
     if name not in found:
@@ -50,7 +50,7 @@ def load(group: str, name: str, has: Sequence[str] = ()) -> Any:
     where = f"{name} of {group} (package {distribution(group, name)}, {entry.value})"
     try:
         plugin = entry.load()
-    except Exception as error:  # anything: it is somebody else's program
+    except Exception as error:  # code of another package may raise anything
         raise PluginError(f"{where} cannot be imported: {type(error).__name__}: {error}") from error
     if lacking := [each for each in has if not hasattr(plugin, each)]:
         raise PluginError(f"{where} lacks {', '.join(lacking)}; it has to have {', '.join(has)}")
@@ -59,7 +59,10 @@ def load(group: str, name: str, has: Sequence[str] = ()) -> Any:
 
 @functools.lru_cache(maxsize=64)
 def _entries(group: str, path: tuple[str, ...]) -> dict[str, list[importlib.metadata.EntryPoint]]:
-    """All entry points of a group by name, one each unless packages disagree. `path`: where packages are looked for."""
+    """Return the entry points of a group by name, more than one per name only if packages disagree.
+
+    `path` is sys.path: part of the cache's key, because packages are found along it.
+    """
     found: dict[str, list[importlib.metadata.EntryPoint]] = {}
     for entry in importlib.metadata.entry_points(group=group):
         same = found.setdefault(entry.name, [])

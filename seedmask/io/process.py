@@ -1,4 +1,4 @@
-"""How our processes end: children with their parent, and everybody in order when a service manager says so."""
+"""Ending of processes: a child ends with its parent, and SIGTERM ends a program as Ctrl-C does."""
 
 from __future__ import annotations
 
@@ -9,13 +9,16 @@ from types import FrameType
 
 
 def die_with_parent() -> None:
-    """In a new child (preexec_fn): end when our program does, even if it was killed. Linux only (PR_SET_PDEATHSIG)."""
+    """Make this process receive SIGTERM when its parent ends, even if that was killed; for `preexec_fn`.
+
+    Linux only (PR_SET_PDEATHSIG); elsewhere it does nothing.
+    """
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
 
 def sigterm_interrupts() -> None:
-    """From now on SIGTERM raises KeyboardInterrupt, as Ctrl-C does: one way to leave, not two."""
+    """Make SIGTERM raise KeyboardInterrupt as Ctrl-C does, so that programs need one way to end and not two."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt

@@ -1,7 +1,7 @@
-"""JSON Schema of a settings file (draft 2020-12), for editors and for whoever writes such files by program.
+"""JSON Schema of a settings file (draft 2020-12), for editors and for programs that write such files.
 
-Whatever `seedmask.io.settings.build` takes, the schema takes; what needs more than one key to judge (a minimum above
-its quorum) is judged by the program alone.
+The schema accepts every file that `seedmask.io.settings.build` accepts. Rules about more than one key (a minimum above
+its quorum) are not in the schema; only the program checks them.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from seedmask.knobs import REQUIRED, Knob, about, knobs, tables, variants
 
 DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 PRESET: Final = "default"
-"""The named set of settings that a file begins with when it names none: its values are the defaults."""
+"""Preset that a file starts from if it names none; the schema's defaults are its values."""
 
 
 def schema(kind: type, title: str) -> dict[str, Any]:
-    """Return the schema of the files that become a settings class, as JSON values."""
+    """Return the schema of the files that are read into the settings class `kind`, as JSON values."""
     return {"$schema": DIALECT, "title": title, **_table(kind)}
 
 
@@ -39,7 +39,7 @@ def _table(kind: type) -> dict[str, Any]:
     key, choices = variants(kind)
     if not choices:
         return made
-    # What else the table has depends on one of its keys; where that is not said, its default decides.
+    # The table's other settings depend on one of its keys, or on the key's default if it is left out.
     chooser = next(one for one in knobs(kind) if one.name == key)
     made["oneOf"] = [_variant(key, name, inner, chooser.default == name) for name, inner in choices.items()]
     made.pop("additionalProperties")
@@ -82,10 +82,10 @@ def _of(one: Knob, kind: type) -> dict[str, Any]:
 
 
 def describe(one: Knob) -> str:
-    """Return a knob's meaning with what its numbers and texts stand for, in one line."""
+    """Return the meaning of a setting and of its choices, in one line."""
     return "; ".join([one.hint, *(f"{text}: {meaning}" for text, meaning in one.choices.items() if meaning)])
 
 
 def plain(one: Knob, value: Any) -> Any:
-    """Return a value as a file has it: the shortest number that means the same."""
+    """Return a value as it stands in a file: the shortest number that gives the same value, a path as a text."""
     return float(one.said(value)) if isinstance(value, float) else str(value) if isinstance(value, Path) else value

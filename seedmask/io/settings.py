@@ -1,4 +1,4 @@
-"""A TOML file into a frozen dataclass, once, at the edge. Unknown keys name the nearest known one."""
+"""Reading of a TOML file into a frozen dataclass; the error for an unknown key suggests the most similar one."""
 
 from __future__ import annotations
 
@@ -26,7 +26,10 @@ KINDS: Final = {int: "an integer", float: "a number", str: "a text", bool: "true
 
 
 def load(kind: type[T], path: Path) -> T:
-    """Read `path` as a `kind`; relative paths in it are relative to the file. Raises UserError."""
+    """Read the file `path` into the settings class `kind`. Raises UserError.
+
+    Relative paths in the file are relative to the file's folder.
+    """
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -37,11 +40,14 @@ def load(kind: type[T], path: Path) -> T:
 
 
 def build(kind: type[T], values: Mapping[str, Any], where: str, base: Path) -> T:
-    """A `kind` from `values`, nested tables into nested dataclasses. Raises UserError that names the key.
+    """Return an instance of the settings class `kind` with `values`; nested tables become nested dataclasses.
 
-    A kind with a class method `from_table(values, where, base)` reads them itself: its keys are not ours to know.
+    `where`: name of the file or table for messages; `base`: folder that relative paths are relative to. Raises
+    UserError, which names the key.
 
-    A kind with a class method `completed(values)` says first what they are short of; its ValueError is the user's.
+    A class with a class method `from_table(values, where, base)` reads the values itself, because only it knows their
+    keys. A class with a class method `completed(values)` returns the values with what is missing filled in; a
+    ValueError that it raises becomes a UserError.
     """
     if (own := getattr(kind, "from_table", None)) is not None:
         return typing.cast("T", own(values, where, base))
@@ -94,7 +100,7 @@ def _convert(hint: Any, value: Any, where: str, base: Path) -> Any:
 
 
 def literal(text: str) -> Any:
-    """A value as it would stand in a TOML file; a word that is none is the text itself."""
+    """Return `text` read as a TOML value; if it is not one, return `text` itself."""
     try:
         values = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:
@@ -103,10 +109,10 @@ def literal(text: str) -> Any:
 
 
 def add_options(parser: argparse.ArgumentParser, title: str, known: Iterable[Knob], preset: str = "") -> None:
-    """Add to `parser` a group of options `title`, one for each of the `known` knobs.
+    """Add a group `title` to `parser`, with an option for each setting in `known`.
 
-    The value of an option is what it would be in a file, None where it was not given; `build` checks it. `preset`:
-    whose values the help gives as those of an option that is not given.
+    The value of an option is read as in a file, and is None if the option is not given; `build` checks it. `preset`:
+    preset whose values the help shows as defaults.
     """
     group = parser.add_argument_group(title)
     for one in known:
@@ -120,9 +126,9 @@ def add_options(parser: argparse.ArgumentParser, title: str, known: Iterable[Kno
 
 
 def example(kind: type[Any], values: Mapping[str, Any], hinted: Mapping[str, Mapping[str, Any]] | None = None) -> str:
-    """Write `values` as a TOML file of `kind`, each line with its knob's meaning behind it.
+    """Return `values` as a TOML file of the settings class `kind`; a comment in each line gives the setting's meaning.
 
-    `hinted`: by table, "" for the file itself, values that follow as comments.
+    `hinted`: values by table, "" for the top of the file, that are added as comments.
     """
     lines: list[str] = []
     for table, inner in {"": kind, **tables(kind)}.items():
