@@ -1,6 +1,7 @@
-"""ExecuTorch's step on aarch64 against x86: the device's C interface cross-built, run under qemu, outputs compared.
+"""Comparison of ExecuTorch's step on aarch64 with that on x86: cross-build the device's C interface, run it under qemu.
 
-Correctness only: an emulated processor has no timings. Weights must be equal to the bit, a step to a millionth.
+Only results are compared, since an emulated processor has no meaningful timings. Weights must be equal bit for bit, the
+results of a step to one part in a million.
 
     apt install g++-aarch64-linux-gnu qemu-user-static
     python bench/arm.py
@@ -30,7 +31,7 @@ BATCH = 8
 
 
 def cross_built(folder: Path) -> Path:
-    """The driver for aarch64, beside everything that it loads."""
+    """Cross-build the driver for aarch64, beside the libraries that it loads, and return its path."""
     wheel = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:", *WHEEL]
     subprocess.run([*wheel, "-d", str(folder), "executorch==1.5.1"], check=True)
     with zipfile.ZipFile(next(folder.glob("*.whl"))) as archive:

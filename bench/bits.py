@@ -1,11 +1,11 @@
-"""What a mask costs on the wire, on masks of a real training run: `python bench/bits.py --json out/bench/bits.json`.
+"""Size of coded masks from a real training run: `python bench/bits.py --json out/bench/bits.json`.
 
-Ten devices with 2,000 images of Fashion-MNIST each train the MLP for some rounds, as the `default` settings do. Before
-each of the rounds shown, and for one device, every codec draws and codes the mask that the device has learnt. `KL` is
-the relative entropy of its probabilities to theta, which is all that a mask can tell; `ratio` is bytes over that. For
-`hmrc`, slope is the first moment of the mask's movement against that of the probabilities: 1 says that it moves the
-average as far as it should. `counts` and `delta` are theta on its way down. Below, the same data repeated to 0.3, 2 and
-10 million weights: CPU time of one thread, medians.
+Ten devices with 2,000 images of Fashion-MNIST each train the MLP for some rounds with the `default` settings. Before
+each of the rounds shown, every codec draws and codes the mask that one device has learnt. `KL` is the relative entropy
+of the device's probabilities to theta, the information that a mask can carry; `ratio` is the size over that. For
+`hmrc`, `slope` compares how far the decoded masks move theta on average with how far the probabilities ask for: 1 is
+right. `counts` and `delta` are the sizes of theta on the downlink. A second table repeats the same data to 0.3, 2 and
+10 million weights and shows CPU time of one thread, medians.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def timed(action: Callable[[], Any], repeats: int) -> tuple[Any, float]:
 
 
 def measure(round_: int, before: Theta, theta: Theta, scores: np.ndarray, repeats: int) -> list[Row]:
-    """One row per codec."""
+    """Return one row per codec."""
     shared, rng = Shared(SEED, round_, "bench", "device"), np.random.default_rng(round_)
     ideal = divergence_bytes(scores, theta)
     q = theta.probability().astype(np.float64)
@@ -126,7 +126,7 @@ def measure(round_: int, before: Theta, theta: Theta, scores: np.ndarray, repeat
 
 
 def tiled(theta: Theta, d: int) -> Theta:
-    """The same levels, repeated to `d` weights."""
+    """Return the same levels, repeated to `d` weights."""
     return Theta(np.resize(theta.level, d), theta.max_level, theta.clamp)
 
 
@@ -135,7 +135,7 @@ LINE = "{:>5} {:>11} {:<14} {:>11} {:>8} {:>8} {:>7} {:>10} {:>10}"
 
 
 def show(row: Row) -> str:
-    """One line of the table."""
+    """Print one line of the table."""
     ratio = "" if row["ratio_to_kl"] is None else f"{row['ratio_to_kl']:.2f}"
     slope = f"{row['slope']:.3f}" if "slope" in row else ""
     sizes = (f"{row['parameters']:,}", row["codec"], f"{row['bytes']:,}", f"{row['bits_per_parameter']:.4f}")

@@ -1,10 +1,10 @@
-"""How long one training step takes in a browser: onnxruntime-web in headless Chromium against native onnxruntime.
+"""Time of one training step in a browser: onnxruntime-web in headless Chromium, compared with native onnxruntime.
 
-The same graph of the same bundle, one thread on either side, the same batches with the same noise and Adam, a few
-steps of each in turn, so that a busy moment of the machine falls on both; reported are medians. CPU time of the browser
-is that of all its processes, with what it takes to fetch the batches from this one; wall time is that of the step
-alone. Quote the ratios: the milliseconds belong to one machine and one hour. Memory is the largest resident set of any
-one of the browser's processes, the browser itself included. No phone was measured.
+Both run the same graph on the same batches, noise and Adam, with one thread. They take turns of a few steps each, so
+that a busy moment of the machine slows both; reported are medians. CPU time of the browser is that of all its
+processes, with the time to fetch batches from this one; wall time is that of the step alone. Quote ratios, because
+milliseconds depend on the machine and its load. Memory is the largest resident set of any one process of the browser.
+No phone was measured.
 
     python bench/browser.py [--models mlpn conv4n conv4] [--batch 16] [--turns N] [--json out/bench/browser.json]
 """
@@ -40,7 +40,7 @@ RULE = StepConfig(0.1)
 
 
 def processes(group: int) -> list[Path]:
-    """The browser's: all of its process group."""
+    """Return the processes of the browser: those of its process group."""
     found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:

@@ -1,9 +1,9 @@
-"""How fast and how small: `python bench/codecs.py --json out/bench/codecs.json`.
+"""Speed and size of the codecs packed, rans and counts: `python bench/codecs.py --json out/bench/codecs.json`.
 
-Bytes over the ideal and CPU time of packed, rans and counts, for theta as it looks after some rounds: K devices draw
-from a probability near an end of 0 .. 1 and theta is the share of ones (top = K). Ideal bytes are the cross-entropy of
-the mask under theta for packed and rans, and the empirical entropy of the levels for counts. Times are medians of
-process_time, one thread; MB/s count d / 8 bytes, which is what a mask occupies in memory as bits.
+Shown are bytes relative to the ideal, and CPU time. Theta looks as after some rounds: K devices draw masks from
+probabilities near 0 or 1, and theta is their share of ones (max_level = K). The ideal is the cross-entropy of the mask
+under theta for packed and rans, and the empirical entropy of the levels for counts. Times are medians of process_time
+of one thread; MB/s count d / 8 bytes, the size of a mask as bits.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def seconds(action: Callable[[], Any], repeats: int) -> float:
 
 
 def measure(d: int, max_level: int, repeats: int) -> list[dict[str, Any]]:
-    """One row per codec."""
+    """Return one row per codec."""
     rng = np.random.default_rng(d + max_level)
     theta = polarised(d, max_level, rng)
     mask = sample(theta.probability(), rng)

@@ -1,9 +1,9 @@
-"""What a device installs, and that it works: size on disk, aarch64 wheels, and a real job in that environment.
+"""Check of what a device installs: size on disk, wheels for aarch64, and a real job in that environment.
 
-1. For each Python of the fleet's boards, the device install (`seedmask[onnxruntime]`) is resolved for aarch64 from
-   wheels only; it must resolve, hold no torch, and stay below the budget. So is ExecuTorch's wheel by itself.
-2. A fresh environment with only that install trains as the one device of a job over a real broker; so does one with
-   ExecuTorch in its place, which compiles its shim there.
+1. For each Python version of the boards, resolve the device install (`seedmask[onnxruntime]`) for aarch64, from wheels
+   only. It must resolve, contain no torch, and stay below the budget. Do the same with ExecuTorch's wheel alone.
+2. Train in a fresh environment with only that install, as the one device of a job over a real broker. Do the same with
+   ExecuTorch instead of onnxruntime, which compiles its shim there.
 Run: python bench/device.py [--json FILE] [--budget-mb N]
 """
 
@@ -45,7 +45,7 @@ def wheel(folder: Path) -> Path:
 
 
 def resolve(python: str, folder: Path, *packages: str) -> dict[str, object]:
-    """A device install for aarch64 from wheels only: packages, download and unpacked megabytes."""
+    """Resolve a device install for aarch64 from wheels only; return packages, download and unpacked megabytes."""
     platforms = [word for platform in PLATFORMS for word in ("--platform", platform)]
     run(
         *(sys.executable, "-m", "pip", "download", "-q", "--only-binary=:all:", "--implementation", "cp"),
@@ -66,7 +66,7 @@ def resolve(python: str, folder: Path, *packages: str) -> dict[str, object]:
 
 
 def environment(folder: Path, ours: Path, runtime: str) -> tuple[Path, float]:
-    """A device's environment here: its python, and megabytes on disk without pip."""
+    """Make a device's environment here; return its python, and its megabytes on disk without pip."""
     venv.create(folder, with_pip=True)
     python = folder / "bin" / "python"
     if runtime == "executorch":  # without the packages it names: exporting needs them, training does not
@@ -80,7 +80,7 @@ def environment(folder: Path, ours: Path, runtime: str) -> tuple[Path, float]:
 
 
 def bundle() -> bytes:
-    """A small network for every runtime that is measured."""
+    """Return the bundle of a small network, with graphs for every runtime that is measured."""
     from export.make import make_bundle
     from export.trace import trace
     from export.zoo import ZOO

@@ -1,14 +1,14 @@
-"""What a finished model costs: bytes, loading, time an image and memory, as every format, against the dense network.
+"""Cost of a finished model in every format, compared with the dense network: bytes, loading, time per image, memory.
 
-Every format of every model runs in processes of its own, in turn, so that a busy moment of the machine falls on all
-alike; reported are medians. Loading is from the file to the first answer's readiness, without importing packages, which
-is beside it; a .smk regenerates its weights from the seed. Peak memory is that of such a process. `dense` is the same
-architecture with float32 weights of any value, as ONNX. Every format's predictions are compared with those of torch,
-and have to be the same but for executorch-int8, which rounds what flows between layers. Its .pte, and that in float32,
-run without torch by the device's C interface, one image at a time; they are left out where ExecuTorch is not installed.
+Every format of every model runs in processes of its own, which take turns, so that a busy moment of the machine slows
+all alike; reported are medians. Loading is the time from opening the file until the first prediction could be made; the
+import of packages is shown beside it. A .smk regenerates its weights from the seed. Memory is the peak of the process.
+`dense` is the same architecture with arbitrary float32 weights, as ONNX. Predictions of every format must equal those
+of torch, except for executorch-int8, which rounds the values between layers. ExecuTorch's programs run without torch,
+by the device's C interface, one image at a time; they are left out if ExecuTorch is not installed.
 
-mlpn and conv4n are trained here for a few rounds by the simulator; conv4 (1.9 million weights) keeps a mask drawn at
-random, which costs the same bytes and time.
+The simulator trains mlpn and conv4n for a few rounds first. conv4 (1.9 million weights) has a random mask instead,
+which takes the same bytes and time.
 
     python bench/finished.py [--models mlpn,conv4n,conv4] [--repeats N] [--threads N] [--json out/bench/finished.json]
 """
@@ -64,7 +64,7 @@ def onnx_session(data: bytes, threads: int, more: dict[str, str]) -> Logits:
 
 
 def open_form(form: str, path: Path, bundle: Path, threads: int) -> Logits:
-    """What loads `path` and answers; the timed part."""
+    """Load `path` and return its prediction function; this is the part that is timed."""
     if form == "smk":
         from edge_client.predict import logits_of, open_for
         from seedmask import model as models
@@ -132,7 +132,7 @@ def child(form: str, path: Path, bundle: Path, images: Path, threads: int) -> No
 
 
 def peak_mb() -> float:
-    """The most memory this process has held, in megabytes."""
+    """Return the peak memory of this process, in megabytes."""
     return int(re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[0]) / 1024
 
 
@@ -162,7 +162,7 @@ def prepare(name: str, folder: Path) -> tuple[Path, Path]:
 
 
 def write_forms(smk: Path, folder: Path) -> dict[str, Path]:
-    """A file for every format."""
+    """Write a file for every format."""
     import sim.datasets
     from edge_client import runtimes
     from export.final_onnx import final_graph
@@ -201,7 +201,7 @@ def regeneration(smk: Path) -> dict[str, float]:
 
 
 def measure(name: str, images: Path, repeats: int, threads: int) -> dict[str, Any]:
-    """One model in every format."""
+    """Measure one model in every format, and return the figures."""
     from seedmask import model as models
 
     with tempfile.TemporaryDirectory() as place:
@@ -245,7 +245,7 @@ def measure(name: str, images: Path, repeats: int, threads: int) -> dict[str, An
 
 
 def table(result: dict[str, Any]) -> str:
-    """For people; times are CPU, and relative to dense."""
+    """Return the results as a table for people; times are CPU time, relative to dense."""
     base = next(row for row in result["formats"] if row["format"] == "dense")
     torch = next(row for row in result["formats"] if row["format"] == "torch")
     names = ("bytes", "bit/par", "load ms", "ms/image", "to dense", "to torch", "of 100", "MB", "unlike")

@@ -1,17 +1,16 @@
-"""Every runtime on every network of the zoo, against torch's autograd in float64: how far apart they are at worst.
+"""Largest deviation of every runtime from torch's autograd in float64, on every network of the zoo.
 
-One row for each runtime and network. `loss` and `logits` are deviations relative to the value and to the largest logit;
-`gradient` (Adam's first moment after a first step), `exact` (the same of exact values, in networks that have any) and
-`scores` (after a step amid training) are the largest of all weights', relative to the largest gradient or score. Inputs
-are noise and batches are small, because weights of one magnitude make ties: two right programs may fall on either side
-of zero or choose another winner, and everything below such a flip differs by a thousandth. A draw has one in a dozen,
-more where there are millions of activations: hence the median of the draws for these three, and small images for
-networks that take any.
+There is one row for each runtime and network. `loss` is relative to its value, `logits` to the largest logit. The
+others are the largest deviation of all weights, relative to the largest gradient or score: `gradient` (Adam's first
+moment after a first step), `exact` (the same of exact values, in networks that have any) and `scores` (after a step in
+the middle of training). Inputs are noise and batches are small, because weights of equal magnitude cause ties: two correct
+programs may then differ in the sign of a value near zero or in the winner of a MaxPool, and everything that depends on
+it differs by a thousandth. This happens in one draw of twelve, and more often with millions of activations. So these
+three are medians over draws, and networks for images of any size get small ones.
 
-Graphs are made anew every time, ahead of the rows, by as many processes as there are cores, four at most: ExecuTorch's
-take 10 seconds of CPU time for a perceptron and minutes for a deep network, 17 minutes in all. A network that has none
-says why in its row; a runtime whose packages are not installed is listed. The exit status is 1 if a row is out of
-tolerance.
+All graphs are exported first, by one process per core, four at most. ExecuTorch's take 10 seconds of CPU time for a
+perceptron and minutes for a deep network, 17 minutes in all. If a network has no graphs, its row says why; runtimes
+whose packages are missing are listed. The exit status is 1 if a deviation is out of tolerance.
 
     python bench/parity.py [--models mlp,mixer] [--runtimes onnxruntime] [--draws 5] [--json out/parity.json]
 """
@@ -59,7 +58,7 @@ SMALL: Final = {"resnet20": (3, 16, 16), "resnet20g": (1, 16, 16), "mobile": (3,
 
 @dataclass(frozen=True)
 class Draw:
-    """A batch, a state amid training, noise, and a mask, with what torch makes of them in float64."""
+    """Random batch, state in the middle of training, noise and mask, with torch's results for them in float64."""
 
     x: Any
     y: Any
@@ -129,7 +128,7 @@ def _apart(found: Any, truth: Any) -> float:
 
 @dataclass(frozen=True)
 class Row:
-    """What one runtime does with one network; `error` says why it does nothing."""
+    """Deviations of one runtime on one network; `error`: why there are none."""
 
     runtime: str
     model: str
@@ -140,7 +139,7 @@ class Row:
 
     @property
     def out(self) -> list[str]:
-        """What is out of tolerance; a NaN is."""
+        """Return the names of the deviations that are out of tolerance, or NaN."""
         return [name for name, value in self.deviations.items() if not value <= self.tolerances[name]]
 
 
@@ -155,8 +154,11 @@ def row(name: str, spec: ModelSpec, bundle: Future[Bundle], draws: Sequence[Draw
 
 
 def graphs(spec: ModelSpec, name: str) -> Bundle:
-    """What runtime `name` opens. Of ExecuTorch's methods those that are run here: `grads` is train_step but for Adam,
-    takes as long again to make, and `tests/test_runtimes.py` runs it."""
+    """Return a bundle with the graphs that runtime `name` opens.
+
+    ExecuTorch's program lacks `grads`, which takes as long to export as train_step, from which it differs only by Adam;
+    `tests/test_runtimes.py` runs it.
+    """
     if name == "executorch":
         from export.targets.executorch import METHODS, program
 

@@ -1,9 +1,9 @@
-"""How many updates a second one aggregator takes in: chunks to frame to mask to counts to disk to receipt.
+"""Updates per second that one aggregator accepts: from chunks to frame, mask, counts, disk and receipt.
 
-The deployed Server and Store, with updates handed over as a broker would hand them; the network itself is not in it.
-Rates are of whole rounds: taking in all updates, closing the round and opening the next. `round CPU` is the CPU time
-of one such round of DEVICES updates, `closing` that of its last message beyond what the others' take: the next theta,
-its coding, the finished model, storing and publishing both.
+The Server and Store of a real aggregator get updates as a broker would deliver them; there is no network. Rates are
+those of whole rounds: accept all updates, close the round, open the next. `round CPU` is the CPU time of such a round
+with DEVICES updates. `closing` is the part of it that closes the round: compute and code the next theta and the
+finished model, store and publish both.
 Run: python bench/server.py [--json FILE]
 """
 
@@ -39,7 +39,7 @@ DEVICES = 40
 
 
 def spec_of(d: int) -> ModelSpec:
-    """A network of about `d` weights; what it computes does not matter here."""
+    """Return the spec of a network of about `d` weights; what it computes does not matter here."""
     rows = max(2, d // 1000)
     weight = Tensor("weight", (rows, 1000), scale_bits(0.05))
     return ModelSpec("bench", 1, (1000,), (0, 255), rows, (Linear("weight", None),), (weight,))
@@ -56,7 +56,7 @@ def measure(d: int, codec: MaskCodec) -> dict[str, object]:
         agenda = Agenda()
 
         def ignore(event: Event) -> None:
-            """The receipts' way back is not measured."""
+            """Ignore an event of the link: what happens to receipts is not measured."""
 
         link = MemoryLink(MemoryBroker(agenda), Wire(), ignore)
         server = Server(config, spec, link, store, time.monotonic, 1)

@@ -1,10 +1,9 @@
-"""How long one training step takes and how much memory: every runtime, plain torch with autograd, and torch.compile.
+"""Time and memory of one training step: every runtime, plain torch with autograd, and torch.compile.
 
-Each is a process of its own with nothing else in it, opens the same network and takes the same batches with the same
-noise, Adam included, one after another, so that a busy moment of the machine falls on all alike. Reported are medians,
-CPU time first: quote ratios, which are to plain torch; the milliseconds belong to one machine and one hour. Peak
-memory is the process's, beside it what `runtimes.footprint` estimates for the runtimes that keep to a ceiling.
-What cannot run here is listed, not left out.
+Each has a process of its own, with the same network, batches and noise, and includes Adam. They take turns, so that a
+busy moment of the machine slows all alike. Reported are medians, CPU time first. Quote the ratios to plain torch,
+because milliseconds depend on the machine and its load. Memory is the peak of the process; the estimate of
+`runtimes.footprint` is beside it for runtimes that have one. Runtimes that cannot run here are listed as such.
 
     python bench/step.py [--models conv4,conv6,resnet20] [--batches 16,32,128] [--threads 1] [--minutes 10]
                          [--python ort_training=.venvs/ort/bin/python] [--json out/bench/step.json]
@@ -49,14 +48,14 @@ MOST_ROUNDS: Final = 15
 
 @dataclass
 class Side:
-    """One program in the race: its process, and what it has answered."""
+    """One of the compared programs: its process, and its answers so far."""
 
     name: str
     process: subprocess.Popen[str]
     answers: list[dict[str, float]]
 
     def step(self, seconds: float) -> dict[str, float] | None:
-        """One more step; None if the process ended or took longer."""
+        """Make one more step; return None if the process ended or took too long."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         with contextlib.suppress(BrokenPipeError):
@@ -76,7 +75,7 @@ class Side:
 
 
 def serve(options: argparse.Namespace) -> None:
-    """The process of one side: a step for every line that comes in, and a line about it that goes out."""
+    """Run the process of one side: make a step for every line on stdin, and report it by a line on stdout."""
     from seedmask.bundle import load
 
     bundle = load(options.bundle)
@@ -97,7 +96,7 @@ def serve(options: argparse.Namespace) -> None:
 
 
 def make(side: str, bundle: Any, threads: int) -> Any:
-    """The next step of `side` as a function of a batch; its value is the loss."""
+    """Return a function that makes the next step of `side` on a batch, and returns its loss."""
     scores = np.zeros(bundle.spec.d, np.float32)
     if side in (EAGER, COMPILED):
         import torch
@@ -128,7 +127,7 @@ def make(side: str, bundle: Any, threads: int) -> Any:
 
 
 def export_bundle(options: argparse.Namespace) -> None:
-    """A process of its own as well, since graphs for some runtimes are made by packages that exclude others."""
+    """Export a bundle in a process of its own, because some runtimes' export packages exclude those of others."""
     from export.make import make_bundle
     from export.trace import trace
     from export.zoo import ZOO
@@ -145,7 +144,7 @@ def export_bundle(options: argparse.Namespace) -> None:
 
 
 def _program(spec: Any, batch: int, folder: Path) -> bytes:
-    """That of steps of `batch`; batches that are taken in parts of one size have the same, which takes minutes."""
+    """Return the program for steps of `batch`; it takes minutes, so batches with micro-batches of one size share it."""
     from export.targets.executorch import micro_batch, program
     from seedmask.io.files import write_atomic
 
@@ -157,7 +156,7 @@ def _program(spec: Any, batch: int, folder: Path) -> bytes:
 
 
 def bundle_for(side: str, model: str, batch: int, python: str, scratch: Path) -> Path:
-    """A file with the graphs that `side` opens; kept as long as what makes it stays the same."""
+    """Return a bundle file with the graphs that `side` opens; it is reused while the exporter stays the same."""
     path = bundle_path(side, model, batch, scratch)
     if not path.exists():
         targets = EXPORTED.get(side, "onnx")
@@ -186,7 +185,7 @@ def start(side: str, bundle: Path, python: str, threads: int) -> Side:
 def prepared(
     model: str, batch: int, wanted: dict[str, str], options: argparse.Namespace
 ) -> tuple[dict[str, Path], dict[str, str]]:
-    """Every side's bundle, and why some have none."""
+    """Return the bundle of every side, and the reason for each side that has none."""
     bundles, unmade = dict[str, Path](), dict[str, str]()
     for name, python in wanted.items():
         try:
@@ -254,7 +253,7 @@ def _median(side: Side, figure: str) -> float:
 
 
 def _estimate(side: str, model: str, batch: int, scratch: Path) -> float | None:
-    """What `runtimes.footprint` says of the way in which `side` takes a batch unless it is told otherwise."""
+    """Return the memory that `runtimes.footprint` estimates for the default plan of `side`."""
     from edge_client import runtimes
     from seedmask.bundle import load
 

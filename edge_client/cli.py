@@ -1,4 +1,4 @@
-"""`seedmask client`: run this machine as a device, or see what could train here."""
+"""`seedmask client`: run this machine as a device of a fleet, or list the runtimes that can train on it."""
 
 from __future__ import annotations
 
@@ -25,27 +25,32 @@ from seedmask.io.process import sigterm_interrupts
 from seedmask.spec import ModelSpec
 
 EPILOG = f"""\
-A device needs a bundle (written by `seedmask export`, the same file on every device), data of its own and a broker that
-it can reach. It announces itself, trains when a round selects it, and leaves when the job is done. Killed at any time,
-it goes on where it stood: what it has trained is in state_dir until the aggregator has counted it.
+A device needs a bundle (written by `seedmask export`, the same file on every device), its own data, and an MQTT broker
+that it can reach. It registers with the job, trains whenever a round selects it, and exits when the job is done. It may
+be killed at any time: an update that the aggregator has not answered yet stays in state_dir and is sent again.
 
 example of edge.toml (`seedmask settings` explains every key):
 
 {"".join(f"    {line}" + chr(10) for line in EXAMPLE.splitlines())}
 steps to take:
-  seedmask client runtimes --bundle mlp.bundle        what this machine could train it with
-  seedmask client run --config edge.toml --check      is everything right? says what was found, connects to nothing
-  seedmask client run --config edge.toml              take part
+  seedmask client runtimes --bundle mlp.bundle        list the runtimes that can train this bundle here
+  seedmask client run --config edge.toml --check      check settings, data and bundle; connect to nothing
+  seedmask client run --config edge.toml              take part in the job
 """
 _LOADING = """\
-The data is loaded in the training process, which also checks it; this one keeps none of it. Exit status: 0 the job is
-done (--check: all is well), 2 something in the settings, data, bundle or TLS files has to be mended and the line says
-what, 3 a package is missing and the line says which, 130 Ctrl-C or SIGTERM. Logs go to stderr.
+Training runs in a second process, which alone loads the data. Logs go to stderr.
+
+exit status:
+  0    the job is done (with --check: everything is in order)
+  2    settings, data, bundle or TLS files are wrong; the last line says what to change
+  3    a package is missing; the last line says which one, and how to install it
+  130  stopped by Ctrl-C or SIGTERM
 """
 _LISTING = """\
-A runtime is what computes a training step: NumPy (reference), onnxruntime, torch and others that installed packages
-offer. All give the same step, so devices of one job may differ. Those that are missing come with the command that
-installs them; put the name of one that is ready into edge.toml as `runtime`.
+A runtime computes the training steps: `reference` (plain NumPy), onnxruntime, torch, and those that other installed
+packages add. They all compute the same step, so the devices of one job may use different ones. Each line says whether
+the runtime is ready on this machine, or which command installs it. Put the name of a ready one into edge.toml as
+`runtime`.
 """
 
 
@@ -58,17 +63,17 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     run.add_argument(
         "--check",
         action="store_true",
-        help="read settings, data, bundle and TLS files, say what was found, and stop before connecting",
+        help="read settings, data, bundle and TLS files, print a summary, and stop before connecting",
     )
-    run.add_argument("-v", "--verbose", action="store_true", help="say more")
+    run.add_argument("-v", "--verbose", action="store_true", help="log more")
     listing = actions.add_parser(
         "runtimes",
-        help="what can train on this machine, and how to get the rest",
+        help="list the runtimes that can train on this machine, and how to install the others",
         epilog=_LISTING,
         formatter_class=raw,
     )
-    listing.add_argument("--bundle", type=Path, metavar="FILE", help="also: whose graphs this bundle has")
-    listing.add_argument("--json", action="store_true", help="as JSON")
+    listing.add_argument("--bundle", type=Path, metavar="FILE", help="also say which graphs this bundle lacks")
+    listing.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -79,7 +84,7 @@ def _run(options: argparse.Namespace) -> int:
     registry.require(config.runtime)
     registry.require_graphs([config.runtime], bundle)
     spec, batch = bundle.spec, bundle.batch
-    del bundle  # graphs of megabytes, which the training process opens for itself
+    del bundle  # its graphs take megabytes, and only the training process needs them
     check(config.broker)
     outbox = Outbox(config.state_dir / "outbox", config.job)
     sigterm_interrupts()
@@ -92,13 +97,14 @@ def _run(options: argparse.Namespace) -> int:
             return 0
         logs.to_stderr(config.device, options.verbose)
         who = Identity(config.device, config.job, spec, loaded.data.examples, config.runtime, new_boot())
-        # Two clients of one name would take the connection from each other for ever, and send each other's updates.
+        # A broker drops the older of two connections of one name: two such clients would throw each other out for ever,
+        # and send each other's updates.
         with acquire_lock(config.state_dir / "client.lock", f"another client of {config.device}"):
             return _work(config, who, outbox, trainer)
 
 
 def _found(config: EdgeConfig, spec: ModelSpec, batch: int, loaded: Loaded) -> str:
-    """Who this is, what it trains and how much memory that takes, for people."""
+    """Return a summary for people: the device and its job, the model, the data, and the estimated memory."""
     how = ""
     if loaded.fit:
         chosen, estimate = loaded.fit
@@ -142,7 +148,7 @@ def _runtimes(path: Path | None, as_json: bool) -> int:
 
 
 def _runtime(row: dict[str, Any]) -> str:
-    """One line of a runtime, one for each thing to know before its install, one of graphs that a bundle lacks."""
+    """Return what to print of a runtime: its state or how to install it, then any graphs that the bundle lacks."""
     if row["ready"]:
         state = "ready    " + ", ".join(f"{name} {version}" for name, version in row["versions"].items())
     else:

@@ -1,7 +1,7 @@
-"""The shell around the device's session: carries out its effects on a real link, outbox and trainer.
+"""Shell around a device's session: carries out its effects on a real link, outbox and trainer.
 
-Nothing here decides anything about a round. `feed` takes one event; `run` is the loop of a real device, and the
-simulator calls `feed` from its own loop instead.
+Decisions about a round are made in session.py, none of them here. `run` is the loop of a real device; the simulator
+calls `feed`, which takes one event, from its own loop instead.
 """
 
 from __future__ import annotations
@@ -48,7 +48,10 @@ log = logging.getLogger("seedmask.client")
 
 @dataclass(frozen=True)
 class Identity:
-    """Who we are on the wire. `samples`: how many examples we train on; `runtime`: what trains them."""
+    """Identity of this device, as its presence message states it.
+
+    `samples`: number of training examples; `runtime`: name of the runtime that trains on them; `boot`: see `new_boot`.
+    """
 
     device: str
     job: str
@@ -58,23 +61,23 @@ class Identity:
     boot: int
 
     def presence(self, online: bool) -> bytes:
-        """The frame that says so."""
+        """Return the frame of the presence message: this device is `online`, or has left."""
         return encode(
             Presence(self.device, online, self.boot, self.spec.digest, self.samples, self.runtime, __version__)
         )
 
     def will(self) -> Will:
-        """What the broker says for us when we vanish."""
+        """Return MQTT's last will: the broker publishes this message when the device's connection breaks."""
         return Will(topics.presence(self.job, self.device), self.presence(False))
 
 
 def new_boot() -> int:
-    """A number that tells this start of a program from the next, 64 bits."""
+    """Return a random number of 64 bits; others notice by it that the program has been restarted."""
     return secrets.randbits(64)
 
 
 class Client:
-    """One device at work."""
+    """Running device: its session, with the link, outbox and trainer that the session's effects act on."""
 
     def __init__(
         self,
@@ -85,7 +88,7 @@ class Client:
         clock: Callable[[], float],
         journal: Path,
     ) -> None:
-        """Pick up where the outbox says we were. `clock` gives seconds; `journal` gets a line of JSON per receipt."""
+        """Resume from the outbox. `clock` returns seconds; one line of JSON per receipt is appended to `journal`."""
         self.who, self.link, self.outbox, self.trainer = who, link, outbox, trainer
         self.clock, self.journal = clock, journal
         self.finished = False
@@ -115,7 +118,7 @@ class Client:
         self._carry_out(start(self.session))
 
     def feed(self, event: Event) -> None:
-        """Take one event."""
+        """Handle one event and carry out the effects that follow from it."""
         self.session, effects = step(self.session, event)
         self._carry_out(effects)
 
@@ -160,11 +163,11 @@ class Client:
         line = {"boot": f"{self.who.boot:016x}", **fields, "train_seconds": round(self._trained, 3), **counted}
         try:
             append_json(self.journal, line)
-        except OSError as error:  # a log is not worth the work it reports
+        except OSError as error:  # a full disk must not end the training that the line reports
             log.warning("cannot write %s: %s", self.journal, error.strerror)
 
     def _loaded(self, news: Loaded) -> None:
-        """A training process has started anew, and may have found other data than the one before."""
+        """Publish the new number of examples, if a restarted training process has found other data."""
         found, told = news.data.examples, self.who.samples
         if found == told:
             return
@@ -176,7 +179,7 @@ class Client:
             self._do(PublishPresence())
 
     def run(self, stay: bool) -> None:
-        """Work until the job is done, or for ever if `stay`. Ends on an exception of the network thread."""
+        """Take part until the job is done, or for ever if `stay`. Raises what the network thread raised."""
         ticked = said = self.clock()
         while stay or not self.finished:
             event = self.link.receive(0.02 if self.session.training else 0.2)
@@ -203,14 +206,14 @@ class Client:
                 log.info("no job called %s on this broker yet; has its aggregator started?", self.who.job)
 
     def leave(self) -> None:
-        """Go in good order: say so, stop training, close the link."""
+        """Publish that this device leaves, stop training, close the link."""
         self.link.publish(topics.presence(self.who.job, self.who.device), self.who.presence(False), retain=True)
         self.trainer.close()
         self.link.close()
 
 
 def read_journal(path: Path) -> list[dict[str, object]]:
-    """The lines a client noted, for the simulator's report."""
+    """Return the lines of a client's journal, oldest first; none if there is no such file."""
     if not path.exists():
         return []
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

@@ -1,4 +1,4 @@
-"""edge.toml, read once."""
+"""Settings of one device, as edge.toml holds them; read once, at the start."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from seedmask.wire import NAME_PATTERN, check_name
 
 @dataclass(frozen=True)
 class EdgeConfig:
-    """edge.toml of `seedmask client run`: all that one device needs to know.
+    """Settings in edge.toml, for `seedmask client run` on one device.
 
     Raises ValueError for a value out of its range.
     """
@@ -23,19 +23,17 @@ class EdgeConfig:
     device: str = field(
         metadata=needed("the device's name, a-z, 0-9 and '-'; unique in the fleet", pattern=NAME_PATTERN)
     )
-    job: str = field(metadata=needed("the aggregator's job", pattern=NAME_PATTERN))
-    bundle: Path = field(metadata=needed("written by `seedmask export`; paths are relative to this file"))
-    state_dir: Path = field(metadata=needed("folder of the outbox and the log"))
+    job: str = field(metadata=needed("name of the aggregator's job", pattern=NAME_PATTERN))
+    bundle: Path = field(metadata=needed("file of `seedmask export`; paths are relative to this file"))
+    state_dir: Path = field(metadata=needed("folder for updates that wait for a receipt, and the log"))
     data: DataSettings
-    runtime: str = knob("onnxruntime", "what trains; `seedmask client runtimes` lists what is here")
-    threads: int = knob(0, "threads of the training", least=0, most=1024, zero="all cores")
-    memory_mb: int = knob(
-        0, "training stays below so many million bytes", unit="MB", least=0, most=1 << 24, zero="no ceiling"
-    )
+    runtime: str = knob("onnxruntime", "computes training steps; `seedmask client runtimes` lists them")
+    threads: int = knob(0, "threads that training uses", least=0, most=1024, zero="all cores")
+    memory_mb: int = knob(0, "most memory that training may take", unit="MB", least=0, most=1 << 24, zero="no limit")
     stay: bool = knob(False, "keep running after the job is done")
     bits_per_index: float | None = knob(
         None,
-        "codec hmrc: the kappa this device would like, within the job's bounds",
+        "codec hmrc: kappa that this device prefers, within the job's bounds",
         unit="bits",
         least=0.001,
         most=1000,

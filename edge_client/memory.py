@@ -1,6 +1,6 @@
-"""A device's memory ceiling, `memory_mb` in edge.toml: which micro-batch and variant stay below it, or why none does.
+"""Memory ceiling of a device (`memory_mb` in edge.toml): choose the micro-batch and the graphs that stay below it.
 
-The estimate is `edge_client.runtimes.footprint`'s.
+How much memory a choice takes is estimated by `edge_client.runtimes.footprint`.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from edge_client.runtimes.footprint import MB, Footprint, tiles
 from seedmask.bundle import Bundle
 from seedmask.errors import ProtocolError, UserError
 
-EIGHT: Final = 8  # fewer examples at a time are slower, each by its share of a pass over all weights
-THREE: Final = 3  # and still faster than many more with direct convolutions, where the usual variant filters them
+EIGHT: Final = 8  # smaller micro-batches are slower: each one adds a pass over all weights
+THREE: Final = 3  # with Winograd convolutions even three at a time are faster than many with direct ones
 _M_MMAP_THRESHOLD: Final = -3  # of malloc.h
 
 
 def for_device(config: EdgeConfig, bundle: Bundle, data: int) -> tuple[MicroBatchPlan, int] | None:
-    """Return `fit` of a device's settings, None where they set no ceiling; `data`: bytes of its examples.
+    """Return the plan below this device's `memory_mb` and its estimate in bytes; None if no ceiling is set.
 
-    To them comes a batch, as it is stored and as the network takes it. Raises UserError.
+    `data`: bytes of the device's examples; one batch is added to them, raw and as float32. Raises UserError, see `fit`.
     """
     if not config.memory_mb:
         return None
@@ -34,22 +34,24 @@ def for_device(config: EdgeConfig, bundle: Bundle, data: int) -> tuple[MicroBatc
 
 
 def give_back_at_once() -> None:
-    """Let glibc give memory of a megabyte or more back to the system when it is freed, from now on; elsewhere nothing.
+    """Make glibc return freed blocks of a megabyte or more to the system at once; do nothing with another C library.
 
-    Left alone it raises that bound to the size of what was freed (mallopt(3), M_MMAP_THRESHOLD), up to 32 MB. Vectors
-    of a round then lie in the heap in holes that the next does not fit: CONV-4's rounds peaked at 180, 194, 202 MB.
+    By default glibc raises that threshold, up to 32 MB, to the size of what was freed (mallopt(3), M_MMAP_THRESHOLD).
+    The vectors of a round then leave holes in the heap that those of the next round do not fit into: CONV-4 peaked at
+    180, 194 and 202 MB in three rounds.
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 1 << 20)
 
 
 def fit(name: str, bundle: Bundle, memory_mb: int, data: int = 0) -> tuple[MicroBatchPlan, int]:
-    """Return the micro-batch and variant with which runtime `name` trains `bundle` below `memory_mb`, and the estimate.
+    """Return the plan with which runtime `name` trains `bundle` below `memory_mb`, and its estimated peak in bytes.
 
-    The estimate is in bytes, `memory_mb` in millions of them; `data`: bytes of the examples that the process holds.
-    The usual variant as long as a micro-batch of EIGHT fits, or of THREE where it keeps `tiles`, the largest that does;
-    below that, whichever takes more. Where graphs were made for one micro-batch, that one or none.
-    Raises UserError, with numbers and with what would help.
+    `memory_mb` is in millions of bytes; `data`: bytes of the examples that the process holds. The first variant of the
+    graphs is chosen, with the largest micro-batch that fits, if that is at least EIGHT (THREE with Winograd
+    convolutions); otherwise the variant that allows the larger micro-batch. Graphs that were exported for one fixed
+    micro-batch fit with that one or not at all.
+    Raises UserError if nothing fits; it states the numbers and what would help.
     """
     footprint = registry.footprint(name)
     if footprint is None:
@@ -70,7 +72,7 @@ def fit(name: str, bundle: Bundle, memory_mb: int, data: int = 0) -> tuple[Micro
 
 
 def _largest(footprint: Footprint, bundle: Bundle, variant: str, ceiling: int) -> int:
-    """The most examples at a time that stay below `ceiling` bytes; 0 if a single one does not."""
+    """Return the largest micro-batch that stays below `ceiling` bytes; 0 if not even one example does."""
     low, high = 0, bundle.batch
     while low < high:
         middle = (low + high + 1) // 2
@@ -94,7 +96,7 @@ def _refusal(name: str, footprint: Footprint, bundle: Bundle, memory_mb: int, da
         used = registry.footprint(which)
         try:
             return used is not None and least(which, used) <= memory_mb * MB
-        except (UserError, ProtocolError):  # it is here, but cannot be opened
+        except (UserError, ProtocolError):  # it is installed, but cannot open the bundle
             return False
 
     spec, vector = bundle.spec, 4 * bundle.spec.d

@@ -1,9 +1,9 @@
-"""The outbox: updates on disk until the aggregator's receipt, so that a power cut loses nothing.
+"""Outbox: a device's updates, kept on disk until the aggregator's receipt comes, so that a power cut loses none.
 
-One file per update, named by what its frame leaves out (its job, and the digest of the probabilities it was made
-under) and by its transfer id; written and synced before the first byte is published, removed on a
-receipt and on nothing else. `finished.json` remembers the last receipt, so that a restart does not train a finished
-round again.
+There is one file per update, JOB.THETA.TRANSFER.update: the frame itself names neither its job nor the digest of the
+probabilities that it was trained from. A file is written and synced before the first byte is published; only a receipt
+removes it. `finished.json` remembers the last receipt, so that a restarted device does not train a finished round
+again.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _DIGEST: Final = re.compile(r"[0-9a-f]{32}\Z")
 
 @dataclass(frozen=True)
 class Kept:
-    """An update in the outbox: its transfer id, the digest of its probabilities, its frame and what that says."""
+    """Update in the outbox: transfer id, digest of the theta it was trained from, frame, and decoded message."""
 
     transfer: bytes
     theta: bytes
@@ -34,7 +34,7 @@ class Kept:
 
 
 class Outbox:
-    """A folder of updates without receipts, for one job."""
+    """Folder with the updates of one job that have no receipt yet."""
 
     def __init__(self, folder: Path, job: str) -> None:
         """Open `folder`, making it if needed. Raises UserError."""
@@ -46,18 +46,18 @@ class Outbox:
             raise UserError(f"cannot keep updates in {folder}: {error.strerror}") from None
 
     def save(self, transfer: bytes, theta: bytes, frame: bytes) -> None:
-        """Keep one update, made under `theta`; on return it survives a power cut."""
+        """Write one update, trained from `theta` (its digest). When this returns, the update survives a power cut."""
         write_atomic(self._path(transfer, theta), frame)
 
     def drop(self, transfer: bytes, theta: bytes, receipt: Receipt) -> None:
-        """Forget one update, as its receipt allows, and remember its round and probabilities as finished."""
+        """Delete one update, because its receipt has come, and remember its round and probabilities as finished."""
         finished = {"job": receipt.job, "round": receipt.round, "theta": theta.hex()}
         write_atomic(self.folder / "finished.json", json.dumps(finished).encode())
         self._path(transfer, theta).unlink(missing_ok=True)
         sync_folder(self.folder)
 
     def load(self) -> tuple[list[Kept], list[str]]:
-        """Updates of this job, oldest round first, and a line for each file that is not one."""
+        """Return the updates of this job, oldest round first, and a line for people per file that is none of them."""
         kept, odd = [], []
         for path in sorted(self.folder.glob("*.update")):
             frame = path.read_bytes()
@@ -74,7 +74,7 @@ class Outbox:
         return sorted(kept, key=lambda item: item.message.round), odd
 
     def finished(self) -> tuple[int, bytes] | None:
-        """(round, theta digest) of this job's last receipt, None if there is none."""
+        """Return (round, digest of theta) of this job's last receipt; None if there was none."""
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             last = json.loads((self.folder / "finished.json").read_bytes())
             if last["job"] == self.job:

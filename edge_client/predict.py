@@ -1,8 +1,8 @@
-"""`seedmask predict`: what a finished model says about examples, on any runtime of this machine; no torch needed.
+"""`seedmask predict`: run a finished model on examples, with any runtime of this machine; torch is not needed.
 
-onnxruntime runs the evaluation graph of the bundle that the fleet trained with, so that graph is not in the model's
-file, where it would weigh a few kilobytes and have to be trusted. Without a bundle, torch or the NumPy reference read
-the layers from the spec.
+onnxruntime runs the evaluation graph of the bundle that the fleet trained with. The model's file has no graph of its
+own: it would add kilobytes, and a reader would have to trust it. Without a bundle, torch or the NumPy reference
+builds the network from the layers in the spec.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from seedmask.model import FinishedModel
 from seedmask.spec import ModelSpec
 
 DATASETS: Final = "seedmask.datasets"
-_BATCH: Final = 250  # examples at a time, so that memory does not grow with their number,
-_VALUES: Final = 1 << 23  # nor with a network's: so many at a time, 64 MB in the reference's float64, a few times over
+_BATCH: Final = 250  # examples at a time at most, so that memory does not grow with their number
+_VALUES: Final = 1 << 23  # outputs of all layers at a time at most; 64 MB in float64, of which a few copies are held
 
 EPILOG = """\
 DATA is an .npz archive with x and, if there are labels, y; one array as .npy; an IDX file (MNIST's format, .gz or not);
-or the name of a data set that an installed package brings (fashion-mnist, digits: with the simulator).
-Values are those that devices train on, bytes for images; the model knows how to scale them.
+or the name of a data set that an installed package brings (the simulator brings digits, fashion-mnist and others).
+Give inputs as the devices have them, for example images as bytes 0 .. 255: the model's file says how to scale them.
 
 examples:
   seedmask predict model.smk --data mine.npz
@@ -49,21 +49,23 @@ examples:
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
-    parser.add_argument("model", type=Path, metavar="MODEL", help="the .smk file of a finished job")
-    parser.add_argument("--data", required=True, metavar="DATA", help="a file, or the name of a data set's test images")
-    parser.add_argument("--data-dir", type=Path, metavar="DIR", help="folder with the files of a data set by name")
-    parser.add_argument("--labels", type=Path, metavar="FILE", help="the true classes: IDX, or an .npy array")
+    parser.add_argument("model", type=Path, metavar="MODEL", help="file of a finished model (.smk)")
+    parser.add_argument("--data", required=True, metavar="DATA", help="a file with examples, or a data set's name")
+    parser.add_argument("--data-dir", type=Path, metavar="DIR", help="folder with the files of the named data set")
+    parser.add_argument("--labels", type=Path, metavar="FILE", help="file with the true classes: .npy, .npz or IDX")
     parser.add_argument(
         "--bundle",
         type=Path,
         metavar="FILE",
-        help="what the fleet trained with; its graph makes onnxruntime possible (found by itself beside MODEL)",
+        help="the bundle that the fleet trained with, needed by onnxruntime (default: looked for beside MODEL)",
     )
-    parser.add_argument("--runtime", default="auto", help="auto, or one of `seedmask client runtimes`")
-    parser.add_argument("--threads", type=int, default=0, metavar="N", help="0: all cores (0)")
-    parser.add_argument("--probabilities", action="store_true", help="each class's probability behind the prediction")
-    parser.add_argument("-q", "--quiet", action="store_true", help="no predictions, only how many were right")
-    parser.add_argument("--json", action="store_true", help="as JSON")
+    parser.add_argument(
+        "--runtime", default="auto", help="one that `seedmask client runtimes` lists as ready; auto: the fastest (auto)"
+    )
+    parser.add_argument("--threads", type=int, default=0, metavar="N", help="threads to compute with; 0: all cores (0)")
+    parser.add_argument("--probabilities", action="store_true", help="also print every class's probability")
+    parser.add_argument("-q", "--quiet", action="store_true", help="print no predictions, only the summary")
+    parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -116,7 +118,11 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def open_for(model: FinishedModel, path: Path, bundle: Path | None, runtime: str, threads: int) -> tuple[str, Runtime]:
-    """(name, runtime) for the model at `path`; `runtime` "auto" takes the fastest that can. Raises UserError."""
+    """Return (name, runtime) for the model at `path`; `runtime` "auto" chooses the fastest one that is ready.
+
+    `bundle` is the file of the bundle; None looks for it beside the model. `threads` 0: one per core. Raises UserError
+    if the runtime is unknown, is not installed, or needs a bundle that was not found.
+    """
     opened = bundles.of_model(model.spec, path, bundle) or Bundle(model.spec, batch_of(model.spec), {})
     if runtime == "auto":
         able = [] if runtimes.lacking("onnxruntime", opened) else ["onnxruntime"]
@@ -130,10 +136,10 @@ def open_for(model: FinishedModel, path: Path, bundle: Path | None, runtime: str
 
 
 def predictor(model: FinishedModel, bundle: Bundle | None) -> Callable[[npt.NDArray[Any]], F32]:
-    """Return what gives class scores, float32 [n, classes], for raw inputs; the entry point of `seedmask.predictors`.
+    """Return a function from raw inputs [n, *input] to class scores, float32 [n, classes].
 
-    onnxruntime computes them where it is installed and `bundle` has its graphs, else NumPy. The function that is
-    returned raises UserError for inputs that do not fit `model`.
+    It runs on onnxruntime if that is installed and `bundle` has its graphs, otherwise on NumPy, and raises UserError
+    for inputs that do not fit `model`. `seedmask.load_model` finds it by the entry point group `seedmask.predictors`.
     """
     opened = bundle or Bundle(model.spec, batch_of(model.spec), {})
     able = not runtimes.lacking("onnxruntime", opened) and not runtimes.missing("onnxruntime")
@@ -142,26 +148,26 @@ def predictor(model: FinishedModel, bundle: Bundle | None) -> Callable[[npt.NDAr
 
 
 def logits_of(runtime: Runtime, model: FinishedModel, x: npt.NDArray[Any]) -> F32:
-    """Class scores float32 [n, classes] of raw inputs x [n, *input]."""
+    """Return class scores, float32 [n, classes], for raw inputs x [n, *input]."""
     mask, exact, batch = model.mask.astype(np.float32), model.values(), batch_of(model.spec)
     pieces = (model.spec.normalise(x[at : at + batch]) for at in range(0, len(x), batch))
     return np.concatenate([runtime.logits(piece, mask, exact) for piece in pieces])
 
 
 def batch_of(spec: ModelSpec) -> int:
-    """How many examples are predicted at a time: torch and the reference hold on to what every layer gives."""
+    """Return how many examples to predict at a time: torch and the reference keep the output of every layer."""
     return max(1, min(_BATCH, _VALUES // sum(map(math.prod, spec.shapes()))))
 
 
 def softmax(logits: F32) -> npt.NDArray[np.float64]:
-    """Probabilities [n, classes]."""
+    """Return the probabilities, float64 [n, classes], of class scores [n, classes]."""
     power = np.exp(logits.astype(np.float64) - logits.max(1, keepdims=True))
     shares: npt.NDArray[np.float64] = power / power.sum(1, keepdims=True)
     return shares
 
 
 def _examples(data: str, labels: Path | None, folder: Path | None) -> tuple[npt.NDArray[Any], npt.NDArray[Any] | None]:
-    """Inputs as stored, and labels or other targets as stored, or None. Raises UserError."""
+    """Return the inputs as stored, and the labels or other targets as stored, or None. Raises UserError."""
     path = Path(data)
     named = {entry.name: entry for entry in importlib.metadata.entry_points(group=DATASETS)}
     if not path.exists() and data in named:
@@ -176,14 +182,14 @@ def _examples(data: str, labels: Path | None, folder: Path | None) -> tuple[npt.
         x, y = _read(path)
     if labels is not None:
         first, second = _read(labels)
-        y = first if second is None else second  # an .npz of x and y, or an array of nothing but labels
+        y = first if second is None else second  # an .npz with x and y, or one array, which is the labels
         if y.ndim not in (1, 2) or y.dtype.kind not in "uif":
             raise UserError(f"{labels}: labels are [n] integers, found {y.dtype} {list(y.shape)}")
     return x, y
 
 
 def _read(path: Path) -> tuple[npt.NDArray[Any], Any]:
-    """(array, labels or None) of one file, by what it begins with."""
+    """Return (array, labels or None) of one file, whose first bytes tell its format. Raises UserError."""
     try:
         with open(path, "rb") as file:
             head = file.read(6)

@@ -1,9 +1,9 @@
-"""The device's half of a round: `step(state, event) -> (state, effects)`, pure.
+"""Session of a device: its side of every round, as a pure function `step(state, event) -> (state, effects)`.
 
-No clock, no network, no disk, and nothing a peer sends can raise here: time comes in as Ticked, everything else goes
-out as an effect that the shell (client.py) carries out in order. Training is an effect too, so a slow step cannot
-hold up the conversation. The order Save, then Send is the point of it all: a mask is drawn once, and after a power
-cut the same bytes go out again.  PROTOCOL 8.
+Nothing here reads a clock, the network or the disk: time arrives as Ticked, and everything to be done is returned as an
+effect, which the shell (client.py) carries out in order. No message of a peer can raise an error. Training is an effect
+as well, so that a slow step does not delay answers. Save always comes before Send: a mask is drawn once, and after a
+power cut the same bytes are sent again.  PROTOCOL 8.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MAX_RETRY_SECONDS: Final = 240.0
 
 @dataclass(frozen=True)
 class Ticked:
-    """`now`: seconds on whatever clock the shell uses; `busy`: something we published has not left this machine yet."""
+    """Passing of time. `now`: seconds on the shell's clock; `busy`: True if a published message is still queued."""
 
     now: float
     busy: bool = False
@@ -37,7 +37,7 @@ class Ticked:
 
 @dataclass(frozen=True)
 class Trained:
-    """Training of `round` under `theta` (its digest) ended; `frame` is the encoded Update, `transfer` its id."""
+    """End of the training of `round` from `theta` (its digest); `frame`: the encoded Update, `transfer`: its id."""
 
     round: int
     theta: bytes
@@ -47,7 +47,7 @@ class Trained:
 
 @dataclass(frozen=True)
 class Failed:
-    """Training of `round` under `theta` ended without a mask; `reason` is for people."""
+    """Failure of the training of `round` from `theta` (its digest); `reason` is for people."""
 
     round: int
     theta: bytes
@@ -59,26 +59,26 @@ Event: TypeAlias = Connected | Disconnected | Received | Refused | Ticked | Trai
 
 @dataclass(frozen=True)
 class PublishPresence:
-    """Publish our presence."""
+    """Publish this device's presence."""
 
 
 @dataclass(frozen=True)
 class Subscribe:
-    """Receive a topic filter."""
+    """Subscribe to a topic filter."""
 
     topic: str
 
 
 @dataclass(frozen=True)
 class Unsubscribe:
-    """Stop receiving a topic filter."""
+    """End the subscription to a topic filter."""
 
     topic: str
 
 
 @dataclass(frozen=True)
 class Train:
-    """Train `announce.training` from `theta`, answer with Trained or Failed."""
+    """Train the round of `announce` from `theta`; the shell answers with Trained or Failed."""
 
     announce: Announce
     theta: Theta
@@ -86,12 +86,12 @@ class Train:
 
 @dataclass(frozen=True)
 class Cancel:
-    """Give up the training under way; no answer is expected."""
+    """Stop the training under way; no answer is expected."""
 
 
 @dataclass(frozen=True)
 class Save:
-    """Put an update, made under `theta`, into the outbox so that it survives a power cut."""
+    """Write an update, trained from `theta` (its digest), to the outbox, so that it survives a power cut."""
 
     transfer: bytes
     theta: bytes
@@ -107,7 +107,7 @@ class Send:
 
 @dataclass(frozen=True)
 class Drop:
-    """Take an update, made under `theta`, out of the outbox; `receipt` says why. A note that it is finished stays."""
+    """Remove an update, trained from `theta`, from the outbox, as `receipt` allows; note that its round is finished."""
 
     transfer: bytes
     theta: bytes
@@ -116,7 +116,7 @@ class Drop:
 
 @dataclass(frozen=True)
 class LeaveJob:
-    """The job is over."""
+    """Leave the job, because it is done; `text` is for people."""
 
     text: str
 
@@ -126,7 +126,7 @@ Effect: TypeAlias = PublishPresence | Subscribe | Unsubscribe | Train | Cancel |
 
 @dataclass(frozen=True)
 class Pending:
-    """An update without a receipt: `due` when to send it again (0: at once), `wait` the pause after that."""
+    """Update without a receipt. `due`: when to send it next (0: at once); `wait`: seconds until the time after that."""
 
     round: int
     theta: bytes
@@ -138,16 +138,19 @@ class Pending:
 
 @dataclass(frozen=True)
 class Session:
-    """All that a device knows of its job.
+    """State of a device in its job. Times are seconds on the shell's clock.
 
-    `model` is our spec's digest, `seed`, `d` and `e` its seed, masked weights and exact values. `work`: (round,
-    theta digest) that we fetch, train or have finished, so that no round is trained twice. `fetching` until the
-    probabilities are complete; none of their chunks before `fetch_due` means asking again. `held`: the last ones
-    that came (to begin with, even odds), which the next may be told against; `by_delta`: that is what we fetch now.
-    `training` while Train is under way; after `failures` in a row it is tried `again` at that time. `busy`: what we
-    sent has not left this machine. `finished_before`: the work whose receipt an earlier life of ours had.
-    `aggregator`: the boot number of its latest life that we heard of; `away` when it said, or the broker said for
-    it, that it left.
+    model: digest of this device's spec; `seed`, `d` and `e` are its seed, masked weights and exact values.
+    announce: the last announcement that came.
+    work: (round, digest of theta) that is being fetched or trained, or is finished; no round is trained twice.
+    fetching: True until the probabilities are complete. They are asked for again if no chunk comes before `fetch_due`.
+    held: the last complete probabilities (at first all are 1/2); the next may come as a difference from them.
+    by_delta: True while such a difference is being fetched.
+    training: True while Train is under way; after `failures` in a row it is tried again at time `again`.
+    busy: True while published messages wait in this machine's queue.
+    finished_before: the `work` that had its receipt before this program started.
+    aggregator: boot number of the aggregator's last start that was heard of.
+    away: True if the aggregator has left; it said so itself, or the broker did in its place.
     """
 
     job: str
@@ -180,7 +183,7 @@ Step: TypeAlias = tuple[Session, list[Effect]]
 
 
 def start(session: Session) -> list[Effect]:
-    """What a device does first."""
+    """Return the effects of the beginning: subscriptions to announcements, heartbeats and this device's receipts."""
     watch = [
         topics.round_(session.job),
         topics.aggregator(session.job),
@@ -190,7 +193,7 @@ def start(session: Session) -> list[Effect]:
 
 
 def step(session: Session, event: Event) -> Step:
-    """One event; total, whatever a peer sends."""
+    """Return the state after `event`, and the effects to carry out. Raises nothing, whatever a peer sends."""
     match event:
         case Ticked(now, busy):
             return _ticked(replace(session, now=now, busy=busy))
@@ -223,12 +226,12 @@ def _ticked(session: Session) -> Step:
             session, more = _whole(session, announce, "the difference does not come")
             effects += more
         else:
-            # Subscribing anew makes the broker send what it retained once more.
+            # A new subscription makes the broker send its retained messages once more.
             topic = _source(session, announce)
             effects += [Log("the probabilities do not come; asking again"), Unsubscribe(topic), Subscribe(topic)]
             session = replace(session, fetch_due=session.now + FETCH_SECONDS)
     if session.again is not None and session.now >= session.again and session.announce is not None:
-        # A failed training must not cost the round: memory may be free again, a file may be back.
+        # One failure must not lose the round: by now memory may be free, or a missing file may be there again.
         session, more = _announced(replace(session, work=None, again=None), session.announce)
         effects += more
     return session, effects
@@ -257,7 +260,7 @@ def _announced(session: Session, announce: Announce) -> Step:
         effects.append(Log(f"job {session.job} trains model {theirs}, our bundle is model {mine}: not taking part"))
     wanted = (announce.round, announce.theta)
     if session.work is not None and (session.work != wanted or not ours):
-        # Whatever we were doing for another round, probabilities or model, nobody wants any more.
+        # The work under way is for another round, other probabilities or another model: its result would be useless.
         effects += _stop_fetching(session)
         effects += [Cancel()] if session.training else []
         session = replace(session, fetching=False, training=False, assembly=None, work=None, again=None)
@@ -286,7 +289,7 @@ def _announced(session: Session, announce: Announce) -> Step:
         ]
     held = session.held
     if held is not None and held.digest() == announce.theta:
-        # The even odds of a first round, or a round that goes on after everybody's restart: nothing is to be fetched.
+        # Nothing to fetch: probabilities of 1/2 in a first round, or the same round after everybody's restart.
         session = replace(session, work=wanted, training=True)
         return session, [*effects, Log(f"round {announce.round} of {announce.rounds}"), Train(announce, held)]
     by_delta = announce.delta_chunks > 0 and held is not None and held.digest() == announce.base
@@ -300,13 +303,13 @@ def _announced(session: Session, announce: Announce) -> Step:
 
 
 def _source(session: Session, announce: Announce) -> str:
-    """Where the probabilities that we fetch are."""
+    """Return the topic filter of the probabilities, or of the difference, that is being fetched."""
     topic = topics.delta if session.by_delta else topics.theta
     return topic(session.job, announce.round, "+")
 
 
 def _whole(session: Session, announce: Announce, why: str) -> Step:
-    """Give up the delta and fetch the whole probabilities of the same round."""
+    """Stop fetching the difference, and fetch the whole probabilities of the same round."""
     effects: list[Effect] = [
         Log(f"round {announce.round}: {why}; fetching the whole probabilities"),
         Unsubscribe(_source(session, announce)),
@@ -322,7 +325,7 @@ def _theta_chunk(session: Session, announce: Announce, chunk: Chunk) -> Step:
     try:
         assembly = session.assembly
         if assembly is None or not _fits(chunk, assembly.first):
-            # Sixteen bits a weight is more than any levels need; a larger transfer is not probabilities.
+            # No number of levels needs more than sixteen bits per weight; probabilities are never larger.
             assembly = begin(chunk, 2 * session.d + exact.MAX_BYTES * session.e + (1 << 16))
         assembly = assembly.add(chunk)
     except ProtocolError as error:
@@ -341,7 +344,7 @@ def _theta_chunk(session: Session, announce: Announce, chunk: Chunk) -> Step:
     except ProtocolError as error:
         if session.by_delta:
             return _whole(session, announce, f"the difference is no good ({error.code}: {error})")
-        # Forget the round, so that the next announcement starts over.
+        # Forget the round, so that its next announcement starts it anew.
         effects = _stop_fetching(session)
         session = replace(session, work=None, assembly=None, fetching=False)
         return session, [*effects, Log(f"round {announce.round}: {error.code}: {error}")]
@@ -351,14 +354,14 @@ def _theta_chunk(session: Session, announce: Announce, chunk: Chunk) -> Step:
 
 
 def _from_held(session: Session, announce: Announce, held: Theta, blob: bytes) -> Theta:
-    """Theta from the one before and what came: what changed, or the masks that made it. Raises ProtocolError."""
+    """Return theta from the last one, `held`, and a difference or the round's masks. Raises ProtocolError."""
     if blob[:1] == bytes([relay.ID]):
         return relay.decode(blob, held, session.seed, session.job, announce.training.max_blocks)
     return delta.decode(blob, held)
 
 
 def _fits(chunk: Chunk, first: Chunk) -> bool:
-    """Whether both are of one transfer cut in one way; an aggregator that restarts may cut it in another."""
+    """True if both chunks belong to one transfer in one chunk size; a restarted aggregator may use another size."""
     return (chunk.transfer, chunk.total, chunk.size) == (first.transfer, first.total, first.size)
 
 
@@ -372,14 +375,14 @@ def _trained(session: Session, event: Trained) -> Step:
 
 
 def _send_due(session: Session) -> Step:
-    """Send what has waited long enough; a receipt is what stops it."""
+    """Send every pending update that is due; each is sent again, ever less often, until its receipt comes."""
     if not session.online:
         return session, []
     effects: list[Effect] = []
     pending = []
     for item in session.pending:
         if item.due <= session.now and session.busy and item.due > 0:
-            # The last copy has not even left yet; a second one behind it would only make the queue longer.
+            # The last copy is still in this machine's queue; a second one would only make the queue longer.
             item = replace(item, due=session.now + item.wait)
         elif item.due <= session.now:
             effects.append(Send(item.frame))

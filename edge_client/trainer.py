@@ -1,8 +1,8 @@
-"""Training in a process of its own, so that it can neither starve the network nor take the client down with it.
+"""Training in a child process, so that it can neither block the client's network traffic nor crash the client.
 
-A runtime may hold Python's lock for seconds, use all memory or crash in native code; the client outlives each of these
-and says what happened. The child gets its work through a pipe and ends when the pipe does. It alone holds the data:
-what the client has to know of them comes through the pipe, from each child that has loaded them.
+A runtime may hold Python's lock for seconds, use all memory or crash in native code; the client survives each of these
+and reports it. The child gets its work through a pipe, and ends when the pipe is closed. Only the child holds the data;
+each child that has loaded it sends the client a summary through the pipe.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ from seedmask.mask import Theta
 from seedmask.wire import Announce, encode
 
 STUCK_SECONDS: Final = 120.0
-"""How long work waits for a child that does not answer; longer than any one training step."""
+"""Seconds until a child that does not answer is replaced by a new one; longer than any single training step."""
 
 
 @dataclass(frozen=True)
 class Advanced:
-    """The training has done `step` of `steps`."""
+    """Progress of the training: `step` of `steps` begins."""
 
     step: int
     steps: int
@@ -50,7 +50,7 @@ class Advanced:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A training process has loaded the `data`; `fit` and its estimate in bytes where there is a ceiling."""
+    """Report of a child that has loaded its `data`; `fit`, if memory_mb is set: the plan and its estimate in bytes."""
 
     data: DataSummary
     fit: tuple[MicroBatchPlan, int] | None = None
@@ -69,12 +69,12 @@ class _Stop:
 
 @dataclass(frozen=True)
 class _Ready:
-    """The child waits for work."""
+    """Report of a child that it waits for work."""
 
 
 @dataclass(frozen=True)
 class _Broken:
-    """The child cannot train at all."""
+    """Report of a child that it cannot train at all; `reason` is for people."""
 
     reason: str
 
@@ -83,29 +83,30 @@ News: TypeAlias = Trained | Failed | Advanced | Loaded
 
 
 class Trainer(Protocol):
-    """Train one round at a time."""
+    """Trainer of one round at a time; it works in the background, and the client polls it for `news`."""
 
     def begin(self, announce: Announce, theta: Theta) -> None:
-        """Start; `news` brings Trained or Failed in the end."""
+        """Start to train the round of `announce` from `theta`; `news` returns Trained or Failed when it has ended."""
 
     def cancel(self) -> None:
-        """Give up what was begun, if anything."""
+        """Stop the training under way, if there is one; neither Trained nor Failed follows."""
 
     def news(self) -> News | None:
-        """Return what happened since, one at a time; None for nothing more."""
+        """Return the oldest event that was not returned yet, or None. Does not block."""
 
     def close(self) -> None:
-        """End."""
+        """End the training and release what it holds."""
 
 
 class ProcessTrainer:
-    """Train in a child process, which starts with `load` or the first round, and again after a crash.
+    """Trainer in a child process, which starts with `load` or the first round, and again after a crash.
 
-    Work waits here until the child says that it is ready: both ends block when both write at once and nobody reads.
+    A round is sent to the child only after the child has said that it is ready: if both sides wrote at once and neither
+    read, both would block for ever.
     """
 
     def __init__(self, config: EdgeConfig) -> None:
-        """Nothing is started yet."""
+        """Keep the settings; nothing is started yet."""
         self._config = config
         self._context = multiprocessing.get_context("spawn")
         self._process: multiprocessing.process.BaseProcess | None = None
@@ -116,12 +117,12 @@ class ProcessTrainer:
         self._asked = 0.0  # when work began to wait for a child that is not ready
 
     def load(self) -> Loaded:
-        """Start the child and wait until it has loaded the data. Raises UserError: why it cannot."""
+        """Start the child and wait until it has loaded the data. Raises UserError if it cannot, and says why."""
         if self._pipe is None:
             self._spawn()
         assert self._pipe is not None
         try:
-            message = self._pipe.recv()  # Ctrl-C ends the waiting, `close` the child
+            message = self._pipe.recv()  # Ctrl-C interrupts this wait; `close` then ends the child
         except (EOFError, OSError):
             why = self._end()
             raise UserError(f"{why} while it loaded the data") from None
@@ -166,7 +167,7 @@ class ProcessTrainer:
             try:
                 if not self._pipe.poll():
                     if self._next is not None and time.monotonic() - self._asked > STUCK_SECONDS:
-                        # It neither starts nor stops what it was told to stop; a fresh one takes over.
+                        # The child neither ends the cancelled training nor asks for work: a new one replaces it.
                         self._asked = time.monotonic()
                         self._spawn()
                     return None
@@ -185,7 +186,7 @@ class ProcessTrainer:
             elif isinstance(message, Advanced):
                 if self._begun is not None:
                     return message
-            elif (message.round, message.theta) == self._begun:  # and not of a round that was cancelled
+            elif (message.round, message.theta) == self._begun:  # otherwise: of a cancelled round
                 self._begun = None
                 news: News = message
                 return news
@@ -197,7 +198,7 @@ class ProcessTrainer:
         return None if begun is None else Failed(*begun, why)
 
     def _end(self) -> str:
-        """Clean up after a child that is gone; say how it ended."""
+        """Clean up after a child that has ended, and return how it ended."""
         code = None
         if self._process is not None:
             self._process.join(5)
@@ -223,15 +224,16 @@ class ProcessTrainer:
 
 @contextlib.contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Start a child so that Ctrl-C, which reaches every process of a terminal, cuts neither it nor its start in two.
+    """Hold back SIGINT and SIGTERM while a child starts, so that neither interrupts the start half-way.
 
-    The child does not get SIGINT at all, since a blocked signal stays so; ours, and SIGTERM, come when it has started.
+    Ctrl-C reaches every process of a terminal. The child starts with SIGINT blocked and never receives it; signals that
+    came for this process in the meantime are delivered at the end.
     """
     resource_tracker.ensure_running()  # first, because its start would unblock the signal
     came: list[tuple[int, FrameType | None]] = []
     before: dict[signal.Signals, Any] = {}
     if threading.current_thread() is threading.main_thread():
-        # Blocking is not enough for us: NumPy's threads take signals as well, and Python handles them here.
+        # Blocking is not enough: the signal may go to a thread of NumPy's, and Python then runs the handler here.
         for which in (signal.SIGINT, signal.SIGTERM):
             before[which] = signal.signal(which, lambda number, frame: came.append((number, frame)))
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -250,8 +252,8 @@ def _undisturbed() -> Iterator[None]:
 
 
 def _serve(config: EdgeConfig, pipe: Connection) -> None:
-    """The child: open everything once, then one round per _Begin, until the pipe ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    """Run the child: load data and runtime once, then train one round per _Begin, until the pipe is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     with contextlib.suppress(OSError):
         os.nice(5)
     with contextlib.suppress(EOFError, OSError):
@@ -270,7 +272,7 @@ def _serve(config: EdgeConfig, pipe: Connection) -> None:
             pipe.send(_Broken(traceback.format_exc(limit=-2)))
             return
         rng, bits_per_index = np.random.default_rng(), config.bits_per_index
-        kept = list[State]()  # the optimiser between rounds; lost with this process or a round given up, as may be
+        kept = list[State]()  # the optimiser's state between rounds; lost with this process or a cancelled round
 
         def progress(step: int, steps: int) -> bool:
             pipe.send(Advanced(step, steps))
@@ -305,5 +307,5 @@ def _serve(config: EdgeConfig, pipe: Connection) -> None:
                 continue
             kept = [outcome.state] if work.keep_optimizer and outcome.state else []
             pipe.send(Trained(announce.round, announce.theta, transfer_id(frame), frame))
-            # Vectors of this round would lie beside those of the next one, which memory_mb does not reckon with.
+            # Free this round's vectors before the next round begins: memory_mb counts those of one round.
             del outcome, message, theta, frame

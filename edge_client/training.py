@@ -1,8 +1,8 @@
-"""One round of local training: from the global probabilities to new scores, and from these to the masks that are sent.
+"""Local training of one round: from the global probabilities to new scores, and from these to the masks that are sent.
 
-FedPM's client (Isik et al., arXiv 2209.15328, algorithm 1): scores start at logit(theta), every step draws a fresh mask
-for the forward pass, and at the end masks are drawn from what was learnt, and they are all that leaves the device.
-Randomness here is private to the device, but for the uniforms that the codecs share with the aggregator (PROTOCOL 2).
+FedPM's client (Isik et al., arXiv 2209.15328, algorithm 1). Scores start at logit(theta), and every step draws a fresh
+mask for the forward pass. At the end masks are drawn from the learnt probabilities and sent in place of the scores.
+Random numbers are private to the device, except for the uniforms that a codec shares with the aggregator (PROTOCOL 2).
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ Progress = Callable[[int, int], bool]
 
 @dataclass(frozen=True, eq=False)
 class TrainingResult:
-    """What training gives.
+    """Result of one round of local training.
 
-    `scores` float32 [d], the logits of the probabilities that were learnt; the last epoch's mean `loss` (nats) and
-    `correct` predictions; `state`, to go on from where the optimiser stood (None: nothing to go on from); `exact`
-    float32 [e], the exact values that were learnt.
+    `scores` float32 [d]: logits of the learnt probabilities. `loss` and `correct`: the last epoch's mean loss (nats, or
+    squared error for "mse") and number of correct predictions. `state`: the optimiser's state after the last step, for
+    a next round to continue from, or None. `exact` float32 [e]: the learnt exact values.
     """
 
     scores: F32
@@ -42,7 +42,7 @@ class TrainingResult:
 
 
 def step_config(training: TrainingConfig, round_: int) -> StepConfig:
-    """Return what a job asks of every step in round `round_`; the mean network's epochs are `train`'s affair."""
+    """Return the settings of every step of round `round_`; `mean` is left False, because `train` sets it by epoch."""
     return StepConfig(
         rate=training.rate(round_),
         optimizer=training.optimizer,
@@ -67,15 +67,18 @@ def train(
     round_: int = 1,
     kept: list[State] | None = None,
 ) -> TrainingResult | None:
-    """Train `training.epochs` passes over `data`. None if `progress` stopped it; DivergedError for NaN.
+    """Train for `training.epochs` passes over `data`, and return the result; None if `progress` stopped it.
 
-    `kept` has the last round's Outcome.state where the optimiser goes on from round to round. It is taken out of the
-    list, so that nobody holds two states of it.
+    `theta`: the global probabilities to start from. `batch`: examples per step. `kept`: a list with the last round's
+    `TrainingResult.state`, if the optimiser continues from round to round; the state is taken out of the list, so that
+    the caller does not keep a second one in memory. FedPM: Isik et al., arXiv 2209.15328, algorithm 1.
+
+    Raises DivergedError if scores, exact values or the loss are no longer finite.
     """
     n = len(data.y)
     per_epoch = -(-n // batch)
     rule = step_config(training, round_)
-    # Scores are held by the state alone: a vector less from the first step on.
+    # Only the state refers to the scores, so their memory is free from the first step on.
     if kept:
         state = kept.pop().again(theta.logit(), rule, theta.values())
     else:
@@ -112,11 +115,10 @@ def update_of(
     rng: np.random.Generator,
     bits_per_index: float | None = None,
 ) -> Update:
-    """The message that reports `outcome`: `training.masks` masks, each drawn and coded as the announcement asks.
+    """Return the update that reports `outcome`: the masks, drawn and coded as `announce` asks, and the exact values.
 
-    And how far the exact values have come.
-
-    `rng` is private; `bits_per_index` is the device's own wish for bits of KL per block index, within the job's bounds.
+    `samples`: number of examples trained on. `rng`: the device's private generator. `bits_per_index`: bits of relative
+    entropy per block index that this device prefers for codec `hmrc`; the job's bounds apply. PROTOCOL 5 and 6.
     """
     training = announce.training
     plan = training.plan(bits_per_index)

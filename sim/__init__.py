@@ -1,4 +1,4 @@
-"""Fleets of devices on one machine, with the deployed client and the deployed aggregator.
+"""Simulations: a fleet of devices on one machine, running the same client and aggregator as a real fleet.
 
 Example:
     >>> from sim import simulate
@@ -36,4 +36,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
+    """Return the public names."""
     return sorted(__all__)

@@ -1,8 +1,8 @@
-"""A broker in memory on virtual time: Link for programs that run in the simulator, with the faults of a real network.
+"""MQTT broker in memory, on virtual time, with the faults of a real network; programs in the simulator use its links.
 
-It keeps what MQTT promises at QoS 1 with a persistent session, no more: at least once, in order, retained messages on
-subscription, wills. Bytes are counted as MQTT 5 PUBLISH packets of that content; acknowledgements, pings and TCP are
-not in them.
+It does what MQTT guarantees at QoS 1 with a persistent session, and no more: delivery at least once and in order,
+retained messages on subscription, wills. It counts the bytes of MQTT 5 PUBLISH packets, without acknowledgements, pings
+and TCP.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from seedmask.io.link import Connected, Disconnected, Event, Received, Traffic, 
 
 @dataclass
 class Agenda:
-    """What happens when: virtual seconds, and among equals in the order of entry."""
+    """Agenda of a virtual clock: actions by time, in virtual seconds; at equal times in the order they were added."""
 
     now: float = 0.0
     _queue: list[tuple[float, int, Callable[[], None]]] = field(default_factory=list)
     _order: count[int] = field(default_factory=count)
 
     def at(self, time: float, action: Callable[[], None]) -> None:
-        """Do `action` at `time`, or now if that has passed."""
+        """Add an `action` to be done at `time`, or now if that has passed."""
         heapq.heappush(self._queue, (max(time, self.now), next(self._order), action))
 
     def run(self, done: Callable[[], bool], limit: float) -> bool:
-        """Do everything in order until `done`, True, or until nothing is left or `limit` has passed, False."""
+        """Do the actions in order until `done()`; return False if none are left or `limit` has passed before that."""
         while not done():
             if not self._queue or self._queue[0][0] > limit:
                 return False
@@ -40,7 +40,7 @@ class Agenda:
 
 @dataclass(frozen=True)
 class Wire:
-    """One device's connection: bytes per second each way, seconds of latency."""
+    """Connection of one device: `up` and `down` in bytes per second, `latency` in seconds."""
 
     up: float = float("inf")
     down: float = float("inf")
@@ -48,13 +48,13 @@ class Wire:
 
 
 def packet_bytes(topic: str, payload: bytes) -> int:
-    """Length of an MQTT 5 PUBLISH packet, QoS 1, no properties (MQTT 5.0, section 3.3)."""
+    """Return the bytes of an MQTT 5 PUBLISH packet with QoS 1 and no properties (MQTT 5.0, section 3.3)."""
     rest = 2 + len(topic.encode()) + 2 + 1 + len(payload)
     return 1 + max(1, -(-rest.bit_length() // 7)) + rest
 
 
 def matches(pattern: str, topic: str) -> bool:
-    """Whether a topic filter covers a topic (MQTT 5.0, section 4.7)."""
+    """True if a topic filter matches a topic (MQTT 5.0, section 4.7)."""
     wanted, found = pattern.split("/"), topic.split("/")
     for i, part in enumerate(wanted):
         if part == "#":
@@ -65,16 +65,16 @@ def matches(pattern: str, topic: str) -> bool:
 
 
 class MemoryBroker:
-    """All links of one simulation."""
+    """Broker of one simulation: its links and its retained messages."""
 
     def __init__(self, agenda: Agenda) -> None:
-        """No link yet."""
+        """Begin without links."""
         self.agenda = agenda
         self.retained: dict[str, bytes] = {}
         self.links: list[MemoryLink] = []
 
     def route(self, topic: str, payload: bytes, retain: bool) -> None:
-        """Deliver to everybody who subscribed, and keep it if asked."""
+        """Deliver a message to every link that subscribed to its topic, and retain it if `retain`."""
         if retain and payload:
             self.retained[topic] = payload
         elif retain:
@@ -84,19 +84,19 @@ class MemoryBroker:
 
 
 class MemoryLink:
-    """A Link that hands each event to `deliver` at its time, since virtual programs do not wait in `receive`."""
+    """Link that passes each event to `deliver` at its virtual time, because virtual programs never wait."""
 
     def __init__(
         self, broker: MemoryBroker, wire: Wire, deliver: Callable[[Event], None], will: Will | None = None
     ) -> None:
-        """Connected from the next event on."""
+        """Connect; `deliver` gets Connected as the next event."""
         self.broker, self.wire, self.deliver, self.will = broker, wire, deliver, will
         self.topics: list[str] = []
         self.up = True
         self._sent = self._received = 0
         self._up_free = self._down_free = 0.0
         self._backlog: list[tuple[str, bytes, bool]] = []
-        self._held: list[tuple[str, bytes]] = []  # what the broker keeps for our session while we are away
+        self._held: list[tuple[str, bytes]] = []  # what the broker keeps for the session while it is offline
         broker.links.append(self)
         self._later(0.0, Connected())
 
@@ -121,7 +121,7 @@ class MemoryLink:
             self.topics.remove(topic)
 
     def offer(self, topic: str, payload: bytes) -> None:
-        """The broker has a message; it arrives if we subscribed to it."""
+        """Deliver a message from the broker, if this link subscribed to its topic."""
         if any(matches(pattern, topic) for pattern in self.topics):
             self._arrive(topic, payload)
 
@@ -147,7 +147,7 @@ class MemoryLink:
         self.broker.agenda.at(self._up_free + self.wire.latency, lambda: self.broker.route(topic, payload, retain))
 
     def cut(self, seconds: float) -> None:
-        """Lose the connection for a while; what is published meanwhile goes out afterwards."""
+        """Cut the connection for some virtual `seconds`; what is published meanwhile is sent afterwards."""
         self.up = False
         self.deliver(Disconnected("cut by the simulator"))
         self.broker.agenda.at(self.broker.agenda.now + seconds, self._restore)
@@ -164,13 +164,13 @@ class MemoryLink:
                 self._arrive(topic, payload)
 
     def vanish(self) -> None:
-        """The program died: nothing more arrives, and the broker speaks its will."""
+        """End the link as if its program had crashed: nothing arrives any more, and the broker publishes its will."""
         self.close()
         if self.will is not None:
             self.broker.route(self.will.topic, self.will.payload, True)
 
     def receive(self, timeout: float) -> Event | None:
-        """Events come through `deliver`; nothing waits here."""
+        """Return None at once: all events go to `deliver`."""
         return None
 
     def busy(self) -> bool:
@@ -182,7 +182,7 @@ class MemoryLink:
         return CHUNK_BYTES
 
     def traffic(self) -> Traffic:
-        """See the module's first lines for what is counted."""
+        """Return the bytes sent and received so far; the module's docstring says what is counted."""
         return Traffic(self._sent, self._received)
 
     def close(self) -> None:

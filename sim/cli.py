@@ -1,4 +1,4 @@
-"""`seedmask simulate`: a whole fleet on this machine, as real processes or on virtual time."""
+"""`seedmask simulate`: run a whole fleet on this machine, as real processes or on virtual time."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ examples:
     seedmask simulate                                8 device processes, a real broker, Fashion-MNIST, the small MLP
     seedmask simulate --model conv4 --rounds 10      another network
     seedmask simulate --split c_max:2                two classes per device
-    seedmask simulate --preset thrifty --kappa 24    least bytes; what each knob is for: docs/explanation/learning.md
+    seedmask simulate --preset thrifty --kappa 24    fewest bytes; docs/explanation/learning.md explains the settings
     seedmask simulate --data mine.npz --bundle mine.bundle --split dirichlet:0.3
     seedmask simulate --virtual --devices 100 --per-round 10 --rounds 50 --seed 1 --json run.json
     seedmask simulate --bundle my.bundle --broker 127.0.0.1:1883
-    seedmask simulate --runtime onnxruntime,torch,reference          another runtime on each device, in turn
+    seedmask simulate --runtime onnxruntime,torch,reference          devices that train with different runtimes
     seedmask simulate --bundle both.bundle --runtime onnxruntime,ort_training --python ort_training=venv/bin/python
 
-Real processes are the default: what they send is counted by the kernel. With --virtual everything runs in this process
-on a pretended clock, and the same arguments and --seed give the same bytes.
+By default broker, aggregator and devices are real processes, and the kernel counts the bytes that they send. With
+--virtual the fleet runs on a simulated clock, without a network; the same arguments and --seed give the same bytes.
 """
 
 
@@ -46,12 +46,12 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     fleet = parser.add_argument_group("fleet")
     fleet.add_argument("--devices", type=int, default=8, metavar="N", help="number of devices (8)")
-    fleet.add_argument("--virtual", action="store_true", help="one process, virtual time, reproducible")
+    fleet.add_argument("--virtual", action="store_true", help="simulate clock and network too; reproducible")
     fleet.add_argument(
         "--runtime",
         default="onnxruntime",
         metavar="NAMES",
-        help=f"what trains, of {', '.join(names())} (onnxruntime); with commas between: device after device, in turn",
+        help=f"runtimes that devices train with, in turn: NAME,NAME of {', '.join(names())} (onnxruntime)",
     )
     fleet.add_argument(
         "--python",
@@ -59,22 +59,26 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         dest="pythons",
         metavar="NAME=PATH",
-        help="devices of runtime NAME run by this interpreter, which has seedmask in another environment",
+        help="Python of another environment that has seedmask, for the devices of runtime NAME",
     )
     fleet.add_argument("--threads", type=int, default=1, metavar="N", help="threads per training (1)")
     fleet.add_argument("--broker", metavar="HOST:PORT", help="use this broker instead of starting one")
     fleet.add_argument(
-        "--crash", type=float, default=0.0, metavar="P", help="virtual: chance to die in a round's training"
+        "--crash",
+        type=float,
+        default=0.0,
+        metavar="P",
+        help="with --virtual: probability that a device dies while it trains a round",
     )
     fleet.add_argument(
         "--cut",
         type=float,
         default=0.0,
         metavar="P",
-        help="virtual: chance to lose the connection in a round",
+        help="with --virtual: probability that a device loses its connection in a round",
     )
     data = parser.add_argument_group("model and data")
-    data.add_argument("--model", metavar="NAME", help=f"{', '.join(MODELS)} ({MODELS[0]}); for your own see --bundle")
+    data.add_argument("--model", metavar="NAME", help=f"network: {', '.join(MODELS)} ({MODELS[0]})")
     for name, what in (("exact", "trained and sent as numbers"), ("frozen", "random signs without a mask")):
         data.add_argument(
             f"--{name}",
@@ -83,62 +87,76 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
             metavar="PATTERN",
             help=f"parameters of --model that are {what}; patterns as for `seedmask export`",
         )
-    data.add_argument("--bundle", type=Path, metavar="FILE", help="a bundle of `seedmask export` instead of --model")
-    data.add_argument("--model-seed", type=int, metavar="N", help=f"of the frozen weights of --model ({MODEL_SEED})")
+    data.add_argument("--bundle", type=Path, metavar="FILE", help="your own network, a bundle of `seedmask export`")
+    data.add_argument(
+        "--model-seed", type=int, metavar="N", help=f"seed of the random weights of --model ({MODEL_SEED})"
+    )
     data.add_argument(
         "--data",
         default=datasets.AUTO,
         metavar="DATA",
-        help="an .npz file with x and y, and maybe x_test and y_test; or a name, of "
-        f"{', '.join(datasets.names())} (auto: Fashion-MNIST, else digits)",
+        help="an .npz file with x and y, and if you like x_test and y_test; or a data set: "
+        f"{', '.join(datasets.names())} (auto: fashion-mnist if it is found, otherwise digits)",
     )
-    data.add_argument("--data-dir", type=Path, metavar="DIR", help="folder with the files of a data set by name")
-    data.add_argument("--test", type=Path, metavar="FILE", help="an .npz file whose x and y measure the model")
+    data.add_argument("--data-dir", type=Path, metavar="DIR", help="folder with the files of the named data set")
+    data.add_argument("--test", type=Path, metavar="FILE", help="an .npz file with x and y to test the model on")
     data.add_argument(
         "--test-share",
         type=float,
         metavar="P",
-        help=f"share of an .npz file without x_test that is held out to measure the model ({SHARE:g})",
+        help=f"share of an .npz file without x_test that is held out to test the model on ({SHARE:g})",
     )
-    data.add_argument("--split", default="iid", metavar="HOW", help=f"{', '.join(partition.WAYS)} (iid)")
+    data.add_argument(
+        "--split", default="iid", metavar="HOW", help=f"how examples are divided: {', '.join(partition.WAYS)} (iid)"
+    )
     data.add_argument(
         "--examples",
         type=int,
         metavar="N",
-        help=f"training examples per device, 0: all ({PER_DEVICE} of a data set by name, all of a file)",
+        help=f"training examples per device, 0: all ({PER_DEVICE} of a named data set, all of a file)",
     )
     data.add_argument(
-        "--eval-examples", type=int, default=2000, metavar="N", help="test examples after each round, 0: all (2000)"
+        "--eval-examples",
+        type=int,
+        default=2000,
+        metavar="N",
+        help="examples to test on after each round, 0: all (2000)",
     )
     work = parser.add_argument_group("job")
-    work.add_argument("--rounds", type=int, default=20, metavar="N", help="rounds (20)")
-    work.add_argument(
-        "--preset", default="default", choices=sorted(PRESETS), help="what the knobs begin with (default)"
-    )
+    work.add_argument("--rounds", type=int, default=20, metavar="N", help="number of rounds (20)")
+    work.add_argument("--preset", default="default", choices=sorted(PRESETS), help="settings to start from (default)")
     work.add_argument(
         "--set",
         action="append",
         default=[],
         dest="knobs",
         metavar="KEY=VALUE",
-        help="any key of run.toml's [training] and [aggregation]; may be given often",
+        help="set any key of [training] and [aggregation] in run.toml; may be repeated",
     )
-    work.add_argument("--per-round", type=int, default=0, metavar="N", help="ask only N devices each round, 0: all")
-    work.add_argument("--quorum", type=int, default=0, metavar="N", help="close a round at N updates, 0: all asked")
-    work.add_argument("--minimum", type=int, default=1, metavar="N", help="updates that are enough when time is up (1)")
-    work.add_argument("--deadline", type=float, default=600.0, metavar="S", help="seconds per round (600)")
-    settings.add_options(parser, "training: what each device does", known_knobs(TrainingConfig), "default")
-    settings.add_options(parser, "aggregation: what the server makes of it", known_knobs(AggregationConfig), "default")
+    work.add_argument("--per-round", type=int, default=0, metavar="N", help="devices selected each round, 0: all (0)")
+    work.add_argument(
+        "--quorum", type=int, default=0, metavar="N", help="updates that end a round, 0: all selected (0)"
+    )
+    work.add_argument(
+        "--minimum", type=int, default=1, metavar="N", help="fewest updates to end a round with at its deadline (1)"
+    )
+    work.add_argument(
+        "--deadline", type=float, default=600.0, metavar="S", help="seconds until the deadline of a round (600)"
+    )
+    settings.add_options(parser, "training: settings of the devices", known_knobs(TrainingConfig), "default")
+    settings.add_options(parser, "aggregation: settings of the server", known_knobs(AggregationConfig), "default")
     out = parser.add_argument_group("output")
-    out.add_argument("--seed", type=int, metavar="N", help="of the split and all virtual chance (random)")
+    out.add_argument(
+        "--seed", type=int, metavar="N", help="seed of the split and of everything random with --virtual (random)"
+    )
     out.add_argument(
         "--out",
         type=Path,
         default=Path("out/simulate"),
         metavar="DIR",
-        help="folder for everything (out/simulate)",
+        help="folder for all results; it is emptied first (out/simulate)",
     )
-    out.add_argument("--json", type=Path, metavar="FILE", help="also write the summary here; -: to the screen")
+    out.add_argument("--json", type=Path, metavar="FILE", help="also write the summary to FILE; -: to stdout")
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -149,7 +167,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _as_options(text: str) -> str:
-    """Return a message about parameters with their options' names: `per_round` is --per-round here."""
+    """Return a message about parameters with the names of the command's options: `per_round` becomes --per-round."""
     return re.sub(r"`(\w+)`", lambda found: "--" + _OPTIONS.get(found[1], found[1]).replace("_", "-"), text)
 
 
@@ -215,7 +233,7 @@ def _parameters(options: argparse.Namespace) -> Parameters:
 
 
 def _knobs(options: argparse.Namespace) -> dict[str, Any]:
-    """What overrides the preset, by key of run.toml's tables. Raises UserError."""
+    """Return the settings that override the preset, by their names in run.toml. Raises UserError."""
     knobs: dict[str, Any] = {}
     for text in options.knobs:
         key, equals, value = text.partition("=")
@@ -233,7 +251,7 @@ def _inputs(options: argparse.Namespace) -> list[Path | str]:
 
 
 def _check_json(path: Path | None, out: Path) -> None:
-    """Refuse to write the summary where nobody can, or where it would be emptied. Raises UserError."""
+    """Raise UserError if the summary cannot be written to `path`, or if `path` is deleted with the old `out`."""
     if path is None or str(path) == "-":
         return
     folder, inside = path.resolve().parent, out.resolve()
@@ -242,7 +260,7 @@ def _check_json(path: Path | None, out: Path) -> None:
 
 
 def _introduce(setup: Setup) -> None:
-    """Say what is about to run."""
+    """Print what is about to run."""
     spec = setup.bundle.spec
     sizes = sorted(len(part.y) for part in setup.parts)
     kind = "images" if len(spec.input) == 3 else "examples"
@@ -256,7 +274,7 @@ def _introduce(setup: Setup) -> None:
 
 
 def _tell(out: Path, history: History) -> None:
-    """Say how it went, and what was written."""
+    """Print the results, and which files were written."""
     value = history.summary
     metric, kind = value["metric"], "images" if len(history.model.spec.input) == 3 else "examples"
     sampled, thresholded, mean = (
@@ -279,7 +297,7 @@ def _tell(out: Path, history: History) -> None:
         table = report.runtimes_table(value["runtimes"], metric)
         print(f"training {'accuracy and ' if metric == 'accuracy' else ''}loss by runtime (devices)\n{table}\n")
     for name, what in (
-        ("summary.json", "all of this, for scripts"),
+        ("summary.json", "these results, for scripts"),
         ("rounds.csv", "one line per round"),
         (f"{metric}.png", f"{metric} against bytes"),
         ("model.smk", f"the model: seed and mask, {(out / 'model.smk').stat().st_size:,} bytes"),

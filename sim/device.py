@@ -1,7 +1,6 @@
-"""Devices' names, and kinds of device for virtual time: how fast they train and how they are connected.
+"""Names of simulated devices, and their kinds on virtual time: how fast they train and how they are connected.
 
-The kinds are assumptions to vary a fleet with, not measurements of any board. `weights_per_second`: masked weights
-times training steps per second.
+The kinds are assumed figures, so that the devices of a fleet differ; no board was measured.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from sim.broker import Wire
 
 @dataclass(frozen=True)
 class Profile:
-    """Assumed speed and connection of one kind of device."""
+    """Kind of device: its assumed speed, in masked weights times training steps per second, and its connection."""
 
     name: str
     weights_per_second: float
@@ -29,10 +28,10 @@ PROFILES: Final = (
 
 
 def profile_of(index: int) -> Profile:
-    """Every third device is of the same kind."""
+    """Return the kind of device `index`, counted from 0; the kinds take turns."""
     return PROFILES[index % len(PROFILES)]
 
 
 def name_of(index: int) -> str:
-    """What a simulation calls its devices, from 0."""
+    """Return the name of device `index`, counted from 0."""
     return f"device-{index:03d}"

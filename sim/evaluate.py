@@ -1,7 +1,8 @@
-"""Measure the global model three ways, on examples that no device has seen.
+"""Evaluation of the global model on examples that no device has seen, in three ways.
 
-sampled: a fresh mask drawn from theta per batch of 500, as FedPM reports it (noisy); thresholded: the finished model,
-theta >= 1/2; mean: the weights w * theta.
+sampled: the sampled network, with a new mask for every 500 examples, as FedPM reports it (arXiv 2209.15328); noisy.
+thresholded: the finished model, which keeps the weights with theta >= 1/2.
+mean: the mean network, with weights w * theta.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ from seedmask.spec import ModelSpec
 
 _BATCH = 500
 METRICS: Final = {"cross-entropy": "accuracy", "mse": "error"}
-"""What is measured, by the model's loss: the share of correct classes, 0 .. 1, or the mean squared error."""
+"""Measure for each loss: accuracy, the share of correct predictions, 0 .. 1, or error, the mean squared error."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """One figure for each way of using theta, of the kind that METRICS has for the model's loss."""
+    """Score of the sampled, thresholded and mean network; accuracy or error, as METRICS says for the model's loss."""
 
     sampled: float
     thresholded: float

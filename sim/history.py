@@ -1,4 +1,4 @@
-"""What a simulation gives back: its rounds, its model, and ways to look at them."""
+"""Result of a simulation: its rounds, its model, and ways to look at them."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class History:
-    """A simulation that is over.
+    """Result of a simulation.
 
-    `rounds`: a record for each round that ended, in order. `model`: the finished model after the last of them, a seed
-    and a mask, with `predict(x)` and `save(path)`. `summary`: what was run, its final score on the whole test set and
-    its bytes, as `seedmask simulate --json` writes it. `stopped`: True if `on_round` ended it early.
+    rounds: a record of each round, in order.
+    model: the finished model after the last round (a seed and a mask), with `predict(x)` and `save(path)`.
+    summary: what was run, the final score on the whole test set, and all bytes; `seedmask simulate --json` writes it.
+    stopped: True if `on_round` ended the simulation early.
     """
 
     rounds: tuple[RoundRecord, ...]
@@ -32,9 +33,10 @@ class History:
     stopped: bool = False
 
     def plot(self, path: Path | str | None = None) -> Figure:
-        """Draw the score against the kilobytes that one device has sent; written to `path` (.png, .pdf, .svg) if given.
+        """Return a plot of the score against the kilobytes that one device has sent; write it to `path`, if given.
 
-        Without a path the figure is pyplot's, and a notebook shows it. Raises MissingPackageError without matplotlib.
+        `path` ends in .png, .pdf or .svg. Without a path the figure belongs to pyplot, and a notebook shows it. Raises
+        MissingPackageError without matplotlib.
         """
         try:
             if path is None:
@@ -53,10 +55,10 @@ class History:
         return figure
 
     def to_dataframe(self) -> DataFrame:
-        """Return the rounds as a pandas DataFrame, a row each, indexed by `round`.
+        """Return the rounds as a pandas DataFrame, one row per round, indexed by `round`.
 
-        Columns as in rounds.csv: seconds, updates, accuracy_sampled (or error_sampled) ... Raises MissingPackageError
-        without pandas.
+        Its columns are those of rounds.csv: seconds, updates, accuracy_sampled (or error_sampled) and so on. Raises
+        MissingPackageError without pandas.
         """
         try:
             import pandas

@@ -1,4 +1,4 @@
-"""The folder of a simulation: what may be emptied, and what is written when it is over."""
+"""Output folder of a simulation: check that it may be emptied, empty it, and write the results."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MARKER: Final = ".seedmask-simulation"
 
 
 def check(out: Path, inputs: Iterable[Path]) -> None:
-    """Refuse to empty what is not ours, or what has one of `inputs` inside. Raises UserError."""
+    """Raise UserError if `out` is neither empty nor of an earlier simulation, or has one of `inputs` inside."""
     inside = out.resolve()
     for path in inputs:
         if path.resolve().is_relative_to(inside):
@@ -30,10 +30,10 @@ def check(out: Path, inputs: Iterable[Path]) -> None:
 
 
 def claim(out: Path) -> None:
-    """Make `out` new, and mark it as ours; `check` saw that it may be emptied. Raises UserError."""
+    """Make or empty the folder `out`, and mark it as a simulation's; call `check` first. Raises UserError."""
     try:
         out.mkdir(parents=True, exist_ok=True)
-        (out / MARKER).touch()  # first, and it stays: interrupted here, the folder is still ours
+        (out / MARKER).touch()  # written first and never removed, so that an interrupted simulation can be repeated
         for path in out.iterdir():
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
@@ -44,7 +44,7 @@ def claim(out: Path) -> None:
 
 
 def write(out: Path, history: History) -> None:
-    """Write summary.json, rounds.csv, accuracy.png (error.png for an mse) and model.smk into `out`."""
+    """Write summary.json, rounds.csv, accuracy.png (error.png if the loss is "mse") and model.smk into `out`."""
     value = history.summary
     report.write_json(out / "summary.json", value)
     report.write_csv(out / "rounds.csv", value)

@@ -1,4 +1,4 @@
-"""Who holds which examples: the splits under which federated learning is measured."""
+"""Splits: how the examples of a data set are divided among devices."""
 
 from __future__ import annotations
 
@@ -18,9 +18,11 @@ WAYS = ("iid", "c_max:<c>", "classes:<c>", "dirichlet:<alpha>", "sizes:<ratio>")
 def split(how: str, labels: npt.NDArray[Any], devices: int, per_device: int, rng: np.random.Generator) -> list[Indices]:
     """Return the positions of each device's examples, sorted; each device has at least one.
 
-    `how` is one of WAYS; `labels` are classes, int64 [n], or other targets [n, ...], for which "iid" and "sizes" alone
-    make sense. `per_device` is how many (the mean, where sizes differ), at most an equal share of all; 0 deals out as
-    many as there are. Raises UserError: what was found, what can be made.
+    how: one of WAYS.
+    labels: classes, int64 [n], or other targets [n, ...], for which only "iid" and "sizes" are possible.
+    per_device: examples per device (their mean, if sizes differ), at most an equal share of all; 0: that share.
+
+    Raises UserError if `how` is unknown, or cannot be made of these examples.
     """
     n = len(labels)
     if devices < 1 or devices > n or per_device < 0:
@@ -53,27 +55,29 @@ def _positive(text: str) -> float | None:
 
 
 def _deal(sizes: npt.NDArray[np.int64], n: int, rng: np.random.Generator) -> list[Indices]:
-    """Examples at random, `sizes[k]` to device k."""
+    """Return randomly drawn examples, `sizes[k]` of them for device k."""
     ends = np.cumsum(sizes)
     order = rng.permutation(n)
     return [np.sort(order[end - size : end]) for size, end in zip(sizes, ends, strict=True)]
 
 
 def _geometric(devices: int, total: int, ratio: float, rng: np.random.Generator) -> npt.NDArray[np.int64]:
-    """Sizes that sum to `total`, the largest `ratio` times the smallest and geometric in between, in random order."""
+    """Return sizes that sum to `total`, in geometric steps from the smallest to `ratio` times that, in random order."""
     weight = rng.permutation(np.geomspace(1, ratio, devices))
-    ends = np.rint(total * np.cumsum(weight) / weight.sum()).astype(np.int64)  # so that rounding loses nobody
+    ends = np.rint(total * np.cumsum(weight) / weight.sum()).astype(
+        np.int64
+    )  # ends are rounded, not sizes, so that their sum is exact
     sizes: npt.NDArray[np.int64] = np.maximum(1, np.diff(ends, prepend=0))
-    while sizes.sum() > total:  # what went to the smallest comes from the largest
+    while sizes.sum() > total:  # rounding a size up to 1 is paid for by the largest
         sizes[sizes.argmax()] -= 1
     return sizes
 
 
 def _classes(labels: Indices, devices: int, size: int, c: int, rng: np.random.Generator) -> list[Indices]:
-    """Exactly `c` classes a device, in equal parts, and equal sizes: the label skew of McMahan et al. (1602.05629).
+    """Return equal sizes, with exactly `c` classes per device in equal parts (McMahan et al., arXiv 1602.05629).
 
-    Classes have devices in equal numbers, as far as that goes. Nothing is shared and nothing shortened on the quiet:
-    a class that would run out is an error.
+    As far as possible, every class has the same number of devices. Devices share no examples. Raises UserError if a
+    class has too few examples.
     """
     classes, stock = np.unique(labels, return_counts=True)
     if size < c:
@@ -102,9 +106,9 @@ def _classes(labels: Indices, devices: int, size: int, c: int, rng: np.random.Ge
 
 
 def _dirichlet(labels: Indices, devices: int, size: int, alpha: float, rng: np.random.Generator) -> list[Indices]:
-    """Equal sizes, and on each device a mix of classes drawn from Dirichlet(alpha x shares): Hsu et al., 1909.06335.
+    """Return equal sizes, with classes mixed by Dirichlet(alpha * their shares) (Hsu et al., arXiv 1909.06335).
 
-    Without replacement: what a class that has run out cannot give comes from the others, in the proportions drawn.
+    Devices share no examples: if a class has run out, the other classes give more, in the proportions drawn.
     """
     classes, stock = np.unique(labels, return_counts=True)
     share = stock / stock.sum()
@@ -116,7 +120,7 @@ def _dirichlet(labels: Indices, devices: int, size: int, alpha: float, rng: np.r
         take = np.zeros(len(classes), np.int64)
         while missing := size - int(take.sum()):
             open_ = left > take
-            # A mix can be 0 on every class that is left, for a tiny alpha: then as the stock is.
+            # For a tiny alpha, the mix can be 0 on every class that is left: then draw in proportion to what is left.
             odds = np.where(open_, mix, 0.0)
             odds = odds / odds.sum() if odds.sum() > 0 else np.where(open_, left - take, 0) / (left - take)[open_].sum()
             take = np.minimum(take + rng.multinomial(missing, odds), left)
@@ -126,14 +130,16 @@ def _dirichlet(labels: Indices, devices: int, size: int, alpha: float, rng: np.r
 
 
 def _c_max(labels: Indices, devices: int, size: int, c: int, rng: np.random.Generator) -> list[Indices]:
-    """At most `c` neighbouring classes a device, and sizes up to ten times apart, as in FedPM (arXiv 2209.15328).
+    """Return at most `c` neighbouring classes per device, and sizes up to tenfold apart (FedPM, arXiv 2209.15328).
 
-    `size` is the mean, unless a device would take more of a class than there is. Devices may share examples only once a
-    class has run out, which is when its deck is reshuffled.
+    `size` is their mean, unless a device would need more examples of a class than there are. When all examples of a
+    class are taken, it is shuffled and dealt out again, so that devices then share some.
     """
     classes = np.unique(labels)
     weight = rng.permutation(np.geomspace(1, 10, devices))
-    ends = np.rint(size * devices * np.cumsum(weight) / weight.sum()).astype(int)  # so that rounding loses nobody
+    ends = np.rint(size * devices * np.cumsum(weight) / weight.sum()).astype(
+        int
+    )  # ends are rounded, not sizes, so that their sum is exact
     sizes = np.maximum(1, np.diff(ends, prepend=0))
     decks = {int(k): rng.permutation(np.flatnonzero(labels == k)) for k in classes}
     taken = dict.fromkeys(decks, 0)

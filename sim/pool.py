@@ -1,9 +1,9 @@
-"""Real training for virtual devices, on all cores: each round of each device is a job of its own.
+"""Training of virtual devices, on all cores: each device's round is a training job of its own.
 
-A job's randomness comes from its arguments alone, so neither the number of workers, nor their kind, nor who finishes
-first can change a result. `Pool` has processes, which hold every device's data once each and die with us; a process
-imports the program that started it, which a notebook or a script of a few lines does not survive, so `Threads` train
-in this process: onnxruntime and NumPy let go of Python's lock while they work.
+All random numbers of a job follow from its arguments, so that results depend neither on the number and kind of the
+workers nor on the order in which they finish. `Pool` has worker processes, each with the data of all devices. A new
+process imports the program that started it, which fails in a notebook or a short script; for these `Threads` trains in
+this process, since onnxruntime and NumPy release Python's lock while they compute.
 """
 
 from __future__ import annotations
@@ -32,9 +32,10 @@ from seedmask.wire import Announce, encode
 
 @dataclass(frozen=True, eq=False)
 class TrainingJob:
-    """Train `announce.training` from `theta` on the data of device `index`, called `name`; `chance` seeds everything.
+    """Training of one device in one round: device `index`, called `name`, trains as `announce` asks, from `theta`.
 
-    `kept`: the optimiser's state after the device's last round, where the job lets it go on.
+    `chance`: seed of all its random numbers. `kept`: the optimiser's state after the device's last round, if the
+    optimiser continues from round to round.
     """
 
     index: int
@@ -47,7 +48,7 @@ class TrainingJob:
 
 @dataclass(frozen=True, eq=False)
 class Done:
-    """`frame`, the encoded update; or the `failure`, for people. `kept`: the optimiser's state, where it goes on."""
+    """Result of a job: `frame`, the encoded update, or `failure`, for people; and `kept` for the device's next job."""
 
     frame: bytes
     failure: str
@@ -56,7 +57,7 @@ class Done:
 
 @dataclass(frozen=True, eq=False)
 class Worker:
-    """What a job needs beside itself; `parts`, the examples of every device."""
+    """Worker that trains: a runtime, its bundle, and `parts`, the examples of every device."""
 
     runtime: Runtime
     bundle: Bundle
@@ -73,7 +74,7 @@ def _open(bundle: Bundle, parts: list[Dataset], runtime: str, threads: int) -> N
 
 
 def _die_with_parent() -> None:
-    """End at once when our parent has, even if it was killed: nobody else would tell us."""
+    """End this process as soon as its parent has ended, even if the parent was killed."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     multiprocessing.connection.wait([parent.sentinel])
@@ -86,7 +87,7 @@ def _work(job: TrainingJob) -> Done:
 
 
 def work(worker: Worker, job: TrainingJob, progress: Progress = lambda step, steps: True) -> Done:
-    """Do a job here and now; `progress` may stop it, then it has failed."""
+    """Train a job in the calling thread, and return its result; a job that `progress` stops has failed."""
     spec, data = worker.bundle.spec, worker.parts[job.index]
     rng = np.random.default_rng(job.chance)
     try:
@@ -105,14 +106,14 @@ def work(worker: Worker, job: TrainingJob, progress: Progress = lambda step, ste
 
 
 class Trains(Protocol):
-    """Where a fleet's training is done: a Pool, or whatever else begins jobs."""
+    """Place where jobs are trained: a Pool, Threads, or any other object with `begin`."""
 
     def begin(self, job: TrainingJob) -> Future[Done]:
-        """Start a job."""
+        """Start a job, and return the future of its result."""
 
 
 class Pool:
-    """Workers for one simulation; a context, so that they end with it. UserError on leaving it if one of them died."""
+    """Worker processes of one simulation. A context manager: leaving it ends them, and raises UserError if one died."""
 
     def __init__(self, bundle: Bundle, parts: list[Dataset], runtime: str, threads: int, workers: int) -> None:
         """Start `workers` processes with `threads` threads each."""
@@ -121,7 +122,7 @@ class Pool:
         )
 
     def begin(self, job: TrainingJob) -> Future[Done]:
-        """Start a job."""
+        """Start a job, and return the future of its result."""
         return self._executor.submit(_work, job)
 
     def __enter__(self) -> Pool:
@@ -133,15 +134,15 @@ class Pool:
         self._executor.shutdown(cancel_futures=True)
         if isinstance(error, BrokenProcessPool):
             raise UserError(
-                "a training process died, probably for want of memory; with more --threads there are fewer of them"
+                "a training process died, probably for lack of memory; a higher --threads starts fewer processes"
             ) from None
 
 
 class Threads:
-    """Workers in this process, for one simulation; a context. Leaving it stops trainings at their next step."""
+    """Worker threads of one simulation. A context manager: leaving it stops all training at the next step."""
 
     def __init__(self, bundle: Bundle, parts: list[Dataset], runtime: str, threads: int, workers: int) -> None:
-        """Open `workers` runtimes with `threads` threads each, one after the other: packages are loaded once."""
+        """Open `workers` runtimes with `threads` threads each, one after another, so that packages load only once."""
         self._free: queue.SimpleQueue[Worker] = queue.SimpleQueue()
         for _ in range(workers):
             self._free.put(Worker(open_runtime(runtime, bundle, threads), bundle, parts))
@@ -149,11 +150,11 @@ class Threads:
         self._left = threading.Event()
 
     def begin(self, job: TrainingJob) -> Future[Done]:
-        """Start a job."""
+        """Start a job, and return the future of its result."""
         return self._executor.submit(self._work, job)
 
     def _work(self, job: TrainingJob) -> Done:
-        worker = self._free.get()  # there are as many as threads
+        worker = self._free.get()  # never waits: there are as many workers as threads
         try:
             return work(worker, job, lambda step, steps: not self._left.is_set())
         finally:

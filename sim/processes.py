@@ -1,7 +1,7 @@
-"""A fleet of real processes on loopback: broker, aggregator and N clients, started with the commands one would type.
+"""Fleet of real processes on loopback: broker, aggregator and N clients, started by the commands of a real fleet.
 
-Each device has a folder with its own data and edge.toml, as on its own machine. A process that dies is started again,
-as a service manager would; each finds its state on disk. Ctrl-C, or our own death, ends them all.
+Each device has a folder with its own data and edge.toml, as if it had its own machine. A process that dies is started
+again, like by a service manager, and finds its state on disk. All of them end when this process ends, however it does.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from sim.device import name_of
 from sim.runtimes import Assignment
 
 MAX_RESTARTS = 5
-LEFT_SECONDS = 30.0  # a device that left may have heard of the job's end before we do
+LEFT_SECONDS = 30.0  # for a device that has left: it may hear of the job's end before this process does
 HOST = "127.0.0.1"
 
 Closed = Callable[[dict[str, object], Theta, float], None]
@@ -41,7 +41,7 @@ Idle = Callable[[str], None]
 
 @dataclass
 class _Process:
-    """One program of the fleet, with its log file; `arguments` after `seedmask`. `left`: when it ended by itself."""
+    """Process of the fleet: `seedmask` with `arguments`. `left`: time (monotonic) at which it ended by itself."""
 
     name: str
     arguments: list[str]
@@ -69,13 +69,13 @@ class _Process:
 
 
 def _toml(name: str, table: Mapping[str, object]) -> str:
-    """One table of numbers, texts and flags; JSON writes these as TOML does."""
+    """Return a table of TOML; its numbers, texts and flags are written as in JSON, which TOML reads as well."""
     return f"[{name}]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in table.items())
 
 
 @dataclass
 class ProcessFleet:
-    """A job on this machine. `folder` gets everything; `settings` are run.toml's tables, dataclasses by name."""
+    """Fleet of one job on this machine. `folder` gets all files; `settings`: the tables of run.toml, dataclasses."""
 
     folder: Path
     bundle: Path
@@ -91,7 +91,11 @@ class ProcessFleet:
     _all: list[_Process] = field(default_factory=list)
 
     def run(self, closed: Closed, idle: Idle) -> float:
-        """Work until the job is done; seconds it took. `idle` hears what is being waited for. Raises UserError."""
+        """Run until the job is done, and return the seconds that it took.
+
+        `closed` is called with the record, theta and time of each round that has ended, `idle` with what the fleet
+        waits for. Raises UserError if a program ends with an error or dies too often.
+        """
         with contextlib.ExitStack() as stack:
             if self.broker is None:
                 ours = stack.enter_context(dev_broker(HOST, log=self.folder / "broker.log"))
@@ -114,7 +118,7 @@ class ProcessFleet:
             return time.monotonic() - began
 
     def _write(self, host: str, port: int) -> None:
-        """Every program's settings, and every device's data."""
+        """Write the settings of every program and the data of every device."""
         address = f'[broker]\nhost = "{host}"\nport = {port}\n'
         bundle = json.dumps(str(self.bundle.resolve()))
         home = self.folder / "aggregator"
@@ -163,12 +167,12 @@ class ProcessFleet:
                     child.wait()
 
     def _note_pids(self) -> None:
-        """Who is who, for people and tests that want to kill somebody."""
+        """Write pids.json, for people and tests that want to kill one of the processes."""
         pids = {process.name: process.running.pid for process in self._all if process.running is not None}
         write_atomic(self.folder / "pids.json", json.dumps(pids, indent=1).encode())
 
     def _watch(self) -> None:
-        """Start again what died; give up on what dies of its settings, or too often."""
+        """Restart processes that died. Raises UserError if one refused its settings, died too often or left early."""
         for process in self._all:
             status = process.running.poll() if process.running is not None else None
             if status is None:
@@ -190,22 +194,22 @@ class ProcessFleet:
                 raise UserError(f"{device.name} left before the job was done; its last words:\n{device.last_words()}")
 
     def _said(self) -> list[str]:
-        """What the aggregator said so far, without its time stamps."""
+        """Return the aggregator's log lines so far, without time stamps."""
         log = self.folder / "aggregator.log"
         lines = log.read_text(errors="replace").splitlines() if log.exists() else []
         return [text for line in lines if (text := line.partition(" aggregator: ")[2])]
 
     def _done(self) -> bool:
-        """Whether the aggregator said that the last round is closed; the other words are those of a restart."""
+        """True if the aggregator has logged that the job is done, or, after a restart, that it already was."""
         return any(
             line.startswith(f"job {self.job} is done") or line.endswith("are already done") for line in self._said()
         )
 
     def traffic(self) -> tuple[int, int]:
-        """Bytes sent and received by all devices, as their kernels counted them, from their journals.
+        """Return the bytes sent and received by all devices, which the kernel counts and clients write to journals.
 
-        Every life of a device (its `boot`) counts from zero. What a killed life sent and received after its last line
-        is not in it.
+        The count starts at zero with every start of a client (its `boot`). Bytes that a killed client sent and received
+        after the last line of its journal are missing.
         """
         up = down = 0
         for index in range(len(self.parts)):

@@ -1,4 +1,4 @@
-"""Turn what a simulation measured into records, a summary, tables and a picture."""
+"""Reports of a simulation: records, summary, tables and plot."""
 
 from __future__ import annotations
 
@@ -20,11 +20,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RoundRecord:
-    """One round that is over; printed, it is one line.
+    """Record of one round that has ended; `print` shows it in one line.
 
-    `metric` says what `score` is: "accuracy", shares of correct classes, 0 .. 1, or "error", mean squared errors.
-    `train_loss`: mean of the devices' last epoch (nats, or squares), None where nobody answered. `update_bytes`: of all
-    updates of this round. `seconds` since the start, on the simulation's clock.
+    round: its number, from 1.
+    seconds: time since the start, on the simulation's clock.
+    updates: number of updates that were counted; `update_bytes`: their size together.
+    score: of the global model after this round, in three ways.
+    train_loss: mean loss of the devices' last epoch (nats, or squared error), None if no device answered.
+    metric: "accuracy" if `score` has shares of correct predictions, 0 .. 1; "error" if mean squared errors.
     """
 
     round: int
@@ -37,12 +40,15 @@ class RoundRecord:
 
     @property
     def accuracy(self) -> Score:
-        """Accuracy three ways: `.mean`, `.thresholded` (the finished model), `.sampled`. AttributeError for an mse."""
+        """Return the accuracy in three ways: `.mean`, `.thresholded` (the finished model) and `.sampled`.
+
+        Raises AttributeError if the model's loss is "mse".
+        """
         return self._of("accuracy")
 
     @property
     def error(self) -> Score:
-        """Mean squared error three ways. AttributeError for a model of classes."""
+        """Return the mean squared error in three ways. Raises AttributeError if the model predicts classes."""
         return self._of("error")
 
     def _of(self, metric: str) -> Score:
@@ -60,13 +66,13 @@ class RoundRecord:
 
 
 def figure(metric: str, value: float) -> str:
-    """Return a score as people read it: 85.3%, or 0.0123."""
+    """Return a score as text for people: "85.3%" for an accuracy, "0.0123" for an error."""
     return f"{value:.1%}" if metric == "accuracy" else f"{value:.4g}"
 
 
 @dataclass(frozen=True)
 class TrafficReport:
-    """All bytes of all devices over the whole job, and who counted them."""
+    """Bytes of all devices over the whole job; `counted`: who counted them, for people."""
 
     uplink_bytes: int
     downlink_bytes: int
@@ -75,7 +81,7 @@ class TrafficReport:
 
 @dataclass(frozen=True)
 class Facts:
-    """What was run."""
+    """Facts about what was run, for the summary."""
 
     model: str
     dataset: str
@@ -93,10 +99,10 @@ class Facts:
 def summary(
     facts: Facts, rows: Sequence[RoundRecord], final: Score, traffic: TrafficReport, seconds: float
 ) -> dict[str, Any]:
-    """The one object that scripts read; `seconds` on the clock that `facts.clock` names.
+    """Return the summary of a simulation, for scripts; `seconds`: on the clock that `facts.clock` names.
 
-    What is "per round" is per device and round that took part, that is per update that was counted. The bytes are all
-    bytes of all devices, also of those that were not asked or came too late.
+    "Per round" means per counted update: only devices that took part in a round are in the denominator. Bytes are those
+    of all devices, also of devices that were not selected or answered too late.
     """
     took_part = max(sum(row.updates for row in rows), 1)
     bits = 8 / (took_part * facts.parameters)
@@ -118,9 +124,9 @@ def summary(
 
 
 def by_runtime(reports: Iterable[Report], runtime_of: Mapping[str, str]) -> dict[str, Any]:
-    """What devices said of their training, added up per runtime and round; `runtime_of` device.
+    """Return what devices reported of their training, per runtime and round; `runtime_of`: runtime by device's name.
 
-    Means over examples: loss in nats, accuracy of the last epoch's forward passes before their steps.
+    Loss (nats) and accuracy are means over examples, measured during the last epoch, before each step.
     """
     found: dict[str, Any] = {
         name: {"devices": sorted(device for device, its in runtime_of.items() if its == name), "history": []}
@@ -142,7 +148,7 @@ def by_runtime(reports: Iterable[Report], runtime_of: Mapping[str, str]) -> dict
 
 
 def runtimes_table(found: Mapping[str, Any], metric: str = "accuracy") -> str:
-    """Return `by_runtime` as text: a row per round; per runtime accuracy and loss, or the loss alone for an error."""
+    """Return the result of `by_runtime` as a table for people: accuracy (unless `metric` is "error") and loss."""
     wide = max(15, *(len(name) + 5 for name in found))
     names = [f"{name} ({len(value['devices'])})" for name, value in found.items()]
     cells: dict[int, dict[str, str]] = {}
@@ -174,12 +180,12 @@ def _flat(row: RoundRecord, facts: Facts) -> dict[str, Any]:
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """`value` as JSON; the same value gives the same bytes."""
+    """Write `value` as JSON; equal values give equal bytes."""
     write_atomic(path, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
 
 
 def write_csv(path: Path, value: Mapping[str, Any]) -> None:
-    """The history, one line per round."""
+    """Write the rounds of a summary as CSV, one line per round."""
     out = io.StringIO()
     history = value["history"]
     writer = csv.DictWriter(out, list(history[0]) if history else ["round"])
@@ -189,7 +195,7 @@ def write_csv(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def draw(value: Mapping[str, Any], figure: Figure) -> None:
-    """Draw, into a matplotlib `figure`, what `summary` gave: the score against what one device has sent up to then."""
+    """Draw a summary into a matplotlib `figure`: the score against the kilobytes that one device has sent so far."""
     metric, history = value["metric"], value["history"]
     sent, total = [], 0.0
     for row in history:

@@ -1,4 +1,4 @@
-"""The run itself: one fleet, on virtual time in this process or as real processes, from a Setup to a History."""
+"""Run of a simulation, from a Setup to a History: on virtual time in this process, or as real processes."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ Closed = Callable[[dict[str, Any], Theta, float], None]
 Waiting = Callable[[str], None]
 
 
-class StopSimulation(Exception):  # noqa: N818 - a wish, as StopIteration is, and no failure
-    """Raised by `on_round` to end a simulation after the round that it was told of."""
+class StopSimulation(Exception):  # noqa: N818 - no error, like StopIteration
+    """Exception for `on_round` to raise: the simulation ends after the round that was passed to it."""
 
 
 @dataclass(frozen=True)
 class _Ended:
-    """What only a fleet knows: `seconds` it took on its clock, all `traffic`, its `broker`, processes that died."""
+    """Facts about a fleet that has ended: `seconds` on its clock, `traffic`, `broker`, `restarts` of dead processes."""
 
     seconds: float
     traffic: report.TrafficReport
@@ -47,10 +47,13 @@ class _Ended:
 
 
 def run(setup: Setup, out: Path, on_round: OnRound, waiting: Waiting, pool: type[Pool] | type[Threads]) -> History:
-    """Run the fleet in `out`, an empty folder, until its rounds are over or `on_round` raises StopSimulation.
+    """Run the fleet in `out`, an empty folder, until all rounds are over or `on_round` raises StopSimulation.
 
-    `on_round` is told of every round that has ended, `waiting` what the fleet waits for; `pool` trains where the clock
-    is virtual. Raises UserError.
+    on_round: called with the record of every round that has ended.
+    waiting: called with what the fleet waits for, a text.
+    pool: class that trains the devices on virtual time.
+
+    Raises UserError.
     """
     spec = setup.bundle.spec
     write_atomic(out / "model.bundle", bundles.to_bytes(setup.bundle))
@@ -62,7 +65,7 @@ def run(setup: Setup, out: Path, on_round: OnRound, waiting: Waiting, pool: type
 
     def closed(record: dict[str, Any], theta: Theta, seconds: float) -> None:
         nonlocal stopped
-        if stopped:  # a round that ended while the fleet was being stopped
+        if stopped:  # this round ended while the fleet was being stopped
             return
         reached = score(setup.evaluator, spec, setup.eval_set, theta, rng)
         figures = record["train_loss"], record["update_bytes"]
@@ -129,7 +132,7 @@ def _processes(setup: Setup, out: Path, closed: Closed, waiting: Waiting, clock:
         folder=out,
         bundle=out / "model.bundle",
         spec=setup.bundle.spec,
-        # A name of its own: a broker that others use too may retain the end of an earlier simulation.
+        # A random name: a shared broker may still retain the end of an earlier simulation's job.
         job=f"sim-{secrets.token_hex(4)}",
         parts=setup.parts,
         settings={"rounds": setup.rounds, "training": setup.training, "aggregation": setup.aggregation},

@@ -1,4 +1,4 @@
-"""What trains on which device of a simulation, and whether it can: `--runtime` and `--python`."""
+"""Choice of a runtime for each device of a simulation (`--runtime`, `--python`), and the check that it can run."""
 
 from __future__ import annotations
 
@@ -13,35 +13,38 @@ from typing import Final
 from edge_client import runtimes
 from seedmask.errors import UserError
 
-_SECONDS: Final = 120.0  # for another interpreter to say what it has; importing is slow on a busy machine
+_SECONDS: Final = 120.0  # for another interpreter to answer; importing is slow on a busy machine
 
 
 @dataclass(frozen=True)
 class Assignment:
-    """Device i trains with the i-th of `names`, and round again; `pythons`: the interpreter of some of them."""
+    """Runtimes of a simulation: the devices take `names` in turn.
+
+    `pythons`: for some of these names, the path of another Python interpreter that runs their devices.
+    """
 
     names: tuple[str, ...]
     pythons: Mapping[str, str]
 
     @property
     def all(self) -> list[str]:
-        """Every runtime of the simulation, the evaluating one included."""
+        """Return every runtime of the simulation, also the one that evaluates, sorted."""
         return sorted({self.here, *self.names})
 
     @property
     def here(self) -> str:
-        """What this process evaluates with: the first that it can run itself."""
+        """Return the runtime with which this process evaluates: the first one without an interpreter of its own."""
         return next((name for name in self.names if name not in self.pythons), "onnxruntime")
 
     def of(self, index: int) -> str:
-        """The runtime of device `index`."""
+        """Return the runtime of device `index`, counted from 0."""
         return self.names[index % len(self.names)]
 
 
 def assign(text: str, pythons: Sequence[str], virtual: bool) -> Assignment:
-    """Read --runtime NAME,NAME and every --python NAME=PATH, and ask each interpreter whether it is ready.
+    """Return the assignment that `--runtime NAME,NAME` and every `--python NAME=PATH` ask for.
 
-    Raises UserError.
+    Every interpreter is run once, to see that it has the runtime. Raises UserError.
     """
     chosen = tuple(name.strip() for name in text.split(","))
     for name in chosen:
@@ -59,7 +62,9 @@ def assign(text: str, pythons: Sequence[str], virtual: bool) -> Assignment:
         found = shutil.which(path)
         if found is None:
             raise UserError(f"--python {entry}: {path} is no program")
-        paths[name] = os.path.abspath(found)  # not resolved: what a link is called tells Python its environment
+        paths[name] = os.path.abspath(
+            found
+        )  # links are kept: Python finds its virtual environment by the path it is called by
     assignment = Assignment(chosen, paths)
     for name in assignment.all:
         if name in paths:
@@ -70,7 +75,7 @@ def assign(text: str, pythons: Sequence[str], virtual: bool) -> Assignment:
 
 
 def _ask(name: str, python: str) -> None:
-    """Raise UserError unless the environment of `python` has our client and what runtime `name` needs."""
+    """Raise UserError if the environment of `python` lacks this client or something that runtime `name` needs."""
     command = [python, "-m", "seedmask.cli", "client", "runtimes", "--json"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)

@@ -1,7 +1,7 @@
-"""What a person sees while a simulation runs: a table that grows by a row per round, and what is being waited for.
+"""Screen of a running simulation: a table with a row per round, and a line that says what the fleet waits for.
 
-On a terminal it is live; in a file or a pipe it is one plain line per round, and what is being waited for goes to
-standard error. Both fit 80 columns.
+On a terminal both are redrawn in place. In a file or a pipe there is one plain line per round, and the other line goes
+to standard error. Everything fits 80 columns.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from rich.table import Table
 from sim.report import RoundRecord, figure
 
 _HEAD = ("round", "upd", "sampled", "thresh", "mean", "loss", "kB/upd", "bit/par", "time")
-_WIDTHS = (5, 4, 7, 6, 6, 6, 7, 7, 9)  # of a plain line's columns
-_SAY_SECONDS = 8.0  # rows that come faster than this say enough
+_WIDTHS = (5, 4, 7, 6, 6, 6, 7, 7, 9)  # of the columns of a plain line
+_SAY_SECONDS = 8.0  # without a new row for so long, a plain screen says what the fleet waits for
 
 
 class Screen:
-    """A context in which rows appear."""
+    """Display of a running simulation, and a context manager; leaving it on a terminal prints the whole table."""
 
     def __init__(
         self,
@@ -34,7 +34,7 @@ class Screen:
         console: Console | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`parameters`: weights of the model, for bits per parameter. `clock` gives seconds."""
+        """Prepare a display of `rounds`; `parameters`: the model's number of weights; `clock`: in seconds."""
         self._parameters, self._clock = parameters, clock
         self._console = console or Console()
         self._rows: list[tuple[str, ...]] = []
@@ -65,7 +65,7 @@ class Screen:
             self._console.print(self._table(self._rows))
 
     def row(self, row: RoundRecord) -> None:
-        """A round closed."""
+        """Show a round that has ended."""
         size = row.update_bytes / max(row.updates, 1)
         cells = (
             str(row.round),
@@ -85,7 +85,7 @@ class Screen:
             self._quiet_until = self._clock() + _SAY_SECONDS
 
     def waiting(self, text: str) -> None:
-        """What the fleet waits for."""
+        """Show what the fleet waits for."""
         self._waiting = text
         if self._console.is_terminal:
             self._live.update(self._picture())
@@ -102,7 +102,7 @@ class Screen:
         return table
 
     def _picture(self) -> Table:
-        # As many of the latest rows as fit; the whole table is printed at the end.
+        # Show the latest rows, as many as fit; the whole table is printed at the end.
         room = max(3, self._console.height - 7)
         picture = Table.grid()
         picture.add_row(self._table(self._rows[-room:]))

@@ -1,7 +1,7 @@
-"""From what a person asks for to everything a run needs, checked before anything is written.
+"""Preparation of a simulation: from its Parameters to a Setup, with all checks made before anything is written.
 
-`seedmask simulate` and `sim.simulate` ask with the same Parameters. In the text of an error a parameter's name stands
-between backquotes, as Python has it; the command writes it as its option instead.
+`seedmask simulate` and `sim.simulate` fill in the same Parameters. Errors name a parameter between backquotes, as it is
+called in Python; the command replaces it by the name of its option.
 """
 
 from __future__ import annotations
@@ -42,20 +42,21 @@ MODELS: Final = (
     "mixer",
     "mlpa",
     "conv4a",
-)  # of the zoo, those that take the images there are
+)  # networks of the zoo for images of 1x28x28
 MODEL_SEED: Final = 1
-"""Makes a network's frozen weights where nobody names another: two runs differ by what they are about, not by this."""
+"""Default seed of a network's random weights; it is fixed, so that two runs do not differ by their weights."""
 PER_DEVICE: Final = 2000
-"""Examples of a set with a name that a device gets where nobody says; of your own data it gets its whole share."""
+"""Default number of examples per device for named data sets; of your own data a device gets its whole share."""
 
 
 @dataclass(frozen=True, eq=False)
 class Parameters:
-    """What a person asks for; `sim.simulate` says what each is.
+    """Parameters of a simulation; `sim.simulate` documents each of them.
 
-    `model`: a torch module, a Bundle, the path of one, or a zoo name. `data`: (x, y), a Dataset, the path of an .npz
-    file or a set's name. `knobs`: keys of run.toml's tables of training and aggregation, which override the preset.
-    `rule`: a server rule as an object, in place of the one that `knobs` name.
+    `model`: a torch module, a Bundle, the path of one, or the name of a network in the zoo. `data`: arrays (x, y), a
+    Dataset, the path of an .npz file, or the name of a data set. `knobs`: settings that override the preset, by their
+    names in tables [training] and [aggregation] of run.toml.
+    `rule`: server rule as an object, in place of the one that `knobs` name.
     """
 
     model: Any = MODELS[0]
@@ -90,10 +91,12 @@ class Parameters:
 
 @dataclass(frozen=True)
 class Setup:
-    """Everything a run needs, made once.
+    """Everything that a run needs.
 
-    `share`: examples that each device may have, at most. `evaluator` measures theta on `eval_set` after every round
-    and on all of `data.test` at the end. `notes`: what its user should know, a sentence each.
+    parts: training examples of each device.
+    evaluator: runtime that tests the model, on `eval_set` after every round and on all of `data.test` at the end.
+    seed: of all random numbers of the run.
+    notes: sentences that the user should read.
     """
 
     asked: Parameters
@@ -113,14 +116,15 @@ class Setup:
 
     @property
     def metric(self) -> str:
-        """What is measured: "accuracy" or "error"."""
+        """Return what the tests measure: "accuracy" or "error"."""
         return METRICS[self.bundle.spec.loss]
 
 
 def prepare(asked: Parameters, where: str) -> Setup:
-    """Check everything, load data and model, and deal the examples out; nothing is written.
+    """Check all parameters, load data and model, and divide the examples among the devices. Writes nothing.
 
-    `where` names the place of an unknown knob in errors. Raises UserError: what was found, what was possible.
+    `where`: where settings were given, for errors about unknown ones. Raises UserError, which says what was found and
+    what is possible.
     """
     rounds = _checked(asked)
     training, aggregation = settings_of(asked.preset, _completed(asked.knobs), where)
@@ -166,7 +170,7 @@ def prepare(asked: Parameters, where: str) -> Setup:
 
 
 def _checked(asked: Parameters) -> RoundsConfig:
-    """Hold every number against its range, and return those of rounds. Raises UserError."""
+    """Check the range of every number, and return the settings of rounds. Raises UserError."""
     for name in ("devices", "rounds", "threads"):
         if getattr(asked, name) < 1:
             raise UserError(f"`{name}` is at least 1, found {getattr(asked, name)}")
@@ -203,7 +207,7 @@ def _checked(asked: Parameters) -> RoundsConfig:
 
 
 def _completed(knobs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `knobs` with a kappa_max that a kappa fits below, where nobody named one."""
+    """Return `knobs` with a kappa_max that is not below kappa, if only kappa was given."""
     completed = dict(knobs)
     if "kappa" in knobs and "kappa_max" not in knobs and isinstance(knobs["kappa"], int | float):
         completed["kappa_max"] = max(float(knobs["kappa"]), TrainingConfig().kappa_max)
@@ -234,7 +238,7 @@ def _rule(asked: Parameters, aggregation: AggregationConfig) -> tuple[Rule, Aggr
 
 
 def _data(asked: Parameters, seed: int) -> TrainTest:
-    """Return training and test set, however they were given. Raises UserError."""
+    """Return training and test set, from arrays, a file or a named data set. Raises UserError."""
     test = None if asked.test is None else _test(asked.test)
     rng = np.random.default_rng([seed, 4])
     given, name, origin = asked.data, "arrays", "given"
@@ -244,7 +248,7 @@ def _data(asked: Parameters, seed: int) -> TrainTest:
         found = datasets.load(given, asked.data_dir)
         return found if test is None else replace(found, test=test)
     if asked.data_dir is not None:
-        raise UserError("`data_dir` has the files of a data set with a name; your own data are in `data` itself")
+        raise UserError("`data_dir` is for named data sets; `data` already has your own examples")
     if isinstance(given, str | Path):
         name, origin = Path(given).stem, str(given)
         given, inside = own.from_npz(Path(given), "data")
@@ -259,12 +263,12 @@ def _test(given: Any) -> Dataset:
 
 
 def _is_file(text: str, suffix: str) -> bool:
-    """True if `text` is meant as a path and not as a name."""
+    """True if `text` is a path, and not the name of a network or data set."""
     return text.endswith(suffix) or "/" in text
 
 
 def _bundle(asked: Parameters, runtimes: Assignment, data: TrainTest, notes: list[str]) -> Bundle:
-    """Return the bundle of the model, however it was given; exported in memory if need be. Raises UserError."""
+    """Return the bundle of the model, which is exported in memory if it has none yet. Raises UserError."""
     model = asked.model
     if isinstance(model, Bundle):
         bundle = model
@@ -276,12 +280,12 @@ def _bundle(asked: Parameters, runtimes: Assignment, data: TrainTest, notes: lis
         return _of_module(asked, model, runtimes, data, notes)
     for name in ("exact", "frozen", "model_seed"):
         if getattr(asked, name) not in (None, (), []):
-            raise UserError(f"`{name}` is for an export; that of {bundle.spec.name} is behind it")
+            raise UserError(f"`{name}` is for an export; {bundle.spec.name} has been exported already")
     return bundle
 
 
 def _of_zoo(asked: Parameters, model: str, runtimes: Assignment) -> Bundle:
-    """Return a network of the zoo: the bundle that ships, where nothing else is asked of it, else a new export."""
+    """Return a network of the zoo: the bundle that ships with the package if it will do, otherwise a new export."""
     seed = MODEL_SEED if asked.model_seed is None else asked.model_seed
     wanted = targets(["onnxruntime", *runtimes.all])
     found = None if asked.exact or asked.frozen or set(wanted) - set(RUNTIMES) else shipped(model, seed)
@@ -310,9 +314,9 @@ def _of_zoo(asked: Parameters, model: str, runtimes: Assignment) -> Bundle:
 
 
 def _of_module(asked: Parameters, model: Any, runtimes: Assignment, data: TrainTest, notes: list[str]) -> Bundle:
-    """Export a torch module for the shapes, the range and the targets of `data`. Raises UserError.
+    """Return the bundle of a torch module, exported for the shapes, range and targets of `data`. Raises UserError.
 
-    `notes` gets a sentence for whatever the bundle does otherwise than the module.
+    A sentence is appended to `notes` for everything that the bundle does differently from the module.
     """
     if not callable(getattr(model, "forward", None)):
         raise UserError(
@@ -343,7 +347,7 @@ def _of_module(asked: Parameters, model: Any, runtimes: Assignment, data: TrainT
 
 
 def _per_device(asked: Parameters, data: TrainTest) -> int:
-    """Return how many examples a device gets, 0: its whole share."""
+    """Return the number of examples per device; 0: an equal share of all."""
     if asked.examples is not None:
         return asked.examples
     named = isinstance(asked.data, str) and not _is_file(asked.data, ".npz")
@@ -351,14 +355,14 @@ def _per_device(asked: Parameters, data: TrainTest) -> int:
 
 
 def _batch(asked: Parameters, data: TrainTest) -> int:
-    """Return the examples of a training step: BATCH, or few enough that a device takes eight steps an epoch."""
+    """Return the examples per training step: BATCH, or fewer, so that an epoch has at least eight steps."""
     share = len(data.train.y) // asked.devices
     n = min(_per_device(asked, data) or share, share)
     return min(BATCH, max(8, n // 8))
 
 
 def _fitting(data: TrainTest, bundle: Bundle) -> TrainTest:
-    """Return `data` in the model's shape. Raises UserError: which inputs or targets do not fit."""
+    """Return `data` in the model's shape. Raises UserError, which says which inputs or targets do not fit."""
     spec, shape = bundle.spec, data.train.x.shape[1:]
     if math.prod(spec.input) != math.prod(shape):
         raise UserError(

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import edge_client
 import seedmask
 import sim
 from aggregator.broker import available
@@ -235,7 +236,7 @@ def test_an_archive_brings_its_test_set_or_has_some_held_out(run: Simulate, tiny
         ({"test_share": 0.5}, "`test` and `test_share` exclude each other"),
         ({"test": None, "test_share": 1.0}, "`test_share` is above 0 and below 1"),
         ({"broker": "localhost:1883"}, "`broker` and virtual time exclude each other"),
-        ({"model_seed": 7}, "`model_seed` is for an export; that of tiny is behind it"),
+        ({"model_seed": 7}, "`model_seed` is for an export; tiny has been exported already"),
     ],
 )
 def test_what_cannot_be_run_says_what_can(run: Simulate, changes: dict[str, Any], says: str) -> None:
@@ -308,7 +309,7 @@ def test_what_opens_a_model_says_so_where_nothing_can_run_it(
 # --- what is public, and what it costs ---
 
 
-@pytest.mark.parametrize("package", [seedmask, sim])
+@pytest.mark.parametrize("package", [edge_client, seedmask, sim])
 def test_every_public_name_is_there_and_documented(package: Any) -> None:
     assert dir(package) == sorted(package.__all__)
     for name in package.__all__:
@@ -329,6 +330,18 @@ def test_importing_is_cheap() -> None:
     assert not loaded("import seedmask, sim, edge_client, aggregator, export") & (heavy | {"numpy"})
     assert not loaded("from seedmask import load_model, Bundle, UserError") & heavy
     assert not loaded("from sim import simulate, History, StopSimulation") & heavy
+    assert not loaded("from edge_client import *") & heavy
+
+
+def test_a_device_loads_nothing_of_the_workbench_the_simulator_or_the_server() -> None:
+    pytest.importorskip("onnxruntime")
+    bundle = str(Path(sim.__file__).parent / "bundles" / "mlpn.bundle")
+    started = loaded(
+        "import edge_client.cli, edge_client.trainer; from edge_client import open_runtime; "
+        f"from seedmask import bundle; open_runtime('onnxruntime', bundle.load(__import__('pathlib').Path({bundle!r})))"
+    )
+    assert {"edge_client", "onnxruntime", "paho"} <= started
+    assert not started & {"torch", "onnx", "matplotlib", "pandas", "sklearn", "rich", "sim", "export", "aggregator"}
 
 
 # --- programs of a few lines ---

@@ -125,7 +125,7 @@ def test_runtimes_lists_what_is_ready_with_its_version_and_how_to_get_the_rest(
     assert (
         rows["ort_training"]["install"]
         == "pip install 'seedmask[ort-training]' (in a clone: '.[ort-training]'); x86-64 Linux, Python 3.10 or 3.11, "
-        "in an environment of its own: it takes the place of onnxruntime"
+        "in an environment of its own: it replaces onnxruntime"
     )
     assert cli.main(["client", "runtimes"]) == 0
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
@@ -196,7 +196,7 @@ def test_export_answers_the_name_of_every_runtime_with_what_it_opens(capsys: pyt
         (["--test-share", "0.5"], "--test-share is for your own data; digits has a test set"),
         (["--data", "/nowhere/mine.npz"], "cannot read /nowhere/mine.npz"),
         (["--data", "imagenet"], "no data set called 'imagenet'; there are auto, "),
-        (["--model-seed", "7"], "--model-seed is for an export; that of tiny is behind it"),
+        (["--model-seed", "7"], "--model-seed is for an export; tiny has been exported already"),
         (["--threads", "0"], "--threads is at least 1"),
         (["--examples", "-1"], "--examples is at least 0"),
         (["--set", "avarage_last=2"], "--set: unknown key 'avarage_last'; did you mean 'average_last'?"),
@@ -304,8 +304,8 @@ def test_every_knob_can_be_set_and_what_is_set_is_what_the_job_announces(
         (began,), (result,) = db.execute("SELECT counts FROM thetas WHERE number < 2 ORDER BY number").fetchall()
         settings = dict(db.execute("SELECT name, config FROM settings").fetchall())
         updates = db.execute("SELECT COUNT(*) FROM updates").fetchone()
-    assert counts.decode(began, 7840).top == 255
-    assert counts.decode(result, 7840).top == 7
+    assert counts.decode(began, 7840).max_level == 255
+    assert counts.decode(result, 7840).max_level == 7
     assert updates == (6,)
     training = TrainingConfig(**json.loads(settings["training"]))
     asked = {"masks": 2, "momentum": 0.9, "optimizer": "sgd", "learning_rate": 3.0, "keep_optimizer": False}

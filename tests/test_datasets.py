@@ -188,7 +188,7 @@ class _Attack:
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (pickle.dumps(_Attack(), protocol=2), r"this pickle wants (posix|nt)\.system; arrays are all that is read"),
+        (pickle.dumps(_Attack(), protocol=2), r"this pickle calls (posix|nt)\.system; only arrays of numbers are read"),
         (pickle.dumps([1], protocol=2), "a dict expected, found list"),
         (pickle.dumps({b"data": np.zeros((1, 3072), np.uint8)}, protocol=2), "b'labels' expected, found b'data'"),
         (pickle.dumps({b"data": np.zeros((1, 9)), b"labels": [1]}, protocol=2), r"found float64 \[1, 9\]"),

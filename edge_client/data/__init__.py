@@ -1,6 +1,6 @@
-"""A device's own examples: one module per source of data, found by entry point; its name is `format` in edge.toml.
+"""Data sources: each is one module that loads a device's examples, found by entry point.
 
-A package of your own offers one by a line in its pyproject.toml:
+Its name stands as `format` in table [data] of edge.toml. Your own package adds one by a line in its pyproject.toml:
 
     [project.entry-points."seedmask.data"]
     camera = "seedmask_camera.data"
@@ -12,16 +12,16 @@ and a module with a frozen dataclass `Settings`, which holds the keys of [data] 
         folder: Path                     # a relative path is relative to edge.toml
         size: int = 32
 
-        def __post_init__(self):         # its ValueError is told to the user
+        def __post_init__(self):         # the user reads the text of its ValueError
             if self.size < 1:
                 raise ValueError(f"size is 1 or more, found {self.size}")
 
     def load(settings: Settings) -> Dataset:
-        ...                              # a UserError is told to the user as it is
+        ...                              # the user reads the text of its UserError
 
-Keys that `Settings` does not have are refused, and the nearest one is named. Inputs stay as they are stored (bytes for
-images); the model's spec says how they are scaled, batch by batch. Data is loaded in the training process, never in the
-one that talks to the network. This contract is provisional: it may change until it is declared stable.
+A key that `Settings` does not have is refused with the nearest known one. Return inputs as they are stored (bytes for
+images): training scales them batch by batch, as the model's spec says. `load` runs in the training process, never in
+the process that talks to the network. This contract is provisional: it may change until it is declared stable.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ __all__ = [
     "DataSettings",
     "DataSummary",
     "Dataset",
+    "TrainTest",
     "check",
     "check_inputs",
     "check_targets",
@@ -60,23 +61,26 @@ __all__ = [
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Hold inputs `x` [n, ...] as stored, uint8 or float, and labels `y` int64 [n]; float32 [n, outputs] for "mse"."""
+    """Examples: inputs `x` [n, ...] as stored, uint8 or float, and labels `y`, int64 [n].
+
+    Where the model's loss is "mse", `y` has targets, float32 [n, outputs].
+    """
 
     x: npt.NDArray[Any]
     y: npt.NDArray[Any]
 
     @property
     def nbytes(self) -> int:
-        """Bytes of both."""
+        """Return the bytes of both arrays."""
         return self.x.nbytes + self.y.nbytes
 
 
 @dataclass(frozen=True, eq=False)
 class TrainTest:
-    """A data set for trials: what devices share, and what measures them, which no device sees.
+    """Data set for simulations: `train` is divided among the devices, `test` measures the model and no device sees it.
 
-    An entry point of the group `seedmask.datasets` is a function `load(folder: Path | None) -> TrainTest`; `folder`
-    has the set's files, where its user named one. `name` and `origin` are for people: "digits", "scikit-learn".
+    An entry point of the group `seedmask.datasets` is a function `load(folder: Path | None) -> TrainTest`; `folder` has
+    the files of the set, if the user named one. `name` and `origin` are for people: "digits", "scikit-learn".
     """
 
     name: str
@@ -87,9 +91,9 @@ class TrainTest:
 
 @dataclass(frozen=True)
 class DataSummary:
-    """Tell what a process that does not hold the data has to know of it.
+    """Summary of a data set, for the process that does not hold the data itself.
 
-    Number of `examples`, their `nbytes`, and `doubt`: a sentence where their range is not the model's, or None.
+    `examples`: their number; `nbytes`: their bytes; `doubt`: a warning if their range is not the model's, or None.
     """
 
     examples: int
@@ -99,13 +103,13 @@ class DataSummary:
 
 @dataclass(frozen=True)
 class DataSettings:
-    """Table [data]: where this device's examples are. What else it has depends on `format`.
+    """Table [data] of edge.toml: where this device's examples are. Its other keys depend on `format`.
 
-    `keys` are those others as they stand, `where` names the table in errors; relative paths in it are relative to
-    `base`.
+    `keys`: those other keys, not checked yet; `where`: name of the table in errors; `base`: folder that relative paths
+    start from.
     """
 
-    format: str = knob("npz", "how the examples are stored, by the name of a source of data that is installed")
+    format: str = knob("npz", "how the examples are stored: the name of an installed data source")
     keys: Mapping[str, Any] = field(default_factory=dict, metadata=unlisted())
     where: str = field(default="[data]", metadata=unlisted())
     base: Path = field(default=Path(), metadata=unlisted())
@@ -130,12 +134,12 @@ class DataSettings:
 
 
 def formats() -> list[str]:
-    """Return the name of every source of data that an installed package offers; nothing is imported."""
+    """Return the names of all data sources that installed packages offer. Imports none of them."""
     return plugins.names(GROUP)
 
 
 def load(given: DataSettings, spec: ModelSpec) -> Dataset:
-    """Return the data in the shape of `spec`. Raises UserError: what was found, what was expected."""
+    """Return the data that table [data] names, checked and in the shape of `spec`. Raises UserError, PluginError."""
     if given.format not in formats():
         raise UserError(f"{given.where} format {given.format!r} is unknown; there are {', '.join(formats())}")
     source = plugins.load(GROUP, given.format, ("Settings", "load"))
@@ -154,7 +158,7 @@ def load(given: DataSettings, spec: ModelSpec) -> Dataset:
         data = source.load(built)
     except (UserError, MemoryError):
         raise
-    except Exception as error:  # anything: it may be somebody else's program
+    except Exception as error:  # any error is possible, because the source may be somebody else's code
         raise PluginError(f"{where} failed to load: {type(error).__name__}: {error}") from error
     if not (isinstance(data, Dataset) and isinstance(data.x, np.ndarray) and isinstance(data.y, np.ndarray)):
         raise PluginError(f"{where} has to return a Dataset of two arrays, found {type(data).__name__}")
@@ -162,12 +166,12 @@ def load(given: DataSettings, spec: ModelSpec) -> Dataset:
 
 
 def summary(data: Dataset, spec: ModelSpec) -> DataSummary:
-    """Return what is to be known of `data` where it is not held."""
+    """Return the summary of `data` for a process that does not hold it."""
     return DataSummary(len(data.y), data.nbytes, doubtful_range(data, spec))
 
 
 def doubtful_range(data: Dataset, spec: ModelSpec) -> str | None:
-    """Return a sentence if the inputs are not in the range that the model was exported for, None if they are."""
+    """Return a warning if the inputs are not in the range that the model was exported for, otherwise None."""
     low, high = spec.range
     found_low, found_high = float(data.x.min()), float(data.x.max())
     span = high - low
@@ -177,13 +181,13 @@ def doubtful_range(data: Dataset, spec: ModelSpec) -> str | None:
 
 
 def check(data: Dataset, spec: ModelSpec) -> Dataset:
-    """Return `data` in the model's shape. Raises UserError where it cannot train `spec`."""
+    """Return `data` in the shape of `spec`. Raises UserError if a model of `spec` cannot be trained on it."""
     y = check_targets(data.y, len(data.x), spec)
     return Dataset(check_inputs(data.x, spec), y)
 
 
 def check_targets(y: npt.NDArray[Any], n: int, spec: ModelSpec) -> npt.NDArray[Any]:
-    """Return `y` for `n` inputs as `spec` takes it: int64 [n], or float32 [n, outputs] for "mse". Raises UserError."""
+    """Return the targets `y` of `n` inputs as int64 [n], or float32 [n, outputs] for "mse". Raises UserError."""
     if y.ndim == 0 or len(y) == 0 or len(y) != n:
         raise UserError(f"data: {n} inputs and {f'{len(y)} labels' if y.ndim else 'a single label'}")
     return _numbers(y, spec) if spec.loss == "mse" else _labels(y, spec)
@@ -199,7 +203,7 @@ def _labels(y: npt.NDArray[Any], spec: ModelSpec) -> npt.NDArray[np.int64]:
 
 
 def _numbers(y: npt.NDArray[Any], spec: ModelSpec) -> npt.NDArray[np.float32]:
-    """Targets [n, outputs], or [n] where there is one output."""
+    """Return targets [n, outputs], or [n] for a single output, as float32 [n, outputs]. Raises UserError."""
     wanted = (len(y), spec.classes)
     if y.shape != wanted and not (spec.classes == 1 and y.ndim == 1):
         raise UserError(f"data: targets are {list(y.shape)}, model {spec.name} gives {list(wanted)}")
@@ -212,12 +216,12 @@ def _numbers(y: npt.NDArray[Any], spec: ModelSpec) -> npt.NDArray[np.float32]:
 
 
 def check_inputs(x: npt.NDArray[Any], spec: ModelSpec) -> npt.NDArray[Any]:
-    """Return `x` in the model's shape, [n, *input]. Raises UserError where it does not fit `spec`."""
+    """Return inputs `x` [n, ...] in the model's shape, [n, *input]. Raises UserError if they do not fit `spec`."""
     if x.dtype.kind not in "uif" or x.ndim == 0 or len(x) == 0:
         raise UserError(f"data: inputs are numbers [n, ...], found {x.dtype} {list(x.shape)}")
     if int(np.prod(x.shape[1:])) != int(np.prod(spec.input)):
         raise UserError(f"data: inputs are {list(x.shape[1:])}, model {spec.name} takes {list(spec.input)}")
-    largest = float(np.finfo(np.float32).max)  # what the network takes; NaN fails both comparisons
+    largest = float(np.finfo(np.float32).max)  # networks compute in float32; NaN fails both comparisons
     if x.dtype.kind == "f" and not (-largest <= float(x.min()) and float(x.max()) <= largest):
         raise UserError("data: an input is not a finite number, or too large for float32")
     return x.reshape(len(x), *spec.input)

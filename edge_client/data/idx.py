@@ -1,4 +1,4 @@
-"""Format `idx`: the files of MNIST and Fashion-MNIST, plain or gzipped.
+"""Format `idx`: files as MNIST and Fashion-MNIST have them, plain or gzipped.
 
 Layout by LeCun, Cortes, Burges (the MNIST database page): two zero bytes, a type byte, the number of dimensions, each
 dimension as a big-endian 32-bit integer, then the values row-major. Only type 8, unsigned byte, is in use.
@@ -23,7 +23,7 @@ from seedmask.knobs import needed
 
 @dataclass(frozen=True)
 class Settings:
-    """Where the examples are, as two IDX files."""
+    """Keys of [data] for format `idx`: one IDX file with the images, one with their labels."""
 
     images: Path = field(metadata=needed("the images"))
     labels: Path = field(metadata=needed("their classes"))

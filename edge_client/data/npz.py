@@ -19,7 +19,7 @@ from seedmask.knobs import needed
 
 @dataclass(frozen=True)
 class Settings:
-    """Where the examples are, as an npz archive."""
+    """Keys of [data] for format `npz`: the archive."""
 
     path: Path = field(metadata=needed("archive with arrays x [n, ...] and y [n]"))
 
@@ -38,7 +38,10 @@ def load(settings: Settings) -> Dataset:
 
 
 def arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
-    """Return `x` and `y` of an archive as far as it has them, and other names with nothing behind. Raises UserError."""
+    """Return the arrays `x` and `y` of an archive, if it has them; any other name stands for an empty array.
+
+    Raises UserError if the file cannot be read or is not an archive of numbers.
+    """
     try:
         archive: Any = np.load(path, allow_pickle=False)  # a pickle is a program, not data
         if not isinstance(archive, np.lib.npyio.NpzFile):
@@ -47,6 +50,6 @@ def arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
             return {name: archive[name] if name in ("x", "y") else np.zeros(0) for name in archive.files}
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from None
-    # zipfile, zlib and numpy raise a dozen kinds for a damaged file; to its owner they are the same thing.
+    # zipfile, zlib and numpy raise a dozen kinds of errors for a damaged file; for its owner they all mean the same.
     except Exception as error:
         raise UserError(f"{path} is not an npz archive of numbers: {error}") from None

@@ -1,25 +1,28 @@
-"""What trains on a device: one module per runtime, found by entry point; its name is `runtime` in edge.toml.
+"""Runtimes: each is one module that computes training steps, found by entry point.
 
-The contract is `Runtime`; `reference` (NumPy, slow, obvious) defines the truth, and `tests/test_runtimes.py` holds
-every runtime to it. A package of your own offers one by a line in its pyproject.toml:
+Its name stands as `runtime` in edge.toml. Every runtime fulfils the Protocol `Runtime`; `reference` (NumPy, slow and
+easy to read) says what a correct step is, and `tests/test_runtimes.py` compares all others with it. Your own package
+adds one by a line in its pyproject.toml:
 
     [project.entry-points."seedmask.runtimes"]
     abacus = "seedmask_abacus.runtime"
 
-and a module with these names, which imports heavy packages in `open_runtime` only, because others list it:
+and a module with these names. It imports heavy packages inside `open_runtime` only, because `seedmask client runtimes`
+imports the module just to describe it:
 
     NEEDS = ("abacus",)                    # packages beyond seedmask and NumPy; () for none
-    GRAPHS = ("onnx/eval.onnx",)           # members of a bundle that it opens; () if it reads bundle.spec alone
+    GRAPHS = ("onnx/eval.onnx",)           # members of a bundle that it opens; () if it only reads bundle.spec
 
     def open_runtime(bundle, threads):     # threads 0: the runtime's choice
         import abacus
         return Abacus(bundle, threads)     # a Runtime: step and logits
 
-`Abacus.step` begins with `check_step` and ends with `finite`; `corrected`, `regularised`, `descended` and `step_exact`
-are the formulas that it shares with ours. The module may also have NOTE (a text: what to know before its install),
-`absent()` (names of what is not here although the packages are), and, if it can take a batch in parts, FOOTPRINT
-(a `Footprint`: what it takes of memory); then `open_runtime` takes a Fit as a third argument, and there may be VARIANTS
-(members of the bundle to choose from, by name, the usual one first) and `usual(bundle)` (the Fit where nobody says).
+`Abacus.step` begins with `check_step` and ends with `finite`; the formulas in between are here for all runtimes:
+`corrected`, `regularised`, `descended` and `step_exact`. Optional names of the module are NOTE (what to know before
+installing it) and `absent()` (the list of parts that are missing although the packages are installed). A runtime that
+can split a batch into micro-batches has FOOTPRINT (a `Footprint`, from which its memory is estimated); its
+`open_runtime` takes a `MicroBatchPlan` as a third argument, and it may have VARIANTS (name to member of the bundle, the
+default first) and `usual(bundle)` (its default plan).
 
 This contract is provisional: it may change from version to version until it is declared stable.
 """

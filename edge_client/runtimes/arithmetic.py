@@ -1,6 +1,6 @@
 """Formulas that runtimes share: Adam's bias correction, the regularisers' gradient, the optimisers' steps.
 
-Adam: Kingma and Ba, arXiv 1412.6980. The regularisers are those of `StepConfig`.
+Adam: Kingma and Ba, arXiv 1412.6980. `StepConfig` documents the regularisers.
 """
 
 from __future__ import annotations
@@ -19,23 +19,24 @@ EPSILON: Final = 1e-8
 
 
 def corrected(rate: float, t: int) -> tuple[float, float]:
-    """Return Adam's rate and epsilon at step `t`, from 1, such that s -= rate m / (sqrt(v) + epsilon).
+    """Return (rate, epsilon) of Adam's step `t`, counted from 1, for s -= rate m / (sqrt(v) + epsilon).
 
-    Both bias corrections are inside. On the host, in double: 1 - 0.999**t loses half of float32's digits.
+    They contain both bias corrections, computed in float64: in float32, 1 - 0.999**t would lose half of its digits.
     """
     root = math.sqrt(1 - BETA2**t)
     return rate * root / (1 - BETA1**t), EPSILON * root
 
 
 def pulls(rule: StepConfig, d: int) -> tuple[float, float, float]:
-    """Return (a, b, c) of the regularisers' gradient by the scores, theta (1 - theta) (a s + b anchor + c)."""
+    """Return (a, b, c): the regularisers' gradient by the scores s is theta (1 - theta) (a s + b anchor + c)."""
     return rule.kl / d, -rule.kl / d, rule.sparsity / d
 
 
 def regularised(g: F32, state: State, rule: StepConfig, d: int) -> F32:
-    """Return `g` float32 [d], the loss's gradient by the scores of `state`, with all that `rule` adds to it.
+    """Return the gradient by the scores, float32 [d], from that of the loss alone, `g`, which is overwritten.
 
-    `g` is overwritten. For runtimes whose graphs give the loss's gradient alone.
+    For runtimes whose graphs compute only the gradient of the loss: this adds the factor theta and the regularisers
+    that `rule` asks for.
     """
     if rule.plain:
         return g
@@ -53,16 +54,16 @@ def regularised(g: F32, state: State, rule: StepConfig, d: int) -> F32:
 
 
 def descended(g: F32, state: State, rule: StepConfig) -> State:
-    """Return the state after a step of SGD, with `rule`'s momentum, along the regularised gradient `g` float32 [d]."""
+    """Return the state after a step of SGD with `rule.momentum`; `g` float32 [d] is the gradient with regularisers."""
     m = np.float32(rule.momentum) * np.asarray(state.m, np.float32) + g if rule.momentum else state.m
     scores = np.asarray(state.scores, np.float32) - np.float32(rule.rate) * (m if rule.momentum else g)
     return State(scores, m, state.v, state.t + 1, state.anchor, state.exact)
 
 
 def step_exact(exact: Exact, gradient: npt.NDArray[Any], rule: StepConfig, t: int) -> Exact:
-    """Return `exact` after step `t`, from 1, along `gradient` float [e], by the rule's optimiser at `exact_rate`.
+    """Return `exact` after step `t`, counted from 1, of `rule.optimizer` at `rule.exact_rate`; `gradient` is float [e].
 
-    Once for all runtimes: a step of these few hundred numbers is no work for a graph.
+    All runtimes call this: exact values are a few hundred numbers, too few to be worth a graph.
     """
     if not exact.values.size:
         return exact

@@ -1,4 +1,4 @@
-"""Checks that every runtime makes: of a step's arguments before it, of its result after it."""
+"""Checks that every runtime calls: of the arguments before a step, of the result after it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from seedmask.training import OPTIMIZERS
 
 
 def check_step(bundle: Bundle, x: F32, y: Targets, state: State, noise: F32, rule: StepConfig) -> None:
-    """Raise ValueError unless `Runtime.step` takes these arguments; every runtime's first act."""
+    """Raise ValueError if an argument of `Runtime.step` is wrong; every runtime calls this first."""
     spec = bundle.spec
     n = len(y)
     if not 1 <= n <= bundle.batch:
@@ -46,7 +46,7 @@ def check_vector(name: str, shape: tuple[int, ...], d: int) -> None:
 
 
 def check_logits(bundle: Bundle, x: F32, mask: F32, exact: F32) -> None:
-    """Raise ValueError unless `Runtime.logits` takes these arguments."""
+    """Raise ValueError if an argument of `Runtime.logits` has a wrong shape."""
     if x.shape[1:] != bundle.spec.input:
         raise ValueError(f"x is [n, {', '.join(map(str, bundle.spec.input))}], found {list(x.shape)}")
     check_vector("mask", mask.shape, bundle.spec.d)
@@ -54,15 +54,15 @@ def check_logits(bundle: Bundle, x: F32, mask: F32, exact: F32) -> None:
 
 
 def finite(result: StepResult, total: float | None = None) -> StepResult:
-    """Return `result` if its numbers are finite; every runtime's last act. Raises DivergedError.
+    """Return `result` if its numbers are finite, otherwise raise DivergedError; every runtime calls this last.
 
-    `total`: the sum of the new scores, if it is known already.
+    `total`: sum of the new scores, if the runtime has it already.
     """
-    # A sum is finite only if every score is, and one pass without a temporary is all it costs.
+    # The sum is finite only if every score is; it costs one pass and no temporary vector.
     total = float(result.state.scores.sum()) if total is None else total
     if not all(map(math.isfinite, (result.loss, total, float(result.state.exact.values.sum())))):
         raise DivergedError(
-            f"step {result.state.t}: loss {result.loss}, scores or loss not finite; "
-            "are the inputs numbers, and is the rate sane?"
+            f"step {result.state.t}: loss {result.loss}; scores or loss are no longer finite. "
+            "Is an input not a number, or the learning rate too high?"
         )
     return result

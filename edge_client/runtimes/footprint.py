@@ -1,14 +1,17 @@
-"""How much memory a training step takes, estimated from the spec's shapes.
+"""Estimate of the memory that a training step takes, from the shapes in the spec.
 
     peak = base + graphs + 4 d vectors + max(4 d spare, examples * (activations + tiles))
 
-`base` is the process with its packages, `graphs` what sessions make of the training graph's bytes, `vectors` how many
-numbers for every weight are held at once (weights, scores, moments, gradient, noise, ...), and `activations` what one
-example leaves behind on its way forward, or needs at the worst layer on its way back; `tiles` is what of it
-convolutions keep transformed (`export.winograd`), where they do. Each runtime states its own constants (FOOTPRINT),
-which were fitted to peaks measured in fresh processes; `make bench-step` prints estimate against measured peak. It is
-an estimate, on the large side: data, and what the system does with memory, come on top. How much of the libraries'
-files is mapped is the system's choice, too, and counts: 42 to 55 MB with onnxruntime, by what the page cache has.
+base         bytes of the process with its packages
+graphs       bytes of the opened training graph: a multiple of its size in the bundle
+vectors      float32 numbers per weight that are held at once: weights, scores, moments, gradient, noise, ...
+activations  bytes per example that the forward pass keeps, plus those of the worst layer of the backward pass
+tiles        bytes per example that Winograd convolutions keep transformed (`export.winograd`)
+
+Each runtime states its constants (FOOTPRINT); they were fitted to peaks measured in fresh processes, and
+`make bench-step` prints the estimate beside the measured peak. The estimate is rather too large than too small. It does
+not contain the data. The system decides how much of the libraries' files is mapped, which also counts: 42 to 55 MB with
+onnxruntime, depending on the page cache.
 """
 
 from __future__ import annotations
@@ -39,17 +42,19 @@ from seedmask.layers import (
 from seedmask.spec import ModelSpec
 
 MB: Final = 1_000_000
-FEW: Final = 32  # a first convolution's result is of this many numbers at most, and of that many channels or more
+FEW: Final = 32  # im2col: at most so many inputs per output of a convolution, and at least so many output channels
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """State a runtime's constants in the formula above.
+    """Constants of one runtime in this module's formula.
 
-    `base`, bytes; `per_graph_byte` of the member `graph`; `vectors` and `spare`, float32 [d] each; `slack`, what
-    activations are multiplied by for all that a runtime does besides. `stacks`: variants in which the gradient of a
-    convolution's weight stacks kernel rows, or 3x3 ones are filtered tile by tile. `fixed`: the graphs leave no choice
-    but the runtime's `usual`.
+    base: bytes.
+    vectors, spare: number of float32 vectors [d].
+    slack: factor on activations, for everything else that the runtime allocates.
+    per_graph_byte: bytes per byte of the bundle's member `graph`.
+    stacks: variants whose graphs stack kernel rows for the gradient of a convolution's weight, or use Winograd tiles.
+    fixed: True if the graphs were exported for one micro-batch, so that the runtime's `usual` plan is the only one.
     """
 
     base: int
@@ -62,7 +67,7 @@ class Footprint:
     fixed: bool = False
 
     def bytes_of(self, bundle: Bundle, fit: MicroBatchPlan) -> int:
-        """Return the peak in bytes of a process that trains `bundle` with `fit`, an estimate."""
+        """Return the estimated peak, in bytes, of a process that trains `bundle` by the plan `fit`."""
         vector = 4 * bundle.spec.d
         stacks = fit.variant in self.stacks
         examples = fit.micro * (self.slack * activations(bundle.spec, stacks) + (tiles(bundle.spec) if stacks else 0))
@@ -72,11 +77,11 @@ class Footprint:
 
 
 def activations(spec: ModelSpec, stacks: bool = False) -> int:
-    """Return the bytes of one example at the worst moment of a step, float32; see the formula of this module.
+    """Return the bytes per example at the peak of a step, in float32.
 
-    What the way back needs is kept: what a layer with weights took in, what an activation or a norm gave, a quarter of
-    a byte for every bit of MaxPool's comparisons. To it comes what one layer's gradient needs, which is most in
-    convolutions: padded and shifted inputs, and with `stacks` one copy of the gradient for every kernel row.
+    The forward pass keeps what the backward pass needs: inputs of layers with weights, outputs of activations and
+    norms, and the comparisons of MaxPool, 3/4 of a byte per input. The gradient of one layer comes on top. It is
+    largest for convolutions: padded and shifted inputs, and with `stacks` one copy of the gradient per kernel row.
     """
     size = [math.prod(shape) for shape in spec.shapes()]
     kept = [0.0] * len(size)
@@ -94,7 +99,7 @@ def activations(spec: ModelSpec, stacks: bool = False) -> int:
                 kept[takes[0]] = max(kept[takes[0]], size[takes[0]])
             case MaxPool2d():
                 kept[i + 1] += size[takes[0]] * 3 / 16
-            case Flatten() | Reshape():  # the same memory under another shape
+            case Flatten() | Reshape():  # a view of the same memory
                 kept[takes[0]], kept[i + 1] = max(kept[takes[0]], kept[i + 1]), 0.0
             case _:
                 pass
@@ -106,9 +111,10 @@ def activations(spec: ModelSpec, stacks: bool = False) -> int:
 
 
 def tiles(spec: ModelSpec) -> int:
-    """Return the bytes of one example that 3x3 convolutions keep as tiles of 6 x 6 for 4 x 4 results, float32.
+    """Return the bytes per example that 3x3 Winograd convolutions keep as tiles, in float32; an upper bound.
 
-    Of many channels tiles are 6 x 4 for 4 x 2. At most: some convolutions are left to the direct way.
+    Tiles are 6 x 6 for 4 x 4 outputs, or 6 x 4 for 4 x 2 outputs with more than 64 channels. The exporter computes some
+    of these convolutions directly, which keeps nothing.
     """
     total, shapes = 0, spec.shapes()
     for i, layer in enumerate(spec.layers):
@@ -121,7 +127,7 @@ def tiles(spec: ModelSpec) -> int:
 
 
 def _at_once(spec: ModelSpec, i: int, size: list[int], stacks: bool) -> float:
-    """Numbers that layer i holds while its gradients are computed, besides what was kept."""
+    """Return how many numbers layer i holds while its gradients are computed, besides what was kept."""
     layer, after = spec.layers[i], size[i + 1]
     before = sum(size[value] for value in layer.takes(i))
     if isinstance(layer, Linear):
@@ -132,7 +138,7 @@ def _at_once(spec: ModelSpec, i: int, size: list[int], stacks: bool) -> float:
     padded = channels * (high + 2 * layer.padding[0]) * (wide + 2 * layer.padding[1])
     kernel = spec.offsets[layer.weight][0].shape
     if stacks and is_of_few(layer, kernel):
-        return after + 2 * math.prod(kernel[1:]) * after / kernel[0]  # what results take, side by side, and a copy
+        return after + 2 * math.prod(kernel[1:]) * after / kernel[0]  # im2col's matrix and a copy of it
     if stacks and (layer.stride, layer.dilation) == ((1, 1), (1, 1)):
         copies = 3 if layer.groups > 1 else 2
         return after * (1 + copies * kernel[2]) + padded + 2 * before
@@ -140,6 +146,6 @@ def _at_once(spec: ModelSpec, i: int, size: list[int], stacks: bool) -> float:
 
 
 def is_of_few(layer: Conv2d, kernel: Shape) -> bool:
-    """True if the exporter lowers this convolution to im2col and GEMM; repeated here as devices have no `export`."""
+    """True if the exporter lowers this convolution to im2col and GEMM; repeated here because devices lack `export`."""
     few = math.prod(kernel[2:]) > 1 and math.prod(kernel[1:]) <= FEW
     return few and kernel[0] >= FEW and layer.groups == 1

@@ -1,8 +1,9 @@
-"""Masked optimiser: what a step does per weight, the mask before the network's gradient, estimator and optimiser after.
+"""Masked optimiser: the part of a step that works weight by weight, in NumPy.
 
-FedPM's masks (Isik et al., arXiv 2209.15328), Adam (Kingma and Ba, arXiv 1412.6980) and SGD, in NumPy. A graph would
-make a pass over all weights for every operation; here a piece of each vector goes through all operations while it lies
-in the cache, which halves the time and needs no temporary vectors.
+Before the network's gradient it draws the mask; after it, it applies the straight-through estimator and the optimiser:
+FedPM's masks (Isik et al., arXiv 2209.15328), with Adam (Kingma and Ba, arXiv 1412.6980) or SGD. A graph would pass
+over all weights once per operation. Here one piece of each vector at a time goes through all operations while it is in
+the cache, which halves the time and needs no temporary vectors.
 """
 
 from __future__ import annotations
@@ -16,16 +17,16 @@ from edge_client.runtimes.arithmetic import BETA1, BETA2, corrected, pulls
 from edge_client.runtimes.contract import F32, State, StepConfig
 
 PIECE: Final = 1 << 16
-"""Weights at a time: a dozen pieces of this length fit an L2 cache of a few megabytes."""
+"""Weights per piece: a dozen pieces of this length fit into an L2 cache of a few megabytes."""
 
 MOST: Final = 7
-"""Vectors that one step needs beside the state that it comes from."""
+"""Vectors that one step needs besides those of the state before it."""
 
 
 class MaskedOptimizer:
-    """Draw masked weights and step scores, for one model with frozen weights `w` float32 [d].
+    """Optimiser of one model's scores; `w`: its random weights, float32 [d].
 
-    It keeps room for theta, and vectors that are used again.
+    It keeps a buffer for theta, and vectors to use again.
     """
 
     def __init__(self, w: F32) -> None:
@@ -35,19 +36,18 @@ class MaskedOptimizer:
         self._round: weakref.ref[F32] | None = None  # the noise of the last step, one array for all steps of a round
 
     def draw(self, scores: F32, noise: F32, mean: bool) -> F32:
-        """Return the weights that the network runs, w * (noise < sigmoid(scores)), or w * sigmoid(scores) if `mean`.
+        """Return the masked weights, w * (noise < sigmoid(scores)), or w * sigmoid(scores) if `mean`; float32 [d].
 
-        All vectors are float32 [d]; the result is a `vector`. Room for steps is kept as long as the array `noise`
-        lives: when it goes, so does the memory.
+        `scores` and `noise` are float32 [d]. Buffers are kept for the next steps until the array `noise` is freed.
         """
         if self._round is None or self._round() is not noise:
-            free = self._free  # not self: whoever drops a runtime has its memory back at once
+            free = self._free  # not self, so that dropping a runtime frees its memory at once
             self._round = weakref.ref(noise, lambda _: free.clear())
         drawn = self.vector()
         for piece in _pieces(len(self.w)):
             theta, weights = self._theta[piece], drawn[piece]
             np.negative(scores[piece], out=theta)
-            with np.errstate(over="ignore"):  # infinity is right: its reciprocal is 0
+            with np.errstate(over="ignore"):  # overflow to infinity is right: its reciprocal is 0
                 np.exp(theta, out=theta)
             theta += 1
             np.reciprocal(theta, out=theta)
@@ -56,10 +56,9 @@ class MaskedOptimizer:
         return drawn
 
     def apply(self, gradient: F32, state: State, rule: StepConfig) -> State:
-        """Return the state after a step from `state`, whose scores were the last ones drawn from, in new arrays.
+        """Return the state after a step, in new arrays; exact values stay as they are. See `Runtime.step`.
 
-        `gradient` float32 [d] is the loss's by the masked weights; exact values stay as they are.
-        See `Runtime.step`.
+        `gradient` float32 [d]: of the loss by the masked weights. `state`: the one whose scores the last `draw` took.
         """
         d, t, adam = len(self.w), state.t + 1, rule.optimizer == "adam"
         rate, epsilon = corrected(rule.rate, t) if adam else (rule.rate, 0.0)
@@ -99,12 +98,12 @@ class MaskedOptimizer:
         return State(after["scores"], after.get("m", state.m), after.get("v", state.v), t, state.anchor, state.exact)
 
     def vector(self) -> F32:
-        """Return a float32 [d] of anything, in the memory of one that nobody holds any more, nor any view of it.
+        """Return a float32 [d] with arbitrary values, in memory of an earlier vector to which nothing refers any more.
 
-        So a step finds room for its gradient where the state before the last one was, and for the state after it where
-        the masked weights were.
-        Memory that the system has to clear costs as much as the arithmetic. It belongs to a bytearray, because of two
-        arrays one of which is a view of the other NumPy keeps only the one that owns its memory.
+        New memory would have to be cleared by the system, which takes as long as the arithmetic. A step puts its
+        gradient where an older state was, and its new state where the masked weights were.
+        The memory is a bytearray, so that every view keeps the vector itself alive: were it another array's, NumPy
+        would make views refer to that array instead, and a vector could be reused while views of it are in use.
         """
         memory = self._free.pop() if self._free else bytearray(self.w.nbytes)
         vector = np.frombuffer(memory, np.float32)

@@ -1,6 +1,6 @@
-"""A ModelSpec's network in NumPy, float64: what every layer computes, and its gradient, written out.
+"""Network of a ModelSpec in NumPy, float64: the output of every layer and its gradient, written out.
 
-The `reference` runtime trains with it, and what it says is what PROTOCOL 4 means. Slow and obvious.
+The `reference` runtime trains with it. It is slow and easy to read; where PROTOCOL 4 leaves a doubt, it decides.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ F64 = npt.NDArray[np.float64]
 
 
 def forward(spec: ModelSpec, x: F64, tensors: dict[str, F64]) -> tuple[F64, list[Any]]:
-    """Return the last layer's output float64 [n, classes], and per layer what its gradient needs.
+    """Return the last layer's output, float64 [n, classes], and the tape: what each layer saves for `backward`.
 
-    x float64 [n, *input]; `tensors`: float64, every tensor of `spec` by name.
+    x: float64 [n, *input]. tensors: every tensor of `spec` by name, float64.
     """
     values, tape = [x], []
     for number, layer in enumerate(spec.layers):
@@ -56,7 +56,10 @@ def forward(spec: ModelSpec, x: F64, tensors: dict[str, F64]) -> tuple[F64, list
 
 
 def backward(spec: ModelSpec, tensors: dict[str, F64], tape: list[Any], dy: F64) -> dict[str, F64]:
-    """Return the loss's gradient by every tensor, by name, given `dy` float64 [n, classes], that by the last layer."""
+    """Return the gradient of the loss by every tensor, by name.
+
+    tape: from `forward`. dy: gradient of the loss by the last layer's output, float64 [n, classes].
+    """
     grads: dict[str, F64] = {}
     by_value: dict[int, F64] = {len(spec.layers): dy}
     for number in range(len(spec.layers) - 1, -1, -1):
@@ -68,7 +71,7 @@ def backward(spec: ModelSpec, tensors: dict[str, F64], tape: list[Any], dy: F64)
 
 
 def _apply(layer: Layer, xs: Sequence[F64], tensors: dict[str, F64]) -> tuple[F64, Any]:
-    """One layer's result, and what `_back` needs to know of it."""
+    """Return the output of one layer, and what `_back` needs of it."""
     x = xs[0]
     match layer:
         case Linear():
@@ -86,7 +89,7 @@ def _apply(layer: Layer, xs: Sequence[F64], tensors: dict[str, F64]) -> tuple[F6
             return _smooth(layer, x)
         case MaxPool2d():
             windows = _windows(x, layer)
-            winners = windows.argmax(axis=-1)  # the first of equals
+            winners = windows.argmax(axis=-1)  # of equal values the first wins
             return np.take_along_axis(windows, winners[..., None], axis=-1)[..., 0], (x.shape, winners)
         case AvgPool2d():
             return _windows(x, layer).mean(axis=-1), x.shape
@@ -115,7 +118,7 @@ def _apply(layer: Layer, xs: Sequence[F64], tensors: dict[str, F64]) -> tuple[F6
 
 
 def _back(layer: Layer, dy: F64, saved: Any, tensors: dict[str, F64], grads: dict[str, F64]) -> list[F64]:
-    """The gradients by what a layer took; those by its tensors go into `grads`."""
+    """Return the gradients by the inputs of a layer, and add those by its tensors to `grads`."""
     match layer:
         case Linear():
             rows = dy.reshape(-1, dy.shape[-1])
@@ -159,7 +162,7 @@ def _back(layer: Layer, dy: F64, saved: Any, tensors: dict[str, F64], grads: dic
 
 
 def _smooth(layer: GELU | SiLU | Tanh | Sigmoid, x: F64) -> tuple[F64, F64]:
-    """An activation and its slope."""
+    """Return the values of an activation function and its slope at x."""
     if isinstance(layer, Tanh):
         y = np.tanh(x)
         return y, 1 - y * y
@@ -179,14 +182,14 @@ def _smooth(layer: GELU | SiLU | Tanh | Sigmoid, x: F64) -> tuple[F64, F64]:
 
 
 def _affine(layer: Norm, y: F64, tensors: dict[str, F64]) -> F64:
-    """What scale and shift make of normalised values."""
+    """Return normalised values `y` with the layer's scale and shift applied."""
     if layer.scale:
         y = y * _beside(layer, tensors[layer.scale], y)
     return y + _beside(layer, tensors[layer.shift], y) if layer.shift else y
 
 
 def _affine_back(layer: Norm, dy: F64, normal: F64, tensors: dict[str, F64], grads: dict[str, F64]) -> F64:
-    """The gradient by the normalised values; those by scale and shift go into `grads`."""
+    """Return the gradient by the normalised values, and add those by scale and shift to `grads`."""
     for name, by in ((layer.scale, dy * normal), (layer.shift, dy)):
         if name:
             shape = tensors[name].shape
@@ -196,7 +199,7 @@ def _affine_back(layer: Norm, dy: F64, normal: F64, tensors: dict[str, F64], gra
 
 
 def _beside(layer: Norm, values: F64, x: F64) -> F64:
-    """A scale or shift in a shape that goes with x [n, ...]: channels lead, all others trail."""
+    """Return a scale or shift in a shape that broadcasts against x [n, ...]; GroupNorm's become [C, 1, 1]."""
     return values.reshape(-1, *(1,) * (x.ndim - 2)) if isinstance(layer, GroupNorm) else values
 
 
@@ -212,14 +215,14 @@ def _pad(x: F64, layer: Conv2d) -> F64:
 
 
 def _tap(padded: F64, i: int, j: int, layer: Conv2d, sides: tuple[int, int]) -> F64:
-    """What kernel entry (i, j) sees at every output position: a view [n, C, *sides]."""
+    """Return the inputs that kernel entry (i, j) is multiplied by, one per output position: a view [n, C, *sides]."""
     (down, right), (rows, columns) = layer.stride, sides
     top, left = i * layer.dilation[0], j * layer.dilation[1]
     return padded[:, :, top : top + (rows - 1) * down + 1 : down, left : left + (columns - 1) * right + 1 : right]
 
 
 def _group(x: F64, group: int, groups: int, axis: int) -> F64:
-    """One run of channels: a view."""
+    """Return the channels of one of `groups` groups along `axis`: a view."""
     size = x.shape[axis] // groups
     return x[(slice(None),) * axis + (slice(group * size, (group + 1) * size),)]
 
@@ -240,7 +243,7 @@ def _conv(padded: F64, weight: F64, layer: Conv2d) -> F64:
 
 
 def _conv_back(dy: F64, padded: F64, weight: F64, layer: Conv2d) -> tuple[F64, F64]:
-    """Gradients by the weight and by x."""
+    """Return the gradients by the weight and by x, without its padding."""
     dw, dx, sides = np.empty_like(weight), np.zeros_like(padded), (dy.shape[2], dy.shape[3])
     for group in range(layer.groups):
         by, seen, into = (_group(part, group, layer.groups, 1) for part in (dy, padded, dx))
@@ -256,7 +259,7 @@ def _conv_back(dy: F64, padded: F64, weight: F64, layer: Conv2d) -> tuple[F64, F
 
 
 def _windows(x: F64, layer: Pool2d) -> F64:
-    """[n, C, rows, columns, window], row-major inside the window; incomplete windows dropped."""
+    """Return x in windows, [n, C, rows, columns, window], row-major inside a window; incomplete windows are dropped."""
     (n, channels, high, wide), (down, right) = x.shape, layer.size
     rows, columns = high // down, wide // right
     whole = x[:, :, : rows * down, : columns * right].reshape(n, channels, rows, down, columns, right)
@@ -265,7 +268,7 @@ def _windows(x: F64, layer: Pool2d) -> F64:
 
 
 def _unwindow(windows: F64, layer: Pool2d, shape: tuple[int, ...]) -> F64:
-    """The inverse of `_windows`, with zeros where incomplete windows were dropped."""
+    """Return the inverse of `_windows`, in `shape`, with zeros where incomplete windows were dropped."""
     (n, channels, rows, columns, _), (down, right) = windows.shape, layer.size
     apart = windows.reshape(n, channels, rows, columns, down, right).transpose(0, 1, 2, 4, 3, 5)
     dx: F64 = np.zeros(shape)

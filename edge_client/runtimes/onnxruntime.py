@@ -1,8 +1,8 @@
-"""Training on onnxruntime's plain inference package: the gradient is a graph of the bundle, made by `export`.
+"""Runtime `onnxruntime`: training with onnxruntime's inference package, on the CPU.
 
-Nothing here differentiates; the graph does. CPU provider only. The frozen weights are computed once, by the bundle's
-init graph from the seed; the device keeps no file of them. A step takes its examples `micro` at a time, all under one
-mask, and sums their gradients: memory is that of a few examples, the step is that of all of them.
+The gradient is a graph in the bundle, which `export` made, so nothing is differentiated here. The random weights are
+computed once from the seed, by the bundle's init graph, and never stored on the device. A step computes `micro`
+examples at a time, all with one mask, and sums their gradients: it needs the memory of a few examples only.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ CPU: Final = "CPUExecutionProvider"
 NEEDS: Final = ("onnxruntime",)
 VARIANTS: Final = {"cpu": "onnx/grads.onnx", "lean": "onnx-lean/grads.onnx"}
 GRAPHS: Final = ("onnx/init.onnx", VARIANTS["cpu"], "onnx/eval.onnx")
-# Vectors: w, theta, gradient, noise, scores and moments before and after, and what coding the mask takes at the end.
+# Vectors: w, theta, gradient, noise, scores and moments before and after, and those for coding the mask at the end.
 FOOTPRINT: Final = Footprint(80 * MB, 12.3, 2.3, 150, spare=2, graph=VARIANTS["cpu"], stacks=frozenset({"cpu"}))
-# For examples at a time, where nobody says how many: more are not faster, CONV-4's 128 at once are slower.
+# Bytes of activations of the default micro-batch: larger ones are not faster, and CONV-4's 128 at once are slower.
 _ROOM: Final = 80 * MB
 
 
 class OnnxRuntime:
-    """One model on two sessions, gradient and eval."""
+    """Runtime of one model with two onnxruntime sessions: one for the gradient, one for evaluation."""
 
     def __init__(self, bundle: Bundle, threads: int, fit: MicroBatchPlan) -> None:
         self.bundle, self.fit = bundle, fit
@@ -50,9 +50,9 @@ class OnnxRuntime:
         self._optimizer = MaskedOptimizer(self.w)
 
     def step(self, x: F32, y: Targets, state: State, noise: F32, rule: StepConfig) -> StepResult:
-        """One step on the scores; see `Runtime`."""
+        """See Runtime."""
         check_step(self.bundle, x, y, state, noise, rule)
-        # The masked weights and all parts' gradients are gone, and their memory free, when the optimiser's turn comes.
+        # The masked weights and all partial gradients are freed before the optimiser needs memory.
         weights = {"masked": self._optimizer.draw(state.scores, noise, rule.mean), **self._unmasked(state.exact.values)}
         gradient, by_exact, loss, correct = self._summed(x, y, weights)
         weights.clear()
@@ -60,13 +60,13 @@ class OnnxRuntime:
         return finite(StepResult(replace(self._optimizer.apply(gradient, state, rule), exact=exact), loss, correct))
 
     def _unmasked(self, exact: F32) -> dict[str, F32]:
-        """What graphs take beside masked weights, where the spec has any."""
+        """Return the graphs' inputs for frozen weights and exact values, as far as the spec has such tensors."""
         return {**self._frozen, **({"exact": vector(exact)} if self.bundle.spec.e else {})}
 
     def _summed(self, x: F32, y: Targets, weights: dict[str, F32]) -> tuple[F32, F32, float, int]:
-        """Gradients by the masked weights [d] and by exact values [e], mean loss, correct predictions.
+        """Return the gradients by masked weights [d] and exact values [e], the mean loss and the correct predictions.
 
-        `weights`: the flat vector of each kind of tensor.
+        `weights`: one flat vector per kind of tensor.
         """
         first, *others = self.fit.parts(len(y))
         total = {"masked": self._optimizer.vector(), "exact": np.zeros(self.bundle.spec.e, np.float32)}
@@ -81,7 +81,7 @@ class OnnxRuntime:
         return total["masked"], total["exact"], loss, correct
 
     def _gradient(self, x: F32, y: Targets, n: int, weights: dict[str, F32], out: dict[str, F32]) -> tuple[float, int]:
-        """Some of n examples: their part of the gradients into `out`; of the loss, and their correct predictions."""
+        """Write the gradients of some of n examples to `out`; return their part of the loss and correct predictions."""
         kind = np.float32 if self.bundle.spec.loss == "mse" else np.int64
         binding = self._grads.io_binding()
         binding.bind_cpu_input("x", np.ascontiguousarray(x, np.float32))
@@ -89,7 +89,7 @@ class OnnxRuntime:
         binding.bind_cpu_input("weight", np.full(len(y), 1 / n, np.float32))
         for name in ("loss", "correct"):
             binding.bind_output(name)
-        # Windows on the flat vectors, so that the graph neither splits nor joins them.
+        # Bind views of the flat vectors, so that the graph neither splits nor joins them.
         for name, (tensor, at) in self.bundle.spec.offsets.items():
             part = slice(at, at + tensor.size)
             binding.bind_cpu_input(f"w.{name}", weights[tensor.kind][part].reshape(tensor.shape))
@@ -101,35 +101,35 @@ class OnnxRuntime:
         return float(loss.numpy()), int(correct.numpy())
 
     def logits(self, x: F32, mask: F32, exact: F32 = NOTHING) -> F32:
-        """Class scores [n, classes]; see `Runtime`."""
+        """See Runtime."""
         check_logits(self.bundle, x, mask, exact)
         return predicted(self._eval, self.bundle, x, {"w": self.w, "mask": vector(mask), **self._unmasked(exact)})
 
 
 def usual(bundle: Bundle) -> MicroBatchPlan:
-    """As many examples at a time as _ROOM holds."""
+    """Return the default plan: as many examples at a time as have their activations in _ROOM bytes."""
     most = _ROOM // (activations(bundle.spec, stacks=True) + tiles(bundle.spec))
     return MicroBatchPlan(min(bundle.batch, max(1, most)), "cpu")
 
 
 def open_runtime(bundle: Bundle, threads: int, fit: MicroBatchPlan | None = None) -> OnnxRuntime:
-    """Load the graphs and compute the weights; `threads` 0 is one per core."""
+    """Return the runtime, with its graphs loaded and its weights computed; `threads` 0: one per core."""
     return OnnxRuntime(bundle, threads, fit or usual(bundle))
 
 
 def session(model: bytes, threads: int, providers: Sequence[Any] = (CPU,)) -> Any:
-    """An onnxruntime.InferenceSession of `model`, on the CPU unless told otherwise; `threads` 0 is one per core."""
+    """Return an onnxruntime.InferenceSession of `model` (bytes), by default on the CPU; `threads` 0: one per core."""
     import onnxruntime as ort
 
     _share_memory()
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    # Planned memory is faster by a few per cent at most, and CONV-4's step peaks at 302 MB with it (batch
-    # 32), at 236 without; at batch 128 it is 727 and 406.
+    # Planned memory is faster by a few per cent at most and takes more: CONV-4's step peaks at 302 MB with it and at
+    # 236 MB without for a batch of 32, at 727 and 406 MB for a batch of 128.
     options.enable_mem_pattern = False
     options.log_severity_level = 3
-    # Waiting threads sleep instead of spinning: batteries, and neighbours on the same cores.
+    # Waiting threads sleep instead of spinning: this saves battery, and time of other processes on the same cores.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.use_env_allocators", "1")
     return ort.InferenceSession(model, options, providers=list(providers))
@@ -137,7 +137,7 @@ def session(model: bytes, threads: int, providers: Sequence[Any] = (CPU,)) -> An
 
 @functools.cache
 def _share_memory() -> None:
-    """One arena for all sessions of this process, which grows by what is asked for, not by powers of two."""
+    """Make all sessions of this process share one arena, which grows by what is needed and not by powers of two."""
     import onnxruntime as ort
 
     place = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
@@ -145,7 +145,7 @@ def _share_memory() -> None:
 
 
 def predicted(evaluation: Any, bundle: Bundle, x: F32, feeds: dict[str, F32]) -> F32:
-    """What a session of an evaluation graph gives for x [n, *input] beside `feeds`, float32 [n, classes]."""
+    """Return the class scores, float32 [n, classes], of x [n, *input]; `feeds`: the graph's other inputs."""
     out = np.empty((len(x), bundle.spec.classes), np.float32)
     # A batch at a time, so that memory does not grow with the test set.
     for at in range(0, len(x), bundle.batch):
@@ -155,5 +155,5 @@ def predicted(evaluation: Any, bundle: Bundle, x: F32, feeds: dict[str, F32]) ->
 
 
 def vector(values: F32) -> F32:
-    """`values` as a graph takes them: float32, contiguous."""
+    """Return `values` as a contiguous float32 array, for a graph."""
     return np.ascontiguousarray(values, np.float32)

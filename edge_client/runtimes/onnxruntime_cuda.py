@@ -1,8 +1,8 @@
-"""Training on an NVIDIA GPU by onnxruntime's CUDA provider: a step is one graph, and the state stays on the GPU.
+"""Runtime `onnxruntime_cuda`: training on an NVIDIA GPU with onnxruntime's CUDA provider.
 
-What goes there for a step is its examples and its noise, what comes back two numbers. The graphs are those of target
-onnx-gpu, in operators that the provider has. Held to the contract on the CPU, by the same code with another provider;
-no GPU was at hand to run it on.
+A step is one graph and the state stays on the GPU: examples and noise are copied there for every step, two numbers are
+copied back. The graphs belong to target onnx-gpu and use only operators that the provider has. Tests run this code with
+the CPU provider; it has not been run on a GPU yet.
 """
 
 from __future__ import annotations
@@ -22,35 +22,35 @@ from seedmask.errors import UserError
 NEEDS: Final = ("onnxruntime",)
 NOTE: Final = (
     "x86-64 with the CUDA and cuDNN that it was built for; on a Jetson, NVIDIA's onnxruntime-gpu for its JetPack; "
-    "it takes the place of onnxruntime"
+    "it replaces onnxruntime"
 )
 PROVIDER: Final = "CUDAExecutionProvider"
 _STEPS: Final = {"adam": "onnx-gpu/step.onnx", "sgd": "onnx-gpu/step_sgd.onnx"}
 GRAPHS: Final = (*_STEPS.values(), "onnx/eval.onnx")
-_NONE: Final = np.zeros(1, np.float32)  # in the place of a vector that the rule has no use for
+_NONE: Final = np.zeros(1, np.float32)  # takes the place of a vector that the optimiser does not use
 # Products in TensorFloat-32 would differ from other runtimes' by a thousandth.
 _PROVIDERS: Final[dict[str, list[Any]]] = {"cuda": [(PROVIDER, {"use_tf32": "0"}), CPU], "cpu": [CPU]}
 
 
 def absent() -> list[str]:
-    """The provider, where this onnxruntime was built without it."""
+    """Return the CUDA provider's name in a list if this onnxruntime was built without it, otherwise []."""
     import onnxruntime as ort
 
     return [] if PROVIDER in ort.get_available_providers() else [PROVIDER]
 
 
 class OnnxCuda:
-    """One model on three sessions, one of them for each optimiser that a job has asked for."""
+    """Runtime of one model: a session for evaluation, and one for each optimiser that a step has asked for."""
 
     def __init__(self, bundle: Bundle, threads: int, device: str) -> None:
         self.bundle, self._threads, self._device = bundle, threads, device
         self._steps = dict[str, Any]()
-        self._eval = self._session("onnx/eval.onnx")  # first, since it finds out whether there is a GPU
+        self._eval = self._session("onnx/eval.onnx")  # opened first, because it fails if there is no GPU
         self._w = self._put(bundle.spec.weights())
         self._frozen = {"frozen": self._put(bundle.spec.frozen())} if bundle.spec.count("frozen") else {}
 
     def step(self, x: F32, y: Targets, state: State, noise: F32, rule: StepConfig) -> StepResult:
-        """One step on the scores; see `Runtime`."""
+        """See Runtime."""
         check_step(self.bundle, x, y, state, noise, rule)
         spec, n, t = self.bundle.spec, len(y), state.t + 1
         old = {name: on_device(state, name, self._put) for name in rule.needs}
@@ -81,7 +81,7 @@ class OnnxCuda:
         found = self._run(rule.optimizer, stays, goes, [f"{name}_out" for name in new], seen)
         loss, correct, total, *by_exact = (value.numpy() for value in found[len(new) :])
         exact = step_exact(state.exact, by_exact[0], rule, t) if by_exact else state.exact
-        kept = {"anchor": old["anchor"]} if "anchor" in old else {}  # moving it costs as much as a step's noise
+        kept = {"anchor": old["anchor"]} if "anchor" in old else {}  # moving it takes as long as moving noise
         tensors = {**kept, **dict(zip(new, found, strict=False))}
         after = OnDevice(state, tensors, t, exact, lambda value: value.numpy())
         return finite(StepResult(after, float(loss), int(correct)), float(total))
@@ -89,7 +89,10 @@ class OnnxCuda:
     def _run(
         self, optimizer: str, stays: dict[str, Any], goes: dict[str, Any], new: list[str], seen: list[str]
     ) -> list[Any]:
-        """Outputs `new`, on the device, and `seen`, on the host, of a step on vectors there and arrays here."""
+        """Run a step and return its outputs: `new` on the GPU, then `seen` on the host.
+
+        stays: inputs on the GPU, by name. goes: inputs on the host.
+        """
         if optimizer not in self._steps:
             self._steps[optimizer] = self._session(_STEPS[optimizer])
         binding = self._steps[optimizer].io_binding()
@@ -106,7 +109,7 @@ class OnnxCuda:
         return outputs
 
     def logits(self, x: F32, mask: F32, exact: F32 = NOTHING) -> F32:
-        """Class scores [n, classes]; see `Runtime`."""
+        """See Runtime."""
         check_logits(self.bundle, x, mask, exact)
         feeds = {"w": self._w, "mask": self._put(mask), **self._frozen}
         if self.bundle.spec.e:
@@ -128,12 +131,15 @@ class OnnxCuda:
         return ort.OrtValue.ortvalue_from_numpy(vector(values), self._device, 0)
 
     def _padded(self, values: Any, kind: Any) -> Any:
-        """`values` as `kind`, zeros appended up to the graph's batch."""
+        """Return `values` as dtype `kind`, with zeros appended up to the graph's batch."""
         out = np.zeros((self.bundle.batch, *values.shape[1:]), kind)
         out[: len(values)] = values
         return out
 
 
 def open_runtime(bundle: Bundle, threads: int, *, device: str = "cuda") -> OnnxCuda:
-    """Load the graphs onto the GPU, or for tests "cpu"; `threads` are for what runs on the CPU. Raises UserError."""
+    """Return the runtime, with its weights on the GPU. `threads`: of operators that run on the CPU; 0: one per core.
+
+    `device` "cpu" is for tests. Raises UserError if onnxruntime cannot use the GPU.
+    """
     return OnnxCuda(bundle, threads, device)

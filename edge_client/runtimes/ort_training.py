@@ -1,9 +1,9 @@
-"""Training on onnxruntime-training 1.19.2, the last release of its line: x86-64, Python 3.11 at most.
+"""Runtime `ort_training`: training with onnxruntime-training 1.19.2, its last release; x86-64, Python 3.11 at most.
 
-The bundle's artifacts are ONNX models, and this package's InferenceSession has all the operators they use, so they run
-as what they are: functions of their inputs. The training API would keep the optimiser's moments where nobody can read
-them, wants files on disk, and imports torch. The training model gives the gradient, NumPy adds a rule's other terms,
-the optimiser's model is Adam, and SGD is a line of NumPy.
+The training artifacts in the bundle are ONNX models, and this package's InferenceSession has all their operators, so
+they are run as plain functions. The package's training API is not used: it hides the optimiser's moments, wants files
+on disk, and imports torch. The training model computes the gradient of the loss, and the optimiser's model is Adam;
+NumPy adds regularisers and computes SGD.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from edge_client.runtimes.footprint import MB, Footprint
 from edge_client.runtimes.onnxruntime import predicted, session, vector
 from seedmask.bundle import Bundle
 
-# Not imported, but the sign that the onnxruntime here is the one that trains: both packages install that name.
+# Never imported. It tells the two packages that install the name `onnxruntime` apart: only this one has it.
 NEEDS: Final = ("onnxruntime.training",)
-NOTE: Final = "x86-64 Linux, Python 3.10 or 3.11, in an environment of its own: it takes the place of onnxruntime"
+NOTE: Final = "x86-64 Linux, Python 3.10 or 3.11, in an environment of its own: it replaces onnxruntime"
 _TRAINING: Final = "ort-training/training_model.onnx"
 _OPTIMIZER: Final = "ort-training/optimizer_model.onnx"
 _LOGITS: Final = "ort-training/logits.onnx"
 GRAPHS: Final = (_TRAINING, _OPTIMIZER, _LOGITS)
-# Where torch is installed as well, the package imports it: 230 MB more.
+# Without torch: the package imports it if it is installed, which takes another 230 MB.
 FOOTPRINT: Final = Footprint(84 * MB, 16, 2, spare=2)
 
 
 class OrtTraining:
-    """One model on three sessions."""
+    """Runtime of one model with three sessions: gradient, optimiser, evaluation."""
 
     def __init__(self, bundle: Bundle, threads: int, fit: MicroBatchPlan) -> None:
         self.bundle, self.fit = bundle, fit
@@ -43,7 +43,7 @@ class OrtTraining:
         self._by_exact: F32 = np.zeros(bundle.spec.e, np.float32)
 
     def step(self, x: F32, y: Targets, state: State, noise: F32, rule: StepConfig) -> StepResult:
-        """One step on the scores; see `Runtime`."""
+        """See Runtime."""
         check_step(self.bundle, x, y, state, noise, rule)
         n, g = len(y), self._gradient
         feeds = {"w": self.w, "u": vector(noise), "mean": np.array(rule.mean), "scores": vector(state.scores)}
@@ -58,7 +58,7 @@ class OrtTraining:
                     "x": np.ascontiguousarray(x[part], np.float32),
                     "y": np.ascontiguousarray(y[part], np.float32 if self.bundle.spec.loss == "mse" else np.int64),
                     "weight": np.full(part.stop - part.start, 1 / n, np.float32),
-                    # The gradient's place: it is written into this array, or added to what the first part left there.
+                    # The graph writes the gradient into this array, or adds it to that of the parts before.
                     "scores_grad.accumulation.buffer": g,
                     "lazy_reset_grad": np.array([part.start == 0]),
                     **feeds,
@@ -71,7 +71,7 @@ class OrtTraining:
         return finite(StepResult(replace(after, exact=exact), loss, correct))
 
     def _adam(self, g: F32, state: State, rule: StepConfig) -> State:
-        # In place, as is the way of this operator; hence the copies.
+        # This operator changes its arguments in place, hence the copies.
         scores, m, v = (np.array(each, np.float32) for each in (state.scores, state.m, state.v))
         self._optimizer.run(
             None,
@@ -87,7 +87,7 @@ class OrtTraining:
         return State(scores, m, v, state.t + 1, state.anchor, state.exact)
 
     def logits(self, x: F32, mask: F32, exact: F32 = NOTHING) -> F32:
-        """Class scores [n, classes]; see `Runtime`."""
+        """See Runtime."""
         check_logits(self.bundle, x, mask, exact)
         feeds = {"w": self.w, "mask": vector(mask), **self._frozen}
         if self.bundle.spec.e:
@@ -96,5 +96,5 @@ class OrtTraining:
 
 
 def open_runtime(bundle: Bundle, threads: int, fit: MicroBatchPlan | None = None) -> OrtTraining:
-    """Load the models and make the weights; `threads` 0 is one per core."""
+    """Return the runtime, with its models loaded and its weights made from the seed; `threads` 0: one per core."""
     return OrtTraining(bundle, threads, fit or MicroBatchPlan(bundle.batch))

@@ -1,7 +1,7 @@
-"""The reference runtime: NumPy, float64, slow and obvious. Where another disagrees, this one is right.
+"""Runtime `reference`: training in NumPy, float64; slow and easy to read. It defines what the other runtimes compute.
 
-It reads the layers of the ModelSpec (`numpy_network`) and needs no graph, so it trains any bundle on any machine;
-good for tests, for small nets, and for a device that no wheel of onnxruntime fits. FedPM: Isik et al., arXiv
+It builds the network from the layers in the ModelSpec (`numpy_network`) and needs no graph, so it trains any bundle on
+any machine: for tests, for small networks, and for devices without a wheel of onnxruntime. FedPM: Isik et al., arXiv
 2209.15328.
 """
 
@@ -21,11 +21,11 @@ from seedmask.spec import ModelSpec
 
 NEEDS: Final[tuple[str, ...]] = ()
 GRAPHS: Final[tuple[str, ...]] = ()
-FOOTPRINT: Final = Footprint(45 * MB, 34, 6)  # float64, and no memory is used twice
+FOOTPRINT: Final = Footprint(45 * MB, 34, 6)  # many vectors: float64, and no buffer is used again
 
 
 class Reference:
-    """One model, float64 inside, float32 at the door."""
+    """Runtime of one model; arguments and results are float32, everything in between is float64."""
 
     def __init__(self, bundle: Bundle, fit: MicroBatchPlan) -> None:
         self.bundle, self.fit = bundle, fit
@@ -34,7 +34,7 @@ class Reference:
         self.frozen = bundle.spec.frozen().astype(np.float64)
 
     def step(self, x: F32, y: Targets, state: State, noise: F32, rule: StepConfig) -> StepResult:
-        """One step on the scores; see `Runtime`."""
+        """See Runtime."""
         check_step(self.bundle, x, y, state, noise, rule)
         s = state.scores.astype(np.float64)
         theta = 1 / (1 + np.exp(-s))
@@ -48,7 +48,7 @@ class Reference:
             by_exact += self._joined(grads, "exact")
             loss, correct = loss + lost, correct + right
         by_mask *= self.w
-        by_theta = by_mask * theta if rule.times_theta else by_mask  # straight through
+        by_theta = by_mask * theta if rule.times_theta else by_mask  # the straight-through estimator
         if rule.kl:
             by_theta = by_theta + rule.kl * (s - state.anchor) / self.spec.d
         by_theta = by_theta + rule.sparsity / self.spec.d
@@ -69,7 +69,7 @@ class Reference:
         return finite(StepResult(after, loss, correct))
 
     def logits(self, x: F32, mask: F32, exact: F32 = NOTHING) -> F32:
-        """Class scores [n, classes]; see `Runtime`."""
+        """See Runtime."""
         check_logits(self.bundle, x, mask, exact)
         tensors = self._tensors(self.w * mask, exact)
         return forward(self.spec, x.astype(np.float64), tensors)[0].astype(np.float32)
@@ -83,12 +83,12 @@ class Reference:
 
 
 def open_runtime(bundle: Bundle, threads: int, fit: MicroBatchPlan | None = None) -> Reference:
-    """Ready at once. `threads` is NumPy's own affair."""
+    """Return the runtime; `threads` is ignored, because NumPy chooses for itself."""
     return Reference(bundle, fit or MicroBatchPlan(bundle.batch))
 
 
 def _scored(spec: ModelSpec, logits: F64, y: Targets, n: int) -> tuple[float, int, F64]:
-    """Of a batch of n or a part of it: the part of the mean loss, correct predictions, the gradient by the logits."""
+    """Return some of n examples' part of the mean loss, their number correct, and the gradient by `logits`."""
     if spec.loss == "mse":
         wrong: F64 = logits - y
         size = n * spec.classes

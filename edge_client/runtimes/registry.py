@@ -1,7 +1,7 @@
-"""Find, describe and open the runtimes that installed packages offer; see the package's docstring for what one is.
+"""Registry of the runtimes that installed packages offer: list, describe and open them.
 
-Names come from entry points, so listing them imports nothing; a module is imported when somebody asks about its
-runtime, and its heavy packages when the runtime is opened.
+Names come from entry points, so listing them imports nothing. A runtime's module is imported when it is described; its
+heavy packages are imported when it is opened. `edge_client.runtimes` documents what such a module has.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from seedmask.io import plugins
 from seedmask.io.plugins import PluginError
 
 GROUP: Final = "seedmask.runtimes"
-_OURS: Final = "seedmask"  # the package whose runtimes have an extra each
+_OURS: Final = "seedmask"  # in this package every runtime has an extra of its name
 
 
 def names() -> list[str]:
-    """Return the name of every runtime that an installed package offers, whether it can run here or not."""
+    """Return the names of all runtimes that installed packages offer, whether or not they can run here."""
     return plugins.names(GROUP)
 
 
 def missing(name: str) -> list[str]:
-    """Return what runtime `name` needs and this environment lacks: packages, or else what it looks for in them.
+    """Return what runtime `name` needs and this environment lacks: packages, or parts of them; [] if it is ready.
 
-    A runtime whose module cannot be imported lacks what its error says. Raises UserError where there is none called so.
+    If the runtime's module cannot be imported, the list has its error. Raises UserError if there is no such runtime.
     """
     try:
         module = _module(name)
@@ -42,7 +42,7 @@ def missing(name: str) -> list[str]:
         return packages
     try:
         found: list[str] = module.absent()
-    except Exception as error:  # a package that is here and cannot be imported
+    except Exception as error:  # a package that is installed, but cannot be imported
         return [f"{name}: {type(error).__name__}: {error}"]
     return found
 
@@ -50,15 +50,15 @@ def missing(name: str) -> list[str]:
 def _present(package: str) -> bool:
     try:
         return importlib.util.find_spec(package) is not None
-    except ModuleNotFoundError:  # not even the package that it would be a part of
+    except ModuleNotFoundError:  # the parent package is missing as well
         return False
 
 
 def versions(name: str) -> dict[str, str]:
-    """Return the distributions that runtime `name` runs on here, with their versions; those missing are left out."""
+    """Return name and version of each installed distribution that runtime `name` uses."""
     packages = [package.partition(".")[0] for package in _module(name).NEEDS] or ["numpy"]
-    # By its files, because onnxruntime has several distributions; not by packages_distributions(), which in Python 3.10
-    # knows only those with a top_level.txt; and not by an __init__.py, which executorch has not.
+    # Distributions are found by the files they install, because several of them provide onnxruntime. In Python 3.10
+    # packages_distributions() only knows those with a top_level.txt; executorch has no __init__.py to look for.
     return {
         each.metadata["Name"]: each.version
         for each in importlib.metadata.distributions()
@@ -67,7 +67,7 @@ def versions(name: str) -> dict[str, str]:
 
 
 def how_to_get(name: str) -> str:
-    """Return the command that installs what runtime `name` needs, and what to know before."""
+    """Return the command that installs what runtime `name` needs, followed by its NOTE, if it has one."""
     package = plugins.distribution(GROUP, name)
     try:
         module = _module(name)
@@ -81,7 +81,7 @@ def how_to_get(name: str) -> str:
 
 
 def graphs(name: str) -> tuple[str, ...]:
-    """Return the members of a bundle that runtime `name` opens; none for one that cannot be imported."""
+    """Return the members of a bundle that runtime `name` opens; () if its module cannot be imported."""
     try:
         found: tuple[str, ...] = _module(name).GRAPHS
     except PluginError:
@@ -90,27 +90,27 @@ def graphs(name: str) -> tuple[str, ...]:
 
 
 def lacking(name: str, bundle: Bundle) -> list[str]:
-    """Return the graphs of runtime `name` that `bundle` has not."""
+    """Return the graphs that runtime `name` opens and `bundle` lacks."""
     return [graph for graph in graphs(name) if graph not in bundle.files]
 
 
 def targets(of: Iterable[str]) -> list[str]:
-    """Return the export targets whose graphs the runtimes `of` open, for `seedmask export --runtimes`."""
+    """Return the names to give to `seedmask export --runtimes`, so that the runtimes `of` find their graphs."""
     return sorted({graph.partition("/")[0] for name in of for graph in graphs(name)})
 
 
 def require(name: str) -> None:
-    """Raise UserError unless there is a runtime `name`, MissingPackageError unless it can run here."""
+    """Raise UserError if there is no runtime `name`, MissingPackageError if it lacks a package here."""
     if name not in names():
         known = ", ".join(names()) or "none, seedmask is not installed as it is now (pip install it again)"
         raise UserError(f"no runtime called {name!r}; there are {known}{_meant(name)}")
-    _module(name)  # PluginError where it cannot be imported
+    _module(name)  # raises PluginError if it cannot be imported
     if absent := missing(name):
         raise MissingPackageError(f"runtime {name} needs {', '.join(absent)}: {how_to_get(name)}")
 
 
 def _meant(name: str) -> str:
-    """Return a hint for who gave a package's or a graph's name for a runtime's."""
+    """Return a hint if `name` is the name of a runtime's package or of an export target, otherwise ""."""
     if (same := name.replace("-", "_")) in names():
         return f"; this one is written {same}"
     opens = [each for each in names() if name.replace("_", "-") in _targets_with_variants(each)]
@@ -126,7 +126,7 @@ def _targets_with_variants(name: str) -> set[str]:
 
 
 def require_graphs(of: Collection[str], bundle: Bundle) -> None:
-    """Raise UserError unless `bundle` has the graphs of all the runtimes `of`."""
+    """Raise UserError if `bundle` lacks a graph that one of the runtimes `of` opens."""
     for name in of:
         if absent := lacking(name, bundle):
             raise UserError(
@@ -136,13 +136,16 @@ def require_graphs(of: Collection[str], bundle: Bundle) -> None:
 
 
 def variants(name: str, bundle: Bundle) -> dict[str, str]:
-    """Return the variants of runtime `name` that `bundle` has graphs for, name to member; the usual, or "", first."""
+    """Return the variants of runtime `name` that `bundle` has graphs for, the default first, as {variant: member}.
+
+    A runtime without variants has one, "".
+    """
     found: dict[str, str] = getattr(_module(name), "VARIANTS", {})
     return {variant: graph for variant, graph in found.items() if graph in bundle.files} or {"": ""}
 
 
 def footprint(name: str) -> Footprint | None:
-    """Return the memory that runtime `name` takes; None if it does not take a batch in parts, or cannot be imported."""
+    """Return the constants of the memory estimate; None if runtime `name` has none or cannot be imported."""
     try:
         found: Footprint | None = getattr(_module(name), "FOOTPRINT", None)
     except PluginError:
@@ -151,17 +154,17 @@ def footprint(name: str) -> Footprint | None:
 
 
 def usual(name: str, bundle: Bundle) -> MicroBatchPlan:
-    """Return how runtime `name` takes the batch of `bundle` where nobody says."""
+    """Return the plan that runtime `name` uses for `bundle` by default. Raises BundleError."""
     module = _module(name)
     found: MicroBatchPlan = module.usual(bundle) if hasattr(module, "usual") else MicroBatchPlan(bundle.batch)
     return found
 
 
 def open_runtime(name: str, bundle: Bundle, threads: int = 0, fit: MicroBatchPlan | None = None) -> Runtime:
-    """Make `bundle` ready on runtime `name`; `threads` 0 and no `fit` leave the choice to it.
+    """Return a runtime that is ready to train `bundle`. With `threads` 0 and `fit` None it chooses for itself.
 
-    Raises UserError where there is no such runtime or it cannot run here, BundleError where `bundle` lacks its graphs,
-    ValueError where it cannot take `fit`.
+    Raises UserError if there is no such runtime or it cannot run here, BundleError if `bundle` lacks its graphs,
+    ValueError if it cannot follow the plan `fit`.
     """
     require(name)
     module = _module(name)
@@ -170,7 +173,7 @@ def open_runtime(name: str, bundle: Bundle, threads: int = 0, fit: MicroBatchPla
 
 
 def _fitting(fit: MicroBatchPlan, name: str, bundle: Bundle) -> MicroBatchPlan:
-    """`fit` with its variant named. Raises ValueError where runtime `name` cannot take it."""
+    """Return `fit` with the name of its variant filled in. Raises ValueError if runtime `name` cannot follow it."""
     known = variants(name, bundle)
     if not 1 <= fit.micro <= bundle.batch:
         raise ValueError(f"a micro-batch is 1 .. {bundle.batch} examples, found {fit.micro}")

@@ -1,8 +1,8 @@
-"""Training on torch, for laptops and GPUs: CUDA where there is one, else the CPU.
+"""Runtime `torch`: training with torch, for laptops and GPUs; it uses CUDA if there is a GPU, otherwise the CPU.
 
-Autograd differentiates the network, by the tensors of one flat vector of effective weights; everything per weight
-around it (mask, estimator, optimiser) is done by a few passes over whole vectors, into memory that is kept. On a GPU
-the state stays on the device until somebody looks at it.
+Autograd differentiates the network by its tensors, which are views of one flat vector of effective weights. The rest of
+a step (mask, estimator, optimiser) takes a few passes over whole vectors, into buffers that are kept. On a GPU the
+state stays there until it is read.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ FOOTPRINT: Final = Footprint(255 * MB, 16, 2)
 
 
 class Torch:
-    """One model on one device."""
+    """Runtime of one model on one torch device, "cpu" or "cuda"."""
 
     def __init__(self, bundle: Bundle, device: str, fit: MicroBatchPlan) -> None:
         import torch
@@ -65,13 +65,13 @@ class Torch:
         self.w = torch.from_numpy(bundle.spec.weights()).to(self.device)
         self._frozen = torch.from_numpy(bundle.spec.frozen()).to(self.device)
         self._exact = torch.zeros(self.spec.e, device=self.device)
-        # Named for what they hold when the step is over; each is also room for something before that.
+        # Buffers, named after what they hold at the end of a step; before that they hold intermediate results.
         self._theta, self._mask, self._effective, self._gradient, self._room = (
             torch.empty(d, device=self.device) for _ in range(5)
         )
         self._free: list[torch.Tensor] = []
         self._lazy = self.device.type != "cpu"
-        # Leaves for autograd, each a window on the flat vector; what is written there, the network runs.
+        # Leaves for autograd, each a view of the flat vector: the network runs with whatever is written there.
         self._weights = {name: part.detach() for name, part in self._parts(self._effective, self._exact).items()}
         masked, exact = ([t.name for t in self.spec.tensors if t.kind == kind] for kind in ("masked", "exact"))
         self._leaves = [self._weights[name].requires_grad_() for name in (*masked, *exact)]
@@ -82,7 +82,7 @@ class Torch:
         return self.spec.parts(masked, self._frozen, exact)
 
     def step(self, x: F32, y: Targets, state: State, noise: F32, rule: StepConfig) -> StepResult:
-        """One step on the scores; see `Runtime`."""
+        """See Runtime."""
         import torch
         from torch.nn import functional as F
 
@@ -93,7 +93,7 @@ class Torch:
         if rule.mean:
             torch.mul(self.w, theta, out=self._effective)
         else:
-            # As float32 and by a product: where() with a boolean measured ten times slower.
+            # A float32 mask and a product, because where() with a boolean mask was measured to be ten times slower.
             torch.lt(self._moved(noise), theta, out=self._mask)
             torch.mul(self.w, self._mask, out=self._effective)
 
@@ -141,8 +141,8 @@ class Torch:
         else:
             new["scores"] = torch.sub(scores, g, alpha=rule.rate, out=self._fresh())
         if self._lazy and "anchor" in old:
-            new["anchor"] = old["anchor"]  # it stays there: moving it costs as much as a step's noise
-        # One transfer where there is a device to wait for.
+            new["anchor"] = old["anchor"]  # keep it on the GPU: moving it costs as much as moving a step's noise
+        # One transfer for all figures, because the host waits for the GPU at each.
         figures = torch.stack([lost, right, new["scores"].sum()])
         news = torch.cat([figures, *by_exact]).cpu().numpy()
         seen, hits, total = news[:3].tolist()
@@ -150,7 +150,7 @@ class Torch:
         return finite(StepResult(after, seen, int(hits)), total)
 
     def logits(self, x: F32, mask: F32, exact: F32 = NOTHING) -> F32:
-        """Class scores [n, classes]; see `Runtime`."""
+        """See Runtime."""
         import torch
 
         check_logits(self.bundle, x, mask, exact)
@@ -167,7 +167,7 @@ class Torch:
         import torch
 
         array = np.ascontiguousarray(array)
-        # torch has no read-only tensors and warns of such an array; nothing here writes to one.
+        # torch has no read-only tensors and warns about read-only arrays, so these are copied.
         return torch.from_numpy(array if array.flags.writeable else array.copy()).to(self.device)
 
     def _vector(self, array: F32) -> torch.Tensor:
@@ -182,8 +182,8 @@ class Torch:
         if self._lazy:
             return OnDevice(before, new, t, exact, lambda tensor: tensor.cpu().numpy())
         arrays = {name: tensor.numpy() for name, tensor in new.items()}
-        # Memory that the system has to clear costs as much as the arithmetic, so that of a state which nobody holds any
-        # more, and no view of it either, is used again. (A GPU's memory is torch's to recycle.)
+        # New memory has to be cleared by the system, which takes as long as the arithmetic. So the memory of a state is
+        # used again when nothing refers to it any more. (On a GPU torch does this itself.)
         for name, tensor in new.items():
             weakref.finalize(arrays[name], self._free.append, tensor).atexit = False
         m, v = (arrays.get(name, getattr(before, name)) for name in ("m", "v"))
@@ -191,9 +191,9 @@ class Torch:
 
 
 def open_runtime(bundle: Bundle, threads: int, fit: MicroBatchPlan | None = None) -> Torch:
-    """Make the weights. `threads` counts for the whole process; 0 leaves torch's own choice, one per core."""
+    """Return the runtime; `threads` holds for the whole process, and 0 leaves torch's default, one per core."""
     if "torch" not in sys.modules:
-        # Left to spin, torch's waiting threads fight every other process for the cores.
+        # By default torch's waiting threads spin, and take time from other processes on the same cores.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     import torch
 
@@ -201,14 +201,14 @@ def open_runtime(bundle: Bundle, threads: int, fit: MicroBatchPlan | None = None
         torch.set_num_threads(threads)
     cuda = torch.cuda.is_available()
     if cuda:
-        # The same step twice is the same, and convolutions have float32's digits, as on every other device.
+        # A repeated step gives the same result, and convolutions are as precise as on every other device.
         torch.backends.cudnn.allow_tf32 = False
         torch.backends.cudnn.deterministic = True
     return Torch(bundle, "cuda" if cuda else "cpu", fit or MicroBatchPlan(bundle.batch))
 
 
 def forward(spec: ModelSpec, x: torch.Tensor, weights: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Logits [n, classes] of x [n, *input] under effective `weights`."""
+    """Return the logits [n, classes] of x [n, *input], with effective `weights` by name of tensor."""
     import torch
     from torch.nn import functional as F
 
@@ -261,10 +261,10 @@ def forward(spec: ModelSpec, x: torch.Tensor, weights: dict[str, torch.Tensor]) 
 
 
 def _affine(layer: Norm, weights: dict[str, torch.Tensor]) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """Scale and shift, as torch takes them."""
+    """Return scale and shift of a normalisation, None if it has none, as torch's functions take them."""
     import torch
 
     scale, shift = (weights[name] if name else None for name in (layer.scale, layer.shift))
     if scale is None and shift is not None:
-        scale = torch.ones_like(shift)  # without, group_norm's backward fails in torch 2.13
+        scale = torch.ones_like(shift)  # without a scale, group_norm's backward fails in torch 2.13
     return scale, shift

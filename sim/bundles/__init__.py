@@ -1,8 +1,8 @@
 """Bundles that ship with the package, so that a first simulation needs neither torch nor onnx.
 
-The small networks of the exporter's zoo, for onnxruntime and steps of `BATCH` examples, to the byte what the exporter
-makes of them: `tests/test_bundles.py` holds them to it, `make zoo` writes them again. Graphs do not depend on the seed
-of the frozen weights, so that one file serves every seed.
+They hold the small networks of the exporter's zoo, for onnxruntime and batches of `BATCH` examples, byte for byte as
+the exporter writes them: `tests/test_bundles.py` checks that, and `make zoo` writes them again. One file serves every
+seed, because the graphs do not depend on the seed of the random weights.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ _NAMES: Final = ("mlpn", "mlp", "conv4", "conv4s", "conv4n", "lenet5")
 
 
 def names() -> tuple[str, ...]:
-    """Return the networks that ship, by their names in the zoo."""
+    """Return the names, in the exporter's zoo, of the networks that ship with the package."""
     return _NAMES
 
 
 def shipped(name: str, seed: int = SEED) -> Bundle | None:
-    """Return the bundle of the zoo's network `name`, or None if it does not ship.
+    """Return the bundle of the zoo's network `name`, or None if it does not ship with the package.
 
-    Its graphs are those for onnxruntime (`RUNTIMES`), its training step takes `BATCH` examples, every parameter is
-    masked. `seed`, 0 .. 2**64 - 1, makes the frozen weights: the bundle equals what the exporter makes with it. Raises
-    SpecError if `seed` is out of range, BundleError if the installed file is damaged.
+    The bundle has graphs for the targets RUNTIMES, a batch of `BATCH` examples, and a mask on every parameter. `seed`,
+    0 .. 2**64 - 1, is that of the random weights; the bundle equals the one that the exporter makes with this seed.
+    Raises SpecError if `seed` is out of range, BundleError if the installed file is damaged.
     """
     if name not in _NAMES:
         return None

@@ -13,14 +13,14 @@ from sim.bundles import BATCH, RUNTIMES, SEED, names
 
 
 def exported(name: str, seed: int = SEED) -> bytes:
-    """Return what the exporter makes of the zoo's network `name` now."""
+    """Return the file that the exporter makes now of the zoo's network `name`."""
     entry = ZOO[name]
     spec = trace(entry.factory(), name, seed, entry.input, classes=entry.classes)
     return to_bytes(make_bundle(spec, BATCH, RUNTIMES))
 
 
 def main() -> None:
-    """Write every bundle beside this file and remove those that no longer ship."""
+    """Write every bundle beside this file, and remove those of networks that no longer ship."""
     folder = Path(__file__).parent
     for path in folder.glob("*.bundle"):
         if path.stem not in names():

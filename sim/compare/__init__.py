@@ -1,1 +1,1 @@
-"""`seedmask compare`: mask training against its rivals, on the same data, by the bytes that were really sent."""
+"""`seedmask compare`: compare mask training with other methods, on the same data, by the bytes really sent."""

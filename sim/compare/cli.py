@@ -1,4 +1,4 @@
-"""`seedmask compare`: run a declared grid, go on where it was left, and report."""
+"""`seedmask compare`: run a declared grid of runs, continue an interrupted one, and write a report."""
 
 from __future__ import annotations
 
@@ -26,55 +26,64 @@ EPILOG = """\
 examples:
     seedmask compare                                 the packaged grid `quick`
     seedmask compare --grid mine.toml --out out/mine
-    seedmask compare --grid mine.toml --tune         learning rates of the baselines, on held-out training images
+    seedmask compare --grid mine.toml --tune         choose learning rates of the baselines, on held-out images
 
-A finished run is a file in OUT/runs, named by a digest of its declaration: interrupted, say the same again and only the
-runs under way begin anew. Writes OUT/report.md, a PNG per model and split, and OUT/summary.json.
+Writes OUT/report.md, a plot for each model and split, and OUT/summary.json. Every finished run is kept in OUT/runs: if
+you interrupt the command and start it again, finished runs are not repeated.
 
-a grid:
+a grid is a TOML file:
     dataset = "fashion-mnist"     # or digits; with --data-dir: mnist, emnist-balanced, cifar-10 ...
-    devices = 10                  # and, with the same meaning everywhere: images (per device, 0: all), epochs, batch,
-    images = 2000                 # eval_images (0: the whole test set), targets (percentages of the tables)
-
+    devices = 10
+    images = 2000                 # training examples per device, 0: all; further keys: epochs, batch, eval_images
+                                  # (test examples, 0: all), targets (accuracies in per cent, for the report)
     [schemes.frugal]              # a name of your choice
-    kind = "masks"                # the deployed code: a preset, and any key of run.toml's [training] and [aggregation]
-    preset = "thrifty"
+    kind = "masks"                # mask training, as on real devices
+    preset = "thrifty"            # a preset, and any key of [training] and [aggregation] in run.toml
     kappa = 12.0
-    formula = true                # also what FedPM's authors would report
+    formula = true                # also report bits by FedPM's formula
 
-    [schemes.fedavg]              # kinds, the default being the name: fedavg, signsgd, ef-signsgd, qsgd, topk, drive
-    optimizer = "adam"            # (optimizer "adam" or "sgd", rate; signsgd: server_rate; qsgd: levels, bucket;
-    candidates = [{ rate = 0.001 }, { rate = 0.003 }]        # topk: keep), and fedmask (rate)
+    [schemes.fedavg]              # kind is the name if it is not given; other methods and their keys:
+    optimizer = "adam"            # fedavg, signsgd (server_rate), ef-signsgd, qsgd (levels, bucket), topk (keep),
+    candidates = [{ rate = 0.001 }, { rate = 0.003 }]        # drive: optimizer ("adam", "sgd"), rate; fedmask: rate
 
-    [[runs]]                      # as often as you like
+    [[runs]]                      # every scheme on every model and split with every seed; may be repeated
     schemes = ["frugal", "fedavg"]
-    models = ["mlp"]              # of the zoo: mlp, conv4s ...
+    models = ["mlp"]              # networks of the zoo: mlp, conv4s ...
     splits = ["iid", "classes:2"] # also c_max:<c>, dirichlet:<alpha>, sizes:<ratio>
     seeds = [1, 2, 3]
     rounds = 12
 
-    [[tuning]]                    # like [[runs]]; --tune tries every candidate there and prints tables like this one:
-    [tuned.fedavg]                # without it the first candidate is used
+    [[tuning]]                    # the same keys as [[runs]]; --tune tries every candidate of these schemes and
+                                  # prints the best as tables [tuned.*] to paste into the grid
+    [tuned.fedavg]                # settings by model and split; without them the first candidate is used
     "mlp iid" = { rate = 0.001 }
 """
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
-    parser.add_argument("--grid", default="quick", metavar="NAME", help="a packaged grid or a TOML file (quick)")
     parser.add_argument(
-        "--out", type=Path, default=Path("out/compare"), metavar="DIR", help="folder for everything (out/compare)"
+        "--grid", default="quick", metavar="NAME", help="name of a packaged grid, or a TOML file (quick)"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("out/compare"), metavar="DIR", help="folder for all results (out/compare)"
     )
     parser.add_argument("--data-dir", type=Path, metavar="DIR", help="folder with the data set's files")
-    parser.add_argument("--workers", type=int, default=0, metavar="N", help="runs at a time, 0: one per core (0)")
-    parser.add_argument("--threads", type=int, default=1, metavar="N", help="threads of each run (1)")
-    parser.add_argument("--runtime", choices=names(), help="what trains masks (torch, if it is here)")
     parser.add_argument(
-        "--measure", choices=report.MEASURES, default="mean", help="accuracy of tables and plots (mean)"
+        "--workers", type=int, default=0, metavar="N", help="runs at the same time, 0: one per core (0)"
     )
-    parser.add_argument("--tune", action="store_true", help="choose the baselines' settings instead, see below")
-    parser.add_argument("--list", action="store_true", help="say which runs there are and which are done, and stop")
-    parser.add_argument("--json", metavar="FILE", help="also write what it took to reach each target; -: to the screen")
+    parser.add_argument("--threads", type=int, default=1, metavar="N", help="threads of each run (1)")
+    parser.add_argument(
+        "--runtime", choices=names(), help="runtime of mask training (torch if installed, else onnxruntime)"
+    )
+    parser.add_argument(
+        "--measure", choices=report.MEASURES, default="mean", help="network whose accuracy the report shows (mean)"
+    )
+    parser.add_argument("--tune", action="store_true", help="choose the baselines' settings, see [[tuning]] below")
+    parser.add_argument("--list", action="store_true", help="list all runs and which of them are done, and stop")
+    parser.add_argument(
+        "--json", metavar="FILE", help="also write the cost of reaching each target to FILE; -: to stdout"
+    )
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -128,7 +137,7 @@ def _run(options: argparse.Namespace) -> int:
 
 @contextmanager
 def _screen(stream: Any) -> Iterator[Say]:
-    """A bar on a terminal, if rich is here; otherwise a plain line now and then."""
+    """Yield a function that shows progress: a bar on a terminal, if rich is installed, otherwise plain lines."""
     if stream.isatty() and importlib.util.find_spec("rich"):
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
@@ -169,7 +178,7 @@ def _left(seconds: float | None) -> str:
 
 COMMAND = Command(
     "compare",
-    "mask training against its rivals: a grid of runs, by the bytes that were really sent",
+    "compare mask training with other methods by accuracy and bytes sent",
     ("torch", "onnx", "matplotlib"),
     "sim,export",
     _arguments,

@@ -1,12 +1,13 @@
-"""How the dense baselines put a vector of changes into bytes: real byte strings, each with the decoder that reads it.
+"""Codecs of the dense baselines: each encodes a vector of changes as bytes, and decodes them.
 
-Each codec has `encode(x, shared, rng) -> bytes` and `decode(payload, d, shared) -> float32 [d]`; x float32 [d].
-
-fp32: as it is. sign: one bit an entry (signSGD: Bernstein et al., arXiv 1802.04434). scaled_sign: a sign and a scale
-per tensor (EF-signSGD: Karimireddy et al., arXiv 1901.09847). qsgd: random rounding to few levels of a bucket's norm,
-entropy coded (Alistarh et al., arXiv 1610.02132). topk: the largest entries, positions as Golomb-Rice coded gaps (Stich
-et al., arXiv 1809.07599). drive: signs after a random rotation, and a scale that makes it unbiased (Vargaftik et al.,
-arXiv 2105.08339); its rotation is known to both sides and not sent.
+Fp32: four bytes per entry.
+Sign: one bit per entry (signSGD: Bernstein et al., arXiv 1802.04434).
+ScaledSign: a sign per entry and a scale per tensor (EF-signSGD: Karimireddy et al., arXiv 1901.09847).
+Qsgd: entries rounded at random to a few levels of their bucket's norm, entropy coded (Alistarh et al., arXiv
+    1610.02132).
+TopK: the largest entries; their positions are Golomb-Rice coded gaps (Stich et al., arXiv 1809.07599).
+Drive: signs after a random rotation, and a scale that makes the result unbiased (Vargaftik et al., arXiv 2105.08339);
+    both sides know the rotation, so it is not sent.
 """
 
 from __future__ import annotations
@@ -26,18 +27,18 @@ F32 = npt.NDArray[np.float32]
 
 
 class Codec(Protocol):
-    """What a baseline sends through."""
+    """Codec of a baseline."""
 
     def encode(self, x: F32, shared: Shared, rng: np.random.Generator) -> bytes:
-        """`x` float32 [d] as bytes; `rng` is private to the sender, `shared` known to both."""
+        """Return `x` float32 [d] as bytes; only the sender knows `rng`, both sides know `shared`."""
 
     def decode(self, payload: bytes, d: int, shared: Shared) -> F32:
-        """What the receiver makes of it, float32 [d]."""
+        """Return the vector that the receiver decodes, float32 [d]."""
 
 
 @dataclass(frozen=True)
 class Fp32:
-    """Four bytes an entry."""
+    """Codec that sends every entry as float32."""
 
     def encode(self, x: F32, shared: Shared, rng: np.random.Generator) -> bytes:
         """See Codec."""
@@ -50,7 +51,7 @@ class Fp32:
 
 @dataclass(frozen=True)
 class Sign:
-    """One bit an entry, +1 or -1. What is exactly 0 goes either way, by a coin."""
+    """Codec that sends one bit per entry, +1 or -1; a fair coin decides for entries that are exactly 0."""
 
     def encode(self, x: F32, shared: Shared, rng: np.random.Generator) -> bytes:
         """See Codec."""
@@ -66,7 +67,7 @@ class Sign:
 
 @dataclass(frozen=True)
 class ScaledSign:
-    """One bit an entry and mean |x| of each tensor, float32; `sizes` of the tensors, which sum to d."""
+    """Codec that sends one bit per entry, and mean |x| of each tensor as float32; `sizes` of the tensors sum to d."""
 
     sizes: tuple[int, ...]
 
@@ -83,10 +84,10 @@ class ScaledSign:
 
 @dataclass(frozen=True)
 class Qsgd:
-    """Each `bucket` of entries: its Euclidean norm, float32, and per entry one of 2 `levels` + 1 shares of it.
+    """Codec that sends the Euclidean norm of each `bucket` of entries, and one of 2 `levels` + 1 levels per entry.
 
-    An entry is rounded at random to one of the two nearest levels, so that its expectation is the entry itself. The
-    levels are coded by rANS under their own frequencies, which go along.
+    An entry is rounded at random to one of the two nearest levels, such that its expectation is the entry itself. The
+    levels are coded by rANS with their own frequencies, which are sent as well.
     """
 
     levels: int = 4
@@ -118,7 +119,7 @@ class Qsgd:
 
 @dataclass(frozen=True)
 class TopK:
-    """The share `keep` of entries that are largest: values float32, positions as gaps in Golomb-Rice code."""
+    """Codec that sends the largest entries, a share `keep` of all: values as float32, positions as Golomb-Rice gaps."""
 
     keep: float = 0.01
 
@@ -134,10 +135,10 @@ class TopK:
 
 @dataclass(frozen=True)
 class Drive:
-    """One bit an entry after a randomised Hadamard transform, and one float32 per block.
+    """Codec that sends one bit per entry of the randomly rotated vector, and one float32 per block.
 
-    d is cut into powers of two, largest first, so that nothing is padded. The scale |x|^2 / |Rx|_1 makes the decoded
-    vector's projection on x exactly x.
+    The rotation is a randomised Hadamard transform. d is cut into powers of two, largest first, so that no padding is
+    needed. With the scale |x|^2 / |Rx|_1 the decoded vector's projection on x is exactly x.
     """
 
     def encode(self, x: F32, shared: Shared, rng: np.random.Generator) -> bytes:
@@ -167,7 +168,7 @@ class Drive:
 
 
 def hadamard(x: F32) -> F32:
-    """Walsh-Hadamard transform of `x`, 2**k entries, scaled to keep its length; its own inverse."""
+    """Return the Walsh-Hadamard transform of `x`, 2**k entries, scaled to keep its length; it is its own inverse."""
     out = x.astype(np.float32)
     half = 1
     while half < out.size:
@@ -179,9 +180,11 @@ def hadamard(x: F32) -> F32:
 
 
 def sparse_bytes(x: F32, where: npt.NDArray[np.intp]) -> bytes:
-    """Entries of `x` at `where`, ascending: u32 how many, u8 Rice parameter k, u32 bytes of gaps, gaps, float32 values.
+    """Return the entries of `x` at the ascending positions `where` as bytes.
 
-    A gap (entries left out before this one) is its quotient by 2**k in ones, a zero, and k bits, lowest first.
+    The format: u32 number of entries, u8 Rice parameter k, u32 bytes of the gaps, the gaps, float32 values. A gap (the
+    number of entries left out before this one) is its quotient by 2**k as so many ones, a zero, and the lowest k bits,
+    lowest first.
     """
     gaps = np.diff(where, prepend=-1) - 1
     mean = float(gaps.mean()) if gaps.size else 0.0
@@ -199,12 +202,12 @@ def sparse_bytes(x: F32, where: npt.NDArray[np.intp]) -> bytes:
 
 
 def sparse_vector(payload: bytes, d: int) -> F32:
-    """What `sparse_bytes` wrote, float32 [d] with zeros elsewhere."""
+    """Return the vector that `sparse_bytes` wrote, float32 [d], with zeros at all other positions."""
     count, k, length = struct.unpack_from("<IBI", payload)
     bits = np.unpackbits(np.frombuffer(payload, np.uint8, length, 9), bitorder="little")
     zeros = np.flatnonzero(bits == 0).tolist()
     stops, at, z = [], 0, 0
-    for _ in range(count):  # a zero among the k bits of a remainder stops nothing
+    for _ in range(count):  # skip zeros among the k bits of a remainder: they end no quotient
         while zeros[z] < at:
             z += 1
         stops.append(zeros[z])
@@ -220,7 +223,7 @@ def sparse_vector(payload: bytes, d: int) -> F32:
 
 
 def _rows(x: F32, width: int) -> F32:
-    """`x` in rows of `width`, zeros at the end."""
+    """Return `x` in rows of `width`, filled up with zeros."""
     return np.concatenate([x, np.zeros(-x.size % width, np.float32)]).reshape(-1, width)
 
 
@@ -229,7 +232,7 @@ def _parts(x: F32, sizes: Sequence[int]) -> list[F32]:
 
 
 def _powers(d: int) -> list[int]:
-    """d as a sum of powers of two, largest first."""
+    """Return the powers of two that sum to d, largest first."""
     return [1 << i for i in reversed(range(d.bit_length())) if d >> i & 1]
 
 

@@ -1,8 +1,7 @@
-"""Ordinary training of the dense network, in plain torch: what FedAvg and its compressed kin do on a device.
+"""Local training of the dense baselines (FedAvg and methods that compress its updates), in plain torch.
 
-The baselines of `seedmask compare` (McMahan et al., arXiv 1602.05629, and those after it): the architecture of a
-ModelSpec, its weights trained, no mask. A flat float32 vector goes in and another comes out, as with masks. On a GPU
-where there is one.
+FedAvg: McMahan et al., arXiv 1602.05629. The network is that of a ModelSpec, without masks: its weights are trained,
+from a flat float32 vector to another one. A GPU is used if there is one.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ _EVALUATE = 500
 
 
 class DenseTraining:
-    """One architecture to train densely. `threads` holds for the whole process; 0 leaves torch's choice."""
+    """Trainer of one dense network. `threads` holds for the whole process; 0 leaves torch's default."""
 
     def __init__(self, spec: ModelSpec, threads: int = 0) -> None:
         if threads:
@@ -31,7 +30,7 @@ class DenseTraining:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     def start(self, seed: int) -> F32:
-        """Return initial weights, float32 [d]: torch's Kaiming normal for ReLU, biases 0; the same for a seed."""
+        """Return initial weights, float32 [d], that follow from `seed`: torch's Kaiming normal for ReLU, biases 0."""
         generator = torch.Generator().manual_seed(seed % (1 << 63))
         parts = []
         for tensor in self.spec.tensors:
@@ -56,8 +55,8 @@ class DenseTraining:
     ) -> tuple[F32, float]:
         """Train `epochs` passes from `weights` [d]; return new weights [d] and the last pass's mean loss in nats.
 
-        `x` uint8 [n, *input] as stored, `y` int64 [n]. `optimizer`: "adam" or "sgd" (momentum 0.9), new at every call,
-        as the masks' is. The order comes from `rng` in the way of `edge_client.training.train`. Raises ValueError for
+        x: uint8 [n, *input] as stored; y: int64 [n]. optimizer: "adam" or "sgd" (momentum 0.9); its state is new at
+        every call. rng: draws the order of the examples, as in `edge_client.training.train`. Raises ValueError for
         another optimizer.
         """
         if optimizer not in OPTIMIZERS:
@@ -84,7 +83,7 @@ class DenseTraining:
         return out, losses / len(y)
 
     def accuracy(self, weights: F32, x: npt.NDArray[np.uint8], y: npt.NDArray[np.int64]) -> float:
-        """Return the share of x, y that the network under `weights` [d] classifies correctly, 0 .. 1."""
+        """Return the share of examples x, y, 0 .. 1, that the network with `weights` [d] classifies correctly."""
         correct = 0
         with torch.no_grad():
             flat = torch.from_numpy(weights).to(self.device)

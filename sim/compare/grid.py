@@ -1,7 +1,8 @@
-"""The declared grid: a TOML file into runs, runs into processes, and every finished run into a file that stays.
+"""Grid of runs: read it from a TOML file, run every declared run in a process, and keep each result in a file.
 
-A run's file is named by a digest of its declaration, so that going on after an interruption, or with a longer grid, is
-doing whatever has no file yet. Each run has a process of its own, which dies with us and cannot hurt its neighbours.
+A result's file is named by a digest of the run's declaration. So after an interruption, or with a longer grid, only
+runs without a file are run. Each run has a process of its own, so that a crash does not affect other runs; all end with
+this process.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ PACKAGED: Final = Path(__file__).parent / "grids"
 
 @dataclass(frozen=True)
 class Common:
-    """What all runs share: the top of the file."""
+    """Settings that all runs share, from the top of the file."""
 
     dataset: str = "fashion-mnist"
     devices: int = 10
@@ -61,7 +62,7 @@ class Common:
 
 @dataclass(frozen=True)
 class Cell:
-    """One [[runs]]: every scheme on every model and split with every seed, for so many rounds."""
+    """Table [[runs]] or [[tuning]]: every scheme on every model and split with every seed, for `rounds` rounds."""
 
     schemes: list  # type: ignore[type-arg]
     models: list  # type: ignore[type-arg]
@@ -80,7 +81,11 @@ class Cell:
 
 @dataclass(frozen=True)
 class Grid:
-    """A whole file. `candidates`: per scheme what tuning chooses from; `tuned`: what it chose, by scheme and place."""
+    """Grid, as declared in a whole file.
+
+    kinds, fixed: kind and settings of each scheme. candidates: settings that tuning chooses from, by scheme. tuned:
+    settings that it chose, by scheme and `place`. cells, tuning: tables [[runs]] and [[tuning]].
+    """
 
     name: str
     common: Common
@@ -92,7 +97,7 @@ class Grid:
     tuning: Sequence[Cell]
 
     def runs(self) -> list[Declaration]:
-        """Every run once, the first seeds first."""
+        """Return every declared run once, in order of their seeds."""
         found = {}
         for cell in self.cells:
             for seed in cell.seeds:
@@ -104,7 +109,7 @@ class Grid:
         return sorted(found.values(), key=lambda run: run.seed)
 
     def tuning_runs(self) -> list[Declaration]:
-        """What `--tune` does: every candidate of every scheme that has several, judged on held-out training data."""
+        """Return the runs of `--tune`: every candidate of every scheme, tested on held-out training data."""
         if not self.tuning:
             raise UserError(f"grid {self.name} has no [[tuning]]")
         return [
@@ -142,7 +147,7 @@ class Grid:
 
 
 def _spelled_out(said: Mapping[str, Any], epochs: int, where: str) -> dict[str, Any]:
-    """All knobs of a mask scheme, its preset's among them: what a preset says may change, what a run was may not."""
+    """Return all settings of a mask scheme, also those of its preset, so that a changed preset makes another run."""
     rest = dict(said)
     preset, formula = str(rest.pop("preset", "default")), bool(rest.pop("formula", False))
     work, learning = settings_of(preset, {"epochs": epochs, **rest}, where)
@@ -150,12 +155,12 @@ def _spelled_out(said: Mapping[str, Any], epochs: int, where: str) -> dict[str, 
 
 
 def place(model: str, split: str) -> str:
-    """How [tuned] names where a choice holds."""
+    """Return the key under which [tuned] has the settings for a model and a split."""
     return f"{model} {split}"
 
 
 def load(name: str) -> Grid:
-    """A packaged grid by name, or a file by path. Raises UserError."""
+    """Return a packaged grid by its name, or a grid from the path of a file. Raises UserError."""
     known = sorted(path.stem for path in PACKAGED.glob("*.toml"))
     path = PACKAGED / f"{name}.toml" if name in known else Path(name)
     try:
@@ -170,7 +175,7 @@ def load(name: str) -> Grid:
 
 
 def build(name: str, values: Mapping[str, Any], where: str) -> Grid:
-    """A Grid from a file's values. Raises UserError that names the key."""
+    """Return the grid of a parsed TOML file; `where` names the file. Raises UserError, which names the wrong key."""
     values = dict(values)
     tables, tuned = values.pop("schemes", {}), values.pop("tuned", {})
     cells, trials = values.pop("runs", []), values.pop("tuning", [])
@@ -210,16 +215,17 @@ def build(name: str, values: Mapping[str, Any], where: str) -> Grid:
 
 
 def settings_of_cell(value: Any, where: str) -> Cell:
-    """One [[runs]] or [[tuning]]. Raises UserError."""
+    """Return one parsed table [[runs]] or [[tuning]]. Raises UserError."""
     if not isinstance(value, dict):
         raise UserError(f"{where} is a table, found {value!r}")
     return settings.build(Cell, value, where, Path())
 
 
 def best(grid: Grid, results: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, dict[str, Any]]]:
-    """[tuned] from the tuning runs' results: by scheme and place, the candidate with the best mean of its last rounds.
+    """Return [tuned] from the results of tuning runs: for each scheme and place, the candidate with the best accuracy.
 
-    The mean over seeds and the last third of the rounds, since one round alone is noisy where classes are few.
+    Accuracy is the mean over seeds and over the last third of the rounds, because a single round is noisy when devices
+    have few classes.
     """
     scores: dict[tuple[str, str], dict[str, list[float]]] = {}
     for result in results:
@@ -237,7 +243,7 @@ def best(grid: Grid, results: Sequence[Mapping[str, Any]]) -> dict[str, dict[str
 
 
 def toml(tuned: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
-    """The [tuned] tables as text."""
+    """Return the tables [tuned.*] as TOML."""
     lines = []
     for scheme, places in tuned.items():
         lines.append(f"[tuned.{scheme}]")
@@ -247,12 +253,12 @@ def toml(tuned: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-# --- doing it ---
+# --- running it ---
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where the grid stands; `left` seconds by what rounds of the same kind took so far, None: nothing is known yet."""
+    """Progress of a grid. `left`: seconds, estimated from rounds of the same kind; None: unknown. `now`: a text."""
 
     runs_done: int
     runs: int
@@ -266,16 +272,16 @@ Say = Callable[[Progress], None]
 
 
 class FailedError(Exception):
-    """A run ended without a result; the text says which and why."""
+    """Error: a run ended without a result; the text says which run, and why."""
 
 
 def result_path(out: Path, run: Declaration) -> Path:
-    """Where a finished run is kept."""
+    """Return the path of a run's result."""
     return out / "runs" / f"{run.digest()}.json"
 
 
 def stored(out: Path, run: Declaration) -> dict[str, Any] | None:
-    """A finished run's result, None where there is none (or none that can be read)."""
+    """Return the stored result of a run; None if there is none, or none that can be read."""
     try:
         value: dict[str, Any] = json.loads(result_path(out, run).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -287,7 +293,7 @@ def _child(run: Declaration, out: Path, data: Path | None, runtime: str, threads
     from sim.compare.harness import run as do
 
     die_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for our parent, who ends us
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C and ends this process
     try:
         value = do(run, datasets.load(run.dataset, data), runtime, threads, lambda number: told.put((run, number, "")))
         write_atomic(result_path(out, run), (json.dumps(value, indent=1) + "\n").encode())
@@ -307,9 +313,9 @@ def work(
     say: Say,
     clock: Callable[[], float] = time.monotonic,
 ) -> None:
-    """Do every run that has no result yet, `workers` at a time. Raises FailedError for the first that fails.
+    """Run every run that has no result yet, `workers` at a time. Raises FailedError for the first one that fails.
 
-    Whatever ends this, an exception or Ctrl-C, ends the runs under way; the finished ones are kept.
+    An exception or Ctrl-C also ends the runs under way; results of finished runs are kept.
     """
     context = multiprocessing.get_context("spawn")
     told: Any = context.Queue()
@@ -366,7 +372,7 @@ def _title(run: Declaration) -> str:
 
 
 class _Pace:
-    """Seconds of a round, by scheme and model, or by model where the scheme is new, or overall."""
+    """Estimate of seconds per round: by scheme and model, or for a new scheme by model, or else over all rounds."""
 
     def __init__(self, results: Sequence[Mapping[str, Any]]) -> None:
         self._seen: dict[tuple[str, str], list[float]] = {}

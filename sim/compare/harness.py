@@ -1,11 +1,11 @@
-"""One declared run: rounds of one scheme on one split, and what each of them cost on the wire.
+"""Run of one declaration: rounds of one scheme on one split, with the bytes that each round sends.
 
-Mask schemes are not imitated: the deployed aggregator and clients run on virtual time (`sim.fleet`), training in this
-process, and the broker counts their MQTT packets. The baselines' byte strings travel in the same frames: an Update in
-chunks up, an announcement, chunks and a receipt down; packets are counted by the same function.
+Mask schemes run the same aggregator and clients as a real fleet, on virtual time (`sim.fleet`); training is done in
+this process, and the broker counts their MQTT packets. Payloads of the baselines are put into the same frames (up: an
+Update in chunks; down: an announcement, chunks and a receipt), and the same function counts their packets.
 
-Per device, up to round r: uplink is all it sent until that round's update was out, downlink all it had received when it
-began to train in that round.
+Bytes of a round count from the start of the job, per device. Uplink: all that the device sent until its update of that
+round was out. Downlink: all that it had received when it began to train in that round.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ from sim.fleet import Faults, Fleet
 JOB: Final = "compare"
 VALIDATION: Final = 5000
 FORMAT: Final = 1
-"""Of the result files. Part of their names, so that files of older programs are not taken for new ones."""
+"""Version of the format of result files. It is part of the digest, so that files of older programs are not reused."""
 
 Closed = Callable[[int], None]
 
 
 @dataclass(frozen=True)
 class Declaration:
-    """Everything that determines a run. `settings`: (key, value) pairs of the scheme, sorted."""
+    """Declaration of a run: everything that determines its result. `settings`: sorted (key, value) of the scheme."""
 
     scheme: str
     kind: str
@@ -71,17 +71,17 @@ class Declaration:
     validation: bool = False
 
     def digest(self) -> str:
-        """Names the run: the same declaration, the same name."""
+        """Return the name of the run's file, which only depends on the declaration and the version of the program."""
         value = [FORMAT, PROTOCOL_VERSION, __version__, {**asdict(self), "settings": dict(self.settings)}]
         return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:20]
 
 
 @dataclass(frozen=True)
 class Row:
-    """After one round: shares of correct predictions, and bytes of an average device since the start.
+    """Result of one round: accuracy, mean loss (nats), and bytes `up` and `down` of an average device since the start.
 
-    `formula`: bits per parameter that FedPM's authors would report, by the entropy of the share of ones; None where
-    nothing was asked.
+    `formula`: bits per parameter as FedPM's authors compute them, from the entropy of the share of ones in a mask (Isik
+    et al., arXiv 2209.15328); None if not asked for.
     """
 
     round: int
@@ -94,7 +94,7 @@ class Row:
 
 @dataclass(frozen=True)
 class World:
-    """What the schemes of one (model, split, seed) have in common."""
+    """Model and data, which are the same for all schemes of one (model, split, seed)."""
 
     bundle: Bundle
     parts: list[Dataset]
@@ -102,7 +102,7 @@ class World:
 
 
 def world(declaration: Declaration, images: TrainTest) -> World:
-    """The network, every device's examples and the test set (for `validation`: part of the training set, held out)."""
+    """Return bundle, examples of every device, and test set; for `validation` that is a part of the training set."""
     from export.make import make_bundle
     from export.trace import trace
     from export.zoo import ZOO
@@ -124,7 +124,7 @@ def world(declaration: Declaration, images: TrainTest) -> World:
 
 
 def run(declaration: Declaration, images: TrainTest, runtime: str, threads: int, closed: Closed) -> dict[str, Any]:
-    """Do it; the value is what is kept, as JSON knows it. `closed` is told the number of each round that is over."""
+    """Run a declaration and return its result, ready for JSON; `closed` gets the number of each ended round."""
     began = time.monotonic()
     home = world(declaration, images)
     play = _masks if declaration.kind == "masks" else _baseline
@@ -154,16 +154,18 @@ def _flat(row: Row, d: int) -> dict[str, Any]:
 
 
 class Inline:
-    """A `sim.pool.Pool` that trains at once, in this process, and notes bytes so far whenever a training begins."""
+    """Place where jobs are trained at once, in this process; it notes a device's bytes when its training begins."""
 
     def __init__(self, worker: pool.Worker, formula: bool) -> None:
         self.worker, self.formula = worker, formula
         self.fleet: Fleet | None = None
-        self.at: dict[int, dict[int, tuple[int, int]]] = {}  # round -> device -> bytes (sent, received) as it began
+        self.at: dict[
+            int, dict[int, tuple[int, int]]
+        ] = {}  # round -> device -> bytes (sent, received) at the start of training
         self.bits: dict[int, float] = {}  # round -> bits by formula, sum over devices
 
     def begin(self, job: pool.TrainingJob) -> Future[pool.Done]:
-        """Do a job."""
+        """Train a job, and return a future that has its result already."""
         assert self.fleet is not None
         number = job.announce.round
         self.at.setdefault(number, {})[job.index] = self.fleet.devices[job.index].total()
@@ -276,24 +278,24 @@ def _baseline(declaration: Declaration, home: World, runtime: str, threads: int,
 
 @dataclass(frozen=True)
 class Meter:
-    """Bytes of the MQTT packets in which a baseline's byte strings would travel: the frames are real ones."""
+    """Meter of the MQTT packets that a baseline's payloads would need; it builds real frames and counts their bytes."""
 
     model: bytes
     rounds: int
 
     def up(self, number: int, device: str, samples: int, payload: bytes) -> int:
-        """One device's update, in chunks."""
+        """Return the bytes of one device's update, in chunks."""
         theta = chunks.transfer_id(number.to_bytes(4, "little"))
         update = Update(number, basis(JOB, self.model, theta), samples, 0, 0, 127, (payload,))
         return self.frame_up(device, encode(update))
 
     def frame_up(self, device: str, frame: bytes) -> int:
-        """An update's frame, in chunks."""
+        """Return the bytes of the `frame` of an update, in chunks."""
         topic = topics.update(JOB, device)
         return sum(packet(topic, chunk) for chunk in chunks.split(frame))
 
     def down(self, number: int, blob: bytes) -> int:
-        """A round's announcement, and `blob` in chunks if there is one."""
+        """Return the bytes of a round's announcement, and of `blob` in chunks, unless it is empty."""
         parts = chunks.split(blob) if blob else []
         name, none = chunks.transfer_id(blob), bytes(16)
         announce = Announce(
@@ -317,11 +319,11 @@ class Meter:
         return told + sum(packet(topics.theta(JOB, number, part.index), part) for part in parts)
 
     def receipt(self, number: int, device: str, payload: bytes) -> int:
-        """That an update has been counted."""
+        """Return the bytes of the receipt of an update."""
         receipt = Receipt(JOB, number, chunks.transfer_id(payload), Status.ACCEPTED, "")
         return packet(topics.receipt(JOB, device), receipt)
 
 
 def packet(topic: str, message: Message) -> int:
-    """Length of the PUBLISH packet of one message."""
+    """Return the bytes of the PUBLISH packet of one message."""
     return packet_bytes(topic, encode(message))

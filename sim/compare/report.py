@@ -1,4 +1,4 @@
-"""What a grid found: summary.json, report.md and the plots, made of the stored runs and nothing else."""
+"""Report of a grid: summary.json, report.md and plots, made from the stored results alone."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Place = tuple[str, str, str]
 
 
 def summary(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One row per run and round; bits per parameter are those of an average device since the start."""
+    """Return one row per run and round; bits per parameter are those of an average device since the start."""
     rows = []
     for result in results:
         said = result["declaration"]
@@ -33,12 +33,12 @@ def summary(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def places(rows: Sequence[Row]) -> list[Place]:
-    """Every (dataset, model, split) there is, in order of appearance."""
+    """Return every (dataset, model, split) of `rows`, in order of appearance."""
     return list(dict.fromkeys((row["dataset"], row["model"], row["split"]) for row in rows))
 
 
 def series(rows: Sequence[Row], place: Place) -> dict[str, dict[int, list[Row]]]:
-    """The rows of one place: scheme -> seed -> rounds in order."""
+    """Return the rows of one place as {scheme: {seed: rows in order of rounds}}."""
     found: dict[str, dict[int, list[Row]]] = {}
     for row in rows:
         if (row["dataset"], row["model"], row["split"]) == place:
@@ -51,13 +51,13 @@ def series(rows: Sequence[Row], place: Place) -> dict[str, dict[int, list[Row]]]
 
 @dataclass(frozen=True)
 class Reached:
-    """What it took to first reach a target: one value per seed that did, of `seeds`."""
+    """Cost of first reaching a target: one value for each seed that reached it, of `seeds` in all."""
 
     values: tuple[float, ...]
     seeds: int
 
     def text(self) -> str:
-        """mean [least - most], and how many seeds got there if not all."""
+        """Return "mean [least, most]", and how many seeds reached the target, if not all did."""
         if not self.values:
             return "-"
         mean, low, high = fmean(self.values), min(self.values), max(self.values)
@@ -68,21 +68,21 @@ class Reached:
 
 
 def short(value: float) -> str:
-    """A number with three digits that mean something."""
+    """Return a number as text with three significant digits, or more from 1,000 on."""
     if value >= 100:
         return f"{value:,.0f}"
     return f"{value:.3g}"
 
 
 def cost(row: Row, what: str) -> float:
-    """A row's `what`: "up", "both", "rounds" or "formula" (up, by FedPM's formula)."""
+    """Return the cost of a row: `what` is "up", "both" (bits), "rounds", or "formula" (uplink by FedPM's formula)."""
     if what == "both":
         return float(row[UP]) + float(row[DOWN])
     return float(row[{"up": UP, "rounds": "round", "formula": FORMULA}[what]])
 
 
 def reached(histories: Mapping[int, Sequence[Row]], target: float, measure: str, what: str) -> Reached:
-    """What the first round cost that reached `target` per cent, per seed."""
+    """Return the cost of the first round with an accuracy of `target` per cent, for each seed."""
     values = []
     for history in histories.values():
         first = next((row for row in history if 100 * row[f"accuracy_{measure}"] >= target), None)
@@ -92,7 +92,7 @@ def reached(histories: Mapping[int, Sequence[Row]], target: float, measure: str,
 
 
 def table(rows: Sequence[Row], targets: Sequence[float], measure: str) -> list[dict[str, Any]]:
-    """The same for scripts: one entry per place, scheme, target."""
+    """Return the costs of reaching each target, for scripts: one entry per place, scheme and target."""
     out = []
     for place in places(rows):
         for scheme, histories in series(rows, place).items():
@@ -106,15 +106,15 @@ def table(rows: Sequence[Row], targets: Sequence[float], measure: str) -> list[d
 
 
 def markdown(rows: Sequence[Row], targets: Sequence[float], measure: str, pictures: Mapping[Place, str]) -> str:
-    """The report; `pictures`: file of each place's plots."""
+    """Return the report as Markdown; `pictures`: file of each place's plots."""
     seeds = sorted({row["seed"] for row in rows})
     lines = [
-        "# Mask training against its rivals",
+        "# Mask training compared with other methods",
         "",
         "Bits per parameter are those of an average device since the start, in MQTT PUBLISH packets of real frames;"
-        " acknowledgements, pings and TCP are in none of them. Up: all it sent until that round's update was out. Down:"
-        " all it had received when it began to train in that round. Dense baselines begin from a seed: before their"
-        " first round no weights are sent.",
+        " acknowledgements, pings and TCP are not counted. Up: all that it sent until its update of that round was out."
+        " Down: all that it had received when it began to train in that round. Dense baselines begin from a seed, so no"
+        " weights are sent before their first round.",
         "",
         f"Accuracy is the {measure} network's on the test set (dense baselines have only one). A cell is the mean over"
         f" seeds and [least, most]. Seeds: {', '.join(map(str, seeds))}; the first tables say how many a scheme had.",
@@ -137,7 +137,7 @@ def markdown(rows: Sequence[Row], targets: Sequence[float], measure: str, pictur
 
 
 def _ends(found: Mapping[str, Mapping[int, Sequence[Row]]]) -> list[str]:
-    """How good each scheme was at its last round, three ways, and what a round cost it."""
+    """Return a table with each scheme's accuracy in its last round, in three ways, and its bits per round."""
     lines = [
         "| scheme | seeds | rounds | sampled % | thresholded % | mean % | up, bits a round | down, bits a round |",
         "|---|---|---|---|---|---|---|---|",
@@ -155,7 +155,7 @@ def _ends(found: Mapping[str, Mapping[int, Sequence[Row]]]) -> list[str]:
 
 
 def spread(values: Sequence[float]) -> str:
-    """mean [least, most] of percentages."""
+    """Return "mean [least, most]" of percentages."""
     text = f"{fmean(values):.1f}"
     return text if len(values) == 1 else f"{text} [{min(values):.1f}, {max(values):.1f}]"
 
@@ -180,7 +180,7 @@ _MARKS: Final = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*", "h", "p")
 
 
 def draw(path: Path, rows: Sequence[Row], place: Place, measure: str) -> None:
-    """One place in three panels: accuracy against rounds, uplink bits, all bits. Lines are means, bands the range."""
+    """Plot one place in three panels: accuracy by round, uplink bits, all bits; lines are means, bands the range."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -189,7 +189,7 @@ def draw(path: Path, rows: Sequence[Row], place: Place, measure: str) -> None:
     found = series(rows, place)
     figure, panels = pyplot.subplots(1, 3, figsize=(15, 5.4), dpi=110, sharey=True)
     colours = pyplot.get_cmap("tab10")
-    everywhere = list(dict.fromkeys(row["scheme"] for row in rows))  # so that a scheme has one colour in all pictures
+    everywhere = list(dict.fromkeys(row["scheme"] for row in rows))  # so that a scheme has the same colour in all plots
     best = 0.0
     for scheme, histories in found.items():
         number = everywhere.index(scheme)
@@ -224,7 +224,7 @@ def draw(path: Path, rows: Sequence[Row], place: Place, measure: str) -> None:
             panel.set_xscale("log")
             panel.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         panel.spines[["top", "right"]].set_visible(False)
-    # The first rounds of slow starters would squeeze what is to be seen.
+    # Cut off low first rounds: they would compress the rest of the plot.
     lowest = min(100 * row[f"accuracy_{measure}"] for seeds in found.values() for h in seeds.values() for row in h)
     panels[0].set_ylim(max(lowest - 1, best - 35), min(best + 1.5, 100))
     panels[0].set_ylabel(f"test accuracy ({measure}), %")
@@ -242,12 +242,12 @@ def draw(path: Path, rows: Sequence[Row], place: Place, measure: str) -> None:
 
 
 def picture_name(place: Place) -> str:
-    """File name of one place's plots."""
+    """Return the file name of one place's plots."""
     return "-".join(place).replace(":", "-").replace("/", "-") + ".png"
 
 
 def write(out: Path, results: Sequence[Mapping[str, Any]], targets: Sequence[float], measure: str) -> list[Path]:
-    """Everything into `out`; the files that were written."""
+    """Write summary, report and plots into `out`, and return the paths that were written."""
     rows = summary(results)
     written = [out / "summary.json", out / "report.md"]
     write_atomic(written[0], (json.dumps(rows, indent=1) + "\n").encode())

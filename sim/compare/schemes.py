@@ -1,9 +1,9 @@
-"""The rivals: what each sends, what its server makes of it, and what comes back. One round at a time, no network.
+"""Baselines: what their devices send, what their server computes and sends back; one round at a time, no network.
 
-All train in the same way (FedAvg's: McMahan et al., arXiv 1602.05629): the same examples, epochs and batches, an
-optimiser that is new in every round; what differs is how the change of the weights travels. Every number that a
-device or the server acts on has been through bytes and back, so that nobody profits from what was not sent. Weights
-begin from a seed that everybody knows: before round 1 nothing is sent down.
+All of them train like FedAvg (McMahan et al., arXiv 1602.05629), on the same examples, epochs and batches, with a new
+optimiser in every round. They differ in how the change of the weights is coded. Devices and server only use numbers
+that were encoded and decoded, so that no method profits from information that was not sent. Initial weights follow from
+a seed that everybody knows, so nothing is sent down before round 1.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ from seedmask.training import TrainingConfig
 from sim.compare import codecs
 from sim.device import name_of
 
-_BROADCAST: Final = "server"  # in the place of a device's name, where the server codes with shared uniforms
+_BROADCAST: Final = "server"  # stands for a device's name when the server codes with shared uniforms
 
 
 @dataclass(frozen=True)
 class Local:
-    """What a device's training came to: `x` float32 [d] (weights, or scores), mean `loss` of the last epoch (nats)."""
+    """Result of local training: `x` float32 [d], the weights or scores; mean `loss` of the last epoch (nats)."""
 
     x: F32
     loss: float
 
 
 Train = Callable[[int, int, F32], Local]
-"""Called as train(round, device, start): local training of device number `device` from `start` float32 [d]."""
+"""Function train(round, device, start) that trains device number `device` locally, from `start` float32 [d]."""
 
 
 @dataclass(frozen=True)
 class Sent:
-    """A round on the wire: `down` what every device was sent before it trained (empty: nothing), `up` from each one."""
+    """Payloads of one round: `down` to every device before it trained (empty: nothing), `up` from each device."""
 
     down: bytes
     up: tuple[bytes, ...]
@@ -50,16 +50,16 @@ class Sent:
 
 
 class Scheme(Protocol):
-    """A method with its state: the weights, and whatever devices and server keep of past errors."""
+    """Method of federated learning with its state: the weights, and coding errors that devices and server keep."""
 
     weights: F32
 
     def round(self, number: int, train: Train) -> Sent:
-        """Play round `number`, from 1; `weights` are then what the server has."""
+        """Play round `number`, counted from 1, and return its payloads; `weights` are then the server's new ones."""
 
 
 class Dense:
-    """Every method that sends the change of dense weights: codec up, codec down, and a rule between them."""
+    """Scheme that sends changes of dense weights: a codec up, a codec down, and the server's rule between them."""
 
     def __init__(
         self,
@@ -74,11 +74,14 @@ class Dense:
         down_feedback: bool = False,
         vote_rate: float = 0.0,
     ) -> None:
-        """Begin at `weights` float32 [d]; `samples` per device, which weighs it; `rng` everybody's private randomness.
+        """Begin at `weights` float32 [d].
 
-        `down` None: the weights themselves as float32; otherwise their change, coded. `feedback`: a device adds to the
-        next change what coding lost of this one; `down_feedback`: so does the server. `vote_rate` > 0: the server
-        takes the sign of the sum of the signs, and a step of that size; 0: the mean, by samples.
+        samples: number of examples of each device, its weight in the mean.
+        up, down: codecs of the changes; down None sends the weights themselves, as float32.
+        shared: returns the uniforms shared in a round with a device; rng: private random numbers of everybody.
+        feedback: True if a device adds the coding error of a change to its next change.
+        down_feedback: True if the server does so as well.
+        vote_rate: > 0: the server steps by this size along the sign of the sum of signs; 0: by the weighted mean.
         """
         self.weights, self.samples = weights, np.asarray(samples, np.float64)
         self.up, self.down, self.shared, self.rng = up, down, shared, rng
@@ -110,7 +113,7 @@ class Dense:
         return Sent(down, tuple(payloads), tuple(losses))
 
     def _step(self, number: int, total: F32) -> bytes:
-        """Move the weights by what every device will read; these bytes."""
+        """Change the weights by what every device will decode, and return the bytes to send."""
         if self.down is None:
             self.weights = self.weights + total
             return codecs.Fp32().encode(self.weights, self.shared(number, _BROADCAST), self.rng)
@@ -126,7 +129,7 @@ class Dense:
 
 
 class Sparse:
-    """Down-codec of top-k: whatever is not zero, in the way of `codecs.TopK`."""
+    """Downlink codec of top-k: sends all entries that are not zero, in the format of `codecs.TopK`."""
 
     def encode(self, x: F32, shared: Shared, rng: np.random.Generator) -> bytes:
         """See codecs.Codec."""
@@ -138,22 +141,22 @@ class Sparse:
 
 
 class FedMask:
-    """Deterministic masks, after FedMask (Li et al., SenSys 2021): a weight is on where its score is above 0.
+    """Scheme with deterministic masks, after FedMask (Li et al., SenSys 2021): weights with a score above 0 are kept.
 
-    Frozen weights and the straight-through gradient as in `edge_client.training`, but no chance: forward and upload use
-    the thresholded scores, one bit a weight, and the server publishes their mean as counts. Scores begin at random,
-    from the seed: begun at one half, all of them would be off.
+    Random weights and straight-through gradient are those of `edge_client.training`, but no mask is drawn at random:
+    the forward pass and the update use the thresholded scores, one bit per weight, and the server publishes their mean
+    as counts. Initial scores are random: at theta = 1/2 all weights would be dropped.
     """
 
     def __init__(self, spec: ModelSpec, devices: int, rng: np.random.Generator) -> None:
-        """`rng` is known to everybody: it draws where scores begin."""
+        """Draw initial scores from `rng`, which all parties know."""
         self.devices, self.d = devices, spec.d
         self.theta = Theta(rng.integers(0, 256, spec.d).astype(np.uint16), 255)
         self.weights = self.theta.logit()
         self._pending = b""
 
     def round(self, number: int, train: Train) -> Sent:
-        """See Scheme; `weights` are scores."""
+        """See Scheme. Here `weights` are scores."""
         down, ones, payloads, losses = self._pending, np.zeros(self.d, np.uint16), [], []
         for device in range(self.devices):
             local = train(number, device, self.weights)
@@ -176,10 +179,10 @@ def train_thresholded(
     batch: int,
     rng: np.random.Generator,
 ) -> Local:
-    """`edge_client.training.train` with the mask score > 0 in place of a drawn one."""
+    """Return the result of local training as in `edge_client.training.train`, but with the mask score > 0."""
     rule: StepConfig = replace(step_config(work, 1), mean=False)
     state = State.start(start, rule)
-    half = np.full(spec.d, 0.5, np.float32)  # "noise < theta" is "theta above one half"
+    half = np.full(spec.d, 0.5, np.float32)  # the runtime's "noise < theta" then means theta > 1/2
     losses = 0.0
     for _ in range(work.epochs):
         order, losses = rng.permutation(len(data.y)), 0.0
@@ -201,7 +204,7 @@ KEYS: Final[dict[str, tuple[str, ...]]] = {
     "drive": ("optimizer", "rate"),
     "fedmask": ("rate",),
 }
-"""What each kind but `masks` can be told in a grid."""
+"""Settings that a grid may give to each kind except `masks`."""
 
 
 def dense(
@@ -213,7 +216,7 @@ def dense(
     shared: Callable[[int, str], Shared],
     rng: np.random.Generator,
 ) -> Dense:
-    """The baseline called `kind`, one of DENSE."""
+    """Return the baseline `kind`, one of DENSE, with its settings from a grid. Raises ValueError for another kind."""
     sizes = tuple(tensor.size for tensor in spec.tensors)
     if kind == "fedavg":
         return Dense(weights, samples, codecs.Fp32(), None, shared, rng)
@@ -221,7 +224,7 @@ def dense(
         rate = float(settings.get("server_rate", 0.001))
         return Dense(weights, samples, codecs.Sign(), codecs.Sign(), shared, rng, vote_rate=rate)
     if kind == "ef-signsgd":
-        # The way back as Zheng, Huang and Kwok do it (arXiv 1905.10936): the server signs too, and keeps its own error.
+        # Downlink as in Zheng, Huang and Kwok, arXiv 1905.10936: the server sends signs too, and keeps its own error.
         sign = codecs.ScaledSign(sizes)
         return Dense(weights, samples, sign, sign, shared, rng, feedback=True, down_feedback=True)
     if kind == "qsgd":

@@ -1,11 +1,16 @@
-"""Examples for a simulated fleet: sets with a name, from the files that their authors publish, and your own arrays.
+"""Named data sets for a simulated fleet, read from the files that their authors publish.
 
-A set with a name is an entry point of the group `seedmask.datasets`, ours as much as those of a package that you
-install (`edge_client.data.TrainTest` says what one is). Fashion-MNIST: Xiao, Rasul, Vollgraf, arXiv 1708.07747. Looked
-for in --data-dir, then where Debian's package dataset-fashion-mnist puts it, then downloaded with the checksums that
-its authors publish. Digits: Alpaydin and Kaynak, UCI; 1,797 images of 8x8, enlarged to 28x28 so that every network here
-takes them. All others only from --data-dir: MNIST (LeCun, Cortes, Burges), EMNIST (Cohen, Afshar, Tapson, van Schaik,
-arXiv 1702.05373), CIFAR (`cifar.py`).
+Every name is an entry point of the group `seedmask.datasets`; packages that you install can add more
+(`edge_client.data.TrainTest` documents how). This package has
+
+- fashion-mnist (Xiao, Rasul, Vollgraf, arXiv 1708.07747), taken from --data-dir, or else from Debian's package
+  dataset-fashion-mnist, or else downloaded and checked against its authors' checksums;
+- digits (Alpaydin and Kaynak, UCI), which scikit-learn contains: 1,797 images of 8x8, enlarged to 28x28, so that every
+  network of the zoo can be trained on them;
+- from --data-dir only: mnist (LeCun, Cortes, Burges), emnist-* (Cohen, Afshar, Tapson, van Schaik, arXiv 1702.05373),
+  cifar-10 and cifar-100 (`cifar.py`).
+
+`own.py` reads arrays and files of your own.
 """
 
 from __future__ import annotations
@@ -26,10 +31,10 @@ from sim.datasets import cifar
 
 GROUP: Final = "seedmask.datasets"
 AUTO: Final = "auto"
-"""Fashion-MNIST where it is or can be had, else digits."""
+"""Stands for Fashion-MNIST if its files are found or can be downloaded, otherwise for digits."""
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 EMNIST = {"balanced": 47, "byclass": 62, "bymerge": 47, "digits": 10, "letters": 26, "mnist": 10}
-"""EMNIST's six splits of one collection, and their classes."""
+"""Number of classes of each of EMNIST's six splits."""
 _FILES = (
     "train-images-idx3-ubyte",
     "train-labels-idx1-ubyte",
@@ -46,14 +51,14 @@ _MD5 = {
 
 
 def names() -> list[str]:
-    """Return what `load` takes: "auto", then the sets that installed packages bring, ours among them."""
+    """Return the names that `load` takes: "auto", then the data sets of all installed packages."""
     return [AUTO, *sorted({entry.name for entry in importlib.metadata.entry_points(group=GROUP)})]
 
 
 def load(name: str, folder: Path | None = None) -> TrainTest:
-    """Return the set called `name`, one of `names()`; `folder` has its files, where it needs any.
+    """Return the data set `name`, one of `names()`; `folder` has its files, if it needs any.
 
-    Raises UserError: which file was missing, which name was unknown; MissingPackageError where a package is.
+    Raises UserError if the name is unknown or a file is missing, MissingPackageError if a package is.
     """
     if name == AUTO:
         return _fashion_mnist(folder) or digits(folder)
@@ -89,7 +94,7 @@ def _fashion_mnist(folder: Path | None) -> TrainTest | None:
 
 
 def _from_folder(name: str, folder: Path | None) -> TrainTest:
-    """Return a set that is not downloaded for anybody. Raises UserError."""
+    """Return a data set that is read from a folder and never downloaded. Raises UserError."""
     if folder is None:
         raise UserError(f"{name} is not downloaded for you; put its files into a folder and pass --data-dir FOLDER")
     if name in cifar.LAYOUTS:
@@ -97,7 +102,7 @@ def _from_folder(name: str, folder: Path | None) -> TrainTest:
     return _mnist(name, folder, str(folder))
 
 
-# The functions behind our own entry points.
+# The functions that the entry points of this package name.
 mnist = partial(_from_folder, "mnist")
 emnist_balanced = partial(_from_folder, "emnist-balanced")
 emnist_byclass = partial(_from_folder, "emnist-byclass")
@@ -110,13 +115,13 @@ cifar_100 = partial(_from_folder, "cifar-100")
 
 
 def _find(folder: Path, file: str) -> Path | None:
-    """`file`, plain or gzipped, also under the name some archives give it (train-images.idx3-ubyte)."""
+    """Return the path of `file`, plain or gzipped, also as some archives call it (train-images.idx3-ubyte), or None."""
     names = (file, file.replace("-idx", ".idx"))
     return next((path for name in names for path in (folder / name, folder / f"{name}.gz") if path.exists()), None)
 
 
 def _mnist(name: str, folder: Path, origin: str) -> TrainTest:
-    """The four IDX files of MNIST and all that came after it in its format."""
+    """Return MNIST, or another data set in its format, from four IDX files in `folder`. Raises UserError."""
     split = name.removeprefix("emnist-") if name.startswith("emnist-") else ""
     files: tuple[str, ...] = _FILES
     if split:
@@ -142,13 +147,13 @@ def _mnist(name: str, folder: Path, origin: str) -> TrainTest:
 
 
 def _fetch() -> Path | None:
-    """The folder of the downloaded files, None where there is no network."""
+    """Download Fashion-MNIST's files, if they are not cached, and return their folder; None without a network."""
     import pooch
 
     store = pooch.create(path=pooch.os_cache("seedmask"), base_url=_SOURCE, registry=_MD5)
     try:
         return [Path(store.fetch(file)).parent for file in _MD5].pop()
-    except (OSError, ValueError):  # no network; or something else answered, with other bytes
+    except (OSError, ValueError):  # no network, or a file with another checksum
         return None
 
 
@@ -166,5 +171,5 @@ def digits(folder: Path | None = None) -> TrainTest:
 
 
 def subset(data: Dataset, pick: npt.NDArray[np.int64]) -> Dataset:
-    """Only the examples at `pick`."""
+    """Return the examples at the positions `pick`."""
     return Dataset(data.x[pick], data.y[pick])

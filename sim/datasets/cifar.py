@@ -1,9 +1,8 @@
 """CIFAR-10 and CIFAR-100 as their author publishes them: the "binary version" and the "python version".
 
 Alex Krizhevsky, "Learning multiple layers of features from tiny images", 2009. A binary record is the label (CIFAR-100:
-coarse, then fine) and 3,072 bytes, red, green, blue, each 32x32 row by row. The python version is a pickle of a dict,
-and a pickle can run any program; so it is read by an unpickler that knows how to make numpy arrays of numbers and
-nothing else.
+coarse, then fine) and 3,072 bytes, red, green, blue, each 32x32 row by row. The python version is a pickle of a dict.
+Since a pickle can run any code, it is read by an unpickler that can make numpy arrays of numbers and nothing else.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ _PIXELS: Final = 3 * 32 * 32
 
 @dataclass(frozen=True)
 class Layout:
-    """Where one data set keeps what: folders and files of both versions, label bytes of a record, key of the labels."""
+    """Layout of one data set: folders and files of both versions, label bytes of a record, key of the labels."""
 
     binary: str
     binary_train: tuple[str, ...]
@@ -57,9 +56,9 @@ LAYOUTS: Final = {
 
 
 def load(name: str, folder: Path) -> tuple[Dataset, Dataset]:
-    """Training and test set of `name` from `folder`, which holds the files or the published archive's folder.
+    """Return training and test set of `name`; `folder` holds the files, or the folder that the archive unpacks to.
 
-    Images uint8 [n, 3, 32, 32]. Raises UserError: what was found, what was expected.
+    Images are uint8 [n, 3, 32, 32], labels int64 [n]. Raises UserError if files are missing or damaged.
     """
     layout = LAYOUTS[name]
     for inner, train, test, read in (
@@ -78,7 +77,7 @@ def load(name: str, folder: Path) -> tuple[Dataset, Dataset]:
 
 
 def read_binary(path: Path, layout: Layout) -> Dataset:
-    """One file of the binary version. Raises UserError."""
+    """Return the examples in one file of the binary version. Raises UserError."""
     raw = np.frombuffer(_bytes(path), np.uint8)
     record = layout.label_bytes + _PIXELS
     if raw.size == 0 or raw.size % record:
@@ -88,7 +87,7 @@ def read_binary(path: Path, layout: Layout) -> Dataset:
 
 
 def read_python(path: Path, layout: Layout) -> Dataset:
-    """One file of the python version. Raises UserError, also for a pickle that asks for more than arrays."""
+    """Return the examples in one file of the python version. Raises UserError, also if its pickle names a function."""
     raw = _bytes(path)
     try:
         found = _Arrays(io.BytesIO(raw), encoding="bytes").load()
@@ -127,13 +126,13 @@ def _checked(path: Path, x: npt.NDArray[np.uint8], y: npt.NDArray[Any], layout: 
 
 
 def _latin1(text: str, encoding: str) -> bytes:
-    # How Python 3 writes bytes into a pickle that Python 2 can read.
+    # Stands for the call by which Python 3 writes bytes into a pickle for Python 2.
     if encoding != "latin1":
         raise UserError(f"a pickle of arrays encodes bytes as latin1, found {encoding!r}")
     return text.encode("latin1")
 
 
-_reconstruct: Any = np.zeros(0).__reduce__()[0]  # at home in a different module in NumPy 1 and 2
+_reconstruct: Any = np.zeros(0).__reduce__()[0]  # NumPy 1 and 2 have it in different modules
 _ALLOWED: Final[dict[tuple[str, str], Any]] = {
     ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
     ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
@@ -144,10 +143,10 @@ _ALLOWED: Final[dict[tuple[str, str], Any]] = {
 
 
 class _Arrays(pickle.Unpickler):
-    """Reads dicts, lists, numbers, bytes and numpy arrays; refuses to name anything else."""
+    """Unpickler of dicts, lists, numbers, bytes and numpy arrays, which refuses everything else."""
 
     def find_class(self, module: str, name: str) -> Any:
         try:
             return _ALLOWED[module, name]
         except KeyError:
-            raise UserError(f"this pickle wants {module}.{name}; arrays are all that is read") from None
+            raise UserError(f"this pickle calls {module}.{name}; only arrays of numbers are read") from None

@@ -1,6 +1,6 @@
 """Your own examples as a training and a test set: arrays, a Dataset, or an npz archive.
 
-Nothing is ever tested on what was trained on: where no test set is given, a share of the examples is held out.
+A model is never tested on examples that it was trained on: without a test set, a share of the examples is held out.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from edge_client.data import Dataset, TrainTest
 from seedmask.errors import UserError
 
 SHARE: Final = 0.2
-"""Of the examples, those that are held out as a test set where none is given."""
+"""Share of the examples that is held out as a test set if none is given."""
 
 Arrays = tuple[npt.ArrayLike, npt.ArrayLike]
 """Inputs [n, ...] as stored, and classes [n] (integers) or targets [n, outputs] or [n] (floats)."""
 
 
 def dataset(given: Arrays | Dataset, what: str) -> Dataset:
-    """Return `given` as a Dataset; `what` names it in errors. Raises UserError unless it is numbers, one y for each x.
+    """Return `given` as a Dataset: class numbers become int64 [n], other targets float32. `what` names it in errors.
 
-    Class numbers become int64 [n], other targets float32.
+    Raises UserError if `given` is something else, has no numbers, or has not one y for each x.
     """
     if isinstance(given, Dataset):
         x, y = given.x, given.y
@@ -43,9 +43,10 @@ def dataset(given: Arrays | Dataset, what: str) -> Dataset:
 def joined(
     name: str, origin: str, given: Dataset, test: Dataset | None, share: float | None, rng: np.random.Generator
 ) -> TrainTest:
-    """Return both sets; without a `test`, that `share` of `given` is held out, at random by `rng`.
+    """Return training and test set; without a `test` set, a `share` of `given` is held out, drawn by `rng`.
 
-    `origin` of the result says which. Raises UserError where both are given, or nothing would be left.
+    `share` None: SHARE. The result's `origin` says that examples were held out. Raises UserError if both `test` and
+    `share` are given, or if one of the two sets would be empty.
     """
     if test is not None:
         if share is not None:
@@ -86,7 +87,7 @@ def _arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
             return {name: archive[name] if name in wanted else np.zeros(0) for name in archive.files}
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from None
-    # zipfile, zlib and numpy raise a dozen kinds for a damaged file; to its owner they are the same thing.
+    # zipfile, zlib and numpy raise a dozen kinds of errors for a damaged file; for its owner they all mean the same.
     except Exception as error:
         raise UserError(f"{path} is not an npz archive of numbers: {error}") from None
 

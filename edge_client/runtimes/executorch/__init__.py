@@ -1,8 +1,8 @@
-"""Training on ExecuTorch, without torch: the step is a program of the bundle, lowered to XNNPACK by `export`.
+"""Runtime `executorch`: training with ExecuTorch, without torch; the bundle has a program, lowered to XNNPACK.
 
-Adam with a plain gradient, which is what most jobs ask for, runs in the program. Every other rule takes the loss's
-gradient by the scores from there, and regularisers and optimisers are done here, by whole vectors in NumPy; so are
-batches larger than the program's, a micro-batch at a time.
+A whole step runs in the program if the optimiser is Adam, there is no regulariser and the batch is not larger than the
+program's; most jobs are like that. For everything else the program computes the gradient of the loss by the scores, one
+micro-batch at a time, and NumPy adds regularisers and computes the optimiser's step.
 """
 
 from __future__ import annotations
@@ -26,39 +26,39 @@ NEEDS: Final = ("executorch",)
 GRAPHS: Final = ("executorch/model.pte",)
 _TARGETS: Final = {"cross-entropy": np.int64, "mse": np.float32}
 NOTE: Final = (
-    "a device can do without the packages that it names (pip install --no-deps 'executorch==1.5.*'), "
-    "and compiles 140 lines of C++ once (apt install g++)"
+    "its dependencies are not needed on a device (pip install --no-deps 'executorch==1.5.*'); "
+    "140 lines of C++ are compiled on first use (apt install g++)"
 )
 
 
 class Planned(Footprint):
-    """A Footprint with what the program has planned in place of an estimate of activations."""
+    """Footprint that reads the memory of activations from the program, in which ExecuTorch has planned it."""
 
     def bytes_of(self, bundle: Bundle, fit: MicroBatchPlan) -> int:
-        """Peak bytes of a process that trains `bundle`, an estimate. Raises BundleError."""
+        """Return the estimated peak, in bytes, of a process that trains `bundle`. Raises BundleError."""
         in_one = 0 if bundle.batch > fit.micro else _SUMMED * 4 * bundle.spec.d
         return super().bytes_of(bundle, fit) - in_one + int(_REPACKED * _plan(bundle.file(*GRAPHS))[1])
 
 
 @functools.lru_cache(maxsize=1)
 def _plan(program: bytes) -> tuple[int, int]:
-    """Examples at a time, and bytes of room: one for all methods, as large as the largest, taken when the first runs.
+    """Return the program's micro-batch, and the bytes that it works in: all methods share the room of the largest.
 
-    Kept, because opening a program of megabytes is most of it, and a ceiling asks several times.
+    The result is cached, because opening a program takes long and the memory estimate asks several times.
     """
     opened = Program(program, 0)
     return opened.shape("train_step", 0)[0], max(map(opened.planned, _METHODS))
 
 
 _METHODS: Final = ("weights", "train_step", "grads", "logits")  # of export.targets.executorch
-_REPACKED: Final = 1.5  # to what a program has planned comes what its delegates take for themselves
-_SUMMED: Final = 3  # vectors, of gradients that are added up where a batch is taken in parts
-# Vectors: weights, scores and moments before and after, noise; and those.
+_REPACKED: Final = 1.5  # factor on the planned bytes, for memory that XNNPACK allocates itself
+_SUMMED: Final = 3  # vectors [d] for adding up the gradients of micro-batches
+# Vectors: weights, noise, scores and moments before and after, and _SUMMED.
 FOOTPRINT: Final = Planned(62 * MB, 12.3, 0, 20, graph=GRAPHS[0], fixed=True)
 
 
 class ExecuTorch:
-    """One program, its weights, and room for a micro-batch."""
+    """Runtime of one model: its program, its weights, and buffers for one micro-batch."""
 
     def __init__(self, bundle: Bundle, threads: int, fit: MicroBatchPlan | None) -> None:
         self.bundle = bundle
@@ -77,7 +77,7 @@ class ExecuTorch:
         self._program.run("weights", [np.array(weights_key(bundle.spec.seed), np.int64)], [self.w, *self._frozen])
 
     def step(self, x: F32, y: Targets, state: State, noise: F32, rule: StepConfig) -> StepResult:
-        """One step on the scores; see `Runtime`."""
+        """See Runtime."""
         check_step(self.bundle, x, y, state, noise, rule)
         if rule.optimizer == "adam" and rule.plain and len(y) <= self._micro:
             return self._adam(x, y, state, noise, rule)
@@ -85,7 +85,7 @@ class ExecuTorch:
         return finite(StepResult(self._moved(state, g, by_exact, rule), loss, correct))
 
     def _adam(self, x: F32, y: Targets, state: State, noise: F32, rule: StepConfig) -> StepResult:
-        """All of a step in the program."""
+        """Run a whole step, Adam included, in the program."""
         scores, m, v = (aligned(self.bundle.spec.d, np.float32) for _ in range(3))
         rate, epsilon = corrected(rule.rate, state.t + 1)
         self._run(
@@ -99,7 +99,7 @@ class ExecuTorch:
         return finite(StepResult(after, float(self._loss), int(self._correct)))
 
     def _gradient(self, x: F32, y: Targets, state: State, noise: F32, rule: StepConfig) -> tuple[F32, F32, float, int]:
-        """Plain gradients by the scores [d] and exact values [e], loss, number correct; added up over micro-batches."""
+        """Return the gradients by scores [d] and exact values [e], loss, number correct, over all micro-batches."""
         total: F32 = aligned(self.bundle.spec.d, np.float32)
         part = total if len(y) <= self._micro else aligned(self.bundle.spec.d, np.float32)
         by_exact, loss, correct = np.zeros(self.bundle.spec.e, np.float32), 0.0, 0
@@ -125,10 +125,10 @@ class ExecuTorch:
         more: Sequence[F32],
         out: Sequence[F32],
     ) -> None:
-        """A method on a part of a batch of `n`; its loss and number correct into `self`."""
+        """Run a method on a part of a batch of `n`; its loss and number correct go to `self`."""
         given = len(y)
         self._x[:given], self._y[:given], self._weight[:given] = x, y, 1 / n
-        # Zeros, not what was there before: NaN times a weight of zero is NaN.
+        # Unused examples weigh zero, but must be zeros as well: NaN times zero is NaN.
         self._x[given:], self._y[given:], self._weight[given:] = 0, 0, 0
         vectors = [_vector(state.scores), self.w, _vector(noise), _one(rule.mean)]
         self._program.run(
@@ -138,11 +138,11 @@ class ExecuTorch:
         )
 
     def _unmasked(self, exact: F32) -> list[F32]:
-        """A method's last inputs."""
+        """Return the last inputs of a method: frozen weights and exact values, as far as the spec has any."""
         return [*self._frozen, *([_vector(exact)] if self.bundle.spec.e else [])]
 
     def _moved(self, state: State, g: F32, by_exact: F32, rule: StepConfig) -> State:
-        """The state after a step along the plain gradients, of which `g` is used up."""
+        """Return the state after a step along the gradients of the loss; `g` is overwritten."""
         g = regularised(g, state, rule, self.bundle.spec.d)
         exact = step_exact(state.exact, by_exact, rule, state.t + 1)
         if rule.optimizer != "adam":
@@ -154,7 +154,7 @@ class ExecuTorch:
         return State(scores, m, v, state.t + 1, state.anchor, exact)
 
     def logits(self, x: F32, mask: F32, exact: F32 = NOTHING) -> F32:
-        """Class scores [n, classes]; see `Runtime`."""
+        """See Runtime."""
         check_logits(self.bundle, x, mask, exact)
         classes, mask = self.bundle.spec.classes, _vector(mask)
         out, part = np.empty((len(x), classes), np.float32), aligned(len(self._x) * classes, np.float32)
@@ -167,14 +167,14 @@ class ExecuTorch:
 
 
 def usual(bundle: Bundle) -> MicroBatchPlan:
-    """As many examples at a time as the program was made for. Raises BundleError."""
+    """Return the only plan: the micro-batch that the program was exported for. Raises BundleError."""
     return MicroBatchPlan(_plan(bundle.file(*GRAPHS))[0])
 
 
 def open_runtime(bundle: Bundle, threads: int, fit: MicroBatchPlan | None = None) -> ExecuTorch:
-    """Load the program and compute the weights; `threads` 0 is ExecuTorch's choice.
+    """Return the runtime, with its program loaded and its weights computed; `threads` 0: ExecuTorch chooses.
 
-    A `fit` of fewer examples than the program was made for saves no memory: the others are zeros.
+    A `fit` of fewer examples than the program was exported for saves no memory, because zeros take their place.
     """
     return ExecuTorch(bundle, threads, fit)
 
@@ -184,7 +184,7 @@ def _one(value: float) -> F32:
 
 
 def _vector(values: F32) -> F32:
-    """Contiguous float32 at a multiple of 16 bytes, so that no vector read for its end crosses into another page."""
+    """Return `values` as contiguous float32 at a multiple of 16 bytes: XNNPACK may read up to 16 bytes past the end."""
     values = np.ascontiguousarray(values, np.float32)
     if values.ctypes.data % 16 == 0:
         return values

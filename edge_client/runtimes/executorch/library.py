@@ -1,7 +1,8 @@
-"""ExecuTorch's C++ libraries by ctypes, without torch: the wheel has them and their headers, `shim.cpp` the C names.
+"""Access to ExecuTorch's C++ libraries by ctypes, without torch.
 
-The shim is compiled once per machine, by the machine's own g++, into the user's cache; what makes one shim differ from
-another (its source, ExecuTorch's version, the processor) is in its file's name.
+The wheel of ExecuTorch has the libraries and their headers; `shim.cpp` offers what is needed of them as C functions. It
+is compiled once per machine, by the machine's own g++, into the user's cache. The file's name states everything on
+which the compiled shim depends: a digest of the source, ExecuTorch's version, and the processor.
 """
 
 from __future__ import annotations
@@ -26,14 +27,14 @@ from seedmask.errors import BundleError, UserError
 
 VERSION: Final = "1.5"
 SOURCE: Final = Path(__file__).with_name("shim.cpp")
-# In the order in which they need one another: once loaded, a library is found by its name.
+# Each needs those before it: a library that is loaded already is found by its name.
 LIBRARIES: Final = (
     "executorch",
     "executorch_threadpool",
     "executorch_kernels_optimized",
     "executorch_backend_xnnpack",
 )
-# As in the wheel's executorch-config.cmake: the classes in the headers have other members without them.
+# From the wheel's executorch-config.cmake: without them classes in the headers have other members.
 _DEFINES: Final = ("C10_USING_CUSTOM_GENERATED_MACROS", "ET_EVENT_TRACER_ENABLED")
 _ROOM: Final = 512
 _DIMENSIONS: Final = 8
@@ -43,14 +44,17 @@ Array = npt.NDArray[Any]
 
 
 class Program:
-    """An ExecuTorch program in memory: `run` a method by name."""
+    """ExecuTorch program in memory, whose methods `run` by name."""
 
     def __init__(self, data: bytes, threads: int) -> None:
-        """`threads` counts for the whole process; 0 leaves the choice to ExecuTorch. Raises BundleError."""
+        """Load a program from the bytes of its file. Raises BundleError.
+
+        `threads` holds for the whole process; 0 leaves the choice to ExecuTorch.
+        """
         self._library = load()
         if threads:
             self._library.seedmask_threads(threads)
-        # Segments are aligned in the file, so the file has to be as well; read in place, hence kept.
+        # ExecuTorch reads the file in place: keep it, at an aligned address, since its segments are aligned in it.
         self._data = aligned(len(data), np.uint8)
         self._data[:] = np.frombuffer(data, np.uint8)
         self._why = ctypes.create_string_buffer(_ROOM)
@@ -59,7 +63,7 @@ class Program:
             raise BundleError(f"executorch: {self._reason()}")
 
     def shape(self, method: str, index: int, output: bool = False) -> tuple[int, ...]:
-        """The shape of an input (or output) of a method. Raises BundleError where there is none."""
+        """Return the shape of an input (or output) of a method. Raises BundleError if there is no such input."""
         sizes = (ctypes.c_int64 * _DIMENSIONS)()
         rank = self._library.seedmask_shape(
             *(self._handle, method.encode(), int(output), index, sizes, _DIMENSIONS, self._why, _ROOM)
@@ -69,14 +73,14 @@ class Program:
         return tuple(sizes[:rank])
 
     def planned(self, method: str) -> int:
-        """Bytes that a method works in, without inputs, outputs and what its delegates take. Raises BundleError."""
+        """Return the bytes planned for a method, without inputs, outputs and delegates' memory. Raises BundleError."""
         found: int = self._library.seedmask_planned(self._handle, method.encode(), self._why, _ROOM)
         if found < 0:
             raise BundleError(f"executorch: {self._reason()}")
         return found
 
     def run(self, method: str, inputs: Sequence[Array], outputs: Sequence[Array]) -> None:
-        """One method on contiguous arrays of its types and sizes, into contiguous `outputs`. Raises RuntimeError."""
+        """Run a method on contiguous arrays of its dtypes and sizes, and write to `outputs`. Raises RuntimeError."""
         arguments: list[Any] = []
         for arrays in (inputs, outputs):
             arguments.append((ctypes.c_void_p * len(arrays))(*(array.ctypes.data for array in arrays)))
@@ -94,9 +98,9 @@ class Program:
 
 
 def aligned(size: int, kind: Any) -> Array:
-    """An empty array [size] that begins at a multiple of 128 bytes and has as many unused ones behind its end.
+    """Return an empty array [size] that begins at a multiple of 128 bytes and is followed by 128 unused bytes.
 
-    Vector instructions read whole vectors: XNNPACK may look, never write, past the end of what it is given.
+    XNNPACK reads whole vector registers, which may reach past the end of an array; it never writes there.
     """
     length = size * np.dtype(kind).itemsize
     room = np.empty(length + 2 * _ALIGNED, np.uint8)
@@ -106,14 +110,14 @@ def aligned(size: int, kind: Any) -> Array:
 
 @functools.cache
 def load() -> ctypes.CDLL:
-    """The shim with everything that it needs. Raises UserError: what is missing, and how to get it."""
+    """Return the loaded shim. Raises UserError, which says what is missing and how to install it."""
     home, version = _home()
     shim = built(home, version, cache())
     try:
         for name in LIBRARIES:
             ctypes.CDLL(str(home / "lib" / f"lib{name}.so"), ctypes.RTLD_GLOBAL)
         library = ctypes.CDLL(str(shim))
-    except OSError as error:  # another libc or processor than the wheel's
+    except OSError as error:  # the wheel was built for another libc or processor
         raise UserError(f"runtime executorch cannot be loaded: {error}") from None
     pointer, text, size, number = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_size_t, ctypes.c_int
     library.seedmask_open.argtypes = [pointer, size, text, size]
@@ -129,7 +133,7 @@ def load() -> ctypes.CDLL:
 
 
 def _home() -> tuple[Path, str]:
-    """Where the executorch package lies, and its version. It is not imported: that would want torch."""
+    """Return folder and version of the executorch package, without importing it, since that needs torch."""
     found = importlib.util.find_spec("executorch")
     version = importlib.metadata.version("executorch")
     if version.rsplit(".", 1)[0] != VERSION:
@@ -141,12 +145,12 @@ def _home() -> tuple[Path, str]:
 
 
 def cache() -> Path:
-    """Where compiled shims are kept."""
+    """Return the folder for compiled shims."""
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "seedmask"
 
 
 def command(home: Path, output: Path, compiler: str = "g++") -> list[str]:
-    """What compiles the shim."""
+    """Return the command that compiles the shim to `output`; `home`: folder of the executorch package."""
     includes = (home / "include", home / "include/executorch/runtime/core/portable_type/c10")
     return [
         *(compiler, "-std=c++17", "-O2", "-w", "-fPIC", "-shared", "-Wl,--no-undefined"),
@@ -157,14 +161,14 @@ def command(home: Path, output: Path, compiler: str = "g++") -> list[str]:
 
 
 def built(home: Path, version: str, folder: Path) -> Path:
-    """The compiled shim in `folder`, compiled now if it is not there. Raises UserError."""
+    """Return the path of the compiled shim in `folder`; compile it first if it is not there. Raises UserError."""
     digest = hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:12]
     shim = folder / f"executorch-{version}-{platform.machine()}-{digest}.so"
     if shim.exists():
         return shim
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # Into a file of its own, then renamed: two processes may be at it, and a compiler may be killed.
+        # Compile to a temporary file, then rename: two processes may compile at once, and a compiler may be killed.
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             made = Path(scratch) / shim.name
             subprocess.run(command(home, made), check=True, capture_output=True, text=True)
