@@ -39,9 +39,15 @@ autodoc_mock_imports = [
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 autodoc_default_options = {"members": True}
+# Shown by the names that the code has for them, one parameter on a line where a signature is long.
+autodoc_type_aliases = {
+    name: name.rpartition(".")[2] for name in ("Arrays", "F32", "I32", "I64", "Mask", "Targets", "npt.ArrayLike")
+}
+maximum_signature_line_length = 80
 python_use_unqualified_type_names = True
 toc_object_entries_show_parents = "hide"
 
+_COLOURED = ("color-brand-primary", "color-brand-content", "color-api-name", "color-api-pre-name")
 html_theme = "furo"
 html_title = "Seedmask"
 html_static_path = ["_static"]
@@ -49,8 +55,8 @@ html_css_files = ["site.css"]
 html_copy_source = False
 html_show_sphinx = False
 html_theme_options = {
-    "light_css_variables": {"color-brand-primary": "#17624f", "color-brand-content": "#17624f"},
-    "dark_css_variables": {"color-brand-primary": "#6fd3b5", "color-brand-content": "#6fd3b5"},
+    "light_css_variables": dict.fromkeys(_COLOURED, "#17624f"),
+    "dark_css_variables": dict.fromkeys(_COLOURED, "#6fd3b5"),
 }
 
 # A copied console block is what you type: without prompts and without output.

@@ -56,7 +56,7 @@ class Parameters:
     `model`: a torch module, a Bundle, the path of one, or the name of a network in the zoo. `data`: arrays (x, y), a
     Dataset, the path of an .npz file, or the name of a data set. `knobs`: settings that override the preset, by their
     names in tables [training] and [aggregation] of run.toml.
-    `rule`: a server rule as an object, in place of the one that `knobs` name.
+    `rule`: server rule as an object, in place of the one that `knobs` name.
     """
 
     model: Any = MODELS[0]

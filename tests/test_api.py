@@ -290,7 +290,7 @@ def test_a_set_with_a_name_may_be_what_measures(
     with pytest.raises(UserError, match="no data set called 'huge'; there are auto, "):
         run(test="huge")
     assert run(data=path, test="tiny-images", data_dir=tmp_path, rounds=1).summary["test_examples"] == 40
-    with pytest.raises(UserError, match="`data_dir` has the files of a data set with a name"):
+    with pytest.raises(UserError, match="`data_dir` is for named data sets"):
         run(data=path, test=tiny_data, data_dir=tmp_path)
 
 

@@ -141,3 +141,8 @@ def test_docstrings_become_text_in_which_only_backticks_are_markup() -> None:
         "",
         "Then stop.",
     ]
+
+
+def test_signatures_show_the_names_that_the_code_has() -> None:
+    shown = "(data: TypeAliasForwardRef('Arrays') | str, keys: ~typing.Any = <factory>, base: Path = PosixPath('.'))"
+    assert parts.plain_signature(shown) == "(data: Arrays | str, keys: Any = ..., base: Path = '.')"

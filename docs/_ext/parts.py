@@ -183,6 +183,16 @@ def plain_docstring(lines: list[str]) -> list[str]:
     return out
 
 
+def plain_signature(text: str) -> str:
+    """Return a signature without what only Sphinx and dataclasses put there.
+
+    `TypeAliasForwardRef('Arrays')` becomes `Arrays`, `=<factory>` is `= ...`, a path is its text.
+    """
+    text = re.sub(r"TypeAliasForwardRef\('([\w.]+)'\)", r"\1", text)
+    text = re.sub(r"(?:Posix|Windows)Path\(('[^']*')\)", r"\1", text)
+    return text.replace("<factory>", "...").replace("~typing.", "")
+
+
 def _escape(line: str) -> str:
     bullet = re.match(r"\s*[*-] ", line)
     start = bullet.end() if bullet else 0

@@ -1,4 +1,4 @@
-"""Sphinx extension: puts the parts of `parts.py` into pages, and makes docstrings readable for Sphinx.
+"""Sphinx extension: puts the parts of `parts.py` into pages, and makes docstrings and signatures readable.
 
 Warns, and so fails the build, if a part is unknown, a command has no page, or a public name is on none.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
-from parts import PART, PARTS, constant_docstring, plain_docstring, public_packages
+from parts import PART, PARTS, constant_docstring, plain_docstring, plain_signature, public_packages
 from sphinx.ext.autodoc.mock import mock
 from sphinx.util import logging
 
@@ -41,6 +41,17 @@ def _docstring(app: Sphinx, what: str, name: str, member: object, options: objec
     lines[:] = plain_docstring(constant_docstring(package, constant) if what == "data" else lines)
 
 
+def _signature(
+    app: Sphinx, what: str, name: str, member: object, options: object, signature: str | None, returned: str | None
+) -> tuple[str | None, str | None]:
+    """Return the signature and what is returned, as people write them."""
+
+    def plain(text: str | None) -> str | None:
+        return None if text is None else plain_signature(text)
+
+    return plain(signature), plain(returned)
+
+
 def _check(app: Sphinx, env: BuildEnvironment) -> None:
     """Warn of each command and each public name that has no page."""
     for name in cli.commands():
@@ -58,5 +69,6 @@ def setup(app: Sphinx) -> dict[str, Any]:
     """Connect to Sphinx."""
     app.connect("source-read", _expand)
     app.connect("autodoc-process-docstring", _docstring)
+    app.connect("autodoc-process-signature", _signature)
     app.connect("env-check-consistency", _check)
     return {"parallel_read_safe": False, "version": "1"}
