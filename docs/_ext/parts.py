@@ -91,10 +91,21 @@ def names(package: str, head: str = "module") -> str:
             kind = "function"
         elif inspect.ismodule(member):
             kind = "module"
+        if inner := _inner_home(package, name, member):  # described once, where it is at home
+            lines += [f".. py:{kind}:: {name}", f"   :module: {package}", "", f"   The same as :py:obj:`{inner}`.", ""]
+            continue
         lines.append(f".. auto{kind}:: {package}.{name}")
         if kind == "data" and not isinstance(member, int | float):
             lines.append("   :no-value:")  # a value may show paths of the machine that builds the site
     return "```{eval-rst}\n" + "\n".join(lines) + "\n```\n"
+
+
+def _inner_home(package: str, name: str, member: object) -> str:
+    """Return the full name of `member` in a package inside `package` that offers it as well, "" where none does."""
+    for module in public_packages():
+        if module.__name__.startswith(f"{package}.") and name in module.__all__ and getattr(module, name) is member:
+            return f"{module.__name__}.{name}"
+    return ""
 
 
 def inside(package: str) -> str:
