@@ -196,6 +196,7 @@ class Server:
                 self._close(effect)
             case RuleFailed(error):
                 log.debug("the server rule failed", exc_info=error)
+                log.error("round %d stays open, its updates are stored: start again with a mended rule", self.job.round)
                 raise error
             case PublishRound(theta):
                 self._publicise(theta)

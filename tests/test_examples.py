@@ -63,6 +63,14 @@ def test_non_iid_compares_three_splits(tmp_path: Path) -> None:
     assert (tmp_path / "non_iid.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_rule_of_ones_own_concludes_every_round_and_learns_otherwise_than_fedpm(tmp_path: Path) -> None:
+    said = run("own_rule", tmp_path)
+    assert re.findall(r"^round (\d+): 8 masks, ", said, re.M) == [str(round_) for round_ in range(1, 9)]
+    ends = {name: re.findall(r"([\d.]+)%", line) for name, line in re.findall(r"^(fedpm|Momentum): (.*)$", said, re.M)}
+    assert [len(reached) for reached in ends.values()] == [8, 8]
+    assert float(ends["Momentum"][-1]) > float(ends["fedpm"][-1]) > 40
+
+
 @pytest.mark.export
 def test_predict_and_export_gives_the_same_predictions_twice(tmp_path: Path) -> None:
     said = run("predict_and_export", tmp_path, "onnx")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import textwrap
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from capabilities import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -317,6 +319,23 @@ def test_shares_and_thetas_turn_into_each_other() -> None:
     assert set(votes.share().tolist()) == {ONE // 2}
     assert votes.exact(theta).tolist() == [4, -3]  # moved by 5/6 and by 6/6
     assert theta_of(votes.share(), AggregationConfig(), theta.exact).max_level == 255
+
+
+@pytest.mark.parametrize("where", ["docstring", "how-to"])
+def test_the_example_goes_half_of_the_way(where: str, tiny_spec: ModelSpec) -> None:
+    page = (ROOT / "docs" / "how-to" / "own-server-rule.md").read_text(encoding="utf-8")
+    blocks = {
+        "docstring": textwrap.dedent((rules.__doc__ or "").split("nothing else:\n")[1].split("\nFrom Python")[0]),
+        "how-to": page.split("```python\n")[1].split("```")[0],
+    }
+    found: dict[str, type[rules.Rule]] = {}
+    exec(blocks[where], found)
+    rule, settings = found["Damped"](), AggregationConfig(downlink=101)
+    theta = registry.start(rule, tiny_spec, settings)
+    votes = Votes.empty(theta.d).with_mask(np.ones(theta.d, np.uint8))
+    for level in (75, 88, 94):
+        theta, _ = registry.conclude(rule, votes, theta, b"", settings)
+        assert set(theta.level.tolist()) == {level}
 
 
 class Own(FedPM):

@@ -547,6 +547,7 @@ def test_a_rule_that_fails_ends_the_server_and_a_mended_one_concludes_the_round(
     with pytest.raises(RuleError, match="rule 'broken' failed in conclude, round 1: ZeroDivisionError: by nothing"):
         server.run()
     assert "in conclude\n    raise ZeroDivisionError" in caplog.text  # with -v, where it was
+    assert "round 1 stays open, its updates are stored" in caplog.text
     assert [receipt.status for receipt in received(link)] == [Status.ACCEPTED]
     mended, _ = scripted()
     mended.run()
