@@ -40,9 +40,9 @@ class Knob:
     `scale`: a float is an integer divided by it. For texts, `choices`: the possible ones, each with its meaning,
     numbered from 0 or by `numbers`; `unnamed`: the wire may also carry numbers without a name up to this one, written
     as "#" and the number. `words`: texts allowed in place of a number. `pattern`: regular expression of a free text,
-    for the schema only. `group`: entry point group of which the text is a name. `wire`: id of the option on the wire,
-    0 if it is not sent. `presets`: its values in the presets where they differ from `default`. `name`, `kinds` (allowed types) and `default` (REQUIRED if there is none) are
-    taken from the field.
+    for the schema only. `group`: entry point group of which the text is a name. `wire`: id of the option on the
+    wire, 0 if it is not sent. `presets`: its values in the presets where they differ from `default`. `name`,
+    `kinds` (allowed types) and `default` (REQUIRED if there is none) are taken from the field.
     """
 
     meaning: str = ""
