@@ -40,9 +40,9 @@ class Knob:
     `scale`: a float is an integer divided by it. For texts, `choices`: the possible ones, each with its meaning,
     numbered from 0 or by `numbers`; `unnamed`: the wire may also carry numbers without a name up to this one, written
     as "#" and the number. `words`: texts allowed in place of a number. `pattern`: regular expression of a free text,
-    for the schema only. `group`: entry point group that the text is a name of. `wire`: id of the option on the wire, 0
-    if it is not sent. `presets`: its values in the presets where they differ from `default`. `name`, `kinds` (allowed
-    types) and `default` (REQUIRED if there is none) are taken from the field.
+    for the schema only. `group`: entry point group of which the text is a name. `wire`: id of the option on the
+    wire, 0 if it is not sent. `presets`: its values in the presets where they differ from `default`. `name`,
+    `kinds` (allowed types) and `default` (REQUIRED if there is none) are taken from the field.
     """
 
     meaning: str = ""
@@ -234,14 +234,14 @@ def tables(kind: type) -> dict[str, type]:
     return {f.name: hints[f.name] for f in dataclasses.fields(kind) if dataclasses.is_dataclass(hints[f.name])}
 
 
-def variants(kind: type, table: Mapping[str, Any] | None = None) -> tuple[str, Mapping[str, type]]:
+def variants(kind: type) -> tuple[str, Mapping[str, type]]:
     """Return (key, classes) of a table whose other settings depend on one key; ("", {}) for any other table.
 
-    `classes`: settings class by value of the key; `table`: values of such a table, where only what they choose is
-    wanted. The settings class of such a table has a class method `variants(table)` that returns both.
+    `classes`: settings class by value of the key. The settings class of such a table has a class method `variants()`
+    that returns both.
     """
     own = getattr(kind, "variants", None)
-    return ("", {}) if own is None else own(table)
+    return ("", {}) if own is None else own()
 
 
 def about(kind: type) -> str:
