@@ -65,7 +65,7 @@ def test_the_client_keeps_no_data_beside_its_training_process(tmp_path: Path) ->
                 child = max([child, *map(peak, trainer_of(device.pid))])
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     device.wait(0.05)
-        assert aggregator.wait(60) == 0, (tmp_path / "log").read_text()
+        assert aggregator.wait(240) == 0, (tmp_path / "log").read_text()
     assert device.returncode == 0, (tmp_path / "log").read_text()
     assert "763 examples" in (tmp_path / "log").read_text()
     print(f"client {parent:.0f} MB, its training process {child:.0f} MB", file=sys.stderr)
@@ -100,7 +100,7 @@ def loading(tmp_path: Path, port: int) -> tuple[subprocess.Popen[bytes], int]:
 def test_ctrl_c_while_the_data_is_loaded_ends_both_processes_without_a_traceback(tmp_path: Path, port: int) -> None:
     device, child = loading(tmp_path, port)
     os.killpg(device.pid, signal.SIGINT)  # as a terminal sends it: to every process, here while the child still starts
-    assert device.wait(30) == 130
+    assert device.wait(240) == 130
     until(lambda: not alive(child))
     assert "Traceback" not in (tmp_path / "log").read_text()
 
@@ -108,7 +108,7 @@ def test_ctrl_c_while_the_data_is_loaded_ends_both_processes_without_a_traceback
 def test_a_training_process_that_dies_of_the_data_is_told_at_the_start(tmp_path: Path, port: int) -> None:
     device, child = loading(tmp_path, port)
     os.kill(child, signal.SIGKILL)
-    assert device.wait(30) == 2
+    assert device.wait(240) == 2
     said = (tmp_path / "log").read_text()
     assert "the training process ended with signal SIGKILL" in said
     assert "while it loaded the data" in said

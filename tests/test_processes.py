@@ -28,8 +28,11 @@ pytestmark = [
     pytest.mark.broker,
     pytest.mark.slow,
     pytest.mark.requires("mosquitto"),
+    pytest.mark.timeout(900),
 ]
 HOST = "127.0.0.1"
+# For what takes a second or two on an idle machine: a busy one must not fail a test.
+PATIENCE_S = 240.0
 SEEDMASK = (sys.executable, "-m", "seedmask.cli")
 
 
@@ -50,7 +53,7 @@ def bundle(tmp_path: Path) -> Path:
     return path
 
 
-def until(true: Callable[[], bool], seconds: float = 60.0) -> None:
+def until(true: Callable[[], bool], seconds: float = PATIENCE_S) -> None:
     """Wait for something that another process does; fail after `seconds`."""
     end = time.monotonic() + seconds
     while not true():
@@ -122,7 +125,7 @@ class Simulation:
 
     def finish(self) -> str:
         """Wait for the end; what it printed. Three rounds, every device counted exactly once in each."""
-        status = self.process.wait(240)
+        status = self.process.wait(PATIENCE_S)
         self.log.close()
         text = Path(self.log.name).read_text()
         assert status == 0, text
@@ -147,7 +150,7 @@ def simulation(tmp_path: Path, bundle: Path) -> Iterator[Callable[..., Simulatio
     for one in started:
         if one.process.poll() is None:
             one.process.terminate()
-            one.process.wait(30)
+            one.process.wait(PATIENCE_S)
 
 
 def test_the_aggregator_killed_in_mid_round_continues_it_and_counts_nothing_twice(
@@ -270,7 +273,7 @@ def test_ctrl_c_ends_every_process_of_a_simulation(simulation: Callable[..., Sim
     pids = list(run.pids().values())
     assert len(pids) == 4
     run.process.send_signal(signal.SIGINT)
-    assert run.process.wait(60) == 130
+    assert run.process.wait(PATIENCE_S) == 130
     assert not any(alive(pid) for pid in pids)
     assert "Traceback" not in Path(run.log.name).read_text()
 
@@ -296,7 +299,7 @@ def edge_toml(folder: Path, bundle: Path, port: int, data: str = "data.npz", dev
 
 def client(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     command = [*SEEDMASK, "client", "run", "--config", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
 
 
 def test_without_a_broker_a_device_says_so_keeps_trying_and_leaves_on_ctrl_c(
@@ -308,7 +311,7 @@ def test_without_a_broker_a_device_says_so_keeps_trying_and_leaves_on_ctrl_c(
         device = subprocess.Popen([*SEEDMASK, "client", "run", "--config", str(settings)], stderr=output)
         until(lambda: log.read_text().count("Connection refused") >= 2)
         device.send_signal(signal.SIGINT)
-        assert device.wait(20) == 130
+        assert device.wait(PATIENCE_S) == 130
     assert "Traceback" not in log.read_text()
 
 
@@ -373,11 +376,11 @@ def test_killed_with_its_own_broker_the_same_command_starts_the_aggregator_again
         until(lambda: "runs on 127.0.0.1" in log.read_text())
         first.kill()
         first.wait()
-        until(lambda: not answers(HOST, port), 20)  # the broker goes with it
+        until(lambda: not answers(HOST, port))  # the broker goes with it
         second = subprocess.Popen(command, stderr=output)
         until(lambda: log.read_text().count("runs on 127.0.0.1") == 2)
         second.send_signal(signal.SIGTERM)
-        assert second.wait(30) == 130
+        assert second.wait(PATIENCE_S) == 130
     assert not answers(HOST, port)
     assert "Traceback" not in log.read_text()
 
@@ -389,7 +392,7 @@ def test_a_second_client_of_one_device_is_refused(tmp_path: Path, bundle: Path, 
         until((tmp_path / "state" / "client.lock").exists)
         second = client(settings)
         first.terminate()
-        assert first.wait(30) == 130
+        assert first.wait(PATIENCE_S) == 130
     assert second.returncode == 2
     assert "another client of pi is at work on" in second.stderr
 
@@ -401,7 +404,7 @@ def test_an_aggregator_without_a_broker_says_so_and_leaves_on_ctrl_c(tmp_path: P
         server = subprocess.Popen([*SEEDMASK, "aggregator", "run", "--config", str(settings)], stderr=output)
         until(lambda: "Connection refused" in log.read_text())
         server.send_signal(signal.SIGINT)
-        assert server.wait(30) == 130
+        assert server.wait(PATIENCE_S) == 130
     assert "Traceback" not in log.read_text()
 
 
@@ -420,6 +423,6 @@ def test_two_devices_train_over_either_broker(tmp_path: Path, bundle: Path, kind
             settings = edge_toml(home, bundle, port, device=name)
             started.append(subprocess.Popen([*SEEDMASK, "client", "run", "--config", str(settings)], stderr=output))
             until(lambda: "1 of 2 devices online, need 2" in log.read_text())
-        assert [process.wait(120) for process in started] == [0, 0, 0], log.read_text()
+        assert [process.wait(PATIENCE_S) for process in started] == [0, 0, 0], log.read_text()
     assert (tmp_path / "server" / "model.smk").read_bytes()[:4] == b"SMK1"
     assert len(json.loads((tmp_path / "server" / "rounds.json").read_text())) == 2

@@ -36,7 +36,7 @@ from seedmask.spec import Linear, ModelSpec, Tensor, scale_bits
 from seedmask.training import TrainingConfig
 from seedmask.wire import Announce, Phase, Presence, Update, basis, decode
 
-SECONDS = 60.0
+SECONDS = 240.0
 ENDLESS = TrainingConfig(epochs=60_000)
 
 Made = Callable[..., ProcessTrainer]
