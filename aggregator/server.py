@@ -77,12 +77,14 @@ class Server:
         self.rule = registry.load(config.aggregation.rule) if rule is None else rule
         self.config, self.spec, self.link, self.store = config, spec, link, store
         self.clock, self.boot = clock, boot
-        # Coded worse than four bits a weight, an update is no mask of this model.
-        largest = config.training.masks * (spec.d // 2 + (1 << 16)) + exact.MAX_BYTES * spec.e
-        self.inbox = Inbox(min(largest, wire.MAX_FRAME))
         # (round, chunks, chunks of the delta) whose probabilities are retained
         self._published: tuple[int, int, int] | None = None
         self.job = self._resumed()
+        # Coded worse than four bits a weight, an update is no mask of this model. An open round asks for as many masks
+        # as it did when it began, whatever the settings say by now.
+        masks = max(config.training.masks, self.job.training.masks)
+        largest = masks * (spec.d // 2 + (1 << 16)) + exact.MAX_BYTES * spec.e
+        self.inbox = Inbox(min(largest, wire.MAX_FRAME))
         link.subscribe(topics.presence(config.job, "+"))
         link.subscribe(topics.update(config.job, "+"))
 
@@ -94,7 +96,8 @@ class Server:
     def _resumed(self) -> JobState:
         """Return the job as the store has it, a new one if it has none."""
         config, spec = self.config, self.spec
-        for change in self.store.ran_with(config.tables):
+        changes = self.store.ran_with(config.tables)
+        for change in changes:
             log.info("settings changed: %s", change)
         aggregation = config.aggregation
         job = JobState(
@@ -128,7 +131,10 @@ class Server:
             job = replace(job, phase=Phase.DONE)
             log.info("all %d rounds are already done", known.round)
         else:
-            job = replace(job, made=tuple(part_of(device, update) for device, _, update in known.updates))
+            # Under other settings the masks of the last round would not add up to its theta, so no relay of them.
+            same = not any(change.startswith("[aggregation]") for change in changes)
+            parts = [part_of(device, update) for device, _, update in known.updates] if same else []
+            job = replace(job, made=tuple(parts))
             log.info("resumed after round %d", known.round)
         return job
 

@@ -84,7 +84,7 @@ class AggregationConfig:
         CLAMP / ONE,
         "least probability, and distance of the largest from 1",
         least=1 / ONE,
-        most=0.375,
+        most=4095 / 8192,
         scale=ONE,
         presets={"default": 0.002, "thrifty": 0.002},
     )

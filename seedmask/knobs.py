@@ -234,14 +234,14 @@ def tables(kind: type) -> dict[str, type]:
     return {f.name: hints[f.name] for f in dataclasses.fields(kind) if dataclasses.is_dataclass(hints[f.name])}
 
 
-def variants(kind: type) -> tuple[str, Mapping[str, type]]:
+def variants(kind: type, table: Mapping[str, Any] | None = None) -> tuple[str, Mapping[str, type]]:
     """Return (key, classes) of a table whose other settings depend on one key; ("", {}) for any other table.
 
-    `classes`: settings class by value of the key. The settings class of such a table has a class method `variants()`
-    that returns both.
+    `classes`: settings class by value of the key. `table`: values of such a table, where only what they choose is
+    wanted. The settings class of such a table has a class method `variants(table)` that returns both.
     """
     own = getattr(kind, "variants", None)
-    return ("", {}) if own is None else own()
+    return ("", {}) if own is None else own(table)
 
 
 def about(kind: type) -> str:

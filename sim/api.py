@@ -139,6 +139,8 @@ def simulate(
         seed=seed,
         model_seed=model_seed,
     )
+    if on_round is not None and not callable(on_round):
+        raise UserError(f"`on_round` is a function of a RoundRecord, found {type(on_round).__name__}")
     if out is not None:
         output.check(Path(out), [path for given in (model, data, test, data_dir) if (path := _path(given))])
     setup = prepare(asked, "simulate")

@@ -162,10 +162,7 @@ def _run(options: argparse.Namespace) -> int:
     try:
         return _simulate(options)
     except UserError as error:
-        raise type(error)(as_options(str(error), _OPTIONS)) from None
-
-
-_OPTIONS = {"deadline_s": "deadline"}
+        raise type(error)(as_options(str(error))) from None
 
 
 def _simulate(options: argparse.Namespace) -> int:
@@ -263,7 +260,7 @@ def _introduce(setup: Setup) -> None:
     print(f"{spec.name}: {spec.d:,} weights from seed {spec.seed:#018x}{others}")
     print(f"{setup.data.name} ({setup.data.origin}); {len(sizes)} devices, {each}, {setup.asked.split}")
     for note in setup.notes:
-        print(as_options(note, _OPTIONS))
+        print(as_options(note))
     print(flush=True)
 
 

@@ -366,7 +366,9 @@ def _of_module(asked: Parameters, model: Any, runtimes: Assignment, data: TrainT
     from export import export_bundle
 
     x = data.train.x
-    low, high = (0.0, 255.0) if x.dtype == np.uint8 else (float(x.min()), float(x.max()))
+    low, high = float(x.min()), float(x.max())
+    if x.dtype == np.uint8 and high >= 128:  # an image; smaller bytes, such as digits of 0 .. 16, have their own range
+        low, high = 0.0, 255.0
     if not (math.isfinite(low) and math.isfinite(high)):
         raise UserError("`data` has inputs that are NaN or infinite; they are finite numbers")
     loss, outputs, found = _targets(data)

@@ -256,6 +256,7 @@ def test_what_cannot_be_run_says_what_can(run: Simulate, changes: dict[str, Any]
         ({"seed": "one"}, "`seed` is an integer, found 'one'"),
         ({"crash": "often"}, "`crash` is a number, found 'often'"),
         ({"split": 2}, "`split` is a text, found 2"),
+        ({"on_round": 3}, "`on_round` is a function of a RoundRecord, found int"),
         ({"runtime": None}, "`runtime` is a text, found None"),
         ({"runtime": "abacus"}, "^`runtime` is of executorch, onnxruntime, "),
         ({"rounds": 1 << 16}, r"^`rounds` is 1 \.\. 65535, found 65536"),

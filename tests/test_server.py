@@ -507,12 +507,12 @@ def scripted(tmp_path: Path, tiny_spec: ModelSpec, no_sync: None) -> Iterator[Ca
         rounds: int = 1,
         devices: int = 1,
         training: TrainingConfig = TrainingConfig(),
-        rule: str = "fedpm",
+        **aggregation: Any,
     ) -> tuple[Server, Script]:
         for store in stores:
             store.close()
         said = RoundsConfig(total=rounds, devices=devices)
-        config = RunConfig(JOB, tmp_path / "x", tmp_path / "state", said, training, AggregationConfig(rule=rule))
+        config = RunConfig(JOB, tmp_path / "x", tmp_path / "state", said, training, AggregationConfig(**aggregation))
         stores.append(
             Store(tmp_path / "state" / "job.sqlite", JOB, tiny_spec.digest, tiny_spec.canonical(), tiny_spec.d)
         )
@@ -586,6 +586,29 @@ def test_settings_that_change_while_a_round_is_open_are_those_of_the_next_one(
     for event in [*two[:2], *sending("pi-2", update_of(tiny_spec))]:
         again.receive(event)
     assert (again.job.round, again.job.training) == (2, TrainingConfig(masks=2))
+
+
+def test_an_open_round_takes_as_many_masks_as_it_asked_for_whatever_the_settings_say_now(
+    scripted: Scripted, tiny_spec: ModelSpec
+) -> None:
+    server, _ = scripted(rounds=2, training=TrainingConfig(masks=3))
+    server.receive(presence(tiny_spec, "pi-1"))
+    assert server.job.round == 1
+    fewer, _ = scripted(rounds=2)
+    assert (fewer.job.training.masks, fewer.inbox.limit) == (3, server.inbox.limit)
+
+
+def test_masks_are_not_passed_on_under_settings_by_which_they_make_another_theta(
+    scripted: Scripted, tiny_spec: ModelSpec
+) -> None:
+    server, _ = scripted(rounds=2)
+    for event in [presence(tiny_spec, "pi-1"), presence(tiny_spec, "pi-1", online=False)]:
+        server.receive(event)
+    for event in sending("pi-1", update_of(tiny_spec)):
+        server.receive(event)
+    assert (server.job.round, server.job.phase) == (1, Phase.WAITING)
+    assert [part.device for part in scripted(rounds=2)[0].job.made] == ["pi-1"]
+    assert scripted(rounds=2, clamp=0.03)[0].job.made == ()
 
 
 def test_a_restart_says_which_settings_are_others_than_before(
