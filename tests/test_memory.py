@@ -226,7 +226,7 @@ fit, estimate = memory.fit("onnxruntime", bundle, int(sys.argv[2]), data.nbytes)
 runtime = open_runtime("onnxruntime", bundle, 1, fit)
 theta, work = Theta.even(spec.d), TrainingConfig(epochs=2)
 out = train(runtime, spec, data, theta, work, bundle.batch, rng)
-by_id(work.codec_id).draw(out.scores, theta, Shared(spec.seed, 1, "job", "device", 0, None), rng, work.plan(None))
+by_id(work.codec_id).draw(out.scores, theta, Shared(spec.seed, 1, "job", "device", 0), rng, work.plan(None))
 peak = int(re.findall(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[0]) * 1024
 print(fit.micro, fit.variant, estimate, peak, len(out.scores))
 """
