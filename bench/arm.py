@@ -63,7 +63,7 @@ def main() -> int:
     weight, zeros = np.full(BATCH, 1 / BATCH, f32), np.zeros(spec.d, f32)
     rates = [np.array([value], f32) for value in (0.01, 1e-8)]
     vectors = [library.aligned(spec.d, f32) for _ in range(4)]
-    calls = {
+    calls: dict[str, tuple[list[np.ndarray], list[np.ndarray]]] = {
         "weights": ([np.array(weights_key(spec.seed), np.int64)], vectors[:1]),
         "train_step": (
             [x, y, weight, scores, w, noise, np.zeros(1, f32), zeros, zeros, *rates],

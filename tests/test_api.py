@@ -82,6 +82,7 @@ def test_the_same_seed_gives_the_same_history_and_another_one_another(run: Simul
     assert one.summary != other.summary
 
 
+@pytest.mark.requires("sim")
 def test_whoever_is_told_of_a_round_may_end_the_run_with_it(run: Simulate, tmp_path: Path) -> None:
     def second(record: RoundRecord) -> None:
         if record.round == 2:
@@ -109,6 +110,7 @@ def test_a_mistake_in_on_round_is_its_callers_and_leaves_nothing_behind(
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("seedmask")]
 
 
+@pytest.mark.requires("sim")
 def test_without_a_folder_nothing_is_left_and_a_named_one_is_kept(
     run: Simulate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -86,6 +86,7 @@ def test_a_commands_page_has_every_option_of_its_parser(name: str) -> None:
                 assert all(f"`{option}" in page for option in action.option_strings)
 
 
+@pytest.mark.requires("torch", "onnx", "sim")
 def test_every_package_that_declares_public_names_has_its_part_in_the_api_pages() -> None:
     parts_of = generated("api")
     assert parts_of == {(kind, package) for kind in ("names", "inside") for package in parts.PACKAGES}

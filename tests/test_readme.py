@@ -84,6 +84,7 @@ def test_refusals_of_export_are_quoted_as_they_are() -> None:
         assert f"\n{supported}\n" in page
 
 
+@pytest.mark.requires("torch", "onnx", "sim")
 def test_python_in_the_pages_compiles_and_imports_names_that_exist() -> None:
     found = blocks("python")
     assert found

@@ -347,7 +347,7 @@ def test_the_schema_is_one_and_takes_the_example(kind: type, text: str) -> None:
         ("training", "keep_optimizer", 1),
         ("aggregation", "downlink", "all"),
         ("aggregation", "downlink", 1),
-        ("aggregation", "clamp", 0.4),
+        ("aggregation", "clamp", 0.5),
         ("aggregation", "kappa", 5),
         ("broker", "port", 65536),
         ("work", "epochs", 3),
