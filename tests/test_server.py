@@ -602,9 +602,8 @@ def test_masks_are_not_passed_on_under_settings_by_which_they_make_another_theta
     scripted: Scripted, tiny_spec: ModelSpec
 ) -> None:
     server, _ = scripted(rounds=2)
-    for event in [presence(tiny_spec, "pi-1"), presence(tiny_spec, "pi-1", online=False)]:
-        server.receive(event)
-    for event in sending("pi-1", update_of(tiny_spec)):
+    here, gone = presence(tiny_spec, "pi-1"), presence(tiny_spec, "pi-1", online=False)
+    for event in [here, gone, *sending("pi-1", update_of(tiny_spec))]:
         server.receive(event)
     assert (server.job.round, server.job.phase) == (1, Phase.WAITING)
     assert [part.device for part in scripted(rounds=2)[0].job.made] == ["pi-1"]
