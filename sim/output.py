@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
-from seedmask.errors import UserError
+from seedmask.errors import MissingPackageError, UserError
 from sim import report
 from sim.history import History
 
@@ -44,9 +45,15 @@ def claim(out: Path) -> None:
 
 
 def write(out: Path, history: History) -> None:
-    """Write summary.json, rounds.csv, accuracy.png (error.png if the loss is "mse") and model.smk into `out`."""
+    """Write model.smk, summary.json, rounds.csv and accuracy.png (error.png if the loss is "mse") into `out`.
+
+    Warns that there is no picture if matplotlib is not installed: a run that is over is not lost for want of it.
+    """
     value = history.summary
+    history.model.save(out / "model.smk")
     report.write_json(out / "summary.json", value)
     report.write_csv(out / "rounds.csv", value)
-    history.plot(out / f"{value['metric']}.png")
-    history.model.save(out / "model.smk")
+    try:
+        history.plot(out / f"{value['metric']}.png")
+    except MissingPackageError as error:
+        warnings.warn(f"no picture of the rounds: {error}", UserWarning, stacklevel=3)

@@ -110,6 +110,16 @@ def test_a_mistake_in_on_round_is_its_callers_and_leaves_nothing_behind(
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("seedmask")]
 
 
+def test_a_run_is_not_lost_for_want_of_a_picture(
+    run: Simulate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("matplotlib", "matplotlib.figure"):
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.warns(UserWarning, match="no picture of the rounds: plot needs matplotlib"):
+        run(rounds=1, out=tmp_path / "out")
+    assert {"model.smk", "rounds.csv", "summary.json"} <= {path.name for path in (tmp_path / "out").iterdir()}
+
+
 @pytest.mark.requires("sim")
 def test_without_a_folder_nothing_is_left_and_a_named_one_is_kept(
     run: Simulate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
