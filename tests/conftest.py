@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Generator, Sequence
@@ -22,6 +23,9 @@ from edge_client.data import Dataset
 from seedmask import wire
 from seedmask.bundle import Bundle
 from seedmask.spec import Flatten, Linear, ModelSpec, ReLU, Tensor, scale_bits
+
+# Background jobs of a shell ignore SIGINT, and so would every process that a test starts and interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 with contextlib.suppress(ImportError):
     from hypothesis import HealthCheck, settings

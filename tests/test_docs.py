@@ -111,6 +111,7 @@ def test_each_api_page_begins_with_a_sentence_and_an_example(package: str) -> No
     assert re.match(rf"# `{package}`\n\n[A-Z][^#]*?\.[^#]*?```python\n", text)
 
 
+@pytest.mark.requires("torch", "onnx")
 def test_the_api_pages_name_every_public_name() -> None:
     from seedmask import codec
 

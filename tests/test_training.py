@@ -214,7 +214,7 @@ def test_inputs_that_are_no_numbers_are_a_diverged_round(
 ) -> None:
     x = tiny_data.x.astype(np.float32)
     x[50] = np.nan
-    with pytest.raises(DivergedError, match="not finite"), np.errstate(invalid="ignore"):
+    with pytest.raises(DivergedError, match="no longer finite"), np.errstate(invalid="ignore"):
         trained(runtime, tiny_spec, Dataset(x, tiny_data.y), Theta.even(tiny_spec.d))
 
 
