@@ -72,8 +72,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser(usable: dict[str, Command], absent: dict[str, Command]) -> argparse.ArgumentParser:
+    width = max((len(name) for name in absent), default=0) + 2
     others = [
-        f"  {c.name:<12}pip install 'seedmask[{c.extra}]'   (in a clone: '.[{c.extra}]')" for c in absent.values()
+        f"  {c.name:<{width}}pip install 'seedmask[{c.extra}]'   (in a clone: '.[{c.extra}]')" for c in absent.values()
     ]
     parser = argparse.ArgumentParser(
         prog="seedmask",
