@@ -42,6 +42,7 @@ Training runs in a second process, which alone loads the data. Logs go to stderr
 
 exit status:
   0    the job is done (with --check: everything is in order)
+  1    the work failed, as on a full disk; start it again
   2    settings, data, bundle or TLS files are wrong; the last line says what to change
   3    a package is missing; the last line says which one, and how to install it
   130  stopped by Ctrl-C or SIGTERM
