@@ -5,7 +5,8 @@
 
 Data are NumPy arrays: x [n, ...], one example after the other, and y [n], their classes from 0. Here they come from a
 file, as `seedmask simulate --data vibration.npz` and a real device's `[data] path = "vibration.npz"` would read it.
-Values need no scaling: the range of x becomes -1 .. 1 inside the model. The run stops early, once it is good enough.
+Values need no scaling: the range of x becomes -1 .. 1 inside the model (on the command line, `seedmask export` is told
+it by --range). The run stops early, once it is good enough.
 """
 
 import numpy as np

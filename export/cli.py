@@ -250,6 +250,7 @@ def _table(spec: ModelSpec, made: dict[str, Any]) -> str:
             f"masked  {made['d']:,} weights; an uncoded mask is {(made['d'] + 7) // 8:,} bytes",
             *([f"frozen  {made['frozen']:,} weights, without a mask"] if made["frozen"] else []),
             *([f"exact   {made['exact']:,} values, sent as numbers of 1 to 5 bytes"] if made["exact"] else []),
+            f"inputs  {made['range'][0]} .. {made['range'][1]} become -1 .. 1 (--range)",
             f"batch   {made['batch']}",
             f"wrote   {made['bundle']}, {made['bytes']:,} bytes, no weight among them",
         ]

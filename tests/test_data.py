@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_client.config import EdgeConfig
-from edge_client.data import Dataset, DataSettings, formats, load
+from edge_client.data import Dataset, DataSettings, doubtful_range, formats, load
 from edge_client.data.idx import read
 from seedmask.errors import UserError
 from seedmask.io import settings
@@ -94,6 +94,13 @@ def test_numbers_are_the_targets_of_a_model_that_is_judged_by_its_error(
     ):
         with pytest.raises(UserError, match=says):
             from_npz(tmp_path, spec, npz(x=X, y=wrong))
+
+
+@pytest.mark.parametrize(("high", "doubted"), [(1, True), (16, True), (64, False), (255, False), (1000, True)])
+def test_inputs_far_from_the_range_of_the_model_are_doubted(tiny_spec: ModelSpec, high: int, doubted: bool) -> None:
+    warning = doubtful_range(Dataset(np.linspace(0, high, 96).reshape(6, 4, 4), Y), tiny_spec)
+    assert (warning is not None) == doubted
+    assert not doubted or f"inputs are 0 .. {high}, the model was exported for 0 .. 255" in str(warning)
 
 
 def test_one_target_an_example_may_come_as_a_list(tmp_path: Path, tiny_spec: ModelSpec) -> None:

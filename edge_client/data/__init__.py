@@ -206,7 +206,8 @@ def doubtful_range(data: Dataset, spec: ModelSpec) -> str | None:
     low, high = spec.range
     found_low, found_high = float(data.x.min()), float(data.x.max())
     span = high - low
-    if low - 0.5 * span <= found_low and found_high <= high + 0.5 * span and found_high - found_low >= span / 20:
+    # A tenth: digits of 0 .. 16 in a model of 0 .. 255 learn nothing.
+    if low - 0.5 * span <= found_low and found_high <= high + 0.5 * span and found_high - found_low >= span / 10:
         return None
     return f"inputs are {found_low:g} .. {found_high:g}, the model was exported for {low} .. {high} (export --range)"
 
