@@ -181,6 +181,11 @@ def test_levels_are_the_nearest_ones_and_half_a_level_goes_up(k: int, expected: 
 # --- prior, carry, step ---
 
 
+def test_shares_that_are_no_integers_are_refused_with_their_unit() -> None:
+    with pytest.raises(TypeError, match=r"shares are integers in units of 2\*\*-16, 0 \.\. 65536; found float64"):
+        theta_of(np.full(D, 0.5), COUNTS, EVEN.exact)
+
+
 def test_a_prior_pulls_towards_one_half() -> None:
     """lambda = 3: (ones + 2) / (masks + 4)."""
     assert level(came_of(ones(4, 4), AggregationConfig(downlink=1001, prior=3.0))) == 750

@@ -106,8 +106,10 @@ def theta_of(share: I64, settings: AggregationConfig, exact: I32) -> Theta:
     """Return the theta of the levels nearest to `share`, half a level up, with `exact` values.
 
     `share` int64 [d], units of 2**-16, 0 .. 65536. Levels and clamp are those of `settings`; where its downlink is
-    "exact", 256 levels.
+    "exact", 256 levels. Raises TypeError for shares that are no integers.
     """
+    if not np.issubdtype(share.dtype, np.integer):
+        raise TypeError(f"shares are integers in units of 2**-16, 0 .. {ONE}; found {share.dtype}")
     max_level = settings.max_level or FINE
     level = ((share * max_level + ONE // 2) >> 16).astype(np.uint16)
     return Theta(level, max_level, settings.clamp_q16, exact)
