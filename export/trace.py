@@ -30,6 +30,10 @@ REPLACEMENTS: Final = ("group",)
 _NO_OVERWRITING: Final = "leave out inplace=True, write y = relu(x) for x.relu_() and x = x + y for x += y"
 
 
+class OutputsError(UserError):
+    """A network that does not give one number for each class or target."""
+
+
 def trace(
     model: nn.Module,
     name: str,
@@ -128,7 +132,7 @@ def _end(graph: fx.GraphModule, builder: Builder, node: fx.Node, classes: int) -
         raise UserError(f"forward() returns {place(graph, result)}, which is no tensor; return the logits")
     shape = builder.shape_of(result)
     if shape != (classes,):
-        raise UserError(f"an example gives {example((PROBE, *shape))}, not one number for each of {classes} classes")
+        raise OutputsError(f"an example gives {example((PROBE, *shape))}, not one number for each of {classes} classes")
     builder.end(result)
 
 

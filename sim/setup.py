@@ -389,6 +389,10 @@ def _of_module(asked: Parameters, model: Any, runtimes: Assignment, data: TrainT
     except MissingPackageError:
         raise
     except UserError as error:
+        from export.trace import OutputsError  # it imports torch, which export_bundle has asked for
+
+        if not isinstance(error, OutputsError):
+            raise
         raise UserError(f"{error} (`data` has {found})") from None
 
 

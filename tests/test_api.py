@@ -336,6 +336,14 @@ def test_targets_that_a_module_does_not_give_say_what_they_were_taken_for(
 
 
 @pytest.mark.requires("torch", "onnx")
+def test_a_layer_that_is_refused_is_not_blamed_on_the_targets(run: Simulate) -> None:
+    from torch import nn
+
+    with pytest.raises(UserError, match=r"Softmax '2' is not supported(.|\n)*Identity$"):
+        run(nn.Sequential(nn.Flatten(), nn.Linear(16, 4), nn.Softmax(1)))
+
+
+@pytest.mark.requires("torch", "onnx")
 def test_a_module_is_exported_for_finite_numbers_and_a_class_of_modules_for_none(
     run: Simulate, tiny_data: Dataset
 ) -> None:
