@@ -230,6 +230,7 @@ def test_wrong_input_is_one_sentence(
 
     x, y = tiny_data.x, tiny_data.y
     assert "inputs are [1, 4, 3], model tiny takes [1, 4, 4]" in refused(x[..., :3])
+    assert "inputs are [4], model tiny takes [1, 4, 4]; pass one example as x[None]" in refused(x[0, 0])
     assert "an input is not a finite number" in refused(np.full((2, 16), np.nan))
     assert "inputs are numbers [n, ...], found" in refused(np.array(["a", "b"]))
     assert "inputs are numbers [n, ...], found" in refused(x[:0])

@@ -252,7 +252,8 @@ def check_inputs(x: npt.NDArray[Any], spec: ModelSpec) -> npt.NDArray[Any]:
     if x.dtype.kind not in "uif" or x.ndim == 0 or len(x) == 0:
         raise UserError(f"data: inputs are numbers [n, ...], found {x.dtype} {list(x.shape)}")
     if int(np.prod(x.shape[1:])) != int(np.prod(spec.input)):
-        raise UserError(f"data: inputs are {list(x.shape[1:])}, model {spec.name} takes {list(spec.input)}")
+        hint = "; pass one example as x[None]" if x.size == int(np.prod(spec.input)) else ""
+        raise UserError(f"data: inputs are {list(x.shape[1:])}, model {spec.name} takes {list(spec.input)}{hint}")
     largest = float(np.finfo(np.float32).max)  # networks compute in float32; NaN fails both comparisons
     if x.dtype.kind == "f" and not (-largest <= float(x.min()) and float(x.max()) <= largest):
         raise UserError("data: an input is not a finite number, or too large for float32")
