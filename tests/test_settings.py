@@ -414,6 +414,9 @@ def test_the_command_explains_one_setting_wherever_it_stands_and_names_the_neare
     assert capsys.readouterr().out.count("[broker]") == 2
     assert cli.main(["settings", "kapa"]) == 2
     assert "no setting 'kapa'; did you mean kappa" in capsys.readouterr().err
+    for table in ("rounds", "[rounds]"):
+        assert cli.main(["settings", table]) == 2
+        assert "[rounds] is a table; its settings: total, devices, per_round" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("how", [[], ["--markdown"], ["--json"]])

@@ -143,6 +143,9 @@ def explanation(name: str) -> str:
     found = [(place, one) for place, one in everything() if one.name == name]
     if not found:
         known = sorted({one.name for _, one in everything()})
+        table = name.strip("[]")
+        if inside := list(dict.fromkeys(one.name for place, one in everything() if place.table == table != "")):
+            raise UserError(f"[{table}] is a table; its settings: {', '.join(inside)}")
         near = difflib.get_close_matches(name, known, 3)
         raise UserError(f"no setting {name!r}; " + (f"did you mean {' or '.join(near)}?" if near else ", ".join(known)))
     return "\n\n".join("\n".join(_explained(place, one)) for place, one in found)
