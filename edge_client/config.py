@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from edge_client.data import DataSettings
 from seedmask.io.link import Broker
@@ -40,6 +41,13 @@ class EdgeConfig:
         scale=1000,
     )
     broker: Broker = field(default_factory=Broker)
+
+    @classmethod
+    def completed(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return a file's `values` as they are. Raises ValueError for the key that stood in earlier files."""
+        if "thrift" in values:
+            raise ValueError("thrift is called bits_per_index now")
+        return values
 
     def __post_init__(self) -> None:
         settle(self)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class History:
     """Result of a simulation.
 
@@ -67,6 +67,9 @@ class History:
                 "to_dataframe needs pandas: pip install pandas, or pip install 'seedmask[dataframe]'"
             ) from None
         return pandas.DataFrame(self.summary["history"]).set_index("round")
+
+    def __repr__(self) -> str:
+        return f"<History of {self}>"
 
     def __str__(self) -> str:
         value, metric = self.summary, self.summary["metric"]

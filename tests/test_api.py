@@ -78,6 +78,8 @@ def test_a_record_prints_as_one_line_for_people(run: Simulate, capsys: pytest.Ca
 def test_the_same_seed_gives_the_same_history_and_another_one_another(run: Simulate) -> None:
     one, two, other = run(), run(), run(seed=2)
     assert one.summary == two.summary
+    assert repr(one).startswith("<History of tiny on arrays: ")
+    assert len(repr(one)) < 200  # a notebook shows it
     assert np.array_equal(one.model.mask, two.model.mask)
     assert one.summary != other.summary
 

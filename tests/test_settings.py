@@ -229,6 +229,7 @@ def test_a_whole_number_will_do_for_a_number(tmp_path: Path) -> None:
         (EDGE + "threads = 2.0\n[data]", "threads is an integer, found 2.0"),
         (EDGE + "stay = 1\n[data]", "stay is true or false, found 1"),
         (EDGE + "runtime = 3\n[data]", "runtime is a text, found 3"),
+        (EDGE + "thrift = 12\n[data]", "thrift is called bits_per_index now"),
         (EDGE + "bits_per_index = 0\n[data]", "bits_per_index is 0.001 .* 1000 bits, found 0"),
         (EDGE + "threads = -1\n[data]", "threads is 0 .* 1024, found -1"),
         (EDGE.replace("pi-1", "Pi 1") + "[data]", "a name is a-z, 0-9 and '-'.*'Pi 1'"),
