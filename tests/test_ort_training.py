@@ -180,12 +180,12 @@ import sys
 sys.modules["torch"] = sys.modules["onnx"] = None  # what is imported although it is not there is an ImportError
 import numpy as np
 from pathlib import Path
-from edge_client.runtimes import Rule, State, open_runtime
+from edge_client.runtimes import State, StepConfig, open_runtime
 from seedmask import bundle
 opened = bundle.load(Path("small.bundle"))
 d = opened.spec.d
 x, zeros = np.ones((2, *opened.spec.input), np.float32), np.zeros(d, np.float32)
-result = open_runtime("ort_training", opened, 1).step(x, np.array([1, 2]), State.start(zeros), zeros, Rule(0.1))
+result = open_runtime("ort_training", opened, 1).step(x, np.array([1, 2]), State.start(zeros), zeros, StepConfig(0.1))
 print(result.state.t)
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
