@@ -624,4 +624,4 @@ def test_the_command_line_declares_kinds_and_shows_them(
     assert rows["7.bias"] == ["from", "0", "exact"]
     assert rows["7.weight"] == ["+-0.125"]
     assert cli.main(["simulate", "--bundle", "m.bundle", "--exact", "norm", "--virtual"]) == 2
-    assert "--exact is for an export; that of mlpa is behind it" in capsys.readouterr().err
+    assert "--exact is for an export; mlpa has been exported already" in capsys.readouterr().err
