@@ -1,4 +1,4 @@
-"""What a server rule is given and what it gives back; `aggregator.rules` says how to write one."""
+"""Contract of a server rule: its arguments and its results; `aggregator.rules` says how to write one."""
 
 from __future__ import annotations
 
